@@ -74,41 +74,47 @@ class Expectations:
         groups: list[list[Text]] = [
             *self._answers,
             *(
-                [side, hash, len(part), 0, *part]
+                [side, hash, len(some_absent), 0, *some_absent]
                 for (side, hash), names in self._absent.items()
-                for part in parts(names)
+                for some_absent in parts(names)
             ),
         ]
         for (side, hash), (names, values) in self._present.items():
-            for some, theirs in zip(parts(names), parts(values), strict=True):
-                groups.append([side, hash, len(some), len(theirs), *some, *theirs])
+            for some_names, their_values in zip(parts(names), parts(values), strict=True):
+                groups.append([side, hash, len(some_names), len(their_values), *some_names, *their_values])
         return groups
 
 
 #: The word of each side: the shared keys, and our own database.
-_SIDES = ("0", "1")
+_SIDE_WORDS = ("0", "1")
 #: Replaces the side in a command that only reads our own database.
-_READS = "2"
+_OWN_READ_WORD = "2"
 #: Verbs whose key or field must hold an integer, and the name of this check in commit.lua.
-_COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
+_COUNTER_CHECKS = {"INCRBY": "integer", "HINCRBY": "field"}
 #: The check of a key whose type this transaction decides: there is nothing to check.
 _NO_CHECK = "any"
 #: Checks of other things than a type: whether there is room, and whether a request's options allow it. They are made
 #: for each command, even if the transaction has written the key before.
-_STATES = frozenset(("bounded", "placed"))
+_CHECKS_BEYOND_TYPES = frozenset(("bounded", "placed"))
 
+#: A command: its first word (the side, and the checks of its keys), the number of all later words, its verb, its keys,
+#: its arguments.
 Command = list[Text]
 
 #: The first words of commands that the plain variant of commit.lua can check: they name types only.
-_PLAIN = frozenset(
-    [*_SIDES, *(f"{side} {needed}" for side in _SIDES for needed in ("string", "hash", "list", "set", "zset"))]
+_PLAIN_FIRST_WORDS = frozenset(
+    [
+        *_SIDE_WORDS,
+        *(f"{side} {needed}" for side in _SIDE_WORDS for needed in ("string", "hash", "list", "set", "zset")),
+    ]
 )
 
 
 def are_plain(commands: Iterable[Command]) -> bool:
     """Return whether the plain variant of commit.lua can run these commands: it lacks most checks and our own verbs."""
     for command in commands:  # noqa: SIM110 - a generator costs three times as much
-        if command[0] not in _PLAIN or str(command[2]).islower():
+        # Our own verbs are in small letters.
+        if command[0] not in _PLAIN_FIRST_WORDS or str(command[2]).islower():
             return False
     return True
 
@@ -121,7 +127,7 @@ class Sums:
     """
 
     def __init__(self, history: Iterable[Command]) -> None:
-        #: by field; None: the transaction has written something else than an integer
+        #: by field: the largest value without its sign; None if the transaction has written something else there
         self._bounds: dict[str, int | None] = {}
         #: whether the transaction deletes or replaces the key, so that its former value does not matter
         self._replaced = False
@@ -210,6 +216,7 @@ class Writes:
                 self._histories[side, key] = [command]
             else:
                 history.append(command)
+        # `_sums` has only keys with a counter. It begins with the first INCRBY or HINCRBY, which reads the history.
         if self._sums:
             self._note(side, verb, keys, args)
 
@@ -221,10 +228,10 @@ class Writes:
         """
         check_words(args)
         for part in parts(args):
-            latest = self._latest(side, keys)
-            if latest is not None and latest[2] == verb and len(latest) + len(part) <= MOST_WORDS:
-                latest.extend(part)
-                latest[1] = len(latest) - 2
+            extended = self._command_to_extend(side, keys)
+            if extended is not None and extended[2] == verb and len(extended) + len(part) <= MOST_WORDS:
+                extended.extend(part)
+                extended[1] = len(extended) - 2
                 if self._sums:
                     self._note(side, verb, keys, part)
             else:
@@ -234,13 +241,14 @@ class Writes:
         """Add a command that only reads our own database. Raises ValueError as `add` does."""
         self.add(1, verb, keys, args)
         command = self._commands[-1]
-        command[0] = _READS + str(command[0])[1:]
+        command[0] = _OWN_READ_WORD + str(command[0])[1:]
 
     def set_all(self, side: int, keys: Sequence[str], value: Text, at_ms: int) -> None:
         """Set each of these keys to one value that expires at `at_ms` (ms since 1970). Raises ValueError, TypeError."""
         check_words((value,))
         until = str(integer(at_ms, 1, LATEST_MS))
         for part in parts(keys):
+            # The verb `set-all` has the expiry where other verbs have their key.
             self.add(side, "set-all", (until,), [value, *part])
         self._set[side].update(keys)
 
@@ -258,10 +266,12 @@ class Writes:
         """Return all commands. Those that set lifetimes come last, because their keys must exist by then."""
         if not self._lifetimes:
             return self._commands
-        kept: list[Command] = [[_SIDES[side], 3, "keep", key, at_ms] for (side, key), at_ms in self._lifetimes.items()]
-        return self._commands + kept
+        lifetimes: list[Command] = [
+            [_SIDE_WORDS[side], 3, "keep", key, at_ms] for (side, key), at_ms in self._lifetimes.items()
+        ]
+        return self._commands + lifetimes
 
-    def _latest(self, side: int, keys: Sequence[str]) -> Command | None:
+    def _command_to_extend(self, side: int, keys: Sequence[str]) -> Command | None:
         """Return the command that is the last one on each of these keys, if it has them in this order; else None."""
         latest: Command | None = None
         for key in keys:
@@ -282,63 +292,66 @@ class Writes:
         """Return a command's first word: its side, and the check of each of its keys. Raises ValueError."""
         needs = self.verbs[verb].needs
         if not needs:
-            return _SIDES[side]
-        if verb in _COUNTERS:
-            return f"{_SIDES[side]} {self._counter(side, verb, keys[0], args)}"
+            return _SIDE_WORDS[side]
+        if verb in _COUNTER_CHECKS:
+            return f"{_SIDE_WORDS[side]} {self._check_of_counter(side, verb, keys[0], args)}"
+        # If the transaction has not written the keys before, the first word depends on the verb alone.
         if not (self._histories or self._set[side]):
-            return _checks(side, needs)
+            return _first_word_for_unwritten_keys(side, needs)
         if not self._set[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
-            return _checks(side, needs)
-        return " ".join([_SIDES[side], *map(functools.partial(self._need, side, verb), keys, needs)])
+            return _first_word_for_unwritten_keys(side, needs)
+        return " ".join([_SIDE_WORDS[side], *map(functools.partial(self._check_of_key, side, verb), keys, needs)])
 
-    def _need(self, side: int, verb: str, key: str, needed: str) -> str:
+    def _check_of_key(self, side: int, verb: str, key: str, needed: str) -> str:
         """Return the check of a key: the type that it needs, or "any" if this transaction decides its type.
 
         Raises ValueError if this transaction gives the key another type.
         """
-        if needed in _STATES:
+        if needed in _CHECKS_BEYOND_TYPES:
             return needed
-        held = self._type(side, key)
-        if held in (needed, ABSENT):
+        given_type = self._type(side, key)
+        if given_type in (needed, ABSENT):
             return _NO_CHECK
-        if held:
-            raise ValueError(f"{verb} needs a {needed}, and this transaction makes {key} a {held}")
+        if given_type:
+            raise ValueError(f"{verb} needs a {needed}, and this transaction makes {key} a {given_type}")
         return needed
 
     def _type(self, side: int, key: str) -> str:
         """Return the type that this transaction has given a key so far; "" if it has given none."""
+        # The histories lack the keys of `set-all`. What is returned for them is no type but a part of the error: a verb
+        # that needs a type is refused for such a key.
         if key in self._set[side]:
             return "text by set_until()"
         for command in reversed(self._histories.get((side, key), ())):
-            spec = self.verbs[str(command[2])]
-            made = spec.needs[command.index(key, 3) - 3] if spec.needs else spec.makes
-            if made:
-                return made
+            verb_facts = self.verbs[str(command[2])]
+            given_type = verb_facts.needs[command.index(key, 3) - 3] if verb_facts.needs else verb_facts.makes
+            if given_type:
+                return given_type
         return ""
 
-    def _counter(self, side: int, verb: str, key: str, args: Sequence[Text]) -> str:
+    def _check_of_counter(self, side: int, verb: str, key: str, args: Sequence[Text]) -> str:
         """Return the check of a counter. Raises ValueError if the command would fail whatever the database holds."""
-        need = self._need(side, verb, key, VERBS[verb].needs[0])
+        type_check = self._check_of_key(side, verb, key, VERBS[verb].needs[0])
         *names, by = args
         field = str(names[0]) if names else ""
         sums = self._sums.get((side, key))
         if sums is None:
             sums = self._sums[side, key] = Sums(self._histories.get((side, key), ()))
         if not sums.knows(field):
-            return _COUNTERS[verb]
+            return _COUNTER_CHECKS[verb]
         try:
             sums.check(field, int(by))
         except ValueError as error:
             raise ValueError(f"{verb} of {key} {field}: {error}") from error
-        return need
+        return type_check
 
 
 @functools.cache
-def _checks(side: int, needs: tuple[str, ...]) -> str:
+def _first_word_for_unwritten_keys(side: int, needs: tuple[str, ...]) -> str:
     """Return the first word of a command on keys that this transaction has not written: the side, and `needs`."""
-    return " ".join([_SIDES[side], *needs])
+    return " ".join([_SIDE_WORDS[side], *needs])
 
 
 def parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    """Yield the words in parts of at most MOST_WORDS. Pairs stay together, because this number is even."""
+    """Yield the words in parts of at most MOST_WORDS. Pairs stay together, because MOST_WORDS is even."""
     return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))
