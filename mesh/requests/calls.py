@@ -44,10 +44,10 @@ from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: If a call takes longer than this, the roster is read to see whether its addresses are still live.
-LOOK_S = 0.25
+#: While calls take longer than this, the roster is read again and again, to see whether their addresses are live.
+WATCH_AFTER_S = 0.25
 #: Pause after replies could not be read.
-PAUSE_S = 0.1
+READ_PAUSE_S = 0.1
 #: Address of every live database at once.
 EVERY = "*"
 #: Most requests of one process that wait for replies. This bounds the memory; no process can serve nearly as many.
@@ -72,12 +72,15 @@ class Calls:
         self._durability = durability
         #: returns whether an operation is known to have no effect
         self._only_reads = only_reads
+        #: how many requests may wait in `mesh:later`; submit.lua refuses more
         self._later_bound = later_bound
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._in_progress: dict[str, CallInProgress] = {}
-        self._endings: asyncio.Queue[streams.Ended] = asyncio.Queue()
+        #: requests that nobody waits for any more: `_end_abandoned` removes them
+        self._requests_to_end: asyncio.Queue[streams.Ended] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
+        #: the error of all later calls, once the replica has left the mesh
         self._closed: MeshError | None = None
         #: Sends all requests or none, and returns their answers in the same order. If an answer is late, its error is
         #: DeadlineExceeded. If nothing was sent, raises NoReplica, Busy, Unavailable or InvalidBody.
@@ -100,25 +103,27 @@ class Calls:
         answers: dict[str, Answer] = {}
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
             raise UsageError("a request with an idempotency key, or with a key to read, is sent without others")
-        reads, plain = True, True
+        only_reads, without_options = True, True
+        # What submit.lua reads: the number of requests, which is negative if all of them only read; fields that all
+        # entries have, in one word; and five words for each request.
         group: list[str | int] = [0, tracing.about()]
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
-            reads = reads and self._only_reads(op)
-            key, target, text = self._next_name(), _target_of(ask.to), _encoded(ask.body)
+            only_reads = only_reads and self._only_reads(op)
+            request_name, target, text = self._next_name(), _target_of(ask.to), _encoded(ask.body)
             ttl = str(deadline_ms)
             if once is None and not limit:
-                answers[key] = Answer(target, key)
+                answers[request_name] = Answer(target, request_name)
             else:
-                answers[key] = Answer(target, key, None if once is None else (op, once.key), limit)
-                ttl, plain = ask.ttl_word(deadline_ms, text, self._later_bound), False
+                answers[request_name] = Answer(target, request_name, None if once is None else (op, once.key), limit)
+                ttl, without_options = ask.ttl_word(deadline_ms, text, self._later_bound), False
             if ask.read:
-                names = ",".join([keys.SHARED + name for name in ask.read])
-                group[1] = f"{group[1]} read {names}".lstrip()
-            group += (target, op, key, ttl, text)
-        group[0] = -len(asks) if reads else len(asks)
+                shared_keys = ",".join([keys.SHARED + name for name in ask.read])
+                group[1] = f"{group[1]} read {shared_keys}".lstrip()
+            group += (target, op, request_name, ttl, text)
+        group[0] = -len(asks) if only_reads else len(asks)
         call = CallInProgress("", answers, self._end, decode, self._loop.create_future())
-        return self._wait_for(call, answers, group, deadline_ms, plain)
+        return self._wait_for(call, answers, group, deadline_ms, without_options)
 
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
         """Send a request whose reply nobody waits for. It begins when it is `due`, and `key` is its name.
@@ -127,12 +132,13 @@ class Calls:
         SetupError if the Redis user may not send requests for later.
         """
         text = _encoded(ask.body)
-        when = ask.ttl_word(0, text, self._later_bound, due)
-        group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, when, text]
-        sent: asyncio.Future[Any] = self._loop.create_future()
-        self._link.submit(_words_of(group), sent)
-        result = await sent
-        if isinstance(result, dict):
+        # The number 0 tells submit.lua that nobody waits. A ttl of 0 means no deadline.
+        ttl_word = ask.ttl_word(0, text, self._later_bound, due)
+        group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, ttl_word, text]
+        submission: asyncio.Future[Any] = self._loop.create_future()
+        self._link.submit(_words_of(group), submission)
+        result = await submission
+        if isinstance(result, dict):  # submit.lua answers a refusal with an object, and all else with a list
             raise refusal(result["error"], result["about"])
 
     def gather(
@@ -156,27 +162,27 @@ class Calls:
     async def _gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, to: str
     ) -> Replies[Any]:
-        key = self._next_name()
+        gather_name = self._next_name()
         number = -1 if self._only_reads(op) else 1
-        group: list[str | int] = [number, tracing.about(), to, op, key, str(deadline_ms), _encoded(body)]
-        call = CallInProgress(key, {}, self._end, decode, self._loop.create_future())
-        answers = await self._wait_for(call, [key], group, deadline_ms)
-        found: Replies[Any] = Replies()
-        found.left_out = sorted(call.left_out)
-        missing: list[int] = []
+        group: list[str | int] = [number, tracing.about(), to, op, gather_name, str(deadline_ms), _encoded(body)]
+        call = CallInProgress(gather_name, {}, self._end, decode, self._loop.create_future())
+        answers = await self._wait_for(call, [gather_name], group, deadline_ms)
+        replies: Replies[Any] = Replies()
+        replies.left_out = sorted(call.left_out)
+        unanswered: list[int] = []
         for answer in answers:
-            number = int(answer.to.removeprefix("db"))
+            database = int(answer.to.removeprefix("db"))
             if isinstance(answer.error, DeadlineExceeded):
-                missing.append(number)
+                unanswered.append(database)
             elif answer.error is not None:
-                answer.error.add_note(f"database {number} answered this to a gather")
+                answer.error.add_note(f"database {database} answered this to a gather")
                 raise answer.error
             elif not answer.gone:
-                found[number] = answer.bodies[0]
-        if missing:
-            missing.sort()
-            raise Incomplete(f"databases {missing} did not answer in time", partial=found, missing=missing)
-        return found
+                replies[database] = answer.bodies[0]
+        if unanswered:
+            unanswered.sort()
+            raise Incomplete(f"databases {unanswered} did not answer in time", partial=replies, missing=unanswered)
+        return replies
 
     def _next_name(self) -> str:
         return f"{self._replica}-{next(self._numbers)}"
@@ -187,14 +193,17 @@ class Calls:
         names: Collection[str],
         group: Sequence[str | int],
         deadline_ms: int,
-        plain: bool = False,
+        without_options: bool = False,
     ) -> list[Answer]:
-        """Submit a call and wait until it is complete. `names` are those of its requests. `plain`: see `_words_of`."""
+        """Submit a call and wait until it is complete. `names` are the names under which its replies come.
+
+        `_words_of` explains `without_options`.
+        """
         if self._closed is not None:
             raise self._closed
         if len(self._in_progress) + len(names) > MOST_OUT:
             raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
-        words = _words_of(group, plain)
+        words = _words_of(group, without_options)
         for name in names:
             self._in_progress[name] = call
         deadline = self._deadlines.add(call, deadline_ms / 1000)
@@ -213,7 +222,7 @@ class Calls:
                 self._in_progress.pop(name, None)
 
     def _abandon(self, call: CallInProgress) -> None:
-        """Remove the requests of a cancelled call. If they are still on their way, the call's `set_result` does it."""
+        """Remove the requests of a cancelled call. If Redis has not accepted them yet, `set_result` does so later."""
         call.abandoned = True
         if call.submitted:
             self._end(call, "cancelled")
@@ -231,13 +240,13 @@ class Calls:
         call.complete.set_result(None)
 
     def _end(self, call: CallInProgress, outcome: str) -> None:
-        """Remove unanswered requests from their streams. A replica that works on one notices this, and stops."""
+        """Remove unanswered requests from their streams. A replica that works on such a request notices this, and stops."""
         for answer in call.open_answers:
             self._end_one(answer, outcome)
 
     def _end_one(self, answer: Answer, outcome: str) -> None:
-        if answer.id:
-            self._endings.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, answer.options))
+        if answer.id:  # "" if it is not known to be on a stream
+            self._requests_to_end.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, answer.options))
 
     async def run(self) -> None:
         """Read replies, watch the roster, and remove requests that nobody waits for."""
@@ -263,18 +272,19 @@ class Calls:
                 if is_fenced(error):
                     raise LeaseLost("the Redis user of this lease is gone") from error
                 log.warning("replies could not be read", error=str(error))
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(READ_PAUSE_S)
                 continue
-            # Let the callers go on and send their next requests before the next read.
+            # Two turns of the event loop: the callers go on, and the link sends their next requests. Then read again.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     def _take(self, reply: Reply, flat: Sequence[str]) -> None:
-        key, status, forwards, text = reply
-        call = self._in_progress.get(key) or self._in_progress.get(key.rpartition(".")[0])
+        request_name, status, forwards, text = reply
+        # The requests of a gather are named after it and their addresses: "<name of the gather>.db<n>".
+        call = self._in_progress.get(request_name) or self._in_progress.get(request_name.rpartition(".")[0])
         if call is None:
             return
-        answer = call.answer(key)
+        answer = call.answer(request_name)
         answer.take(status, forwards, text, call.decode)
         if call.trail is not None:
             call.trail.append((answer.to, fields_of(flat)))
@@ -284,8 +294,8 @@ class Calls:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
-            before = time.monotonic() - LOOK_S
+            await asyncio.sleep(WATCH_AFTER_S)
+            before = time.monotonic() - WATCH_AFTER_S
             old = {id(e): e for e in self._in_progress.values() if e.submitted and e.asked_at < before}
             if not old:
                 continue
@@ -300,29 +310,29 @@ class Calls:
 
     def _drop_gone(self, call: CallInProgress, gone: set[str], missing: Sequence[Missing]) -> None:
         """Let a call no longer wait for answers of the addresses in `gone`, which are not live."""
-        expected = {name for each in missing if each.cls for name in (each.cls, f"db{each.database}")}
-        holding = {f"db{each.database}": each.database for each in missing if each.has_data}
+        expected_back = {name for each in missing if each.cls for name in (each.cls, f"db{each.database}")}
+        holding_data = {f"db{each.database}": each.database for each in missing if each.has_data}
         for answer in call.open_answers:
-            # If one reply is there, the request was forwarded, and other addresses send the further replies.
+            # If a reply is there and others are to come, the request was forwarded, and other addresses send these.
             if answer.to not in gone or answer.bodies:
                 continue
             answer.outstanding = 0
             answer.gone = True
-            if "." not in answer.key:
-                answer.error = roster.absence(answer.to, expected=answer.to in expected)
-            elif answer.to in holding and answer.to in expected:
-                answer.error = incomplete([holding[answer.to]])
-            elif answer.to in holding:
+            if "." not in answer.key:  # a request of a call; those of a gather have the address in their names
+                answer.error = roster.absence(answer.to, expected=answer.to in expected_back)
+            elif answer.to in holding_data and answer.to in expected_back:
+                answer.error = incomplete([holding_data[answer.to]])
+            elif answer.to in holding_data:
                 # A gather goes on without this database, and names it in `left_out`.
-                call.left_out |= {holding[answer.to]}
+                call.left_out |= {holding_data[answer.to]}
             self._end_one(answer, "cancelled")
         call.look()
 
     async def _end_abandoned(self) -> None:
         while True:
-            ended = [await self._endings.get()]
-            while not self._endings.empty() and len(ended) < 256:
-                ended.append(self._endings.get_nowait())
+            ended = [await self._requests_to_end.get()]
+            while not self._requests_to_end.empty() and len(ended) < 256:  # at most so many in one run of end.lua
+                ended.append(self._requests_to_end.get_nowait())
             await streams.end(self._link, ended)
 
 
@@ -333,10 +343,13 @@ def _target_of(to: Address) -> str:
     return to.target
 
 
-def _words_of(group: Sequence[str | int], plain: bool = False) -> Encoded:
-    """Return a group of requests as the link takes it. `plain`: none of them has options. Raises InvalidBody."""
+def _words_of(group: Sequence[str | int], without_options: bool = False) -> Encoded:
+    """Return a group of requests as the link takes it. Raises InvalidBody.
+
+    `without_options`: no request has options, so the plain variant of submit.lua can submit the group.
+    """
     try:
-        return encode_words(group, plain)
+        return encode_words(group, without_options)
     except redis_errors.DataError as error:
         raise InvalidBody(str(error)) from error
 
