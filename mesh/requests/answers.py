@@ -41,6 +41,7 @@ class Ask:
 
     def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> str:
         """Return the word from which submit.lua reads the ttl, the due time and the options."""
+        # Without an idempotency key submit.lua reads the due time and the limit as words, not as JSON: see its head.
         if self.once is None and due is not None:
             return f"{later_bound} {due.word}{f' {self.limit}' if self.limit else ''}"
         if self.once is None and not self.limit:
@@ -87,19 +88,20 @@ class Answer:
         """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Ended`."""
         if self.once is not None:
             return (*self.once, self.key)
+        # If a request waits for its limit, submit.lua answers "@" and its name in place of an id.
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
     def take(self, status: str, forwards: str, text: str, decode: Decode) -> None:
         """Add a reply; see `protocol.Reply`. If it cannot be read, the answer is an error that says so."""
         try:
-            more = 0 if forwards == "0" else int(forwards)
-            if more and not text:
-                self.outstanding += more - 1
+            further_replies = 0 if forwards == "0" else int(forwards)
+            if further_replies and not text:  # this reply has no body: it only says how many replies follow
+                self.outstanding += further_replies - 1
                 return
             body = (decode if status == OK else decode_object)(text)
         except ValueError as error:
-            more, status, body = 0, InvalidReply.code, {"detail": f"the reply cannot be read: {error}"}
-        self.outstanding += more - 1
+            further_replies, status, body = 0, InvalidReply.code, {"detail": f"the reply cannot be read: {error}"}
+        self.outstanding += further_replies - 1  # this reply is one of those that were to come
         if status == OK:
             self.bodies.append(body)
         elif self.error is None:
@@ -110,11 +112,11 @@ class Answer:
         if self.error is not None:
             raise self.error
         if len(self.bodies) == 1:
-            only: Body = self.bodies[0]
-            return only
+            single_body: Body = self.bodies[0]
+            return single_body
         merged: Body = {}
-        for part in self.bodies:
-            merged.update(part)
+        for body in self.bodies:
+            merged.update(body)
         return merged
 
 
@@ -150,16 +152,20 @@ class CallInProgress:
         #: reads the bodies of its replies
         self.decode = decode
         self.asked_at = time.monotonic()
+        #: collects the fields of each reply if the caller wants them; else None
         self.trail = tracing.TRAIL.get()
         #: the span of the call, where there are spans
         self.span = tracing.current()
+        #: submit.lua has accepted its requests
         self.submitted = False
+        #: its caller no longer waits, so its requests are removed as soon as they are accepted
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back
         self.left_out: frozenset[int] = frozenset()
         self.complete = complete
         #: the beginning of the keys of a gather's requests; "" for a call
         self._name = name
+        #: removes the unanswered requests of this call; the second argument is "expired" or "cancelled"
         self._end = end
         #: the first answer whose replies are not all there, and the answers after it
         self._open: Answer | None = None
@@ -175,7 +181,7 @@ class CallInProgress:
         if result.__class__ is dict and result:
             self.fail(refusal(result["error"], result["about"]))
             return
-        if self._name:
+        if self._name:  # a gather: the ids by database, and the databases that are left out
             for to, id in dict(result[0]).items():
                 self.answer(f"{self._name}.{to}").id = id
             self.left_out = frozenset(map(int, result[1]))
@@ -195,7 +201,10 @@ class CallInProgress:
         self.fail(error)
 
     def answer(self, key: str) -> Answer:
-        """Return the answer with this key. Only submit.lua, or an early reply, tells the keys of a gather."""
+        """Return the answer to the request of this name. Add one if a gather has no answer of this name yet.
+
+        Only submit.lua, or a reply that comes before its result, tells which databases a gather asks.
+        """
         answer = self.answers.get(key)
         if answer is None:
             answer = self.answers[key] = Answer(key.rpartition(".")[2], key)

@@ -240,7 +240,7 @@ class Calls:
         call.complete.set_result(None)
 
     def _end(self, call: CallInProgress, outcome: str) -> None:
-        """Remove unanswered requests from their streams. A replica that works on such a request notices this, and stops."""
+        """Remove unanswered requests from their streams. A replica that works on such a request notices and stops."""
         for answer in call.open_answers:
             self._end_one(answer, outcome)
 
