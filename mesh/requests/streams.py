@@ -21,8 +21,8 @@ from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
 
-#: So many replies stay on the stream after they were read, so that people can look at them. None stays if the replies
-#: since the last trim have more bytes than this.
+#: About so many replies stay on the stream after they were read, so that people can look at them. Only the last one
+#: stays if the replies since the last trim have more bytes than this.
 REPLIES_KEPT, REPLY_BYTES_KEPT = 256, 1 << 20
 #: After parsing replies for this long, the reader lets the event loop run other tasks.
 PARSE_S = 0.004
@@ -37,10 +37,11 @@ class RequestReader(GroupReader):
         self, connection: RedisConnection, link: Link, stream: str, consumer: str, all_streams: Sequence[str]
     ) -> None:
         super().__init__(connection.execute, link, stream, keys.GROUP, consumer)
-        self._all = [stream, *(other for other in all_streams if other != stream)]
+        #: all request streams of the mesh, ours first: open.lua counts the requests on all, and creates only the first
+        self._streams = [stream, *(other for other in all_streams if other != stream)]
 
     async def _create(self) -> None:
-        await self._commands.script(OPEN, [keys.BOOKS, *self._all], 1)
+        await self._commands.script(OPEN, [keys.BOOKS, *self._streams], 1)
 
     async def redeliver(self, id: str) -> int:
         """Deliver an entry to this consumer again; return the number of its deliveries, or 0 if it is not ours."""
@@ -52,9 +53,9 @@ class RequestReader(GroupReader):
 
     async def bury(self, id: str, reply_to: str, reason: str, deliveries: int, status: str, body: Body) -> bool:
         """Make an entry of ours a dead letter, and answer its caller. Return False if it is not ours."""
-        names = [keys.BOOKS, keys.DEAD, self.stream, *([reply_to] if reply_to else [])]
+        key_names = [keys.BOOKS, keys.DEAD, self.stream, *([reply_to] if reply_to else [])]
         words = (id, self.consumer, reason, deliveries, status, encode(body), keys.DEAD_KEPT)
-        return bool(await self._commands.script(BURY, names, *words))
+        return bool(await self._commands.script(BURY, key_names, *words))
 
 
 #: A request to remove without an effect: stream, id, "expired" or "cancelled", and a fourth item. This says whether the
@@ -70,9 +71,10 @@ async def end(link: Link, ended: Sequence[Ended]) -> int:
 
 async def sweep(link: Link, streams: Sequence[str]) -> int:
     """Remove requests that are long past their deadline. Return how many there were."""
-    names = [keys.BOOKS, *streams]
-    removed = int(await link.script(PLAIN_SWEEP, names, SWEEP_GRACE_MS, 100))
-    return removed if removed >= 0 else int(await link.script(SWEEP, names, SWEEP_GRACE_MS, 100))
+    key_names = [keys.BOOKS, *streams]
+    # One run looks at 100 entries of each stream at most. -1: the plain variant has found work that it cannot do.
+    removed = int(await link.script(PLAIN_SWEEP, key_names, SWEEP_GRACE_MS, 100))
+    return removed if removed >= 0 else int(await link.script(SWEEP, key_names, SWEEP_GRACE_MS, 100))
 
 
 async def keep_minute(link: Link, streams: Sequence[str]) -> bool:
@@ -87,8 +89,8 @@ async def books(link: Link, streams: Sequence[str]) -> dict[str, int]:
 
 def to_books(values: Sequence[Any]) -> dict[str, int]:
     """Return the numbers that books.lua answers, by name."""
-    names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
-    return dict(zip(names, map(int, values), strict=True))
+    counted = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
+    return dict(zip(counted, map(int, values), strict=True))
 
 
 class ReplyReader:
@@ -98,40 +100,41 @@ class ReplyReader:
         self._connection = connection
         self._stream = stream
         #: id of the last reply that was read
-        self._last = "0"
+        self._last_id = "0"
         #: ids of the replies that were read and are still on the stream
-        self._kept: list[str] = []
+        self._kept_ids: list[str] = []
         #: bytes of the replies that were read since the last trim
         self._kept_bytes = 0
 
     async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
         """Wait for new replies, at most BLOCK_MS; call `take` with each and the words of its entry; trim old ones."""
-        started = time.monotonic()
+        read_began = time.monotonic()
         commands: list[tuple[Any, ...]] = [
-            ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
+            ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last_id)
         ]
-        most = 0 if self._kept_bytes > REPLY_BYTES_KEPT else REPLIES_KEPT
-        if trims := len(self._kept) > 2 * most:
-            commands.insert(0, ("XTRIM", self._stream, "MINID", self._kept[-most - 1]))
+        most_kept = 0 if self._kept_bytes > REPLY_BYTES_KEPT else REPLIES_KEPT
+        # A trim waits until twice as many are there. So few reads need one.
+        if is_trim_due := len(self._kept_ids) > 2 * most_kept:
+            commands.insert(0, ("XTRIM", self._stream, "MINID", self._kept_ids[-most_kept - 1]))
         answers = await self._connection.send(commands)
-        for each in answers:
-            if isinstance(each, RedisError):
-                raise each
-        if trims:
-            self._kept = self._kept[-most - 1 :]
+        for result in answers:  # `send` returns errors of single commands in place of their answers
+            if isinstance(result, RedisError):
+                raise result
+        if is_trim_due:
+            self._kept_ids = self._kept_ids[-most_kept - 1 :]
             self._kept_bytes = 0
         answer = answers[-1]
         if not answer:
-            await not_too_fast(started)
+            await not_too_fast(read_began)  # a server that does not block must not make this loop spin
             return
         entries = answer[0][1]
-        self._last = entries[-1][0]
-        pause_s = time.monotonic() + PARSE_S
+        self._last_id = entries[-1][0]
+        pause_at = time.monotonic() + PARSE_S
         for id, flat in entries:
-            self._kept.append(id)
+            self._kept_ids.append(id)
             if (reply := reply_of(flat)) is not None:
                 self._kept_bytes += len(reply[3])
                 take(reply, flat)
-            if time.monotonic() > pause_s:
+            if time.monotonic() > pause_at:
                 await asyncio.sleep(0)
-                pause_s = time.monotonic() + PARSE_S
+                pause_at = time.monotonic() + PARSE_S
