@@ -30,15 +30,15 @@ OK = "ok"
 NEVER = 0
 
 #: Most requests have these fields in this order.
-_PLAIN = ["op", "request", "from", "reply_to", "deadline", "body"]
+_USUAL_FIELDS = ["op", "request", "from", "reply_to", "deadline", "body"]
 #: The fields of a reply that its caller reads.
-_REPLY = ("request", "status", "forwards", "body")
+_REPLY_FIELDS = ("request", "status", "forwards", "body")
 #: The longest body, in characters: one round trip must have room for several.
 MOST_BODY = 16 * 2**20
 
 #: The classes and the databases that a mesh can have.
 _CLASSES = frozenset("ABCD")
-_NUMBERS = frozenset(range(keys.MOST_DATABASES))
+_DATABASES = frozenset(range(keys.MOST_DATABASES))
 
 Body = dict[str, Any]
 #: Reads the text of a body. Raises ValueError for text that it cannot read.
@@ -75,7 +75,7 @@ class Database:
     target: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if type(self.number) is not int or self.number not in _NUMBERS:
+        if type(self.number) is not int or self.number not in _DATABASES:
             raise UsageError(f"a database is a number from 0 to {keys.MOST_DATABASES - 1}, not {self.number!r:.100}")
         object.__setattr__(self, "target", f"db{self.number}")
 
@@ -89,11 +89,11 @@ Address = Class | Database
 
 def encode_body(body: Any) -> str:
     """Return the body of a request or a reply as JSON text. `bytes` are such text already. Raises ValueError."""
-    is_text = body.__class__ is bytes
-    if not is_text and not isinstance(body, dict):
+    is_json = body.__class__ is bytes
+    if not is_json and not isinstance(body, dict):
         raise ValueError(f"a body is a dict, not {type(body).__name__}")
     try:
-        text: str = body.decode() if is_text else encode(body)
+        text: str = body.decode() if is_json else encode(body)
     except RecursionError as error:
         raise ValueError("the body is nested too deeply or contains itself") from error
     except (TypeError, ValueError) as error:
@@ -118,8 +118,8 @@ def operation_of(flat: Sequence[str]) -> str:
 
 def reply_stream(fields: Mapping[str, str]) -> str:
     """Return the stream that an entry names for its reply; "" if it names none, or a key that is no reply stream."""
-    named = fields.get("reply_to", "")
-    return named if named.startswith(keys.REPLIES) else ""
+    stream = fields.get("reply_to", "")
+    return stream if stream.startswith(keys.REPLIES) else ""
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ class Request:
     deadline: int
     body: Any
     deliveries: int = 1
-    #: the name of the call that it belongs to, and its trace context; see `tracing`
+    #: the name of the call that it belongs to, and its trace context; "" if its sender has none; see `tracing`
     call: str = ""
     traceparent: str = ""
     #: how many of its tries have failed
@@ -157,6 +157,7 @@ class Request:
     @property
     def is_answered(self) -> bool:
         """Whether its reply is needed: a caller waits for it, or others may ask for it with the idempotency key."""
+        # `_options_of` puts the idempotency key first and the limit last.
         return bool(self.reply_to or self.options[:1] == ("once",))
 
     @property
@@ -178,10 +179,11 @@ class Request:
         cls, stream: str, id: str, flat: Sequence[str], deliveries: int = 1, decode: Decode = decode_object
     ) -> Request:
         """Read an entry, which is a list of names and values in turn. Raises ValueError if it is not a request."""
-        if flat[::2] == _PLAIN:
-            _, op, _, key, _, sender, _, reply_to, _, until, _, text = flat
+        # Most requests have a caller, and no further fields. All other entries are read field by field below.
+        if flat[::2] == _USUAL_FIELDS:
+            _, op, _, key, _, sender, _, reply_to, _, deadline_text, _, text = flat
             if reply_to.startswith(keys.REPLIES):
-                return cls(stream, id, op, key, sender, reply_to, int(until), decode(text), deliveries)
+                return cls(stream, id, op, key, sender, reply_to, int(deadline_text), decode(text), deliveries)
         fields = fields_of(flat)
         get = fields.get
         reply_to = get("reply_to", "")
@@ -200,8 +202,8 @@ class Request:
 
 
 def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
-    once = ("once", fields["once"], "keep", fields.get("keep", "0")) if "once" in fields else ()
-    return (*once, "limit", fields["limit"]) if "limit" in fields else once
+    once_options = ("once", fields["once"], "keep", fields.get("keep", "0")) if "once" in fields else ()
+    return (*once_options, "limit", fields["limit"]) if "limit" in fields else once_options
 
 
 def unreadable(stream: str, id: str, flat: Sequence[str], deliveries: int) -> Request:
@@ -220,7 +222,7 @@ def reply_of(flat: Sequence[str]) -> Reply | None:
 
     If another field is missing, return a reply with an error that says so.
     """
-    if len(flat) > 11 and (flat[0], flat[6], flat[8], flat[10]) == _REPLY:
+    if len(flat) > 11 and (flat[0], flat[6], flat[8], flat[10]) == _REPLY_FIELDS:
         # commit.lua writes most replies, and puts these fields at these places.
         return flat[1], flat[7], flat[9], flat[11]
     fields = fields_of(flat)
