@@ -10,7 +10,7 @@ run about n²/2 times. So each key has a queue of requests that wait to run agai
                       |                                     next one gets the turn
                       +--- conflict without the turn --+
 
-While others wait, a turn lasts at most RUNS_A_TURN times the shortest of the last runs at its key, or PATIENCE_S if
+While others wait, a turn lasts at most RUNS_PER_TURN times the shortest of the last runs at its key, or PATIENCE_S if
 that is longer. So a handler that waits for something else does not hold up the others for long. On a slow machine all
 runs take long, so turns may last longer, and requests still run one after the other. If a request that lost its turn
 has a conflict again, it waits for another turn.
@@ -31,9 +31,9 @@ W = TypeVar("W", bound=Hashable)
 #: A turn may last at least this long while others wait for it.
 PATIENCE_S = 0.25
 #: A turn may last this many times the shortest of the last runs at its key.
-RUNS_A_TURN = 4
-#: How many of the last runs at a key are remembered.
-RUNS_KNOWN = 8
+RUNS_PER_TURN = 4
+#: How many of the last runs at a key are remembered: their durations decide how long a turn may last.
+RUNS_REMEMBERED = 8
 #: Conflicts are counted for so many keys. Beyond that, the keys with the fewest conflicts are forgotten.
 MOST_KEYS = 1000
 
@@ -46,20 +46,20 @@ class _Queue(Generic[W]):
         self.waiting: dict[W, None] = {}
         self.timer: asyncio.TimerHandle | None = None
         #: when the current run of a request began, for the holder and for requests that run on without the turn
-        self.began: dict[W, float] = {}
+        self.run_began_at: dict[W, float] = {}
         #: how long the last runs took, in seconds
-        self.runs: deque[float] = deque(maxlen=RUNS_KNOWN)
+        self.run_durations_s: deque[float] = deque(maxlen=RUNS_REMEMBERED)
 
     @property
-    def patience_s(self) -> float:
+    def longest_turn_s(self) -> float:
         """How long a turn may last while others wait, in seconds."""
-        return max(PATIENCE_S, RUNS_A_TURN * min(self.runs, default=0.0))
+        return max(PATIENCE_S, RUNS_PER_TURN * min(self.run_durations_s, default=0.0))
 
     def end_run(self, work: W) -> None:
         """Remember how long the current run of a request took."""
-        began = self.began.pop(work, None)
-        if began is not None:
-            self.runs.append(asyncio.get_running_loop().time() - began)
+        began_at = self.run_began_at.pop(work, None)
+        if began_at is not None:
+            self.run_durations_s.append(asyncio.get_running_loop().time() - began_at)
 
     def stop_timer(self) -> None:
         """Cancel the timer, so that the holder keeps its turn."""
@@ -69,7 +69,7 @@ class _Queue(Generic[W]):
 
 
 class Turns(Generic[W]):
-    """The queues of one consumer, one for each key. `begin` runs a request again."""
+    """The queues of one consumer, one for each key. It calls `begin` to run a request again."""
 
     def __init__(self, begin: Callable[[W], None]) -> None:
         self._begin = begin
@@ -80,20 +80,21 @@ class Turns(Generic[W]):
 
     def take(self, work: W, key: str) -> None:
         """Run a request again after a conflict at a key, at once or when it gets the turn."""
-        self._count(key)
+        self._count_conflict(key)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue()
         if queue.holder == work:
             self._run(work, queue)
             return
+        # The request may have the turn at another key, or run on without the turn that it had.
         self.leave(work)
         self._key_of[work] = key
         queue.waiting[work] = None
         if queue.holder is None:
-            self._next(key, queue)
-        elif queue.timer is None:
-            self._watch(key, queue)
+            self._pass_turn_on(key, queue)
+        elif queue.timer is None:  # the first that waits while another request has the turn
+            self._start_timer(key, queue)
 
     def leave(self, work: W) -> bool:
         """Take the turn from a request, or take the request out of the queue.
@@ -110,15 +111,15 @@ class Turns(Generic[W]):
             return True
         queue.end_run(work)
         if queue.holder == work:
-            self._next(key, queue)
+            self._pass_turn_on(key, queue)
         return False
 
     def _run(self, work: W, queue: _Queue[W]) -> None:
         queue.end_run(work)
-        queue.began[work] = asyncio.get_running_loop().time()
+        queue.run_began_at[work] = asyncio.get_running_loop().time()
         self._begin(work)
 
-    def _next(self, key: str, queue: _Queue[W]) -> None:
+    def _pass_turn_on(self, key: str, queue: _Queue[W]) -> None:
         """Give the turn to the request that has waited longest. If none waits, delete the queue."""
         queue.stop_timer()
         queue.holder = next(iter(queue.waiting), None)
@@ -127,14 +128,15 @@ class Turns(Generic[W]):
             return
         del queue.waiting[queue.holder]
         self._run(queue.holder, queue)
-        self._watch(key, queue)
+        self._start_timer(key, queue)
 
-    def _watch(self, key: str, queue: _Queue[W]) -> None:
+    def _start_timer(self, key: str, queue: _Queue[W]) -> None:
         """If others wait, set a timer that passes the turn on when it has lasted for too long."""
         if queue.waiting:
-            queue.timer = asyncio.get_running_loop().call_later(queue.patience_s, self._next, key, queue)
+            queue.timer = asyncio.get_running_loop().call_later(queue.longest_turn_s, self._pass_turn_on, key, queue)
 
-    def _count(self, key: str) -> None:
+    def _count_conflict(self, key: str) -> None:
         self.conflicts[key] += 1
         if len(self.conflicts) > MOST_KEYS:
+            # Half of the keys go at once, so that this happens seldom.
             self.conflicts = Counter(dict(self.conflicts.most_common(MOST_KEYS // 2)))
