@@ -43,19 +43,23 @@ end
 return 1
 """
 )
-#: Bits for each thing when a filter is made.
+#: Bits for each thing when a filter is made, and the fewest bits of a filter. The more bits a filter has, the more seldom a
+#: gather asks a database in vain.
 BITS_EACH = 32
 LEAST_BITS = 4096
 
 #: Two primes below 2^31, and a factor below 2^21 for each: Lua's doubles are exact for the products.
-_ONE, _ONE_TIMES = 2147483647, 1640531
-_OTHER, _OTHER_TIMES = 2147483629, 1327217
-#: Only so many last digits of a number are hashed: more would not fit in a double.
-_DIGITS = 15
+_FIRST_PRIME, _FIRST_FACTOR = 2147483647, 1640531
+_SECOND_PRIME, _SECOND_FACTOR = 2147483629, 1327217
+#: How many digits of a number are hashed, the last ones: a longer integer would not fit in a double.
+_HASHED_DIGITS = 15
 
 
 class Among(NamedTuple):
-    """The live databases whose filter of this name has both bits of one pair, and those without such a filter."""
+    """The live databases whose filter of this name has both bits of a pair, and those without such a filter.
+
+    A pair has the two hashes of one number. submit.lua makes positions of bits from them, with the size of each filter.
+    """
 
     name: str
     pairs: tuple[tuple[int, int], ...]
@@ -73,8 +77,8 @@ def among(name: str, *numbers: str) -> Among:
 
 def _hashes(number: str) -> tuple[int, int]:
     """Return two hashes of 31 bits for a number in decimal digits, as `mark_numbers` of commit_verbs.lua finds them."""
-    last = int(number[-_DIGITS:])
-    return last % _ONE * _ONE_TIMES % _ONE, last % _OTHER * _OTHER_TIMES % _OTHER
+    digits = int(number[-_HASHED_DIGITS:])
+    return digits % _FIRST_PRIME * _FIRST_FACTOR % _FIRST_PRIME, digits % _SECOND_PRIME * _SECOND_FACTOR % _SECOND_PRIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,33 +114,34 @@ class Filters:
     async def name(self, name: str, filter: Filter | None) -> bool:
         """Name a complete filter in our roster row; None: remove its name. Return False if lease or row is gone."""
         if filter is None:
-            return bool(await self._link.script(NAME, self._keys, self._holder, _field(name), ""))
-        words = (self._holder, _field(name), filter.name, filter.bits)
+            return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(name), ""))
+        words = (self._holder, _row_field(name), filter.name, filter.bits)
         return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
 
     async def named(self, name: str) -> Filter | None:
         """Return the filter of this name that our roster row names; None if there is none."""
-        text = await self._link.shared("HGET", self._keys[1], _field(name))
-        if text is None:
+        key_and_bits = await self._link.shared("HGET", self._keys[1], _row_field(name))
+        if key_and_bits is None:
             return None
-        key, bits = text.rsplit(" ", 1)
+        key, bits = key_and_bits.rsplit(" ", 1)
         return Filter(key.removeprefix(keys.SHARED), int(bits))
 
     async def bits_set(self, filter: Filter) -> int:
         """Return how many bits of a filter are set; 0 if the key holds something else."""
-        return await self._number("BITCOUNT", keys.SHARED + filter.key)
+        return await self._integer_reply("BITCOUNT", keys.SHARED + filter.key)
 
     async def counts(self, filter: Filter) -> bool:
         """Return whether a filter that was named still counts: its key has not expired, and nobody has deleted it."""
-        return await self._number("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
+        # Numbers set the bits 0 to `bits` - 1. The bit after them is the last one, which NAME sets.
+        return await self._integer_reply("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
 
-    async def _number(self, *command: str | int) -> int:
+    async def _integer_reply(self, *command: str | int) -> int:
         try:
             return int(await self._link.shared(*command))
         except ResponseError:
             return 0
 
 
-def _field(name: str) -> str:
+def _row_field(name: str) -> str:
     """Return the field of a roster row that names a filter."""
     return f"filter:{name}"

@@ -26,20 +26,21 @@ class Tasks:
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         #: operations whose requests have tasks of their own
-        self._apart: set[str] = set()
+        self._ops_with_own_tasks: set[str] = set()
 
     def begin(self, works: Sequence[Work]) -> None:
         """Begin to work on new requests. While one of them waits for something, `Work.task` is its task."""
-        together: deque[Work] = deque()
+        sharing: deque[Work] = deque()
         is_alone = len(works) == 1
         for work in works:
             request = work.request
-            if is_alone or request.call or request.traceparent or request.op in self._apart:
+            # A request with a call or a trace sets context variables, so its task is not shared.
+            if is_alone or request.call or request.traceparent or request.op in self._ops_with_own_tasks:
                 work.task = self._loop.create_task(self._work_on(work))
             else:
-                together.append(work)
-        if together:
-            self._begin_shared_task(together, copy_context())
+                sharing.append(work)
+        if sharing:
+            self._begin_shared_task(sharing, copy_context())
 
     def _begin_shared_task(self, works: deque[Work], context: Context) -> None:
         # No reference to the task is needed here: when a request waits and keeps the task, `Work.task` refers to it.
@@ -54,19 +55,22 @@ class Tasks:
                 if work.given_away:
                     self._forget(work)
                     continue
-                work.task, steps = task, self._work_on(work)
+                work.task, coroutine = task, self._work_on(work)
                 try:
-                    waits_for = steps.send(None)
+                    waits_for = coroutine.send(None)
                 except StopIteration:
                     work.task = None
                 else:
-                    self._apart.add(work.request.op)
-                    others, works = works, deque()
-                    self._begin_shared_task(others, context)
-                    await Rest(steps_of(steps), waits_for, 0)
+                    self._ops_with_own_tasks.add(work.request.op)
+                    remaining, works = works, deque()
+                    self._begin_shared_task(remaining, context)
+                    # The runner itself measures how long a handler blocks the event loop, so 0 s will do here.
+                    await Rest(steps_of(coroutine), waits_for, 0)
                     return
+                # Later requests must not see these context variables, nor be cancelled in place of this request.
                 if copy_context() != context or (task is not None and task.cancelling()):
-                    self._apart.add(work.request.op)
+                    self._ops_with_own_tasks.add(work.request.op)
                     return
         finally:
+            # All requests that this task has not begun and that no other task has got.
             self._begin_shared_task(works, context)
