@@ -23,23 +23,24 @@ class Deadlines(Generic[T]):
     def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
         self._loop = asyncio.get_running_loop()
-        self._ends: dict[int, set[T]] = {}
+        #: by number of a step, which is the time of the event loop at its end divided by STEP_S
+        self._items_by_step: dict[int, set[T]] = {}
 
     @property
     def steps(self) -> list[int]:
         """The steps that have a timer."""
-        return sorted(self._ends)
+        return sorted(self._items_by_step)
 
     def add(self, item: T, seconds: float) -> set[T]:
         """Set an item's deadline, counted from now. To cancel it, remove the item from the set that is returned."""
         step = math.ceil((self._loop.time() + seconds) / STEP_S)
-        items = self._ends.get(step)
+        items = self._items_by_step.get(step)
         if items is None:
-            items = self._ends[step] = set()
-            self._loop.call_at(step * STEP_S, self._end, step)
+            items = self._items_by_step[step] = set()
+            self._loop.call_at(step * STEP_S, self._expire_step, step)
         items.add(item)
         return items
 
-    def _end(self, step: int) -> None:
-        for item in list(self._ends.pop(step)):
+    def _expire_step(self, step: int) -> None:
+        for item in list(self._items_by_step.pop(step)):
             self._expire(item)

@@ -40,7 +40,7 @@ class Durations:
         self._waiting: list[tuple[str, float, float]] = []
 
     def add(self, op: str, total_s: float, work_s: float) -> None:
-        """Count one request of an operation that this replica handles."""
+        """Count one request of an operation that this replica handles, with its two durations."""
         self._waiting.append((op, total_s, work_s))
         if len(self._waiting) == WAITING:
             self._sort()
@@ -53,16 +53,16 @@ class Durations:
 
     def _sort(self) -> None:
         for request in self._waiting:
-            self._count(*request)
+            self._add_to_histograms(*request)
         self._waiting.clear()
 
-    def _count(self, op: str, total_s: float, work_s: float) -> None:
-        found = self._by_op.get(op)
-        if found is None:
-            found = self._by_op[op] = DurationHistogram(), DurationHistogram()
-        total, work = found
+    def _add_to_histograms(self, op: str, total_s: float, work_s: float) -> None:
+        histograms = self._by_op.get(op)
+        if histograms is None:
+            histograms = self._by_op[op] = DurationHistogram(), DurationHistogram()
+        total, work = histograms
         if total_s < work_s:
-            # Redis's clock is estimated here. No request really took less time than its handler.
+            # The total is too short if the replica's estimate of Redis's clock is wrong: the handler took longer.
             total_s = work_s
         total.counts[bisect_left(BOUNDS_S, total_s)] += 1
         total.sum_s += total_s

@@ -43,8 +43,8 @@ end
 return 1
 """
 )
-#: Bits for each thing when a filter is made, and the fewest bits of a filter. The more bits a filter has, the more seldom a
-#: gather asks a database in vain.
+#: Bits for each thing when a filter is made, and the fewest bits of a filter. With more bits, a gather asks fewer
+#: databases in vain.
 BITS_EACH = 32
 LEAST_BITS = 4096
 

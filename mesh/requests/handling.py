@@ -52,21 +52,21 @@ class Rest(Generic[T]):
             thrown: BaseException | None = None
             try:
                 yield waits_for
-            except GeneratorExit:
+            except GeneratorExit:  # the event loop closes this coroutine, so the handler's must end, too
                 steps.close()
                 raise
             except BaseException as error:
                 thrown = error
-            began = clock()
+            step_began = clock()
             try:
                 waits_for = steps.send(None) if thrown is None else steps.throw(thrown)
             except StopIteration as end:
-                found: T = end.value
-                return found
-            except GeneratorExit as exit:
-                raise exited() from exit
+                result: T = end.value
+                return result
+            except GeneratorExit as generator_exit:
+                raise exited() from generator_exit
             finally:
-                self.longest_s = max(self.longest_s, clock() - began)
+                self.longest_s = max(self.longest_s, clock() - step_began)
 
 
 def exited() -> HandlerMistake:
@@ -81,8 +81,8 @@ def describe(error: BaseException) -> str:
     """Return an exception's class and message, as text of bounded length that UTF-8 can encode."""
     try:
         text = f"{type(error).__name__}: {error}"
-    except BaseException as another:
-        text = f"{type(error).__name__}, whose message cannot be made: {type(another).__name__}"
+    except BaseException as message_error:
+        text = f"{type(error).__name__}, whose message cannot be made: {type(message_error).__name__}"
     return printable(text)
 
 
@@ -91,13 +91,14 @@ def traceback_of(error: BaseException) -> str:
 
     Logging libraries are not used for this: their tracebacks may show secrets (local variables), take seconds, or fail.
     """
-    inner = error.__traceback__
-    while inner is not None and inner.tb_frame.f_globals.get("__package__") == __package__:
-        inner = inner.tb_next
+    first_outside = error.__traceback__
+    # The first frames belong to this package, which called the handler.
+    while first_outside is not None and first_outside.tb_frame.f_globals.get("__package__") == __package__:
+        first_outside = first_outside.tb_next
     try:
-        text = "".join(traceback.format_exception(type(error), error, inner or error.__traceback__))
-    except Exception as another:
-        text = f"there is no traceback: {type(another).__name__}"
+        text = "".join(traceback.format_exception(type(error), error, first_outside or error.__traceback__))
+    except Exception as format_error:
+        text = f"there is no traceback: {type(format_error).__name__}"
     return printable(text, 10 * MOST_CHARACTERS)
 
 

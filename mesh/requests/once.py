@@ -71,7 +71,7 @@ def key_reused(key: str) -> KeyReused:
 
 
 #: Errors that free the key: a later try may succeed, or our own code is at fault.
-_PASSING = (
+_ERRORS_THAT_FREE_KEYS = (
     Busy, Cancelled, Contended, DeadlineExceeded, GivenUp, Incomplete, InvalidReply, LeaseLost, NoReplica, Paused,
     Unavailable, Unserved, UsageError,
 )  # fmt: skip
@@ -79,4 +79,4 @@ _PASSING = (
 
 def is_kept(error: MeshError) -> bool:
     """Return whether an error is kept as the answer to all calls with the key. If not, the key is free again."""
-    return error.retry_after is None and not isinstance(error, _PASSING)
+    return error.retry_after is None and not isinstance(error, _ERRORS_THAT_FREE_KEYS)

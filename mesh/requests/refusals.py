@@ -29,12 +29,14 @@ def refusal(code: str, about: str) -> MeshError:
         )
     if code == KeyReused.code:
         return key_reused(about)
+    # Where commit.lua uses these codes, a space and further words follow.
     if code == LIMITED.strip():
         return limited(about)
     if code == TOO_MANY.strip():
         return too_many()
     if code == "wrong-type":
         return MeshError(f"{about} is a key of the wrong type; delete it with redis-cli")
+    # The code that is left is "busy": the stream of the address is full.
     name = roster.name_of(about)
     return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)
 

@@ -57,10 +57,10 @@ class Reader:
 
     async def zrangebyscore(self, key: str, least: Text, most: Text, count: int) -> list[str]:
         """Return at most `count` members between two scores, which are written as in Redis (`-inf`, `(5`)."""
-        found: list[str] = await self._run(
+        members: list[str] = await self._run(
             "ZRANGEBYSCORE", self.prefix + key, *_sendable(least, most), "LIMIT", 0, count
         )
-        return found
+        return members
 
     async def zcard(self, key: str) -> int:
         return int(await self._run("ZCARD", self.prefix + key))

@@ -62,7 +62,7 @@ def valid_traceparent(text: str) -> str:
 
 def trace_id() -> str:
     """Return the id of the current trace, or ""."""
-    return TRACEPARENT.get()[3:35]
+    return TRACEPARENT.get()[3:35]  # after the version "00-", 32 hexadecimal digits
 
 
 def about() -> str:
@@ -70,8 +70,8 @@ def about() -> str:
     call, traceparent = CALL.get(), TRACEPARENT.get()
     if not call and not traceparent:
         return ""
-    found = f"call {call}" if call and NAME.fullmatch(call) else ""
-    return f"{found} traceparent {traceparent}" if traceparent else found
+    call_field = f"call {call}" if call and NAME.fullmatch(call) else ""
+    return f"{call_field} traceparent {traceparent}" if traceparent else call_field
 
 
 def sending(stream: str, op: str, count: int) -> tuple[str, dict[str, Any]]:
@@ -81,8 +81,8 @@ def sending(stream: str, op: str, count: int) -> tuple[str, dict[str, Any]]:
 
 def processing(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dict[str, Any]]:
     """Return the name and the attributes of the span of a delivery."""
-    about = {"messaging.operation.type": "process", "messaging.message.id": id, "mesh.deliveries": deliveries}
-    return f"process {stream}", {**_messaging(stream, op), **about}
+    attributes = {"messaging.operation.type": "process", "messaging.message.id": id, "mesh.deliveries": deliveries}
+    return f"process {stream}", {**_messaging(stream, op), **attributes}
 
 
 def replying(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
@@ -103,11 +103,11 @@ async def traced(work: Awaitable[T], kind: str, name: str, attributes: Mapping[s
 @contextlib.contextmanager
 def span(kind: str, name: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
     """Run a block within a new span, the parent of all spans that begin in the block. Call this only if `is_on`."""
-    started = begin(kind, name, attributes)
-    token = TRACEPARENT.set(_traceparent_of(started))
+    new_span = begin(kind, name, attributes)
+    token = TRACEPARENT.set(_traceparent_of(new_span))
     try:
-        with _trace.use_span(started, end_on_exit=True):
-            yield started
+        with _trace.use_span(new_span, end_on_exit=True):
+            yield new_span
     finally:
         TRACEPARENT.reset(token)
 
@@ -124,10 +124,12 @@ def begin(kind: str, name: str, attributes: Mapping[str, Any]) -> Any:
 
 def _parent() -> Any:
     """Return the context of a new span's parent: None for the current span, or else that of TRACEPARENT's span."""
-    here, named = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
-    if not named or (here.is_valid and f"{here.trace_id:032x}" == named[3:35]):
+    current_context, current_traceparent = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
+    if not current_traceparent or (
+        current_context.is_valid and f"{current_context.trace_id:032x}" == current_traceparent[3:35]
+    ):
         return None
-    _, trace, parent, flags = named.split("-")
+    _, trace, parent, flags = current_traceparent.split("-")
     remote = _trace.SpanContext(int(trace, 16), int(parent, 16), True, _trace.TraceFlags(int(flags, 16)))
     return _trace.set_span_in_context(_trace.NonRecordingSpan(remote))
 

@@ -29,7 +29,8 @@ ABSENT = "none"
 
 _SCORE = re.compile(r"[-+]?([0-9.]+(e[-+]?[0-9]+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
-_PLAIN = frozenset((str,))
+#: the types of words that need no check
+_TEXT_ONLY = frozenset((str,))
 _SENDABLE = (str, int, float, bytes)
 #: `check_words` prints an integer of more bits, to see whether Python can: if not, the C client would end the process.
 _MOST_BITS = 2000
@@ -37,7 +38,7 @@ _MOST_BITS = 2000
 
 def check_words(words: Sequence[Text]) -> None:
     """Raise TypeError or ValueError for a word that cannot be sent to Redis."""
-    if len(words) > 1 and _PLAIN.issuperset(map(type, words)):
+    if len(words) > 1 and _TEXT_ONLY.issuperset(map(type, words)):
         return
     for word in words:
         if word.__class__ is str:
@@ -85,7 +86,7 @@ def score(word: Text | float) -> Text:
     return repr(number)
 
 
-def _moment(word: Text) -> int:
+def _unix_ms(word: Text) -> int:
     return integer(word, 1, LATEST_MS)
 
 
@@ -95,7 +96,7 @@ def _nothing(args: Sequence[Text]) -> Sequence[Text]:
     return args
 
 
-def _some(args: Sequence[Text]) -> Sequence[Text]:
+def _one_or_more(args: Sequence[Text]) -> Sequence[Text]:
     if not args:
         raise ValueError("it takes a key and one argument or more")
     return args
@@ -130,19 +131,19 @@ def _set(args: Sequence[Text]) -> Sequence[Text]:
 def _expire(args: Sequence[Text]) -> Sequence[Text]:
     match args:
         case [moment]:
-            return [_moment(moment)]
+            return [_unix_ms(moment)]
         case [moment, "NX" | "XX" | "GT" | "LT" as condition]:
-            return [_moment(moment), condition]
+            return [_unix_ms(moment), condition]
     raise ValueError("it takes a key, a moment in ms, and at most one of NX, XX, GT, LT")
 
 
-def _by(args: Sequence[Text]) -> Sequence[Text]:
+def _increment(args: Sequence[Text]) -> Sequence[Text]:
     if len(args) != 1:
         raise ValueError("it takes a key and an integer")
     return [integer(args[0], -MOST_INTEGER, MOST_INTEGER)]
 
 
-def _field_by(args: Sequence[Text]) -> Sequence[Text]:
+def _field_and_increment(args: Sequence[Text]) -> Sequence[Text]:
     if len(args) != 2:
         raise ValueError("it takes a key, a field and an integer")
     return [args[0], integer(args[1], -MOST_INTEGER, MOST_INTEGER)]
@@ -157,14 +158,14 @@ def _range(args: Sequence[Text]) -> Sequence[Text]:
 def _entry(args: Sequence[Text]) -> Sequence[Text]:
     match args:
         case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:
-            start: list[Text] = ["MAXLEN", exactness, integer(count, 0, 2**31), "*"]
+            before_fields: list[Text] = ["MAXLEN", exactness, integer(count, 0, 2**31), "*"]
         case ["*", *fields]:
-            start = ["*"]
+            before_fields = ["*"]
         case _:
             raise ValueError("it takes a key, [MAXLEN ~|= count], the id *, and pairs of field and value")
     if len(fields) > MOST_WORDS:
         raise ValueError(f"an entry has at most {MOST_WORDS // 2} fields")
-    return [*start, *_pairs(fields)]
+    return [*before_fields, *_pairs(fields)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class Verb:
     grows: bool = False
 
 
-def _on(kind: str, check: Check, *, grows: bool = False) -> Verb:
+def _verb_on(kind: str, check: Check, *, grows: bool = False) -> Verb:
     return Verb((kind,), check, grows=grows)
 
 
@@ -194,18 +195,18 @@ VERBS: dict[str, Verb] = {
     "UNLINK": Verb((), _nothing, makes=ABSENT),
     "PEXPIREAT": Verb((), _expire),
     "PERSIST": Verb((), _nothing),
-    "INCRBY": _on("string", _by),
-    "HSET": _on("hash", _pairs, grows=True),
-    "HDEL": _on("hash", _some, grows=True),
-    "HINCRBY": _on("hash", _field_by),
-    "ZADD": _on("zset", _scores, grows=True),
-    "ZREM": _on("zset", _some, grows=True),
-    "SADD": _on("set", _some, grows=True),
-    "SREM": _on("set", _some, grows=True),
-    "RPUSH": _on("list", _some, grows=True),
-    "LPUSH": _on("list", _some, grows=True),
-    "LTRIM": _on("list", _range),
-    "XADD": _on("stream", _entry),
+    "INCRBY": _verb_on("string", _increment),
+    "HSET": _verb_on("hash", _pairs, grows=True),
+    "HDEL": _verb_on("hash", _one_or_more, grows=True),
+    "HINCRBY": _verb_on("hash", _field_and_increment),
+    "ZADD": _verb_on("zset", _scores, grows=True),
+    "ZREM": _verb_on("zset", _one_or_more, grows=True),
+    "SADD": _verb_on("set", _one_or_more, grows=True),
+    "SREM": _verb_on("set", _one_or_more, grows=True),
+    "RPUSH": _verb_on("list", _one_or_more, grows=True),
+    "LPUSH": _verb_on("list", _one_or_more, grows=True),
+    "LTRIM": _verb_on("list", _range),
+    "XADD": _verb_on("stream", _entry),
     "set-all": Verb((), _nothing, makes="string"),
     "keep": Verb((), _nothing),
     "mark": Verb((), _nothing, makes="string"),
@@ -254,11 +255,11 @@ ANSWERS = {
 
 def checked(verb: str, args: Sequence[Text]) -> Sequence[Text]:
     """Return the arguments of a command in a form that Redis certainly accepts. Raises ValueError, TypeError."""
-    spec = VERBS.get(verb)
-    if spec is None or not verb.isupper():
+    allowed = VERBS.get(verb)
+    if allowed is None or not verb.isupper():
         raise ValueError(f"{verb} is not a verb of transactions")
     check_words(args)
     try:
-        return spec.check(args)
+        return allowed.check(args)
     except ValueError as error:
         raise ValueError(f"{verb} cannot be written: {error}") from error

@@ -101,9 +101,9 @@ class Host:
     link: Link
     settings: MeshSettings
     now_ms: Callable[[], int]
-    #: operations that an operator has paused
+    #: returns the operations that an operator has paused
     paused: Callable[[], frozenset[str]]
-    #: takes the moment (ms of Redis's clock) at which a waiting request is due
+    #: takes the moment (ms of Redis's clock) at which a waiting request may be due: then the replica wakes what is due
     learn: Callable[[int], None]
     #: what the other replicas serve and understand
     directory: Directory

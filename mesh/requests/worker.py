@@ -80,8 +80,8 @@ class Worker:
         self._add_verbs(added.table(), [added.lua])
 
     def _add_verbs(self, table: Mapping[str, Verb], fragments: list[str]) -> None:
-        if taken := self.verbs.keys() & table.keys():
-            raise ValueError(f"the verbs {sorted(taken)} are there already")
+        if taken_names := self.verbs.keys() & table.keys():
+            raise ValueError(f"the verbs {sorted(taken_names)} are there already")
         self.verbs |= table
         self.fragments += fragments
 
@@ -118,17 +118,17 @@ class Worker:
 
 def _definition(handler: Handler, version: str) -> dict[str, Any]:
     service, dot, _ = handler.op.partition(".")
-    found: dict[str, Any] = {"kind": "command" if handler.effect else "query", "version": version}
+    definition: dict[str, Any] = {"kind": "command" if handler.effect else "query", "version": version}
     if handler.limit is not None:
-        found["limit"] = str(handler.limit)
+        definition["limit"] = str(handler.limit)
     if handler.define is not None:
-        return {**found, **handler.define()}
-    anything = {"type": "object"}
+        return {**definition, **handler.define()}
+    any_object = {"type": "object"}
     return {
-        **found,
+        **definition,
         "service": service if dot else "",
         "summary": "",
-        "request": anything,
-        "reply": anything,
+        "request": any_object,
+        "reply": any_object,
         "errors": {},
     }
