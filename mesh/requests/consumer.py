@@ -240,12 +240,12 @@ class Consumer(GroupConsumer[Work]):
                 try:
                     outcome_and_reason = outcome_and_reason or await self._runner.attempt(work, after_s)
                 except asyncio.CancelledError:
-                    if not work.late:
+                    if not work.late:  # the cancellation has another reason than the deadline
                         raise
                     outcome_and_reason = Outcome.LATE, ""
                 if outcome_and_reason is None or not await self._settle(work, *outcome_and_reason):
                     return
-                self._turns.leave(work)
+                self._turns.leave(work)  # so that no other request waits during the pause
                 outcome_and_reason = await self._redeliver(work)
         except Exception as error:
             self._end_run_with(error)

@@ -78,5 +78,8 @@ _ERRORS_THAT_FREE_KEYS = (
 
 
 def is_kept(error: MeshError) -> bool:
-    """Return whether an error is kept as the answer to all calls with the key. If not, the key is free again."""
+    """Return whether an error is kept as the answer to all calls with the key. If not, the key is free again.
+
+    An error with a `retry_after` is not kept, because a later try may succeed.
+    """
     return error.retry_after is None and not isinstance(error, _ERRORS_THAT_FREE_KEYS)

@@ -78,7 +78,7 @@ class Runner:
 
     # `request.call` is the X-Request-Id of the HTTP request that caused this request, or another name that the sender
     # has set. If the sender creates spans and has set no name, the request has a traceparent alone.
-    # `delivery_traceparent` is the context of the span of this delivery.
+    # `delivery_traceparent` is the context of the span of this delivery. The class of transactions is `Effects`.
     async def _attempt(self, work: Work, after_s: float, delivery_traceparent: str = "") -> Found | None:
         host, request, handler = self._host, work.request, work.handler
         if after_s:
@@ -131,7 +131,7 @@ class Runner:
         return None
 
     async def _wait_refuse_or_fail(self, work: Work, handler: Handler | None) -> Found | None:
-        """Do what `_wait_or_refuse` does. If its scripts cannot read the entry, return CRASHED for the request."""
+        """Do what `_wait_or_refuse` does. If the limit cannot read the body or a script fails, return CRASHED."""
         try:
             return await self._wait_or_refuse(work, handler)
         except (InvalidBody, redis_errors.ResponseError) as error:
@@ -148,7 +148,7 @@ class Runner:
         if handler is None:
             return await self._without_handler(work)
         limit = handler.limit
-        if limit is not None and limit.interval_ms:
+        if limit is not None and limit.interval_ms:  # 0 if the limit has no rate
             # The next request of this rate may wait already. If a client has sent it, no replica knows when it is due,
             # because clients do not wake requests. So this replica looks when one interval of the rate has passed.
             host.learn(host.now_ms() + limit.interval_ms)
@@ -166,7 +166,8 @@ class Runner:
         error = _unserved(request.op, self._worker.operations)
         has_no_caller, has_other_readers = not request.reply_to, not self._is_ordered(request)
         if has_other_readers and await host.directory.is_served(request.op, host.cls, patient=has_no_caller):
-            # The pause is half of its age: short at first, then longer and longer while no other replica reads it.
+            # For this time the request leaves the stream. The pause is half of its age: short at first, then longer and
+            # longer while no other replica reads it.
             age_ms = host.now_ms() - request.at_ms
             work.pause_ms = max(1, min(age_ms // 2, LONGEST_HAND_ON_MS))
             return Outcome.ELSEWHERE, error.detail
@@ -175,8 +176,8 @@ class Runner:
     async def _apply_limit(self, work: Work, limit: Limit) -> Found | None:
         """Apply the limit of its operation to a request whose sender did not know this limit.
 
-        If the decoder could not read the body, the limit cannot be applied. Then this returns _GO_ON, and the caller
-        gets the InvalidBody that stands in place of the body.
+        If the decoder could not read the body, an InvalidBody stands in its place, and no limit can be applied. Then
+        this returns _GO_ON: `handle` raises the InvalidBody, and so the caller gets it.
         """
         host, request = self._host, work.request
         if request.body.__class__ is InvalidBody:
@@ -256,7 +257,7 @@ class Runner:
                     await self._host.directory.check(transaction.asked, transaction.level)
         except LeaseLost:  # is a MeshError, but not an answer
             raise
-        except GeneratorExit as generator_exit:  # the event loop would take it for the end of the task
+        except GeneratorExit as generator_exit:  # it would look as if the event loop had closed this coroutine
             raise exited() from generator_exit
         except MeshError as error:
             if isinstance(error, InvalidReply):
@@ -294,7 +295,7 @@ class Runner:
         return Outcome.CRASHED, reason
 
     def _outcome_of_exception(self, work: Work, error: BaseException) -> Found:
-        """Return the outcome for an exception of a handler: another try later, if a Retry of its operation allows one.
+        """Return the outcome for an exception of a handler. A Retry of its operation may allow another try later.
 
         On a database's stream the next requests wait for this one. So the Retry is ignored there, and the request is
         delivered again at once.

@@ -147,7 +147,7 @@ def outcome_of(answer: str, *, is_answered: bool) -> Outcome:
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
-    """Return what to do with a request that had this outcome."""
+    """Return what to do with a request that had this outcome. `most` is how many deliveries a request may have."""
     match outcome:
         case Outcome.DONE:
             return Commit()
