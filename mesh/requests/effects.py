@@ -179,7 +179,7 @@ class Effects(Writer):
         self._replica = replica
         #: how many requests may wait in `mesh:later`; the commit refuses to add more
         self._later_bound = later_bound
-        #: the due times of the requests that it sends for later: after the commit the replica wakes them then
+        #: the due times of the requests that it sends for later; the runner tells the replica when to wake them
         self.dues: list[Due] = []
         #: The operations of the requests that it sends, but not of those that it forwards. Before the commit the runner
         #: checks that a live replica serves each.
@@ -331,10 +331,8 @@ class Effects(Writer):
         self.forwards = 0
         try:
             self._answer = (error.code, encode_body(failure_body(error)))
-        except ValueError as encode_error:
-            replacement = InvalidReply(
-                f"the handler raised {type(error).__name__}, which cannot be sent: {encode_error}"
-            )
+        except ValueError as cause:
+            replacement = InvalidReply(f"the handler raised {type(error).__name__}, which cannot be sent: {cause}")
             self._answer = (replacement.code, encode_body(failure_body(replacement)))
         self._is_kept = is_kept(error)
 
@@ -349,7 +347,7 @@ class Effects(Writer):
         expectations, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         if options:
             # The verb `ends` tells commit.lua how to end a request with options, such as to keep the answer.
-            ends_command: list[Text] = [
+            ending: list[Text] = [
                 "ends",
                 "op",
                 request.op,
@@ -359,7 +357,7 @@ class Effects(Writer):
                 int(self._is_kept),
                 *options,
             ]
-            writes = [*writes, ["0", len(ends_command), *ends_command]]
+            writes = [*writes, ["0", len(ending), *ending]]
         words: list[Text] = [
             request.stream, request.id, reply_to, request.key, request.op, status, self.forwards,
             body if reply_to or options else "", len(expectations), len(writes), len(sends), took_us, request.call,

@@ -216,7 +216,7 @@ class Writes:
                 self._histories[side, key] = [command]
             else:
                 history.append(command)
-        # `_sums` has only keys with a counter. It begins with the first INCRBY or HINCRBY, which reads the history.
+        # `_sums` gets a key at its first INCRBY or HINCRBY, from the commands before. Later commands are noted here.
         if self._sums:
             self._note(side, verb, keys, args)
 
