@@ -189,6 +189,7 @@ def _verb_on(kind: str, check: Check, *, grows: bool = False) -> Verb:
 
 
 #: Verbs in small letters are not Redis's, but those of commit_verbs.lua. `Writer` or `Effects` has a method for each.
+#: These methods do not call `checked`, so the `check` of these verbs is not used.
 VERBS: dict[str, Verb] = {
     "SET": Verb((), _set, makes="string"),
     "DEL": Verb((), _nothing, makes=ABSENT),
