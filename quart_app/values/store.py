@@ -9,8 +9,8 @@ In the database that has the record, under db{n}:
                             these primes divide one value only, so they need no member in the index. If such a prime
                             divides several values, one of them is here, and the others are in the index
     values:expiry    zset   members "<value> <value> ...", by the moment (ms) at which the sweep looks at their records.
-                            No record expires before its moment. A record that was refreshed expires later; the sweep
-                            finds it alive at the moment, and writes a new moment for it
+                            No record expires before its moment. If a put makes a record expire later, the moment
+                            stays. At the moment the sweep sees the later expiry, and writes it as the new moment
 
 Shared:
 
@@ -32,6 +32,7 @@ from msgspec import Struct, json
 
 from mesh.raw import Effects, Filter, Script, ServiceVerbs, Store
 
+#: The keys of this module's docstring. ALONE has one value of each large prime.
 RECORDS = "values:records"
 INDEX = "values:index"
 ALONE = "values:alone"
@@ -41,15 +42,15 @@ WHERE = "values:where:"
 FIND = Script.beside(__file__, "search.lua", "find.lua")
 #: The verbs that write and remove records together with their entries in INDEX and ALONE.
 PUT, REMOVE = "put-values", "remove-values"
-#: The keys of these verbs, and the types that these keys must have.
-_WRITTEN = (RECORDS, INDEX, ALONE)
-_TYPES = ("hash", "zset", "hash")
+#: The keys of these verbs, and the types that the commit requires of these keys, in the same order.
+_WRITTEN_KEYS = (RECORDS, INDEX, ALONE)
+_WRITTEN_TYPES = ("hash", "zset", "hash")
 #: The verbs that answer a request with one search or several. The commit checks no types for them, because
 #: find_verb.lua itself reports an error at its keys.
 ANSWER, ANSWER_EACH = "find-values", "find-each"
 VERBS = ServiceVerbs(
     Script.beside(__file__, "index_verbs.lua").source + Script.beside(__file__, "find_verb.lua", "find.lua").source,
-    {PUT: _TYPES, REMOVE: _TYPES, ANSWER: (), ANSWER_EACH: ()},
+    {PUT: _WRITTEN_TYPES, REMOVE: _WRITTEN_TYPES, ANSWER: (), ANSWER_EACH: ()},
 )
 
 
@@ -58,6 +59,7 @@ class Place:
     """Where a value's record is: database, class, and the id of the request that last wrote it."""
 
     database: int
+    #: the class of the database, a letter from A to D
     cls: str
     id: str
 
@@ -80,31 +82,32 @@ class Record:
 
     @classmethod
     def parse(cls, text: str) -> Record:
+        # The value 1 has no prime factors, so its record ends after the expiry. The added space makes a third part.
         id, expiry, factors = f"{text} ".split(" ", 2)
         return cls(id, int(expiry), factors.rstrip())
 
     def __str__(self) -> str:
-        return _text(self.id, self.expiry, self.factors)
+        return _record_text(self.id, self.expiry, self.factors)
 
 
-def _text(id: str, expiry: int, factors: str) -> str:
+def _record_text(id: str, expiry: int, factors: str) -> str:
     """Return a record as the text in RECORDS."""
     return f"{id} {expiry} {factors}" if factors else f"{id} {expiry}"
 
 
 #: By number of digits: the prefix of a number in the index, "a" to "y" for 1 to 25 digits, then "z0026" and so on. Most
 #: prefixes are a single letter. This saves memory, because most of what is stored is the index. The table saves time,
-#: because each value needs about five prefixes.
-_LENGTHS = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
+#: because each value needs about five prefixes. No value has more than 4000 digits (`ValuesSettings.max_digits`).
+_PREFIXES = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
 
 
 def ordered(number: str) -> str:
     """Return a number with its prefix. Such texts sort as their numbers do."""
-    return _LENGTHS[len(number)] + number
+    return _PREFIXES[len(number)] + number
 
 
 def digits(text: str) -> str:
-    """Return the number that `ordered` has written."""
+    """Return a number without the prefix that `ordered` has put before it."""
     return text[5:] if text[0] == "z" else text[1:]
 
 
@@ -113,37 +116,47 @@ ENTRY_BYTES = 90
 
 
 def size(value: str, factors: str) -> int:
-    """Return about how many bytes of Redis a value takes: its record, its place, and one entry for each prime.
+    """Return about how many bytes of Redis a value takes.
 
-    Each of these entries contains the value, so a value of 1000 digits with many different primes takes 340 kB.
+    RECORDS, the key of its place, and EXPIRY contain the value, and so does the entry of each different prime in INDEX or
+    ALONE. The record contains the factors, and so do these entries together. A value of 1000 digits with many different
+    primes takes 340 kB.
     """
     primes = 1 + factors.count(" ")
     return (len(value) + ENTRY_BYTES) * (3 + primes) + 2 * len(factors)
 
 
 async def places(store: Store, values: Sequence[str]) -> list[str | None]:
-    """Return the text of each value's place, which a commit can expect; None for a value without a record."""
+    """Return the text of each value's place; None for a value without a record.
+
+    The texts are not parsed, because `expect_places` compares them with what Redis has at the commit.
+    """
     return await store.shared.mget(*[WHERE + value for value in values])
 
 
 def places_found(text: str, count: int) -> list[str | None] | None:
-    """Return the places of `count` values, as the submission of their request read them; None for any other text."""
+    """Decode `Request.found`: the texts of the places of `count` values, which the submission of the request has read.
+
+    A value without a record has the empty text there, and None in the result. Return None if `text` is not a list of
+    `count` texts.
+    """
     if count == 1:
         return [text or None]
     try:
-        found = _read_texts(text)
+        texts = _read_list(text)
     except ValueError:
         return None
-    return [each or None for each in found] if len(found) == count else None
+    return [text_or_empty or None for text_or_empty in texts] if len(texts) == count else None
 
 
-_read_texts = json.Decoder(list[str]).decode
+#: Reads a JSON list of texts. Raises a ValueError for any other text.
+_read_list = json.Decoder(list[str]).decode
 
 
 async def records(store: Store, values: Sequence[str]) -> list[Record | None]:
     """Return the records of these values in this replica's database; None for a value that has no record there."""
-    found = await store.hmget(RECORDS, *values)
-    return [None if text is None else Record.parse(text) for text in found]
+    texts = await store.hmget(RECORDS, *values)
+    return [None if text is None else Record.parse(text) for text in texts]
 
 
 def put(
@@ -156,26 +169,28 @@ def put(
 ) -> None:
     """Write the records of one request, and their places. `expiries` (ms) and `factors` are by value.
 
-    `before` has the records of these values that this database has already. The primes of all values go into `filters`.
+    `before` has the records of these values that this database has already. The verb PUT reads the primes from the
+    records, and sets their bits in `filters` (see `primes`). It skips primes below `filter.below`, whose bits are set.
     """
     if not expiries:
         return
-    ends: dict[int, list[str]] = {}
+    values_by_expiry: dict[int, list[str]] = {}
     for value, expiry in expiries.items():
-        ends.setdefault(expiry, []).append(value)
-    words = [word for value, end in expiries.items() for word in (value, _text(place.id, end, factors[value]))]
-    transaction.write_with(PUT, _WRITTEN, words, [" ".join(f"{filter.name} {filter.below}" for filter in filters)])
+        values_by_expiry.setdefault(expiry, []).append(value)
+    words = [word for value, end in expiries.items() for word in (value, _record_text(place.id, end, factors[value]))]
+    transaction.write_with(PUT, _WRITTEN_KEYS, words, [" ".join(f"{filter.name} {filter.below}" for filter in filters)])
     for filter in filters:
-        transaction.shared.keep_until(filter.key, max(ends))
-    for expiry, values in ends.items():
+        transaction.shared.keep_until(filter.key, max(values_by_expiry))
+    for expiry, values in values_by_expiry.items():
         transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
+        # The other values keep the moment of an earlier record, which is not later than their new expiry.
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
-        transaction.keep_until(key, max(ends))
+        transaction.keep_until(key, max(values_by_expiry))
 
 
 def schedule(transaction: Effects, expiry: int, values: Sequence[str]) -> None:
-    """Have the sweep look at these values at the moment `expiry` (ms)."""
+    """Have the sweep look at these values, as one group, at the moment `expiry` (ms). The sweep calls this, too."""
     if values:
         transaction.zadd(EXPIRY, {" ".join(values): expiry})
 
@@ -189,17 +204,17 @@ def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
     """Remove these records from this replica's database. The commit fails if one of them has changed by then."""
     for value, record in over.items():
         transaction.expect(RECORDS, str(record), value)
-    transaction.write_with(REMOVE, _WRITTEN, [word for pair in over.items() for word in map(str, pair)])
+    transaction.write_with(REMOVE, _WRITTEN_KEYS, [word for pair in over.items() for word in map(str, pair)])
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
     """Return the values that are due for the sweep, the earliest first, grouped as `schedule` was given them."""
-    groups = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
-    return [group.split() for group in groups]
+    members = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
+    return [member.split() for member in members]
 
 
 def unschedule(transaction: Effects, values: Sequence[str]) -> None:
-    """Remove a group of values from the list of the sweep."""
+    """Remove a group of values from the list of the sweep, if the list has a group of exactly these values."""
     transaction.zrem(EXPIRY, " ".join(values))
 
 
@@ -228,13 +243,13 @@ class Parts(Struct, frozen=True):
 read_parts = json.Decoder(Parts).decode
 
 
-#: The most values and bytes that one search returns, and the most records that it looks at. A longer search would block
-#: the server for long, and a longer answer the event loop.
+#: The most values that one search returns (FOUND_VALUES), the most bytes of its answer, and the most records that it
+#: looks at. A longer search would block the server for long, and a longer answer the event loop.
 FOUND_VALUES = 2000
-FOUND_BYTES = 100_000
-LOOKED_AT = 4000
+MOST_FOUND_BYTES = 100_000
+MOST_LOOKED_AT = 4000
 #: The keys of a search.
-_SEARCHED = [INDEX, ALONE, RECORDS]
+_SEARCHED_KEYS = [INDEX, ALONE, RECORDS]
 
 
 class Conditions(NamedTuple):
@@ -248,7 +263,7 @@ class Conditions(NamedTuple):
     @property
     def words(self) -> list[str | int]:
         """The words for find.lua that follow the keys."""
-        return [ordered(self.prime), self.above, self.moment_ms, self.limit, FOUND_BYTES, LOOKED_AT]
+        return [ordered(self.prime), self.above, self.moment_ms, self.limit, MOST_FOUND_BYTES, MOST_LOOKED_AT]
 
     @property
     def above(self) -> str:
@@ -261,28 +276,29 @@ class Conditions(NamedTuple):
 
 async def find(store: Store, conditions: Conditions) -> tuple[str, str]:
     """Search this replica's database; return `until` and `found` as in a Part. `found` is text."""
-    until, text = await store.script(FIND, _SEARCHED, *conditions.words)
+    until, text = await store.script(FIND, _SEARCHED_KEYS, *conditions.words)
     return until, text
 
 
 def answer(transaction: Effects, conditions: Conditions) -> None:
     """Answer the request with a search that the commit makes in this database; `read_part` reads the answer."""
-    transaction.answer_with(ANSWER, _SEARCHED, conditions.words)
+    transaction.answer_with(ANSWER, _SEARCHED_KEYS, conditions.words)
 
 
 def answer_each(transaction: Effects, moment_ms: int, each: Sequence[Conditions]) -> None:
     """Answer the request with several searches that the commit makes, all as of one moment; `read_parts` reads them."""
-    words = [word for one in each for word in (ordered(one.prime), one.above, one.limit)]
-    transaction.answer_with(ANSWER_EACH, _SEARCHED, [moment_ms, FOUND_BYTES, LOOKED_AT, *words])
+    words = [word for conditions in each for word in (ordered(conditions.prime), conditions.above, conditions.limit)]
+    transaction.answer_with(ANSWER_EACH, _SEARCHED_KEYS, [moment_ms, MOST_FOUND_BYTES, MOST_LOOKED_AT, *words])
 
 
 def flat(text: str) -> list[str]:
     """Return a page's text as the list that earlier releases expect: a value, its record, the next value, and so on.
 
-    Earlier releases use the ids of two records of a value to choose one. Both have the same factors, so any id will do.
+    Each record in the list is "0-0 0 <factors>", without its true id and expiry. If two databases have a record of one
+    value, an earlier release keeps the record with the greater id. Both have the same factors, so either may be kept.
     """
-    found: list[str] = []
+    alternating: list[str] = []
     for line in text.split(";") if text else ():
         value, _, factors = line.partition("=")
-        found += (digits(value), f"0-0 0 {factors}")
-    return found
+        alternating += (digits(value), f"0-0 0 {factors}")
+    return alternating
