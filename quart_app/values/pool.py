@@ -59,8 +59,8 @@ ATTEMPTS = 2
 
 
 @lru_cache(maxsize=64)
-def _begun(number: int) -> Factoring | None:
-    """Do the cheap steps of a factorisation; return None if they would block the event loop for long.
+def _after_cheap_steps(number: int) -> Factoring | None:
+    """Return a number's factorisation after its cheap steps; None if these steps would block the event loop for long.
 
     The cache saves time for callers that ask for the estimate of a number first, and then for its factors.
     """
@@ -88,18 +88,23 @@ class FactorPool:
         pace: Pace | None = None,
         helpers: Helpers | None = None,
     ) -> None:
-        self.processes = count = processes or cores()
-        self.hard_limit = 4 * count if hard_limit is None else hard_limit
+        self.processes = process_count = processes or cores()
+        self.hard_limit = 4 * process_count if hard_limit is None else hard_limit
         self.brisk_limit = brisk_limit
         self.sieve_bits = sieve_bits
         self._metrics = metrics or FactorMetrics(CollectorRegistry())
-        self._brisk = Lane(min(count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
-        self._hard = Lane(count, niceness=10, metrics=self._metrics.lane("hard"))
-        self._patient = Lane(count, niceness=15, metrics=self._metrics.lane("patient"))
-        self.helper = Helper(Lane(count, niceness=19, metrics=self._metrics.lane("help")), self._spare, self._again)
+        # A lane with a higher niceness gets the processor later. A replica has niceness 0.
+        self._brisk = Lane(min(process_count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
+        self._hard = Lane(process_count, niceness=10, metrics=self._metrics.lane("hard"))
+        self._patient = Lane(process_count, niceness=15, metrics=self._metrics.lane("patient"))
+        self.helper = Helper(
+            Lane(process_count, niceness=19, metrics=self._metrics.lane("help")),
+            self._spare_processes,
+            self._run_with_retry,
+        )
         self._helpers = helpers
-        #: the lanes in which other replicas help with a number now
-        self._helped: set[Lane] = set()
+        #: the lanes in which other replicas now help with a number; each lane gets help for one number at a time
+        self._lanes_with_help: set[Lane] = set()
         self._computations: dict[int, Computation] = {}
         self._pace = pace or Pace()
         self._tasks: asyncio.TaskGroup
@@ -114,12 +119,12 @@ class FactorPool:
     async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._closed = True
         for computation in list(self._computations.values()):
-            self._drop(computation)
+            self._remove(computation)
         await self._tasks.__aexit__(None, None, None)
         await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop(), self.helper.stop())
         if error is not None:
-            # The service has failed or the lease was lost, so the pool will be opened again. Requests wait for that in
-            # `_ready`. If the replica leaves in order, the pool stays closed, and the requests are handed back.
+            # The service has failed or the lease was lost, so the pool will be opened again, and `_wait_until_open`
+            # waits for that. If the replica leaves in order, the pool stays closed, and the requests are handed back.
             self._opened.clear()
             self._closed = False
 
@@ -128,7 +133,7 @@ class FactorPool:
         await self._pace()
         if number.bit_length() <= engine.WORD_BITS:
             return engine.word_factors(number)
-        factoring = _begun(number)
+        factoring = _after_cheap_steps(number)
         return factoring.factors() if factoring is not None and factoring.done else None
 
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
@@ -138,24 +143,24 @@ class FactorPool:
         DeadlineExceeded with the facts `factors` (primes found so far) and `unfactored` (composites that are left).
         Raises Unavailable if a slice failed because all processes that tried it died.
         """
-        found = await self.at_once(number)
-        if found is not None:
-            return found
-        factoring = _begun(number)
+        factors_at_once = await self.at_once(number)
+        if factors_at_once is not None:
+            return factors_at_once
+        factoring = _after_cheap_steps(number)
         begun_s = time.monotonic()
-        await self._ready(timeout_s)
-        computation = self._computation(number, factoring, patient)
-        return await self._wait(computation, timeout_s - (time.monotonic() - begun_s))
+        await self._wait_until_open(timeout_s)
+        computation = self._join_or_begin(number, factoring, patient)
+        return await self._wait_for_answer(computation, timeout_s - (time.monotonic() - begun_s))
 
     async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
         """Return the prime factors of numbers below 2^64, each as text. The event loop finds them, piece by piece."""
-        found: list[str] = []
+        texts: list[str] = []
         for first in range(0, len(numbers), WORDS_A_PIECE):
             await self._pace()
-            found += map(engine.word_factors, numbers[first : first + WORDS_A_PIECE])
-        return found
+            texts += map(engine.word_factors, numbers[first : first + WORDS_A_PIECE])
+        return texts
 
-    async def _ready(self, timeout_s: float) -> None:
+    async def _wait_until_open(self, timeout_s: float) -> None:
         """Wait until the pool is open. Raises DeadlineExceeded. Raises CancelledError if the pool was closed for good.
 
         A request that ends with this CancelledError stays pending, and another replica of the class takes it over.
@@ -174,16 +179,16 @@ class FactorPool:
         if number.bit_length() <= INLINE_BITS:
             await self._pace()
             return engine.is_prime(number)
-        await self._ready(timeout_s)
+        await self._wait_until_open(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return bool(await self._again(self._brisk, lambda: (engine.is_prime, number)))
+                return bool(await self._run_with_retry(self._brisk, lambda: (engine.is_prime, number)))
         except TimeoutError:
             raise DeadlineExceeded("the test whether the number is prime did not end in time") from None
 
     def expected_s(self, number: int) -> float:
         """Return how many seconds a number is expected to take; infinite if that is not known."""
-        factoring = _begun(number)
+        factoring = _after_cheap_steps(number)
         return math.inf if factoring is None else engine.seconds(factoring, self.sieve_bits)
 
     def progress(self, number: int) -> Progress | None:
@@ -196,11 +201,14 @@ class FactorPool:
         now_s = time.monotonic()
         return [computation.progress(now_s, self.sieve_bits) for computation in self._computations.values()]
 
-    def _computation(self, number: int, factoring: Factoring | None, patient: bool) -> Computation:
-        """Return the computation of a number; begin one if there is none. Raises Busy."""
-        found = self._computations.get(number)
-        if found is not None:
-            return found
+    def _join_or_begin(self, number: int, factoring: Factoring | None, patient: bool) -> Computation:
+        """Return the computation of a number; begin one if there is none. Raises Busy.
+
+        `factoring` is the state after the cheap steps; None if a worker process has to do these steps.
+        """
+        existing = self._computations.get(number)
+        if existing is not None:
+            return existing
         if len(self._computations) >= self.brisk_limit + self.hard_limit:
             self._metrics.ended(FactorOutcome.REFUSED)
             raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
@@ -213,7 +221,8 @@ class FactorPool:
         computation.task = self._tasks.create_task(self._run(computation))
         return computation
 
-    async def _wait(self, computation: Computation, timeout_s: float) -> str:
+    async def _wait_for_answer(self, computation: Computation, timeout_s: float) -> str:
+        """Return the factors when they are found. If the last caller leaves before, the computation ends."""
         computation.waiting += 1
         computation.deadline_s = max(computation.deadline_s, time.monotonic() + timeout_s)
         try:
@@ -223,53 +232,62 @@ class FactorPool:
             # Requests that came together reach their deadlines together. Their error texts are made in turn, so that
             # the event loop is not blocked.
             await self._pace()
-            raise self._late(computation) from None
+            raise self._deadline_error(computation) from None
         finally:
             computation.waiting -= 1
             if not computation.waiting:
-                self._drop(computation)
+                self._remove(computation)
 
-    def _late(self, computation: Computation) -> DeadlineExceeded:
-        known = computation.progress(time.monotonic(), self.sieve_bits)
-        digits = ", ".join(str(len(str(composite))) for composite in known.unfactored)
+    def _deadline_error(self, computation: Computation) -> DeadlineExceeded:
+        """Return the error for a caller whose time is over: it says how far the computation is."""
+        progress = computation.progress(time.monotonic(), self.sieve_bits)
+        digits = ", ".join(str(len(str(composite))) for composite in progress.unfactored)
         return DeadlineExceeded(
             f"not factorised in time: the composites that are left have {digits} digits",
-            factors=notation.expanded(known.factors),
-            unfactored=known.unfactored,
-            stage=known.stage,
-            elapsed_s=known.elapsed_s,
-            estimate_s=known.estimate_s,
+            factors=notation.expanded(progress.factors),
+            unfactored=progress.unfactored,
+            stage=progress.stage,
+            elapsed_s=progress.elapsed_s,
+            estimate_s=progress.estimate_s,
         )
 
-    def _drop(self, computation: Computation) -> None:
-        """Remove a computation, and kill the processes that work on it."""
+    def _remove(self, computation: Computation) -> None:
+        """Remove a computation, and kill the processes that work on it. A finished computation has none."""
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
         if computation.task is not None and not computation.task.done():
-            late = time.monotonic() >= computation.deadline_s
-            self._metrics.ended(FactorOutcome.LATE if late else FactorOutcome.CANCELLED)
+            is_late = time.monotonic() >= computation.deadline_s
+            self._metrics.ended(FactorOutcome.LATE if is_late else FactorOutcome.CANCELLED)
             computation.task.cancel()
 
     def _admit(self, computation: Computation) -> None:
-        """Mark a computation as hard if it is expected to take long. Raises Busy if there are too many hard ones."""
+        """Mark a computation as hard if it is expected to take long. Raises Busy if there are too many hard ones.
+
+        Hard numbers of clients and those of jobs are counted apart, so neither can take the places of the others.
+        """
         assert computation.factoring is not None
         if computation.hard or engine.seconds(computation.factoring, self.sieve_bits) <= BRISK_S:
             return
-        others = [one for one in self._computations.values() if one.hard and one.patient == computation.patient]
-        if len(others) >= self.hard_limit:
+        competing = [
+            other for other in self._computations.values() if other.hard and other.patient == computation.patient
+        ]
+        if len(competing) >= self.hard_limit:
             self._metrics.ended(FactorOutcome.REFUSED)
-            retry_after = math.ceil(self._first_end_s(others))
+            retry_after = math.ceil(self._first_end_s(competing))
             raise Busy(
-                f"too many hard numbers ({len(others)}) are being factorised; retry after {retry_after} s",
+                f"too many hard numbers ({len(competing)}) are being factorised; retry after {retry_after} s",
                 retry_after=retry_after,
             )
         computation.hard = True
 
-    def _first_end_s(self, others: list[Computation]) -> float:
-        """Return in how many seconds the first of these computations is expected to end, from 1 to 60."""
+    def _first_end_s(self, computations: list[Computation]) -> float:
+        """Return in how many seconds the first of these computations is expected to end, from 1 to 60 for Retry-After.
+
+        A computation also ends at its deadline.
+        """
         now_s = time.monotonic()
-        ends = [min(other.deadline_s - now_s, other.left_s(now_s, self.sieve_bits)) for other in others]
-        return min(max(min(ends, default=1.0), 1.0), 60.0)
+        ends_s = [min(other.deadline_s - now_s, other.left_s(now_s, self.sieve_bits)) for other in computations]
+        return min(max(min(ends_s, default=1.0), 1.0), 60.0)
 
     async def _run(self, computation: Computation) -> None:
         """Compute, and pass the result or the error to the callers.
@@ -283,6 +301,7 @@ class FactorPool:
             answer.cancel()
             raise
         except Exception as error:
+            # `_admit` has counted a Busy as refused.
             if not isinstance(error, Busy):
                 self._metrics.ended(FactorOutcome.FAILED)
             if not answer.done():
@@ -296,10 +315,12 @@ class FactorPool:
             del self._computations[computation.number]
 
     async def _compute(self, computation: Computation) -> str:
+        """Do slice after slice; return the factors. Raises Busy, Unavailable."""
         while True:
             if computation.factoring is None:
                 computation.stage = Stage.DIVISION
             else:
+                # If a process has done the cheap steps, the estimate is known only now.
                 self._admit(computation)
             computation.factoring, factors = await self._advance(computation)
             if factors is not None:
@@ -312,39 +333,41 @@ class FactorPool:
         If other replicas help with the curves, go on until a replica has split the composite or its sieve is due.
         """
         lane = self._lane(computation)
-        before = computation.factoring
+        factoring_before = computation.factoring
 
         async def run() -> child.Slice:
-            found: child.Slice = await self._again(lane, partial(self._slice, computation))
-            return found
+            result: child.Slice = await self._run_with_retry(lane, partial(self._slice, computation))
+            return result
 
-        if before is None or self._stage(computation) is not Stage.CURVES:
+        if factoring_before is None or self._stage(computation) is not Stage.CURVES:
             return await run()
         if self._helpers is None or not self._needs_help(computation):
-            return await race(before, run, max(1, lane.idle))
-        self._helped.add(lane)
+            return await race(factoring_before, run, max(1, lane.idle))
+        self._lanes_with_help.add(lane)
         try:
-            async with self._helpers.asked(before, self.processes) as help:
+            async with self._helpers.asked(factoring_before, self.processes) as help:
                 while not help.found.done():
-                    computation.factoring = before = help.factoring
+                    computation.factoring = factoring_before = help.factoring
                     if self._stage(computation) is not Stage.CURVES:
-                        return before, None
-                    help.add(before, await race(before, run, max(1, lane.idle), help.found))
+                        return factoring_before, None
+                    help.add(factoring_before, await race(factoring_before, run, max(1, lane.idle), help.found))
                 return help.found.result()
         finally:
-            self._helped.discard(lane)
+            self._lanes_with_help.discard(lane)
 
     def _needs_help(self, computation: Computation) -> bool:
+        """Return whether other replicas should help: the computation is long, and no other one of its lane has help."""
         is_long = computation.hard and time.monotonic() - computation.begun_s >= HELP_AFTER_S
-        return is_long and self._lane(computation) not in self._helped
+        return is_long and self._lane(computation) not in self._lanes_with_help
 
-    def _spare(self) -> int:
+    def _spare_processes(self) -> int:
         """Return how many processes this replica does not need for its own work."""
         if self._closed or not self._opened.is_set():
             return 0
         return max(0, self.processes - self._brisk.calls - self._hard.calls - self._patient.calls)
 
     def _stage(self, computation: Computation) -> Stage:
+        """Return what the next slice will do in the time that is left."""
         assert computation.factoring is not None
         return engine.stage(computation.factoring, computation.deadline_s - time.monotonic(), self.sieve_bits)
 
@@ -353,7 +376,7 @@ class FactorPool:
             return self._brisk
         return self._patient if computation.patient else self._hard
 
-    async def _again(self, lane: Lane, call: Call) -> Any:
+    async def _run_with_retry(self, lane: Lane, call: Call) -> Any:
         """Return the result of a call. If its process dies, make the call again in another one. Raises Unavailable."""
         for _ in range(ATTEMPTS):
             with contextlib.suppress(ProcessExpired, concurrent.futures.BrokenExecutor):

@@ -118,9 +118,9 @@ ENTRY_BYTES = 90
 def size(value: str, factors: str) -> int:
     """Return about how many bytes of Redis a value takes.
 
-    RECORDS, the key of its place, and EXPIRY contain the value, and so does the entry of each different prime in INDEX or
-    ALONE. The record contains the factors, and so do these entries together. A value of 1000 digits with many different
-    primes takes 340 kB.
+    RECORDS, the key of its place, and EXPIRY contain the value. The entry of each different prime in INDEX or ALONE
+    contains it, too. The record contains the factors, and so do these entries together. A value of 1000 digits with
+    many different primes takes 340 kB.
     """
     primes = 1 + factors.count(" ")
     return (len(value) + ENTRY_BYTES) * (3 + primes) + 2 * len(factors)
