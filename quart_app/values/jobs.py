@@ -41,7 +41,7 @@ KEPT = "values:jobs"
 OPEN = "values:jobs:open"
 SIZE = "values:jobs:size"
 
-#: The operation of the requests that do the work of a job.
+#: The operation of the requests that do the work of a job; `handlers` serves it. A plain POST /values uses it, too.
 PUT = "values.put"
 
 ADMIT = Script.beside(__file__, "admit_job.lua")
@@ -57,14 +57,14 @@ return 1
 """
 )
 
-#: A job is stored before its first steps are sent. If the replica dies in between, the job expires after this time.
+#: A job is stored before its first steps are sent. If the replica dies in between, the job expires after so many ms.
 HOLD_MS = 10_000
-#: About how many bytes of Redis an item takes in addition to its digits and its factors.
+#: About how many bytes of Redis an item takes in addition to its texts, which `size` counts.
 ITEM_BYTES = 250
 #: The most values, and about the most bytes, in a field order:{n}. One piece of work reads and shows such a part.
-PART_VALUES, PART_BYTES = 100, 1 << 14
+MOST_PART_VALUES, MOST_PART_BYTES = 100, 1 << 14
 #: About the most words and bytes of a job that are sent to Redis at once.
-PIECE_WORDS, PIECE_BYTES = 2000, 1 << 16
+MOST_PIECE_WORDS, MOST_PIECE_BYTES = 2000, 1 << 16
 
 #: The fields that a look at a job reads. `admit_job.lua` reads the first eight, in this order.
 FIELDS = ("created", "deadline", "values", "left", "stage:A", "stage:B", "stage:C", "stage:D", "failures", "parts")
@@ -97,12 +97,23 @@ class Job:
 
     @classmethod
     def parse(cls, id: str, fields: Sequence[str | None]) -> Job | None:
-        """Return the job from its FIELDS (the last two may be absent); None if it is gone or has no work yet."""
-        created, deadline, values, left, *rest = fields
+        """Return the job from its FIELDS; None if it is gone or has no work yet.
+
+        `failures` and `parts` are absent in what `admit_job.lua` returns of other jobs.
+        """
+        created, deadline, values, left, *stages_and_counts = fields
         if created is None or deadline is None or values is None or left is None:
             return None
-        stages = [json.loads(stage) for stage in rest[:4] if stage is not None]
-        return cls(id, int(created), int(deadline), int(values), int(left), stages, *map(int, filter(None, rest[4:])))
+        stages = [json.loads(stage) for stage in stages_and_counts[:4] if stage is not None]
+        return cls(
+            id,
+            int(created),
+            int(deadline),
+            int(values),
+            int(left),
+            stages,
+            *map(int, filter(None, stages_and_counts[4:])),
+        )
 
     @property
     def done(self) -> int:
@@ -123,14 +134,14 @@ class Job:
 
     def view(self, now_ms: int) -> dict[str, Any]:
         """Return what a client sees of the job in addition to its results. Times are in seconds."""
-        shown: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "id": self.id,
             "state": self.state(now_ms),
             "elapsed_s": round(max(0, now_ms - self.created_ms) / 1000, 3),
             "values": self.values,
             "values_done": self.done,
         }
-        return shown if self.is_over(now_ms) else shown | {"working_on": self.stages}
+        return facts if self.is_over(now_ms) else facts | {"working_on": self.stages}
 
     def expected_s(self, now_ms: int) -> float:
         """Return in how many seconds the job is expected to end, at the latest at its deadline.
@@ -138,14 +149,14 @@ class Job:
         If some values are finished, their pace tells. If none is finished and each has an estimate, the longest
         estimate counts. Otherwise the deadline counts.
         """
-        longest_s = max(0, self.deadline_ms - now_ms) / 1000
+        until_deadline_s = max(0, self.deadline_ms - now_ms) / 1000
         finished = self.values - self.left
         if finished:
-            return min(longest_s, (now_ms - self.created_ms) / 1000 * self.left / finished)
+            return min(until_deadline_s, (now_ms - self.created_ms) / 1000 * self.left / finished)
         estimates = [stage.get("estimate_s") for stage in self.stages]
         if len(estimates) == self.left and None not in estimates:
-            return min(longest_s, max(float(estimate) for estimate in estimates if estimate is not None))
-        return longest_s
+            return min(until_deadline_s, max(float(estimate) for estimate in estimates if estimate is not None))
+        return until_deadline_s
 
 
 def size(items: Sequence[ItemAsked]) -> int:
@@ -161,87 +172,101 @@ class Jobs:
         self._pace = pace
 
     async def begin(self, replica: Replica, items: Sequence[ItemAsked]) -> str:
-        """Store a job and send its first steps on their way; return its id. Raises Busy, Unavailable.
+        """Store a job, and send the first step of each class; return the id of the job. Raises Busy, Unavailable.
 
         Of items with the same value the last one counts.
         """
         await self._pace()
-        different, bytes_taken = {item.value: item for item in items}, size(items)
+        item_by_value, bytes_taken = {item.value: item for item in items}, size(items)
         await self._pace()
+        # Each chunk is one step. A large value has a step of its own, because chunks of large values get 0 bytes here.
         steps = Chunks(self._settings.chunk, 0)
-        await steps.extend(different.values(), self._pace)
-        first, work = await self._work(steps)
-        parts = await self._parts(items)
-        counts = {"values": len(different), "left": len(different), "failures": 0, "parts": len(parts)}
+        await steps.extend(item_by_value.values(), self._pace)
+        first_steps, later_steps = await self._split_into_steps(steps)
+        order_fields = await self._order_fields(items)
+        counts = {"values": len(item_by_value), "left": len(item_by_value), "failures": 0, "parts": len(order_fields)}
         id = secrets.token_urlsafe(16)
         created_ms = await self._admit(replica, id, bytes_taken, counts)
-        await self._store(replica, id, parts | work)
-        await self._send(replica, id, bytes_taken, created_ms, first)
+        await self._store_fields(replica, id, order_fields | later_steps)
+        await self._send_first_steps(replica, id, bytes_taken, created_ms, first_steps)
         return id
 
-    async def _work(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:
+    async def _split_into_steps(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the items of the first step by class, and the fields `work` that store the items of later steps."""
-        first: dict[str, Any] = {}
-        fields: dict[str, str] = {}
-        counts: dict[str, int] = {}
+        first_steps: dict[str, Any] = {}
+        later_steps: dict[str, str] = {}
+        latest_step: dict[str, int] = {}
         for number, (cls, chunk) in enumerate(steps.all):
-            if number % PART_VALUES == PART_VALUES - 1:
+            # A hundred steps are one piece of work, as a hundred values are.
+            if number % MOST_PART_VALUES == MOST_PART_VALUES - 1:
                 await self._pace()
-            step = counts[cls] = counts.get(cls, -1) + 1
+            step = latest_step[cls] = latest_step.get(cls, -1) + 1
             if step:
-                fields[f"work:{cls}:{step}"] = msgspec.json.encode(chunk).decode()
+                later_steps[f"work:{cls}:{step}"] = msgspec.json.encode(chunk).decode()
             else:
-                first[cls] = chunk
-        return first, fields
+                first_steps[cls] = chunk
+        return first_steps, later_steps
 
-    async def _parts(self, items: Sequence[ItemAsked]) -> dict[str, str]:
+    async def _order_fields(self, items: Sequence[ItemAsked]) -> dict[str, str]:
         """Return the fields `order`, which store the values in the order of the request."""
-        parts: dict[str, str] = {}
+        fields: dict[str, str] = {}
         values: list[str] = []
         length = 0
         for item in items:
-            if len(values) >= PART_VALUES or (values and length + len(item.value) > PART_BYTES):
-                parts[f"order:{len(parts)}"] = " ".join(values)
+            if len(values) >= MOST_PART_VALUES or (values and length + len(item.value) > MOST_PART_BYTES):
+                fields[f"order:{len(fields)}"] = " ".join(values)
                 values, length = [], 0
                 await self._pace()
             values.append(item.value)
             length += len(item.value)
-        parts[f"order:{len(parts)}"] = " ".join(values)
-        return parts
+        fields[f"order:{len(fields)}"] = " ".join(values)
+        return fields
 
     async def _admit(self, replica: Replica, id: str, size: int, fields: dict[str, int]) -> int:
-        """Store the job without its values; return when it was created (ms of Redis's clock). Raises Busy."""
+        """Store the numbers of a job, and reserve its bytes; return when it was created (ms). Raises Busy.
+
+        `size` is in bytes. `fields` are the first fields of the job. The values and the work follow (`_store_fields`).
+        """
         settings = self._settings
         words = [word for pair in fields.items() for word in pair]
         bounds = (settings.max_jobs, settings.jobs_bytes, HOLD_MS)
-        answer = await replica.store().shared.script(ADMIT, _names(id), id, size, *bounds, *words)
+        answer = await replica.store().shared.script(ADMIT, _job_keys(id), id, size, *bounds, *words)
         match answer:
             case ["admitted", created]:
                 return int(created)
-            case ["open", now, *rows]:
-                raise _too_many(settings.max_jobs, int(now), rows)
-            case ["size", now, moment]:
-                retry_s = _seconds(int(moment) - int(now))
+            case ["open", now, *open_jobs]:
+                raise _too_many_jobs(settings.max_jobs, int(now), open_jobs)
+            case ["size", now, room_at]:
+                retry_s = _retry_after_s(int(room_at) - int(now))
                 bound = f"all jobs and their results may take {settings.jobs_bytes} bytes, and this one does not fit"
-                detail = f"{bound}; DELETE those that you have read"
-                raise Busy(f"{detail}, or retry after {retry_s} s", retry_after=retry_s)
+                advice = f"{bound}; DELETE those that you have read"
+                raise Busy(f"{advice}, or retry after {retry_s} s", retry_after=retry_s)
         raise MeshError(f"the script that admits a job returned {answer!r:.100}")
 
-    async def _store(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
-        """Store the values and the work of later steps, piece by piece. Raises Unavailable if the job has expired."""
+    async def _store_fields(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
+        """Add the values and the work of later steps to the job, piece by piece.
+
+        Raises Unavailable if the job has expired since `_admit`.
+        """
         words: list[str] = []
         length = 0
         for number, (field, text) in enumerate(fields.items(), 1):
             words += (field, text)
             length += len(text)
-            if length < PIECE_BYTES and len(words) < PIECE_WORDS and number < len(fields):
+            if length < MOST_PIECE_BYTES and len(words) < MOST_PIECE_WORDS and number < len(fields):
                 continue
             if not await replica.store().shared.script(TELL, [JOB + id], *words):
-                raise _too_slow()
+                raise _not_begun()
             words, length = [], 0
             await self._pace()
 
-    async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first: dict[str, Any]) -> None:
+    async def _send_first_steps(
+        self, replica: Replica, id: str, size: int, created_ms: int, first_steps: dict[str, Any]
+    ) -> None:
+        """Send the first step of each class, and let the job live until its results expire, all in one commit.
+
+        Raises Unavailable if the job has expired since `_admit`: then the field `created` is gone, and nothing is sent.
+        """
         deadline_ms = created_ms + self._settings.job_s * 1000
         expiry_ms = deadline_ms + self._settings.job_kept_s * 1000
         transaction = replica.transaction()
@@ -253,10 +278,10 @@ class Jobs:
         shared.write("PEXPIREAT", JOB + id, expiry_ms)
         for key in (KEPT, OPEN, SIZE):
             shared.keep_until(key, expiry_ms)
-        for cls, items in sorted(first.items()):
+        for cls, items in sorted(first_steps.items()):
             transaction.send(Class(cls), PUT, {"items": items, "job": id, "next": 1}, deadline=deadline_ms)
         if not await replica.commit(transaction):
-            raise _too_slow()
+            raise _not_begun()
 
     async def get(self, replica: Replica, id: str) -> Job | None:
         """Return a job, or None if there is no job with this id."""
@@ -270,32 +295,37 @@ class Jobs:
             if text is None:
                 raise Gone(job.id)
             values = text.split()
-            found = await shared.hmget(key, *[f"found:{value}" for value in values])
-            failed: Sequence[str | None] = [None] * len(values)
-            if None in found:
-                failed = await shared.hmget(key, *[f"failed:{value}" for value in values])
+            factors = await shared.hmget(key, *[f"found:{value}" for value in values])
+            failures: Sequence[str | None] = [None] * len(values)
+            if None in factors:
+                failures = await shared.hmget(key, *[f"failed:{value}" for value in values])
             await self._pace()
-            yield list(map(ValueOutcome, values, found, failed))
+            yield list(map(ValueOutcome, values, factors, failures))
 
     async def end(self, replica: Replica, id: str) -> bool:
         """Delete a job, so that its work stops; return False if there is no such job."""
-        return bool(await replica.store().shared.script(END, _names(id), id))
+        return bool(await replica.store().shared.script(END, _job_keys(id), id))
 
 
-def _names(id: str) -> list[str]:
+def _job_keys(id: str) -> list[str]:
+    """Return the KEYS of the scripts that admit or end a job."""
     return [JOB + id, KEPT, OPEN, SIZE]
 
 
-def _seconds(milliseconds: float) -> int:
+def _retry_after_s(milliseconds: float) -> int:
+    """Return a wait in whole seconds for the header Retry-After, at least one."""
     return max(1, math.ceil(milliseconds / 1000))
 
 
-def _too_slow() -> Unavailable:
+def _not_begun() -> Unavailable:
     return Unavailable(f"the job was not begun within {HOLD_MS // 1000} s; retry after 1 s", retry_after=1)
 
 
-def _too_many(most: int, now_ms: int, rows: Sequence[Sequence[str | None]]) -> Busy:
-    """Return the error for a client that begins one job too many: it says when the first job is expected to end."""
-    known = [job.expected_s(now_ms) for row in rows if (job := Job.parse("", row)) is not None]
-    retry_s = _seconds(1000 * min(known, default=HOLD_MS / 1000))
+def _too_many_jobs(most: int, now_ms: int, open_jobs: Sequence[Sequence[str | None]]) -> Busy:
+    """Return the error for a client that begins one job too many: it says when the first job is expected to end.
+
+    `open_jobs` has the first eight FIELDS of each unfinished job.
+    """
+    ends_s = [job.expected_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
+    retry_s = _retry_after_s(1000 * min(ends_s, default=HOLD_MS / 1000))
     return Busy(f"{most} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)
