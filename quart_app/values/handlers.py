@@ -105,14 +105,16 @@ class _Operations:
         to_put_again, apart_option = [], {APART: True} if APART in request.body else {}
         for address, items in decision.elsewhere:
             if request.op == HARD:
+                # A request in a lane has a limit, so it cannot be forwarded. Its caller puts these items again.
                 to_put_again += items
             else:
-                transaction.forward(address, {"items": _in_body(items), **apart_option})
+                transaction.forward(address, {"items": _as_body_items(items), **apart_option})
         for item in decision.apart:
             if apart_option:
                 to_put_again.append(item)
             else:
-                transaction.forward(Class(store.cls), {"items": _in_body([item])})
+                # A caller of an earlier release does not know lanes, so the hard value gets a plain put of its own.
+                transaction.forward(Class(store.cls), {"items": _as_body_items([item])})
         _write(decision, request, store, transaction, self.filters())
         answer: Body = {item.value: decision.factors[item.value] for item in decision.here}
         answer.update({item.value: None for item in to_put_again})
@@ -121,7 +123,7 @@ class _Operations:
     async def _decide_and_take_room(self, request: Request, store: Store) -> Decision:
         """Decide what a put does, and count the bytes that it will store. Raises Busy if there is no room for them."""
         decision = await _decide(request, store, self.factorise, self.pace)
-        # The caller builds its transaction without a pause, so other tasks run before.
+        # The caller builds its transaction without a pause, so other tasks get the event loop here.
         await self.pace()
         new = [item.value for item in decision.here if item.value not in decision.existing]
         if new:
@@ -130,12 +132,12 @@ class _Operations:
 
     async def _do_errand(self, errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
         """Do a put that belongs to a job, and store its outcome in the job. Raises Gone if the job was deleted."""
-        is_ordered = request.stream == Database(store.database).stream
+        is_on_database_stream = request.stream == Database(store.database).stream
         try:
             # On a database's stream, a request that waited for room would hold up all requests behind it.
             work = (
                 self._decide_and_take_room(request, store)
-                if is_ordered
+                if is_on_database_stream
                 else errand.patiently(lambda: self._decide_and_take_room(request, store))
             )
             decision = await errand.attended(work)
@@ -149,13 +151,13 @@ class _Operations:
             return
         deadline = hard.deadline_of(request)
         for address, items in decision.elsewhere:
-            transaction.send(address, PUT, errand.part(_in_body(items)), deadline=deadline)
-        # If the step consists of one hard value, the request in its lane ends the step.
-        is_over = len(request.body["items"]) > 1 or not decision.apart
-        for item in _in_body(decision.apart):
-            hard.send(transaction, store.cls, item, errand.labels(with_step=not is_over), deadline)
+            transaction.send(address, PUT, errand.part(_as_body_items(items)), deadline=deadline)
+        # If the step consists of one hard value, the request in its lane ends the step, and sends the next one.
+        is_step_over = len(request.body["items"]) > 1 or not decision.apart
+        for item in _as_body_items(decision.apart):
+            hard.send(transaction, store.cls, item, errand.labels(with_step=not is_step_over), deadline)
         _write(decision, request, store, transaction, self.filters())
-        errand.found(transaction, decision.factors, is_over=is_over)
+        errand.found(transaction, decision.factors, is_over=is_step_over)
 
     async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
         """Remove a value's record after another database got one, unless this database has a newer one by now."""
@@ -163,6 +165,7 @@ class _Operations:
         value = str(request.body["value"])
         (record,) = await records.records(store, [value])
         if record is not None and record.id == request.body["id"]:
+            # A group with further values stays on the list. The sweep then finds no record of this value.
             records.remove(transaction, {value: record})
             records.unschedule(transaction, [value])
 
@@ -213,8 +216,8 @@ def handlers(
     return worker
 
 
-def _in_body(items: list[Item]) -> list[dict[str, str | int]]:
-    """Return items as the body of a request has them."""
+def _as_body_items(items: list[Item]) -> list[dict[str, str | int]]:
+    """Return items as the body of a put has them under "items"."""
     return [{"value": item.value, "ttl": item.ttl} for item in items]
 
 
@@ -227,23 +230,23 @@ async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pa
         return Decision(items, {}, dict(zip(values, await factorise.small(values), strict=True)), [], [])
     here, elsewhere = await _split_by_holder(items, store)
     existing = await _existing_records(here, store, pace)
-    here, apart, known = await _split_off_hard(here, existing, request, store, factorise)
-    factors = await _factors(here, existing, known, request, factorise)
+    here, apart, quick_factors = await _split_off_hard(here, existing, request, store, factorise)
+    factors = await _factors(here, existing, quick_factors, request, factorise)
     return Decision(here, existing, factors, [*elsewhere.items()], apart)
 
 
 async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
     """Return the items of a put, each with the place of its record."""
-    # Entries of releases before 0.2 have values as integers.
-    asked = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
-    # The submission of a request may have looked up the places already.
-    found = None if request.found is None else records.places_found(request.found, len(asked))
-    places = await records.places(store, [value for value, _ in asked]) if found is None else found
+    # Requests of releases before 0.2 have values as integers.
+    pairs = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
+    # The submission of a request may have looked up the places already (`asking` names their keys).
+    places_read = None if request.found is None else records.places_found(request.found, len(pairs))
+    places = await records.places(store, [value for value, _ in pairs]) if places_read is None else places_read
     await pace()
-    parsed = {place: Place.parse(place) for place in set(places) if place is not None}
+    place_by_text = {place: Place.parse(place) for place in set(places) if place is not None}
     return [
-        Item(value, ttl, place, None if place is None else parsed[place])
-        for (value, ttl), place in zip(asked, places, strict=True)
+        Item(value, ttl, place, None if place is None else place_by_text[place])
+        for (value, ttl), place in zip(pairs, places, strict=True)
     ]
 
 
@@ -253,37 +256,40 @@ async def _split_off_hard(
     """Return the items to do here, the hard items that get requests of their own, and the factors found meanwhile.
 
     A hard value would hold up the other values of its request. On a database's stream, whose requests run one after the
-    other, it would hold up every GET. It comes to such a stream if a put is forwarded to the holder of a record and
-    the record expires before the put runs.
+    other, it would hold up every GET. A hard value comes to such a stream if a put is forwarded to the holder of a
+    record and the record expires before the put runs. A request on this stream makes no quick attempt, so each large
+    value without a record gets a request of its own.
     """
     large = [item for item in items if not is_small(item.value)]
-    is_ordered = request.stream == Database(store.database).stream
-    is_alone = len(items) == 1 and not is_ordered
+    is_on_database_stream = request.stream == Database(store.database).stream
+    is_alone = len(items) == 1 and not is_on_database_stream
     # A caller of an earlier release does not know lanes. It waits here for a hard value that is alone in its request.
     knows_lanes = APART in request.body or "job" in request.body
     if not large or request.op == HARD or (is_alone and not knows_lanes):
         return items, [], {}
     unknown = [item.value for item in large if item.value not in existing]
-    found = {} if is_ordered else {value: await factorise.at_once(value) for value in unknown}
-    factors = {value: text for value, text in found.items() if text is not None}
-    apart = {value for value in unknown if value not in factors and not (is_alone and not factorise.is_hard(value))}
-    here = [item for item in items if item.value not in apart]
-    return here, [item for item in items if item.value in apart], factors
+    attempts = {} if is_on_database_stream else {value: await factorise.at_once(value) for value in unknown}
+    quick_factors = {value: text for value, text in attempts.items() if text is not None}
+    hard_values = {
+        value for value in unknown if value not in quick_factors and not (is_alone and not factorise.is_hard(value))
+    }
+    here = [item for item in items if item.value not in hard_values]
+    return here, [item for item in items if item.value in hard_values], quick_factors
 
 
 async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
     """Return the items whose records this replica writes, and by address those that another live holder refreshes."""
     here: list[Item] = []
     elsewhere: dict[Address, list[Item]] = {}
-    held: dict[int, bool] = {}
+    is_held: dict[int, bool] = {}
     for item in items:
         place = item.place
         if place is None or place.database == store.database or place.cls != store.cls:
             here.append(item)
             continue
-        if place.database not in held:
-            held[place.database] = await store.is_held(place.database)
-        if held[place.database]:
+        if place.database not in is_held:
+            is_held[place.database] = await store.is_held(place.database)
+        if is_held[place.database]:
             elsewhere.setdefault(Database(place.database), []).append(item)
         else:
             here.append(item)
@@ -292,25 +298,29 @@ async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item],
 
 async def _existing_records(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
     """Return by value the records of these items that this database has."""
-    ours = [item.value for item in items if item.place is not None and item.place.database == store.database]
-    if not ours:
+    values_here = [item.value for item in items if item.place is not None and item.place.database == store.database]
+    if not values_here:
         return {}
-    found = await records.records(store, ours)
+    records_read = await records.records(store, values_here)
     await pace()
-    return {value: record for value, record in zip(ours, found, strict=True) if record is not None}
+    return {value: record for value, record in zip(values_here, records_read, strict=True) if record is not None}
 
 
 async def _factors(
-    items: list[Item], existing: dict[str, Record], found: dict[str, str], request: Request, factorise: Factorise
+    items: list[Item],
+    existing: dict[str, Record],
+    quick_factors: dict[str, str],
+    request: Request,
+    factorise: Factorise,
 ) -> dict[str, str]:
-    """Return the factors by value: those of existing records, those already found, and for the rest computed ones."""
-    known = found | {value: record.factors for value, record in existing.items()}
-    small = [item.value for item in items if item.value not in known and is_small(item.value)]
-    known |= zip(small, await factorise.small(small), strict=True)
+    """Return the factors by value: those of existing records, those already found, and computed ones for the others."""
+    factors = quick_factors | {value: record.factors for value, record in existing.items()}
+    small = [item.value for item in items if item.value not in factors and is_small(item.value)]
+    factors |= zip(small, await factorise.small(small), strict=True)
     for item in items:
-        if item.value not in known:
-            known[item.value] = await factorise.large(item.value, request)
-    return known
+        if item.value not in factors:
+            factors[item.value] = await factorise.large(item.value, request)
+    return factors
 
 
 def _write(decision: Decision, request: Request, store: Store, transaction: Effects, filters: Sequence[Filter]) -> None:
