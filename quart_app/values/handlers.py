@@ -270,6 +270,7 @@ async def _split_off_hard(
     unknown = [item.value for item in large if item.value not in existing]
     attempts = {} if is_on_database_stream else {value: await factorise.at_once(value) for value in unknown}
     quick_factors = {value: text for value, text in attempts.items() if text is not None}
+    # A value that is alone in its request holds up no other value, so it stays here unless it takes long.
     hard_values = {
         value for value in unknown if value not in quick_factors and not (is_alone and not factorise.is_hard(value))
     }

@@ -21,10 +21,10 @@ from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
 from quart_app.values.store import digits, ordered
 
-#: If not all values of a part can be added to the answer at once, they are added in blocks of at most so many.
+#: The most values in a block. If not all values of a part can be added to the answer at once, they are added in blocks.
 BLOCK = 100
 #: The length of the shortest line, including the separator: "a2=2;".
-LEAST_LINE = 5
+SHORTEST_LINE_LENGTH = 5
 
 
 class Question(NamedTuple):
@@ -64,46 +64,51 @@ class Search:
         self._question = question
         self._end_ms = mesh.now_ms() + deadline_ms
         self._array = Array()
-        self._count = 0
-        self._last = ""
+        self._value_count = 0
+        self._last_value = ""
         self._left_out: set[int] = set()
         #: whether a value was found for which the answer has no room
         self._is_full = False
 
     async def run(self) -> Result:
         """Search until all is found or the answer is full. Raises Incomplete, DeadlineExceeded, Busy, MeshError."""
-        after = await self._part(self._question.after)
+        after = await self._add_next_part(self._question.after)
         if after and not self._is_full:
             # Reserve memory before a long answer is read.
             with self._answers.budget.lent(self._question.most_bytes):
                 while after and not self._is_full:
-                    after = await self._part(after)
-        return Result(self._array, self._last, self._is_full, sorted(self._left_out))
+                    after = await self._add_next_part(after)
+        return Result(self._array, self._last_value, self._is_full, sorted(self._left_out))
 
-    async def _part(self, after: str) -> str:
-        """Add one part; return the value up to which the answer is complete now, or "" after the last part."""
-        deadline_ms = self._end_ms - self._mesh.now_ms()
-        if deadline_ms <= 0:
+    async def _add_next_part(self, after: str) -> str:
+        """Ask for the next part above the value `after`, and add it to the answer.
+
+        Return the value up to which the answer is complete now, or "" after the last part.
+        """
+        left_ms = self._end_ms - self._mesh.now_ms()
+        if left_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
-        limit = self._question.most - self._count + 1
-        answers = await self._finder.find(self._mesh, Wanted(self._question.prime, after, limit), deadline_ms)
+        # One value more than the answer has room for: it shows that the answer is full.
+        limit = self._question.most - self._value_count + 1
+        answers = await self._finder.find(self._mesh, Wanted(self._question.prime, after, limit), left_ms)
         self._left_out.update(answers.left_out)
         until = min((part.until for part in answers.values() if part.until), key=rank, default="")
-        found = [part.found for part in answers.values() if part.found]
-        text = await self._merged(found, until)
-        if text:
-            await self._add(text)
+        found_parts = [part.found for part in answers.values() if part.found]
+        merged = await self._merge(found_parts, until)
+        if merged:
+            await self._add(merged)
         return until
 
-    async def _merged(self, found: Sequence[str | list[str]], until: str) -> str:
+    async def _merge(self, parts: Sequence[str | list[str]], until: str) -> str:
         """Merge the texts of several databases into one, with each value once, up to the value `until` ("" for all).
 
         While a value moves between two databases, both may have it. Either line may be kept, because both lines have
         the same factors.
         """
-        texts = [each for each in found if isinstance(each, str)]
-        if len(texts) < len(found):
-            texts.append(_text([each for each in found if not isinstance(each, str)]))
+        # A replica of an earlier release answers with a list.
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
+            texts.append(_text_of_lists([part for part in parts if not isinstance(part, str)]))
         if len(texts) == 1 and not until:
             return texts[0]
         lines: list[str] = []
@@ -113,8 +118,9 @@ class Search:
         lines.sort()
         await self._pace()
         if any("^" in text for text in texts):
-            # Releases write exponents differently, so two lines of one value may differ. Only one of them is kept.
+            # Two releases may write exponents differently, so two lines of one value may differ. One of them is kept.
             lines = [*{line.partition("=")[0]: line for line in lines}.values()]
+        # If two databases have a value, its two lines are neighbours after the sort.
         elif len(texts) > 1 and any(map(operator.eq, lines, itertools.islice(lines, 1, None))):
             lines = [*dict.fromkeys(lines)]
         if until:
@@ -130,60 +136,60 @@ class Search:
         if len(lines) == 1:
             return self._add_one(text)
         # A block that fits and has no exponents is still added at once. Only other blocks are divided further.
-        size = max(1, min(BLOCK, len(lines) // 2))
-        for first in range(0, len(lines), size):
+        block_size = max(1, min(BLOCK, len(lines) // 2))
+        for first in range(0, len(lines), block_size):
             await self._pace()
-            if not await self._add(";".join(lines[first : first + size])):
+            if not await self._add(";".join(lines[first : first + block_size])):
                 return False
         return True
 
     def _add_at_once(self, text: str) -> bool:
         """Append all of these values, or return False if they do not fit or have exponents."""
-        room = self._question.most - self._count
+        values_left = self._question.most - self._value_count
         # Most texts are so short that they cannot have too many values. Then the values need not be counted.
-        if "^" in text or (len(text) >= room * LEAST_LINE and text.count(";") >= room):
+        if "^" in text or (len(text) >= values_left * SHORTEST_LINE_LENGTH and text.count(";") >= values_left):
             return False
-        json, number = elements(text)
-        if self._array.size + len(json) > self._question.most_bytes:
+        elements_json, added = elements(text)
+        if self._array.size + len(elements_json) > self._question.most_bytes:
             return False
-        self._array.add(json)
-        self._count += number
-        self._last = digits(text[text.rfind(";") + 1 :].partition("=")[0])
+        self._array.add(elements_json)
+        self._value_count += added
+        self._last_value = digits(text[text.rfind(";") + 1 :].partition("=")[0])
         return True
 
     def _add_one(self, line: str) -> bool:
         """Append a value; return False if the answer is full."""
-        name, _, factors = line.partition("=")
-        value = digits(name)
-        json = element(value, factors)
-        if self._count >= self._question.most or (
-            self._count and self._array.size + len(json) > self._question.most_bytes
+        prefixed_value, _, factors = line.partition("=")
+        value = digits(prefixed_value)
+        element_json = element(value, factors)
+        if self._value_count >= self._question.most or (
+            self._value_count and self._array.size + len(element_json) > self._question.most_bytes
         ):
             self._is_full = True
             return False
-        self._array.add(json)
-        self._count += 1
-        self._last = value
+        self._array.add(element_json)
+        self._value_count += 1
+        self._last_value = value
         return True
 
 
-def _text(answers: Sequence[list[str]]) -> str:
+def _text_of_lists(answers: Sequence[list[str]]) -> str:
     """Return the answers of earlier releases as text. These answers are lists: a value, its record, the next value...
 
     If two databases have a value, the record of the newer request counts.
     """
-    best: dict[str, str] = {}
-    for flat in answers:
-        for value, record in zip(flat[::2], flat[1::2], strict=True):
-            if value not in best or _order(best[value]) <= _order(record):
-                best[value] = record
+    newest: dict[str, str] = {}
+    for alternating in answers:
+        for value, record in zip(alternating[::2], alternating[1::2], strict=True):
+            if value not in newest or _request_id(newest[value]) <= _request_id(record):
+                newest[value] = record
     return ";".join(
         f"{ordered(value)}={record.split(' ', 2)[2] if record.count(' ') > 1 else ''}"
-        for value, record in sorted(best.items(), key=lambda item: rank(item[0]))
+        for value, record in sorted(newest.items(), key=lambda item: rank(item[0]))
     )
 
 
-def _order(record: str) -> tuple[int, int]:
+def _request_id(record: str) -> tuple[int, int]:
     """Return the id of the request that wrote a record, as two numbers. A newer record has greater numbers."""
     milliseconds, _, sequence = record.partition(" ")[0].partition("-")
     return int(milliseconds), int(sequence)
