@@ -48,28 +48,29 @@ TRIAL_SQUARE = 7919**2
 WORD_BITS = 64
 _WORD = 1 << WORD_BITS
 #: From this size on, a number is tested first. If it is prime, the test takes half as long as a search for factors.
-_TEST_FIRST = 1 << 62
-#: From here on python-flint passes a number as text, in 0.4 µs; without its top bit in 0.1 µs, so that is added later.
+_TEST_FIRST_FROM = 1 << 62
+#: From here on python-flint passes a number as text, in 0.4 µs. It passes the number without its top bit in 0.1 µs.
 _SIGNED = 1 << 63
 _TOP_BIT = fmpz(_SIGNED)
 _TOO_SMALL = "only numbers from 1 up have prime factors"
 
 #: Primes below this are looked up in a set. A test is slower as long as the set fits in the processor's cache.
-_LOOKED_UP = 1 << 8
-_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP)))
+_LOOKED_UP_BELOW = 1 << 8
+_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP_BELOW)))
 
 #: Below this, FLINT proves in 4 µs that a number is prime. Above this, a proof takes a thousand times as long.
-_PROVEN = 1 << 81
+_PROVEN_BELOW = 1 << 81
 
 #: PARI combines its methods from STRAIGHT_BITS to MIXTURE_BITS. Below, its sieve alone is faster; above, curves begin.
 MIXTURE_BITS = 140
 STRAIGHT_BITS = 90
 
-#: The sieve is not tried beyond this: 95 digits, which take an hour.
+#: The sieve is not tried beyond this many bits: 95 digits, which take an hour.
 SIEVE_BITS = 315
 
-#: PARI's stack may grow to this size; 80 digits need a tenth of it.
+#: PARI's stack may grow to this size; a number of 80 digits needs a tenth of it.
 _PARI_STACK_BYTES = 1 << 30
+#: Flags of PARI's `factorint`: 2 skips the first curves, 4 skips Pollard's rho and Shanks' method.
 _PARI_MIXTURE, _PARI_SIEVE_ALONE = 0, 2 | 4
 
 
@@ -128,7 +129,7 @@ def factorise(number: int) -> list[int]:
 
     Raises ValueError for a number below 1, and WrongFactors.
     """
-    return _word(number) if number < _WORD else notation.expanded(factors(number))
+    return _checked_word_factors(number) if number < _WORD else notation.expanded(factors(number))
 
 
 def factors(number: int) -> str:
@@ -143,27 +144,27 @@ def factors(number: int) -> str:
 
 def word_factors(number: int) -> str:
     """Return the prime factors of a number below 2^64 as text. Raises as `factorise` does."""
-    return notation.repeated(_word(number))
+    return notation.repeated(_checked_word_factors(number))
 
 
-def _word(number: int) -> list[int]:
+def _checked_word_factors(number: int) -> list[int]:
     """Return the checked prime factors of a number below 2^64. FLINT takes nine tenths of the time."""
-    if number < _TEST_FIRST:
+    if number < _TEST_FIRST_FROM:
         if number < 1:
             raise ValueError(_TOO_SMALL)
         whole = fmpz(number)
-        found = whole.factor()
-        if len(found) == 1 and found[0][1] == 1 and whole.is_prime():
+        powers = whole.factor()
+        if len(powers) == 1 and powers[0][1] == 1 and whole.is_prime():
             return [number]
     else:
         whole = fmpz(number) if number < _SIGNED else _TOP_BIT + (number - _SIGNED)
         if number & 1 and whole.is_prime():
             return [number]
-        found = whole.factor()
+        powers = whole.factor()
     factors: list[int] = []
-    for prime, times in found:
+    for prime, times in powers:
         factor = int(prime)
-        if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP else prime.is_prime()):
+        if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP_BELOW else prime.is_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
         factors += [factor] * times
     if math.prod(factors) != number:
@@ -174,7 +175,7 @@ def _word(number: int) -> list[int]:
 
 def begin(number: int) -> Factoring:
     """Do the cheap steps, which take microseconds for up to 500 bits. Raises ValueError for a number below 1."""
-    return _begun(number, _divided(number))
+    return _after_division(number, _small_primes_and_rest(number))
 
 
 def begin_short(number: int, most_bits: int) -> Factoring | None:
@@ -182,14 +183,14 @@ def begin_short(number: int, most_bits: int) -> Factoring | None:
 
     The division takes less than a millisecond for 1000 digits. Raises ValueError for a number below 1.
     """
-    parts = _divided(number)
-    if any(found >= TRIAL_SQUARE and int(found).bit_length() > most_bits for found, _ in parts):
+    parts = _small_primes_and_rest(number)
+    if any(divisor >= TRIAL_SQUARE and int(divisor).bit_length() > most_bits for divisor, _ in parts):
         return None
-    return _begun(number, parts)
+    return _after_division(number, parts)
 
 
-def _divided(number: int) -> list[tuple[fmpz, int]]:
-    """Divide a number by the first primes; return those that divide it and the rest, each with its exponent."""
+def _small_primes_and_rest(number: int) -> list[tuple[fmpz, int]]:
+    """Divide a number by the first primes. Return the divisors and the rest, each with its exponent."""
     if number < 1:
         raise ValueError(_TOO_SMALL)
     whole = fmpz(number)
@@ -197,18 +198,18 @@ def _divided(number: int) -> list[tuple[fmpz, int]]:
     return parts
 
 
-def _begun(number: int, parts: list[tuple[fmpz, int]]) -> Factoring:
+def _after_division(number: int, parts: list[tuple[fmpz, int]]) -> Factoring:
     if number < _WORD:
         return Factoring(number, tuple((int(prime), times) for prime, times in parts))
     powers: list[tuple[int, int]] = []
     composites: list[Composite] = []
-    for found, times in parts:
-        if found < TRIAL_SQUARE:
-            powers.append((int(found), times))
+    for divisor, times in parts:
+        if divisor < TRIAL_SQUARE:
+            powers.append((int(divisor), times))
         else:
-            more, left = _examined(Composite(int(found), times))
-            powers += more
-            composites += left
+            prime_powers, composites_left = _primes_and_composites(Composite(int(divisor), times))
+            powers += prime_powers
+            composites += composites_left
     return Factoring(number, tuple(powers), _smallest_first(composites))
 
 
@@ -220,26 +221,24 @@ def stage(factoring: Factoring, seconds_left: float = math.inf, sieve_bits: int 
     bits = composite.bits
     if bits <= MIXTURE_BITS:
         return Stage.SIEVE
+    # An estimate of a sieve may be too long by a factor of two.
     if bits > sieve_bits or estimate.sieve_seconds(bits) > 2 * seconds_left:
         return Stage.CURVES
     return Stage.CURVES if composite.curves < estimate.curves_worth(bits) else Stage.SIEVE
 
 
 def advance(
-    factoring: Factoring,
-    seconds_left: float = math.inf,
-    slice_s: float = math.inf,
-    sieve_bits: int = SIEVE_BITS,
+    factoring: Factoring, seconds_left: float = math.inf, slice_s: float = math.inf, sieve_bits: int = SIEVE_BITS
 ) -> Factoring:
     """Do steps for about `slice_s` seconds, at least one. A step is one curve, or one sieve to its end."""
-    begun = time.monotonic()
-    spent = 0.0
+    begun_s = time.monotonic()
+    spent_s = 0.0
     while not factoring.done:
-        following = stage(factoring, seconds_left - spent, sieve_bits)
-        if spent and spent + seconds_of(factoring.composites[0], following) > slice_s:
+        next_stage = stage(factoring, seconds_left - spent_s, sieve_bits)
+        if spent_s and spent_s + seconds_of(factoring.composites[0], next_stage) > slice_s:
             break
-        factoring = _stepped(factoring, following)
-        spent = time.monotonic() - begun
+        factoring = _after_step(factoring, next_stage)
+        spent_s = time.monotonic() - begun_s
     return factoring
 
 
@@ -254,13 +253,13 @@ def seconds(factoring: Factoring, sieve_bits: int = SIEVE_BITS) -> float:
     """Return the expected time to the end; infinite if no sieve will be tried."""
     if any(composite.bits > sieve_bits for composite in factoring.composites):
         return math.inf
-    share = 1 + estimate.CURVES_SHARE
-    return share * sum(estimate.sieve_seconds(composite.bits) for composite in factoring.composites)
+    with_curves = 1 + estimate.CURVES_SHARE
+    return with_curves * sum(estimate.sieve_seconds(composite.bits) for composite in factoring.composites)
 
 
 def is_prime(number: int) -> bool:
-    """Return whether a number is prime: by proof below 2^81, above by Baillie–PSW and a round of Miller–Rabin."""
-    return bool(fmpz(number).is_prime() if number < _PROVEN else gmpy2.is_prime(number, 25))
+    """Return whether a number is prime: below 2^81 a proof; above, BPSW (24 rounds to GMP) and a Miller–Rabin round."""
+    return bool(fmpz(number).is_prime() if number < _PROVEN_BELOW else gmpy2.is_prime(number, 25))
 
 
 def checked(number: int, powers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -271,7 +270,7 @@ def checked(number: int, powers: Iterable[tuple[int, int]]) -> list[tuple[int, i
     for factor, _ in merged:
         if factor in _SMALL_PRIMES:
             continue
-        if not (fmpz(factor).is_prime() if factor < _PROVEN else fmpz(factor).is_probable_prime()):
+        if not (fmpz(factor).is_prime() if factor < _PROVEN_BELOW else fmpz(factor).is_probable_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
     return merged
 
@@ -287,10 +286,10 @@ def _word_powers(number: int, times: int = 1) -> tuple[tuple[int, int], ...]:
     return tuple((int(prime), exponent * times) for prime, exponent in fmpz(number).factor())
 
 
-def _stepped(factoring: Factoring, following: Stage) -> Factoring:
+def _after_step(factoring: Factoring, next_stage: Stage) -> Factoring:
     """Return the factorisation after one step on its smallest composite."""
     composite, *others = factoring.composites
-    if following is Stage.SIEVE:
+    if next_stage is Stage.SIEVE:
         return _with_parts(factoring, others, composite, sieve(composite.value))
     index = composite.curves + 1
     divisor = curve(composite.value, index)
@@ -304,9 +303,9 @@ def _with_parts(factoring: Factoring, others: list[Composite], composite: Compos
     """Return the factorisation with a composite replaced by the parts that it was split into."""
     powers = list(factoring.powers)
     for part in parts:
-        more, left = _examined(replace(composite, value=part))
-        powers += more
-        others = [*others, *left]
+        prime_powers, composites_left = _primes_and_composites(replace(composite, value=part))
+        powers += prime_powers
+        others = [*others, *composites_left]
     return Factoring(factoring.number, tuple(powers), _smallest_first(others))
 
 
@@ -314,25 +313,25 @@ def _smallest_first(composites: list[Composite]) -> tuple[Composite, ...]:
     return tuple(sorted(composites, key=lambda composite: composite.value))
 
 
-def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Composite]]:
+def _primes_and_composites(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Composite]]:
     """Test a divisor, which takes microseconds; return the prime powers in it, and the composites that are left."""
     value, times = composite.value, composite.times
     if value < _WORD:
         return _word_powers(value, times), []
     if is_prime(value):
         return [(value, times)], []
-    root, exponent = _root(value)
+    root, exponent = _prime_root(value)
     if exponent > 1:
-        return _examined(replace(composite, value=root, times=times * exponent))
-    parts = _strong_parts(value)
+        return _primes_and_composites(replace(composite, value=root, times=times * exponent))
+    parts = _fermat_parts(value)
     if len(parts) == 1:
         return [], [composite]
-    examined = [_examined(replace(composite, value=part)) for part in parts]
-    return [power for powers, _ in examined for power in powers], [one for _, left in examined for one in left]
+    of_parts = [_primes_and_composites(replace(composite, value=part)) for part in parts]
+    return [power for powers, _ in of_parts for power in powers], [one for _, left in of_parts for one in left]
 
 
-def _root(value: int) -> tuple[int, int]:
-    """Return r and a prime k with r^k = value, or value and 1. k is small, because no small prime divides the value."""
+def _prime_root(value: int) -> tuple[int, int]:
+    """Return r and a prime k with r^k = value, or value and 1. k is small, because each prime factor of r is large."""
     if gmpy2.is_power(value):
         exponent = 2
         while exponent < value.bit_length():
@@ -343,7 +342,7 @@ def _root(value: int) -> tuple[int, int]:
     return value, 1
 
 
-def _strong_parts(value: int) -> list[int]:
+def _fermat_parts(value: int) -> list[int]:
     """Return the parts into which Fermat's test splits an odd composite n; n alone if the test does not split it.
 
     A Carmichael number n passes the test for nearly every base b: b^(n-1) = 1 (mod n). The test computes this power by
