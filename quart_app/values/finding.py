@@ -1,4 +1,4 @@
-"""Asking the databases for values with a prime factor. Searches that come together share a request."""
+"""Asking the databases for values with a prime factor. Searches that come together share a request (see `together`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quart_app.values.store import Part, read_part, read_parts
 from quart_app.values.together import Together
 
 #: The most searches in one request.
-MOST = 16
+MOST_SEARCHES = 16
 
 
 class Wanted(NamedTuple):
@@ -28,28 +28,29 @@ class Finder:
     """Asks the databases, for all searches of this process."""
 
     def __init__(self) -> None:
-        self._together: Together[Replica, Wanted, Replies[Part]] = Together(_find, MOST)
+        self._together: Together[Replica, Wanted, Replies[Part]] = Together(_find_together, MOST_SEARCHES)
 
     async def find(self, mesh: Replica, wanted: Wanted, deadline_ms: int) -> Replies[Part]:
         """Return the answers by database. Raises what `Replica.gather` raises."""
         return await self._together.get(mesh, wanted, deadline_ms)
 
 
-async def _find(mesh: Replica, wanted: Sequence[Wanted], deadline_ms: int) -> Sequence[Replies[Part]]:
+async def _find_together(mesh: Replica, wanted: Sequence[Wanted], deadline_ms: int) -> Sequence[Replies[Part]]:
     """Make these searches with one request to each database that may have one of the primes."""
-    where = among(NAME, *[each.prime for each in wanted])
+    # The filters in the roster rows say which databases may have a prime (see `primes`).
+    databases = among(NAME, *[search.prime for search in wanted])
     if len(wanted) == 1:
         body = {**wanted[0]._asdict(), "as": handlers.TEXT}
-        only: Replies[Part] = await mesh.gather(
-            handlers.FIND, body, deadline_ms=deadline_ms, decode=read_part, among=where
+        only_answer: Replies[Part] = await mesh.gather(
+            handlers.FIND, body, deadline_ms=deadline_ms, decode=read_part, among=databases
         )
-        return [only]
-    found = await mesh.gather(
-        handlers.FIND_EACH, {"each": wanted}, deadline_ms=deadline_ms, decode=read_parts, among=where
+        return [only_answer]
+    replies = await mesh.gather(
+        handlers.FIND_EACH, {"each": wanted}, deadline_ms=deadline_ms, decode=read_parts, among=databases
     )
     answers = []
     for index in range(len(wanted)):
-        answer: Replies[Part] = Replies({database: parts.each[index] for database, parts in found.items()})
-        answer.left_out = found.left_out
+        answer: Replies[Part] = Replies({database: parts.each[index] for database, parts in replies.items()})
+        answer.left_out = replies.left_out
         answers.append(answer)
     return answers

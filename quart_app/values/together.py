@@ -63,22 +63,25 @@ class Together(Generic[K, W, A]):
         joins = (previous_overlapped or self._latest_overlaps) and not (tracing.is_on() or tracing.TRACEPARENT.get())
         self._in_progress += 1
         try:
-            return await self._get(key, wanted, deadline_ms, joins=joins)
+            return await self._join_or_ask(key, wanted, deadline_ms, joins=joins)
         finally:
             self._in_progress -= 1
 
-    async def _get(self, key: K, wanted: W, deadline_ms: int, *, joins: bool) -> A:
+    async def _join_or_ask(self, key: K, wanted: W, deadline_ms: int, *, joins: bool) -> A:
+        """Return the answer from a group if the caller `joins` one, else from a request of its own."""
         loop = asyncio.get_running_loop()
-        begun_s = loop.time()
+        start_s = loop.time()
         if joins:
+            # The minus signs round the number of steps up.
             answer = await self._open_group(key, -(-deadline_ms // DEADLINE_STEP_MS), loop).answer_to(wanted)
             if answer is not _SEND_ALONE:
                 return answer
-        left_ms = deadline_ms - int((loop.time() - begun_s) * 1000)
+        left_ms = deadline_ms - int((loop.time() - start_s) * 1000)
         (answer,) = await self._ask(key, [wanted], max(1, left_ms))
         return answer
 
     def _open_group(self, key: K, deadline_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
+        """Return the open group with room for these callers; if there is none, open one, which closes after TURNS."""
         group = self._open_groups.get((key, deadline_steps))
         if group is None or len(group.members) >= self._most:
             group = self._open_groups[key, deadline_steps] = _Group()
@@ -121,48 +124,50 @@ class _Group(Generic[W, A]):
         try:
             return await member.answer
         except asyncio.CancelledError:
-            if self._task is not None and all(each.answer.done() for each in self.members):
+            if self._task is not None and all(other.answer.done() for other in self.members):
                 self._task.cancel()
             raise
 
     def send(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], wait_s: float) -> None:
         """Send the request if at least two callers still wait; a single caller sends its own."""
-        self.members = [each for each in self.members if not each.answer.done()]
+        self.members = [member for member in self.members if not member.answer.done()]
         if len(self.members) > 1:
             context = contextvars.copy_context()
             self._task = asyncio.get_running_loop().create_task(self._run(ask, wait_s), context=context)
         else:
-            self._let_the_rest_send_alone()
+            self._let_unanswered_send_alone()
 
     async def _run(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], wait_s: float) -> None:
+        """Send the request, and pass each caller its answer or the error."""
         members = self.members
         trail: list[tuple[str, Mapping[str, str]]] = []
-        tracing.CALL.set(_as_one_id([each.call for each in members]))
+        tracing.CALL.set(_as_one_id([member.call for member in members]))
         tracing.TRAIL.set(trail)
         try:
             async with asyncio.timeout(wait_s):
-                answers = await ask([each.wanted for each in members])
+                answers = await ask([member.wanted for member in members])
         except (TimeoutError, GivenUp, Unserved):
             # The cause may be another caller's part, or a replica of an earlier release that does not serve shared
             # requests. So each caller tries alone.
             pass
         except Exception as error:
-            for each in members:
-                if not each.answer.done():
-                    each.answer.set_exception(error)
+            for member in members:
+                if not member.answer.done():
+                    member.answer.set_exception(error)
         else:
-            for each, answer in zip(members, answers, strict=True):
-                if each.trail is not None:
-                    each.trail += trail
-                if not each.answer.done():
-                    each.answer.set_result(answer)
+            for member, answer in zip(members, answers, strict=True):
+                if member.trail is not None:
+                    member.trail += trail
+                if not member.answer.done():
+                    member.answer.set_result(answer)
         finally:
-            self._let_the_rest_send_alone()
+            self._let_unanswered_send_alone()
 
-    def _let_the_rest_send_alone(self) -> None:
-        for each in self.members:
-            if not each.answer.done():
-                each.answer.set_result(_SEND_ALONE)
+    def _let_unanswered_send_alone(self) -> None:
+        """Wake each caller that has no answer, so that it sends a request of its own."""
+        for member in self.members:
+            if not member.answer.done():
+                member.answer.set_result(_SEND_ALONE)
 
 
 def _as_one_id(calls: Sequence[str]) -> str:
