@@ -23,7 +23,7 @@ T = TypeVar("T")
 #: The pause between two checks whether a job still exists.
 LOOK_S = 0.3
 #: The longest pause between two tries to find room for a value.
-BUSY_S = 0.5
+LONGEST_PAUSE_S = 0.5
 
 #: Returns how the factorisation of a value is going; None if this replica is not factorising the value.
 Progress = Callable[[str], dict[str, Any] | None]
@@ -38,21 +38,23 @@ class Errands:
 
     async def of(self, request: Request) -> Errand | None:
         """Return the errand of a request; None if the request belongs to no job. Raises Gone."""
+        # The bodies of a job's requests name the job; `hard`, `jobs` and this module send them.
         id = request.body.get("job")
         if id is None:
             return None
         replica = self._replica()
-        following = f"work:{replica.cls}:{request.body.get('next')}"
-        created, work = await replica.store().shared.hmget(JOB + id, "created", following)
+        next_items_field = f"work:{replica.cls}:{request.body.get('next')}"
+        created, next_items = await replica.store().shared.hmget(JOB + id, "created", next_items_field)
         if created is None:
             raise Gone(id)
-        return Errand(id, created, following, work, request, replica, self.progress)
+        return Errand(id, created, next_items_field, next_items, request, replica, self.progress)
 
 
 class Errand:
     """One step of a job, or a part of a step.
 
     `work` are the items of the next step (JSON), from the field `following` of the job; None if there is no next step.
+    `created` is the field of that name: when the job was created.
     """
 
     def __init__(
@@ -68,8 +70,8 @@ class Errand:
         self._id = id
         self._key = JOB + id
         self._created = created
-        self._following = following
-        self._work = work
+        self._next_items_field = following
+        self._next_items = work
         self._request = request
         self._replica = replica
         self._progress = progress
@@ -79,15 +81,16 @@ class Errand:
 
         If the job is gone, cancel the work and raise Gone.
         """
-        working = asyncio.create_task(work)
+        task = asyncio.create_task(work)
         try:
-            while not (await asyncio.wait([working], timeout=LOOK_S))[0]:
-                if not await self._report():
+            # The first result of `wait` is the set of tasks that have ended.
+            while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
+                if not await self._store_stage():
                     raise Gone(self._id)
-            return working.result()
+            return task.result()
         finally:
-            working.cancel()
-            await asyncio.wait([working])
+            task.cancel()
+            await asyncio.wait([task])
 
     async def patiently(self, try_once: Callable[[], Awaitable[T]]) -> T:
         """Try until there is room. The time does not matter, because no client waits for the work of a job."""
@@ -95,7 +98,7 @@ class Errand:
             try:
                 return await try_once()
             except Busy as error:
-                await asyncio.sleep(min(error.retry_after or BUSY_S, BUSY_S))
+                await asyncio.sleep(min(error.retry_after or LONGEST_PAUSE_S, LONGEST_PAUSE_S))
 
     def found(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
         """Store factors in the job. If this step is over, send the next step in the same commit."""
@@ -109,10 +112,11 @@ class Errand:
     def failed(self, transaction: Effects, error: MeshError) -> None:
         """Store in the job why the values of this request were not factorised, and send the next step."""
         self._expect_job(transaction)
+        # The result of a job names the value beside each error.
         facts = {name: fact for name, fact in error.facts.items() if name != "value"}
-        why = json.dumps({"detail": error.detail, **facts})
+        failure = json.dumps({"detail": error.detail, **facts})
         values = [item["value"] for item in self._request.body["items"]]
-        transaction.shared.hset(self._key, {f"failed:{value}": why for value in values})
+        transaction.shared.hset(self._key, {f"failed:{value}": failure for value in values})
         transaction.shared.write("HINCRBY", self._key, "left", -len(values))
         transaction.shared.write("HINCRBY", self._key, "failures", len(values))
         self._end_step(transaction)
@@ -127,31 +131,34 @@ class Errand:
 
     def labels(self, *, with_step: bool) -> dict[str, Any]:
         """Return the fields of a body that name the job and, if `with_step`, the next step."""
-        names = ("job", "next") if with_step else ("job",)
-        return {name: self._request.body[name] for name in names if name in self._request.body}
+        kept_names = ("job", "next") if with_step else ("job",)
+        return {name: self._request.body[name] for name in kept_names if name in self._request.body}
 
     def part(self, items: list[dict[str, str | int]]) -> dict[str, Any]:
         """Return the body of a request for some of the values."""
         return {"items": items, "job": self._id}
 
     def _expect_job(self, transaction: Effects) -> None:
+        """Let the commit fail if the job was deleted. Then the handler runs again, and `Errands.of` raises Gone."""
         transaction.shared.expect(self._key, self._created, "created")
 
     def _end_step(self, transaction: Effects) -> None:
-        number = self._request.body.get("next")
-        if number is None:
+        """Send the next step, and delete the fields of the job for its items and for the stage of this step."""
+        next_step = self._request.body.get("next")
+        # Only the request that names the next step ends a step. A part of a step names none.
+        if next_step is None:
             return
         cls = self._replica.cls
-        transaction.shared.hdel(self._key, f"stage:{cls}", self._following)
-        if self._work is not None:
-            body = {"items": json.loads(self._work), "job": self._id, "next": number + 1}
+        transaction.shared.hdel(self._key, f"stage:{cls}", self._next_items_field)
+        if self._next_items is not None:
+            body = {"items": json.loads(self._next_items), "job": self._id, "next": next_step + 1}
             transaction.send(Class(cls), PUT, body, deadline=deadline_of(self._request))
 
-    async def _report(self) -> bool:
+    async def _store_stage(self) -> bool:
         """Store in the job how the work is going; return whether the job still exists."""
         values = [item["value"] for item in self._request.body["items"]]
-        known = next(filter(None, map(self._progress, values)), {"value": int(values[0]), "stage": "waiting"})
-        text = json.dumps({**known, "replica": self._replica.id})
+        progress = next(filter(None, map(self._progress, values)), {"value": int(values[0]), "stage": "waiting"})
+        text = json.dumps({**progress, "replica": self._replica.id})
         shared = self._replica.store().shared
         try:
             return bool(await shared.script(TELL, [self._key], f"stage:{self._replica.cls}", text))

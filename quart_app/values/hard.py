@@ -35,11 +35,15 @@ APART = "apart"
 #: deadline to a request that a handler sends into a lane.
 UNTIL = "until"
 
+#: All requests of HARD with the same text in the field "of" of their bodies share a lane, in which one runs at a time.
 _ALONE = Limit(by="of", concurrency=1)
 
 
 def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
-    """Return the put of a chunk. If its values are large, the answer may be null for the hard ones."""
+    """Return the put of a chunk. If its values are large, the answer may be null for the hard ones.
+
+    The submission of the request reads the shared keys `read`. The values of a chunk are all small or all large.
+    """
     body: dict[str, Any] = {"items": items}
     if not is_small(items[0]["value"]):
         body[APART] = True
@@ -48,7 +52,7 @@ def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) 
 
 def put_in_lane(item: ItemAsked) -> Ask:
     """Return the put of a hard value in its lane."""
-    body = _body(item.cls, plain(item))
+    body = _lane_body(item.cls, plain(item))
     return Ask(Class(item.cls), HARD, body, limit=_ALONE.words(HARD, body))
 
 
@@ -64,7 +68,7 @@ def put_at_once(item: ItemAsked) -> Ask:
 
 def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[str, Any], deadline: int) -> None:
     """Send a request for a hard value of a job into its lane; `job` are the fields that name the job and its step."""
-    body = {**_body(cls, item), **job, UNTIL: deadline}
+    body = {**_lane_body(cls, item), **job, UNTIL: deadline}
     transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ALONE.words(HARD, body))
 
 
@@ -78,5 +82,6 @@ def plain(item: ItemAsked) -> dict[str, Any]:
     return {"value": item.value, "ttl": item.ttl}
 
 
-def _body(cls: str, item: Mapping[str, Any]) -> dict[str, Any]:
+def _lane_body(cls: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request in a lane. The field "of" names the lane: class and value."""
     return {"items": [dict(item)], "of": f"{cls}:{item['value']}"}
