@@ -38,7 +38,7 @@ HELP = "values.help"
 
 #: A helper begins slices for this long. A request for help has twice the time, so that the last slice can end.
 SHARE_S = 5.0
-#: The pause between two looks for replicas that can help.
+#: The pause (s) between two looks for replicas that can help.
 LOOK_S = 2.0
 #: A refusal takes milliseconds. A request that has no answer after this time is being worked on.
 REFUSAL_S = 0.1
@@ -62,8 +62,8 @@ class Help:
     def add(self, before: Factoring, reached: Slice) -> None:
         """Add the result of curves that began at the state `before`."""
         if not splits(before, reached):
-            run = reached[0].composites[0].curves - before.composites[0].curves
-            self.factoring = with_curves(self.factoring, run)
+            curves_run = reached[0].composites[0].curves - before.composites[0].curves
+            self.factoring = with_curves(self.factoring, curves_run)
         elif not self.found.done():
             self.found.set_result(reached)
 
@@ -81,7 +81,7 @@ class Helpers:
         `processes` is how many processes this replica uses itself.
         """
         help = Help(factoring)
-        asking = asyncio.create_task(self._ask(help, processes))
+        asking = asyncio.create_task(self._keep_asking(help, processes))
         help.found.add_done_callback(lambda _: asking.cancel())
         try:
             yield help
@@ -91,28 +91,28 @@ class Helpers:
             if not asking.cancelled() and (error := asking.exception()) is not None:
                 log.error("other replicas could not be asked for curves", exc_info=error)
 
-    async def _ask(self, help: Help, processes: int) -> None:
+    async def _keep_asking(self, help: Help, processes: int) -> None:
         """Keep a request in flight for each other replica that can help.
 
         Any replica of the class may read a request: also a replica that cannot help, and even this replica. Such a
         replica refuses at once, and the request is sent again, a limited number of times.
         """
-        shares: set[asyncio.Task[bool]] = set()
+        in_flight: set[asyncio.Task[bool]] = set()
         async with asyncio.TaskGroup() as tasks:
             while True:
-                others, refused = await self._others(), 0
-                while len(shares) < others and refused <= others:
-                    share = tasks.create_task(self._ask_one(help, processes))
-                    await asyncio.wait([share], timeout=REFUSAL_S)
-                    refused += share.done() and not share.result()
-                    shares = {one for one in (*shares, share) if not one.done()}
-                if shares:
-                    await asyncio.wait(shares, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-                    shares = {one for one in shares if not one.done()}
+                other_replicas, refusals = await self._count_others(), 0
+                while len(in_flight) < other_replicas and refusals <= other_replicas:
+                    request = tasks.create_task(self._ask_one(help, processes))
+                    await asyncio.wait([request], timeout=REFUSAL_S)
+                    refusals += request.done() and not request.result()
+                    in_flight = {task for task in (*in_flight, request) if not task.done()}
+                if in_flight:
+                    await asyncio.wait(in_flight, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                    in_flight = {task for task in in_flight if not task.done()}
                 else:
                     await asyncio.sleep(LOOK_S)
 
-    async def _others(self) -> int:
+    async def _count_others(self) -> int:
         """Return how many other replicas of the class serve exactly the operations of this replica."""
         replica = self._replica()
         try:
@@ -120,20 +120,21 @@ class Helpers:
         except MeshError:
             return 0
         members = [member for member in roster if member.leased and member.cls == replica.cls]
-        own = [member.serves for member in members if member.replica == replica.id]
-        return sum(member.serves in own for member in members) - len(own)
+        own_operations = [member.serves for member in members if member.replica == replica.id]
+        return sum(member.serves in own_operations for member in members) - len(own_operations)
 
     async def _ask_one(self, help: Help, processes: int) -> bool:
         """Let one replica run curves; return False if it refused or failed."""
-        replica, before = self._replica(), help.factoring
-        body = {**to_body(before), "asker": replica.id, "machine": MACHINE, "processes": processes}
+        replica, factoring_before = self._replica(), help.factoring
+        # The deadline is twice SHARE_S, in ms.
+        body = {**to_body(factoring_before), "asker": replica.id, "machine": MACHINE, "processes": processes}
         try:
             reply = await replica.call(Class(replica.cls), HELP, body, deadline_ms=int(2000 * SHARE_S))
         except MeshError:
             return False
         if reply:
             reached = from_body(reply)
-            help.add(before, (reached, reached.known() if reached.done else None))
+            help.add(factoring_before, (reached, reached.known() if reached.done else None))
         return bool(reply)
 
 
@@ -147,7 +148,8 @@ class Helper:
         self._lane = lane
         self._spare = spare
         self._run_call = run
-        self._share: asyncio.Task[Slice] | None = None
+        #: the curves that run for another replica
+        self._task: asyncio.Task[Slice] | None = None
 
     async def share(self, factoring: Factoring, most: int, time_s: float) -> Slice | None:
         """Run curves in at most so many processes. Return None if no process is free, or this replica helps already.
@@ -155,40 +157,44 @@ class Helper:
         New slices begin during the first half of `time_s`. The curves end early if one finds a divisor, or if this
         replica needs its processes. Raises Unavailable.
         """
-        if self._share is not None or self._count(most) <= 0:
+        if self._task is not None or self._free_processes(most) <= 0:
             return None
-        self._share = share = asyncio.create_task(self._run(factoring, most, time_s))
+        self._task = task = asyncio.create_task(self._run_curves(factoring, most, time_s))
         try:
-            await asyncio.wait([share])
-            return None if share.cancelled() else share.result()
+            await asyncio.wait([task])
+            return None if task.cancelled() else task.result()
         finally:
-            share.cancel()
-            await asyncio.wait([share])
-            self._share = None
+            task.cancel()
+            await asyncio.wait([task])
+            self._task = None
 
     async def stop(self) -> None:
         """Cancel the curves that are running, and end the processes."""
-        if self._share is not None:
-            self._share.cancel()
-            await asyncio.wait([self._share])
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
         await self._lane.stop()
 
-    def _count(self, most: int) -> int:
+    def _free_processes(self, most: int) -> int:
+        """Return how many processes may run curves now, at most `most`."""
         return min(most, self._spare(), self._lane.idle)
 
-    async def _run(self, factoring: Factoring, most: int, time_s: float) -> Slice:
+    async def _run_curves(self, factoring: Factoring, most: int, time_s: float) -> Slice:
+        """Run curves until one finds a divisor, no process is free, or half of `time_s` is over; return the result."""
         begun_s = time.monotonic()
         reached: Slice = factoring, None
 
         async def run() -> Slice:
             left_s = begun_s + time_s - time.monotonic()
-            found: Slice = await self._run_call(self._lane, lambda: (child.advance, reached[0], left_s, _NO_SIEVE_BITS))
-            return found
+            result: Slice = await self._run_call(
+                self._lane, lambda: (child.advance, reached[0], left_s, _NO_SIEVE_BITS)
+            )
+            return result
 
-        while time.monotonic() < begun_s + time_s / 2 and (count := self._count(most)) > 0:
-            before = reached[0]
-            reached = await race(before, run, count)
-            if splits(before, reached):
+        while time.monotonic() < begun_s + time_s / 2 and (count := self._free_processes(most)) > 0:
+            factoring_before = reached[0]
+            reached = await race(factoring_before, run, count)
+            if splits(factoring_before, reached):
                 break
         return reached
 
@@ -200,13 +206,13 @@ def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -
     @worker.handles(HELP, effect=False)
     async def help(request: Request, store: Store, transaction: Effects) -> Body:
         """Run curves for another replica; reply with an empty body if there is no process for them."""
-        body, here = request.body, replica()
+        body, this_replica = request.body, replica()
         # A replica that handles one request at a time does not help: its other requests would have to wait.
-        if body["asker"] == here.id or here.settings.concurrency == 1:
+        if body["asker"] == this_replica.id or this_replica.settings.concurrency == 1:
             return {}
-        left_s = (request.deadline - here.now_ms()) / 1000
-        found = await helper.share(from_body(body), usable(body, processes), left_s)
-        return {} if found is None else to_body(found[0])
+        left_s = (request.deadline - this_replica.now_ms()) / 1000
+        result = await helper.share(from_body(body), usable(body, processes), left_s)
+        return {} if result is None else to_body(result[0])
 
     return worker
 
