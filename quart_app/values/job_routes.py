@@ -22,8 +22,8 @@ from quart_app.values.settings import ValuesSettings
 LOOK_S = 0.1
 #: How many bytes of the budget for answers a result of several parts takes while it is read.
 ROOM_BYTES = 4 << 20
-#: The error of a value that was not done in time.
-LATE = '{"detail": "not done before the job\'s time was over"}'
+#: The error of a value that was not done in time, in the form of the other failures of a job (see ValueOutcome).
+LATE_FAILURE = '{"detail": "not done before the job\'s time was over"}'
 
 _tagged = tag(["values"])
 
@@ -50,9 +50,10 @@ class JobRoutes:
         mesh.memory.store(size(items))
         id = await self._jobs.begin(mesh, items)
         job = await self._wait(id)
+        # Answer only when enough copies of Redis have the job.
         await mesh.confirm()
         if job is not None and job.state(mesh.now_ms()) == "done":
-            return await self._finished(job, "", "")
+            return await self._result_response(job, "", "")
         response = jsonify({"id": id, "state": "waiting"})
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{id}"
@@ -65,18 +66,19 @@ class JobRoutes:
         mesh = self._context.mesh.replica
         job = await self._jobs.get(mesh, id)
         if job is None:
-            raise _unknown()
+            raise _no_such_job()
         await mesh.confirm()
         view = job.view(mesh.now_ms())
         if not job.is_over(mesh.now_ms()):
             return jsonify(view)
-        return await self._finished(job, json.dumps(view)[:-1] + ', "result": ', "}")
+        # The result goes inside the view, before its closing brace.
+        return await self._result_response(job, json.dumps(view)[:-1] + ', "result": ', "}")
 
     @_tagged
     async def end(self, id: str) -> Response:
         """End a job. The values that it has stored before stay."""
         if not await self._jobs.end(self._context.mesh.replica, id):
-            raise _unknown()
+            raise _no_such_job()
         await self._context.mesh.confirm()
         return Response(status=204)
 
@@ -85,20 +87,20 @@ class JobRoutes:
 
         Return None if the job is gone, or if the client does not ask to wait.
         """
-        mesh, asked = self._context.mesh.replica, preferences.wait_ms()
-        if asked is None:
+        mesh, wait_ms = self._context.mesh.replica, preferences.wait_ms()
+        if wait_ms is None:
             return None
-        end_ms = mesh.now_ms() + min(asked, self._context.settings.max_wait_ms)
+        end_ms = mesh.now_ms() + min(wait_ms, self._context.settings.max_wait_ms)
         while True:
             job = await self._jobs.get(mesh, id)
             if job is None or job.is_over(mesh.now_ms()) or mesh.now_ms() >= end_ms:
                 return job
             await asyncio.sleep(LOOK_S)
 
-    async def _finished(self, job: Job, head: str, tail: str) -> Response:
+    async def _result_response(self, job: Job, head: str, tail: str) -> Response:
         """Return the results between `head` and `tail`. The errors of a failed job come directly before `tail`."""
         results, errors = Array(), Array()
-        named: set[str] = set()
+        failed_values: set[str] = set()
         # Reserve memory before a long answer is read.
         with self._answers.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
             try:
@@ -106,15 +108,16 @@ class JobRoutes:
                     for value, factors, failure in part:
                         if factors is not None:
                             results.add(element(value, factors))
-                        elif value not in named:
-                            named.add(value)
-                            errors.add(f'{{"value": {value}, {(failure or LATE)[1:]}'.encode())
+                        elif value not in failed_values:
+                            failed_values.add(value)
+                            # The failure is a JSON object; the value takes the place of its opening brace.
+                            errors.add(f'{{"value": {value}, {(failure or LATE_FAILURE)[1:]}'.encode())
             except Gone:
-                raise _unknown() from None
-        if not named:
+                raise _no_such_job() from None
+        if not failed_values:
             return self._answers.respond(results, head, tail)
         return self._answers.send([*results.pieces(head, ""), *errors.pieces(', "errors": ', tail)])
 
 
-def _unknown() -> Problem:
+def _no_such_job() -> Problem:
     return Problem(404, "there is no such job, or it is no longer kept")

@@ -31,11 +31,11 @@ from quart_app.values.settings import ValuesSettings
 #: The bound saves memory: a replica has up to `MESH_CONCURRENCY` commits in memory.
 LARGE_CHUNK_BYTES = 1 << 19
 #: The most missing values that a problem document names, and the most digits that these values have together.
-MISSING, MISSING_DIGITS = 1000, 20_000
+MOST_MISSING, MOST_MISSING_DIGITS = 1000, 20_000
 #: The Retry-After of a strict GET that needs databases whose replica is no longer expected back.
 STRICT_RETRY_AFTER_S = 30
-#: A number with more digits is shortened in an error.
-SHOWN_DIGITS = 40
+#: A number with more digits is shortened in an error text.
+MOST_SHOWN_DIGITS = 40
 
 _tagged = tag(["values"])
 
@@ -54,10 +54,11 @@ class ValuesRoutes:
         self._finder = Finder()
         self._small = asking.Small(pace)
         self._reader = ItemsReader(settings)
-        self._work = Budget(settings.large_digits, "digits of large values", 2)
+        # A POST beyond this budget is refused with Retry-After: 2.
+        self._digits_in_progress = Budget(settings.large_digits, "digits of large values", 2)
         self._jobs = JobRoutes(context, settings, pace, answers)
         self.blueprint = Blueprint("values", __name__)
-        self.blueprint.register_error_handler(DeadlineExceeded, _late)
+        self.blueprint.register_error_handler(DeadlineExceeded, _deadline_response)
         self.blueprint.add_url_rule("/classes", "classes", self.classes, methods=["GET"])
         self.blueprint.add_url_rule("/values", "create_values", self._create_view(), methods=["POST"])
         self.blueprint.add_url_rule("/values/<prime>", "find_values", self.find, methods=["GET"])
@@ -85,6 +86,7 @@ class ValuesRoutes:
         return create_values
 
     async def _create(self) -> Response:
+        # Refuse the request with Busy if Redis is full.
         self._context.mesh.memory.store()
         items = await read_items(self._reader, self._settings.max_items, self._reader.decode)
         if items and preferences.is_async():
@@ -104,35 +106,39 @@ class ValuesRoutes:
         The header `Missing-Databases` names databases that hold data and have no replica, so that their values are not
         in the answer. With `Prefer: handling=strict`, the answer is then 503.
         """
-        deadline_ms, settings = self._deadline_ms(), self._settings
-        number = await self._prime(prime, deadline_ms)
+        deadline_ms, settings = self._time_limit_ms(), self._settings
+        number = await self._checked_prime(prime, deadline_ms)
         arguments = request.args if request.query_string else {}
-        limit = self._argument(arguments, "limit", settings.max_answer)
-        after = self._argument(arguments, "after", 0)
+        limit = self._number_argument(arguments, "limit", settings.max_answer)
+        after = self._number_argument(arguments, "after", 0)
         question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
         search = Search(self._context.mesh.replica, self._finder, self._pace, self._answers, question, deadline_ms)
-        found = await search.run()
-        if found.more and not limit:
-            raise _too_much(number, settings)
-        if found.left_out and preferences.is_strict():
-            raise _incomplete(found.left_out)
-        response = self._answers.respond(found.array)
-        if found.left_out:
-            response.headers["Missing-Databases"] = _listed(found.left_out)
-        if found.more:
-            response.headers["Link"] = f'</values/{number}?limit={limit}&after={found.last}>; rel="next"'
+        result = await search.run()
+        if result.more and not limit:
+            raise _too_long_problem(number, settings)
+        if result.left_out and preferences.is_strict():
+            raise _incomplete_problem(result.left_out)
+        response = self._answers.respond(result.array)
+        if result.left_out:
+            response.headers["Missing-Databases"] = _listed(result.left_out)
+        if result.more:
+            response.headers["Link"] = f'</values/{number}?limit={limit}&after={result.last}>; rel="next"'
         return response
 
-    async def _prime(self, text: str, deadline_ms: int) -> str:
+    async def _checked_prime(self, text: str, deadline_ms: int) -> str:
+        """Return the prime of the path without leading zeros. Raises Problem if the text is not a prime number."""
         if not (text.isascii() and text.isdigit()) or len(text) > self._settings.max_digits:
             raise Problem(422, f"the prime must be a number of at most {self._settings.max_digits} digits")
         number = text.lstrip("0") or "0"
         if not await self._pool.is_prime(int(number), deadline_ms / 1000):
-            raise Problem(422, f"{_shown(number)} is not a prime number")
+            raise Problem(422, f"{_shortened(number)} is not a prime number")
         return number
 
-    def _argument(self, arguments: Mapping[str, str], name: str, most: int) -> str:
-        """Return a number of the query string as text, "" if the query has none of this name. Raises Problem."""
+    def _number_argument(self, arguments: Mapping[str, str], name: str, most: int) -> str:
+        """Return a number of the query string as text, "" if the query has none of this name. Raises Problem.
+
+        The number is at most `most`; 0 stands for no bound.
+        """
         text = arguments.get(name)
         if text is None:
             return ""
@@ -142,7 +148,7 @@ class ValuesRoutes:
             raise Problem(422, f"{name} must be a number from 1 to {most}")
         return text
 
-    def _deadline_ms(self) -> int:
+    def _time_limit_ms(self) -> int:
         """Return how long this request may take (ms)."""
         return deadline_ms(self._context)
 
@@ -151,19 +157,19 @@ class ValuesRoutes:
         if not items:
             return {}
         await self._pace()
-        replica, deadline_ms = self._context.mesh.replica, self._deadline_ms()
+        replica, deadline_ms = self._context.mesh.replica, self._time_limit_ms()
         if len(items) == 1 and is_small((item := items[0]).value):
             factors, answers = await self._small.put(replica, item, deadline_ms)
             if item.value not in factors:
-                raise _failure(answers, [item.value])
+                raise _missing_problem(answers, [item.value])
             return factors
-        last = {item.value: item for item in items}
-        asks = await self._asks(last)
-        with self._work.lent(sum(len(value) for value in last if not is_small(value))):
-            factors, answers = await asking.put(replica, asks, last, deadline_ms, self._pace)
-        missing = [value for value in last if value not in factors]
+        item_by_value = {item.value: item for item in items}
+        asks = await self._asks(item_by_value)
+        with self._digits_in_progress.lent(sum(len(value) for value in item_by_value if not is_small(value))):
+            factors, answers = await asking.put(replica, asks, item_by_value, deadline_ms, self._pace)
+        missing = [value for value in item_by_value if value not in factors]
         if missing:
-            raise _failure(answers, missing)
+            raise _missing_problem(answers, missing)
         return factors
 
     async def _asks(self, items: Mapping[str, Any]) -> list[Ask]:
@@ -184,29 +190,30 @@ def deadline_ms(context: Context) -> int:
     return max(1, min(asked, context.settings.max_wait_ms))
 
 
-def _failure(answers: Sequence[Answer], missing: list[str]) -> Problem:
+def _missing_problem(answers: Sequence[Answer], missing: list[str]) -> Problem:
     """Return the problem that says why these values are missing: a missed deadline only if there is no other error."""
     errors = [answer.error for answer in answers if answer.error is not None]
-    worst = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
-    problem = from_mesh(worst or (errors[0] if errors else DeadlineExceeded()))
-    named: list[int] = []
+    first_other = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
+    problem = from_mesh(first_other or (errors[0] if errors else DeadlineExceeded()))
+    named_values: list[int] = []
     digits = 0
-    for value in missing[:MISSING]:
+    for value in missing[:MOST_MISSING]:
         digits += len(value)
-        if named and digits > MISSING_DIGITS:
+        if named_values and digits > MOST_MISSING_DIGITS:
             break
-        named.append(int(value))
-    problem.facts["missing"] = named
-    if len(named) < len(missing):
+        named_values.append(int(value))
+    problem.facts["missing"] = named_values
+    if len(named_values) < len(missing):
         problem.facts["missing_count"] = len(missing)
     return preferences.advised(problem)
 
 
-async def _late(error: DeadlineExceeded) -> Response:
+async def _deadline_response(error: DeadlineExceeded) -> Response:
+    """Return the response to a request that missed its deadline."""
     return preferences.advised(from_mesh(error)).response()
 
 
-def _too_much(prime: str, settings: ValuesSettings) -> Problem:
+def _too_long_problem(prime: str, settings: ValuesSettings) -> Problem:
     bound = f"{settings.max_answer} values or {settings.max_answer_bytes} bytes"
     return Problem(
         422,
@@ -220,11 +227,11 @@ def _listed(databases: Sequence[int]) -> str:
     return ", ".join(map(str, databases))
 
 
-def _incomplete(databases: list[int]) -> Problem:
+def _incomplete_problem(databases: list[int]) -> Problem:
     detail = f"databases that hold data have no replica: {_listed(databases)}; without handling=strict the answer"
     return Problem(503, f"{detail} leaves them out", retry_after=STRICT_RETRY_AFTER_S, missing=databases)
 
 
-def _shown(number: str) -> str:
+def _shortened(number: str) -> str:
     """Return a number for an error text, shortened if it is long."""
-    return number if len(number) <= SHOWN_DIGITS else f"{number[:20]}… ({len(number)} digits)"
+    return number if len(number) <= MOST_SHOWN_DIGITS else f"{number[:20]}… ({len(number)} digits)"
