@@ -38,8 +38,8 @@ NAME = "values.primes.2"
 KEY = "values:primes:"
 #: Pause between two checks of the filter.
 CHECK_S = 1.0
-#: How many primes are read from the index at a time.
-PART = 2000
+#: About how many primes are read from the index at a time.
+PRIMES_AT_ONCE = 2000
 #: Most primes with at least so many digits have only one value. Primes with fewer digits are called common here.
 RARE_DIGITS = 6
 #: The number of primes below 100,000, which are the common ones.
@@ -68,8 +68,8 @@ class Primes:
         self._kept: tuple[Filter, ...] = ()
         #: until this `time.monotonic()` the current filter is young
         self._young_until_s = 0.0
-        #: the id of the membership that made the filters
-        self._replica = ""
+        #: the id of this replica when it made the filters; a new membership has a new id
+        self._replica_id = ""
 
     def filters(self) -> tuple[Filter, ...]:
         """Return the filters in which a put must set its bits."""
@@ -86,40 +86,42 @@ class Primes:
 
     async def refresh(self, replica: Replica) -> None:
         """Make a filter if there is none, or if the current one is too full or far too large."""
-        if self._replica != replica.id:
-            self._replica, self._kept = replica.id, ()
+        if self._replica_id != replica.id:
+            self._replica_id, self._kept = replica.id, ()
         names = [records.ALONE, records.INDEX, records.RECORDS]
         named, state = await asyncio.gather(replica.filters.named(NAME), replica.store().script(STATE, names))
-        alone, members, end_ms = map(int, state)
+        in_alone, in_index, end_ms = map(int, state)
         current = next((kept for kept in self._kept if kept == named), None)
         if current is None and named is not None:
             await replica.filters.name(NAME, None)
         elif current is not None:
-            await self._forget_others(replica, current)
-        count = alone + min(members, COMMON_COUNT)
-        if current is None or await self._is_unfit(replica, current, count):
-            bits = Filter.size_for(count)
+            await self._keep_only(replica, current)
+        # An estimate: nearly each rare prime is in ALONE, and there are COMMON_COUNT other primes.
+        prime_count = in_alone + min(in_index, COMMON_COUNT)
+        if current is None or await self._must_be_replaced(replica, current, prime_count):
+            size_bits = Filter.size_for(prime_count)
             with contextlib.suppress(Busy):
                 # If memory is full, the current filter stays. If there is none, every GET asks this database.
-                replica.memory.store(bits // 8)
-                await self._make(replica, current, bits, end_ms)
+                replica.memory.store(size_bits // 8)
+                await self._make(replica, current, size_bits, end_ms)
 
-    async def _is_unfit(self, replica: Replica, filter: Filter, count: int) -> bool:
-        """Return whether a new filter must replace this one; `count` is the number of primes in the index."""
-        if count and not await replica.filters.counts(filter):
+    async def _must_be_replaced(self, replica: Replica, filter: Filter, prime_count: int) -> bool:
+        """Return whether a new filter must replace this one; `prime_count` is about how many primes the database has."""
+        # A filter does not count if its key is gone.
+        if prime_count and not await replica.filters.counts(filter):
             return True
         bits_set = await replica.filters.bits_set(filter)
         too_full = TOO_FULL / 2 if time.monotonic() < self._young_until_s else TOO_FULL
-        is_too_large = filter.bits > TOO_LARGE * Filter.size_for(count)
-        return bits_set * too_full > filter.bits or is_too_large or (not count and bits_set > 0)
+        is_too_large = filter.bits > TOO_LARGE * Filter.size_for(prime_count)
+        return bits_set * too_full > filter.bits or is_too_large or (not prime_count and bits_set > 0)
 
-    async def _make(self, replica: Replica, current: Filter | None, bits: int, end_ms: int) -> None:
+    async def _make(self, replica: Replica, current: Filter | None, size_bits: int, end_ms: int) -> None:
         """Make a new filter, and name it in the roster row: the four steps of this module's docstring."""
-        slots = [f"{KEY}{replica.database}:{slot}" for slot in (0, 1)]
-        key = next(key for key in slots if current is None or current.key != key)
+        keys = [f"{KEY}{replica.database}:{number}" for number in (0, 1)]
+        key = next(key for key in keys if current is None or current.key != key)
         # An earlier filter may still be at this key: that of a former holder, or the one before the current one.
         await _unlink(replica, [key])
-        former, fresh = () if current is None else (current,), Filter(key, bits)
+        former, fresh = () if current is None else (current,), Filter(key, size_bits)
         self._kept = (*former, fresh)
         try:
             # Redis applies commits in order. So when this empty commit is applied, all earlier ones are, too.
@@ -132,10 +134,10 @@ class Primes:
         self._kept, self._young_until_s = (*former, fresh), time.monotonic() + YOUNG_S
         # If the answer is lost, puts set bits in both filters until the next check reads which one the row names.
         if await replica.filters.name(NAME, fresh):
-            await self._forget_others(replica, fresh)
+            await self._keep_only(replica, fresh)
 
-    async def _forget_others(self, replica: Replica, named: Filter) -> None:
-        """Stop setting bits in filters other than the one that the row names, and delete their keys."""
+    async def _keep_only(self, replica: Replica, named: Filter) -> None:
+        """Stop setting bits in filters other than `named`, which the row names, and delete the keys of the others."""
         former = [filter.key for filter in self._kept if filter != named]
         self._kept = (named,)
         if former:
@@ -162,7 +164,7 @@ async def _parts(store: Store) -> AsyncIterator[set[str]]:
     """Yield the primes of the index, some at a time. A prime may come more than once."""
     cursor = ""
     while True:
-        cursor, names = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PART)
+        cursor, names = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PRIMES_AT_ONCE)
         if names:
             yield {records.digits(name) for name in names}
         if not cursor:

@@ -51,46 +51,52 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
     store = replica.store()
     moment_ms = replica.now_ms() - LATER_MS
     due = await records.due(store, moment_ms, GROUPS)
-    groups = _first_groups(MOST, MOST_BYTES, due)
+    groups = _groups_within_bounds(MOST, MOST_BYTES, due)
     values = [value for group in groups for value in group]
-    read = await records.records(store, values)
+    records_read = await records.records(store, values)
     await pace()
-    found = dict(zip(values, read, strict=True))
+    record_by_value = dict(zip(values, records_read, strict=True))
     transaction = replica.transaction()
-    count, size = 0, 0
+    looked_at, bytes_freed = 0, 0
     for group in groups:
-        if size > MOST_BYTES:
+        if bytes_freed > MOST_BYTES:
             break
-        size += _look(group, found, moment_ms, transaction)
-        count += len(group)
+        bytes_freed += _sweep_group(group, record_by_value, moment_ms, transaction)
+        looked_at += len(group)
     # A conflict means that one of the records was written again meanwhile. Then the next sweep does all of this again.
     await replica.commit(transaction)
-    return Swept(count, len(due) == GROUPS or count < sum(map(len, due)))
+    return Swept(looked_at, len(due) == GROUPS or looked_at < sum(map(len, due)))
 
 
-def _first_groups(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
+def _groups_within_bounds(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
     """Return the first groups, until they have at least `most` values or `most_bytes` bytes together."""
-    counts = accumulate(map(len, groups), initial=0)
-    sizes = accumulate((sum(map(len, group)) for group in groups), initial=0)
+    # How many values and bytes the groups before each group have. Each list has one element more, for all groups.
+    values_before = accumulate(map(len, groups), initial=0)
+    bytes_before = accumulate((sum(map(len, group)) for group in groups), initial=0)
     return [
-        group for group, count, size in zip(groups, counts, sizes, strict=False) if count < most and size < most_bytes
+        group
+        for group, count, size in zip(groups, values_before, bytes_before, strict=False)
+        if count < most and size < most_bytes
     ]
 
 
-def _look(group: list[str], found: Mapping[str, Record | None], moment_ms: int, transaction: Effects) -> int:
+def _sweep_group(
+    group: list[str], record_by_value: Mapping[str, Record | None], moment_ms: int, transaction: Effects
+) -> int:
     """Remove the expired records of a group and schedule the others; return about how many bytes that frees."""
     records.unschedule(transaction, group)
-    living: dict[int, list[str]] = {}
+    unexpired: dict[int, list[str]] = {}
     expired: dict[str, Record] = {}
     for value in group:
-        record = found[value]
+        record = record_by_value[value]
         if record is None:
+            # A drop has removed the record. The commit fails if a put writes the value again meanwhile.
             transaction.expect(records.RECORDS, None, value)
         elif record.expiry <= moment_ms:
             expired[value] = record
         else:
-            living.setdefault(record.expiry, []).append(value)
+            unexpired.setdefault(record.expiry, []).append(value)
     records.remove(transaction, expired)
-    for expiry, values in living.items():
+    for expiry, values in unexpired.items():
         records.schedule(transaction, expiry, values)
     return sum(len(value) * (1 + record.factors.count(" ")) for value, record in expired.items())
