@@ -15,7 +15,8 @@ from quart_app.values.together import Together
 
 #: The most clients whose small values share a request.
 MOST_TOGETHER = 32
-#: The most hard values that are asked for at once. One step submits all of them, and each takes a third of a ms of it.
+#: The most hard values of one client that are asked for at once. One step submits all of them, and each takes a third of
+#: a ms of this step.
 MOST = 32
 
 
@@ -28,20 +29,26 @@ class Small:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._together: Together[tuple[Replica, str], ItemAsked, Found] = Together(self._put, MOST_TOGETHER)
+        self._together: Together[tuple[Replica, str], ItemAsked, Found] = Together(self._put_together, MOST_TOGETHER)
 
     async def put(self, replica: Replica, item: ItemAsked, deadline_ms: int) -> Found:
         """Store a value; return its factors, and perhaps the factors of other values, too. Raises MeshError."""
         return await self._together.get((replica, item.cls), item, deadline_ms)
 
-    async def _put(self, key: tuple[Replica, str], items: Sequence[ItemAsked], deadline_ms: int) -> Sequence[Found]:
+    async def _put_together(
+        self, key: tuple[Replica, str], items: Sequence[ItemAsked], deadline_ms: int
+    ) -> Sequence[Found]:
         """Put values of one class. Of items with the same value the last one counts."""
         replica, cls = key
-        last = {item.value: item for item in items}
+        item_by_value = {item.value: item for item in items}
         # The submission of the request reads the places of the values, which saves the handler a round trip.
-        ask = hard.put(cls, [plain(item) for item in last.values()], [WHERE + value for value in last])
-        factors, answers = await put(replica, [ask], last, deadline_ms, self._pace)
+        ask = hard.put(
+            cls, [plain(item) for item in item_by_value.values()], [WHERE + value for value in item_by_value]
+        )
+        # The callers share one answer, which has the factors of all their values.
+        factors, answers = await put(replica, [ask], item_by_value, deadline_ms, self._pace)
         given_up = next((answer.error for answer in answers if isinstance(answer.error, GivenUp)), None)
+        # `together` answers this error with a request of its own for each caller.
         if given_up is not None and len(items) > 1:
             raise given_up
         return [(factors, answers)] * len(items)
@@ -65,7 +72,7 @@ async def put(
             for body in answer.bodies:
                 factors |= body
                 if None in body.values():
-                    to_put_again += [value for value, found in body.items() if found is None]
+                    to_put_again += [value for value, text in body.items() if text is None]
         for value in to_put_again:
             del factors[value]
         if not to_put_again or any(answer.error is not None for answer in answers):
@@ -73,14 +80,16 @@ async def put(
         # If the answer in the lane was null, another replica has the record, and the value is put without a lane.
         in_lanes = set(to_put_again) - in_lanes
         answers = []
-        for first in range(0, len(to_put_again), MOST):
-            asked = [items[value] for value in to_put_again[first : first + MOST]]
-            answers += await _ask(asked, in_lanes, replica, until_ms)
+        for start in range(0, len(to_put_again), MOST):
+            some_items = [items[value] for value in to_put_again[start : start + MOST]]
+            answers += await _ask_for_hard_values(some_items, in_lanes, replica, until_ms)
             if any(answer.error is not None for answer in answers):
                 break
 
 
-async def _ask(items: Sequence[ItemAsked], in_lanes: set[str], replica: Replica, until_ms: int) -> list[Answer]:
+async def _ask_for_hard_values(
+    items: Sequence[ItemAsked], in_lanes: set[str], replica: Replica, until_ms: int
+) -> list[Answer]:
     """Send a request for each hard value. The values of `in_lanes` are put in their lanes."""
 
     def left_ms() -> int:

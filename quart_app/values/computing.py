@@ -24,7 +24,7 @@ MARGIN_S = 0.25
 MOST_FINISHED = 256
 
 #: What clients see of a computation.
-SHOWN = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
+SHOWN_FACTS = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 
 
 class Computing:
@@ -34,7 +34,8 @@ class Computing:
         self._replica = replica
         self._pool = pool
         self._pace = pace
-        self._finished: OrderedDict[tuple[str, str], str] = OrderedDict()
+        #: the factors by request id and value, the oldest first
+        self._finished_factors: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     async def small(self, values: Sequence[str]) -> list[str]:
         """Return the factors of values below 2^64."""
@@ -50,22 +51,22 @@ class Computing:
 
     async def large(self, value: str, request: Request) -> str:
         """Return a value's factors. Raises Busy, DeadlineExceeded, Unavailable."""
-        finished = self._finished.get((request.id, value))
-        if finished is not None:
-            return finished
+        kept_factors = self._finished_factors.get((request.id, value))
+        if kept_factors is not None:
+            return kept_factors
         number = int(value)
-        found = await self._pool.at_once(number)
-        return await self._compute(value, number, request) if found is None else found
+        quick_factors = await self._pool.at_once(number)
+        return await self._compute(value, number, request) if quick_factors is None else quick_factors
 
     def progress(self, value: str) -> dict[str, Any] | None:
         """Return how the factorisation of a value is going; None if this replica is not factorising the value."""
         if is_small(value):
             return None
-        known = self._pool.progress(int(value))
-        if known is None:
+        pool_progress = self._pool.progress(int(value))
+        if pool_progress is None:
             return None
-        shown = asdict(known) | {"factors": notation.expanded(known.factors)}
-        return {"value": shown["number"], **{name: shown[name] for name in SHOWN}}
+        facts = asdict(pool_progress) | {"factors": notation.expanded(pool_progress.factors)}
+        return {"value": facts["number"], **{name: facts[name] for name in SHOWN_FACTS}}
 
     async def _compute(self, value: str, number: int, request: Request) -> str:
         try:
@@ -75,13 +76,15 @@ class Computing:
         except DeadlineExceeded as error:
             error.facts["value"] = number
             raise
-        self._finished[request.id, value] = factors
-        while len(self._finished) > MOST_FINISHED:
-            self._finished.popitem(last=False)
+        self._finished_factors[request.id, value] = factors
+        while len(self._finished_factors) > MOST_FINISHED:
+            self._finished_factors.popitem(last=False)
         return factors
 
     def _left_s(self, request: Request) -> float:
+        """Return how many seconds a computation for this request may take."""
         deadline = deadline_of(request)
+        # A request without a deadline gets an hour.
         if deadline == NEVER:
             return 3600.0
         return (deadline - self._replica().now_ms()) / 1000 - MARGIN_S

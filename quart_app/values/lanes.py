@@ -26,8 +26,8 @@ Call = Callable[[], tuple[Any, ...]]
 
 #: Pebble looks for cancelled work every tenth of a second. After this time it has certainly killed the process.
 _PEBBLE_CYCLE_S = 0.25
-#: The longest time to wait until pebble notices a cancellation.
-_KILL_S = 5.0
+#: The longest time to wait until pebble notices a cancellation. After that, the slot of the call is given back anyway.
+_MOST_KILL_S = 5.0
 
 
 def cores() -> int:
@@ -46,9 +46,10 @@ class Lane:
         self._slots = asyncio.Semaphore(processes)
         #: the number of calls that have a slot or wait for one
         self.calls = 0
-        self._starting = asyncio.Lock()
+        self._start_lock = asyncio.Lock()
         self._pool: ProcessPool | None = None
-        self._releases: set[asyncio.Task[None]] = set()
+        #: tasks that give back the slots of cancelled calls
+        self._pending_releases: set[asyncio.Task[None]] = set()
 
     @property
     def idle(self) -> int:
@@ -60,10 +61,10 @@ class Lane:
 
         Raises what the function raises, and ProcessExpired if the process died.
         """
-        await self._take()
+        await self._take_slot()
         future: concurrent.futures.Future[Any] | None = None
         try:
-            pool = await self._running()
+            pool = await self._running_pool()
             function, *arguments = call()
             with self._metrics.computing():
                 future = pool.schedule(function, args=arguments)
@@ -72,9 +73,10 @@ class Lane:
             self._metrics.died.inc()
             raise
         finally:
-            self._release(future)
+            self._release_slot(future)
 
-    async def _take(self) -> None:
+    async def _take_slot(self) -> None:
+        """Wait for a free slot: the right to use one of the processes."""
         self.calls += 1
         try:
             with self._metrics.waiting.track_inprogress():
@@ -83,63 +85,65 @@ class Lane:
             self.calls -= 1
             raise
 
-    def _give_back(self) -> None:
+    def _give_slot_back(self) -> None:
         self.calls -= 1
         self._slots.release()
 
     async def stop(self) -> None:
         """Kill the calls that are running, and end the processes."""
-        for release in self._releases:
+        for release in self._pending_releases:
             release.cancel()
         if self._pool is not None:
-            await asyncio.to_thread(_stop, self._pool)
+            await asyncio.to_thread(_stop_pool, self._pool)
             self._pool = None
 
-    async def _running(self) -> ProcessPool:
+    async def _running_pool(self) -> ProcessPool:
         """Return pebble's pool. Start it at its first use, and start a new one if pebble has given it up."""
-        async with self._starting:
+        async with self._start_lock:
             if self._pool is None or not self._pool.active:
                 broken, self._pool = self._pool, _new_pool(self._processes, self._niceness)
-                await asyncio.to_thread(_start, self._pool)
+                await asyncio.to_thread(_start_processes, self._pool)
                 if broken is not None:
-                    await asyncio.to_thread(_stop, broken)
+                    await asyncio.to_thread(_stop_pool, broken)
             return self._pool
 
-    def _release(self, future: concurrent.futures.Future[Any] | None) -> None:
+    def _release_slot(self, future: concurrent.futures.Future[Any] | None) -> None:
         """Give the slot back once its process is free. The process of a cancelled call is free when it was killed."""
         if future is None or not future.cancelled():
-            self._give_back()
+            self._give_slot_back()
             return
         self._metrics.killed.inc()
-        task = asyncio.get_running_loop().create_task(self._release_when_gone(future))
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
+        task = asyncio.get_running_loop().create_task(self._release_when_killed(future))
+        self._pending_releases.add(task)
+        task.add_done_callback(self._pending_releases.discard)
 
-    async def _release_when_gone(self, future: concurrent.futures.Future[Any]) -> None:
+    async def _release_when_killed(self, future: concurrent.futures.Future[Any]) -> None:
         """Wait until the process of a cancelled call was killed, then give its slot back.
 
         Pebble marks the call as done when it notices the cancellation, and kills the process within the next cycle.
         """
-        end_s = time.monotonic() + _KILL_S
+        end_s = time.monotonic() + _MOST_KILL_S
         try:
             while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:
                 await asyncio.sleep(_PEBBLE_CYCLE_S / 5)
             await asyncio.sleep(_PEBBLE_CYCLE_S)
         finally:
-            self._give_back()
+            self._give_slot_back()
 
 
 def _new_pool(processes: int, niceness: int) -> ProcessPool:
     context = multiprocessing.get_context("forkserver")
+    # The fork server imports these modules once, and each process that it forks has them.
     context.set_forkserver_preload([child.__name__, "cypari"])
     return ProcessPool(processes, initializer=child.prepare, initargs=(niceness,), context=context)
 
 
-def _start(pool: ProcessPool) -> None:
+def _start_processes(pool: ProcessPool) -> None:
     """Start the processes. This blocks while the fork server imports modules, so it must not run on the event loop."""
+    # Pebble starts the processes when this property is read.
     _ = pool.active
 
 
-def _stop(pool: ProcessPool) -> None:
+def _stop_pool(pool: ProcessPool) -> None:
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()

@@ -15,8 +15,8 @@ import time
 #: When a turn has lasted so long, further pieces wait. No input may block the loop for more than 20 ms, and other code
 #: runs in the same turn.
 MOST_S = 0.004
-#: At most so many waiting pieces are woken in one turn, because waking a long queue at once would take too long itself.
-WOKEN = 32
+#: The most waiting pieces that are woken in one turn, because waking a long queue at once would take too long itself.
+MOST_WOKEN = 32
 
 
 class Pace:
@@ -25,11 +25,11 @@ class Pace:
     def __init__(self, most_s: float = MOST_S) -> None:
         self._most_s = most_s
         #: when this turn is full (s); 0 while no piece has run in the turn
-        self._full_s = 0.0
+        self._full_at_s = 0.0
         #: the waiting pieces, each with the number of its place; a piece that is woken in a full turn keeps its place
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._places = itertools.count()
-        self._is_ending = False
+        self._is_turn_scheduled = False
 
     async def __call__(self) -> None:
         """Wait until a piece of work may run."""
@@ -39,30 +39,32 @@ class Pace:
         while True:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiting, (place, waiter))
-            self._end_soon()
+            self._schedule_next_turn()
             await waiter
             if self._fits():
                 return
 
     def _fits(self) -> bool:
+        """Return whether a piece may run in this turn. The first piece of a turn sets when the turn is full."""
         now_s = time.monotonic()
-        if not self._full_s:
-            self._full_s = now_s + self._most_s
-            self._end_soon()
+        if not self._full_at_s:
+            self._full_at_s = now_s + self._most_s
+            self._schedule_next_turn()
             return True
-        return now_s < self._full_s
+        return now_s < self._full_at_s
 
-    def _end_soon(self) -> None:
-        if not self._is_ending:
-            self._is_ending = True
-            asyncio.get_running_loop().call_soon(self._end)
+    def _schedule_next_turn(self) -> None:
+        """Have the event loop call `_begin_turn` in its next turn."""
+        if not self._is_turn_scheduled:
+            self._is_turn_scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
 
-    def _end(self) -> None:
+    def _begin_turn(self) -> None:
         """Begin the next turn: this callback runs in it."""
-        self._full_s = 0.0
-        self._is_ending = False
+        self._full_at_s = 0.0
+        self._is_turn_scheduled = False
         woken = 0
-        while self._waiting and woken < WOKEN:
+        while self._waiting and woken < MOST_WOKEN:
             _, waiter = heapq.heappop(self._waiting)
             if not waiter.done():
                 waiter.set_result(None)

@@ -106,7 +106,7 @@ class Primes:
                 await self._make(replica, current, size_bits, end_ms)
 
     async def _must_be_replaced(self, replica: Replica, filter: Filter, prime_count: int) -> bool:
-        """Return whether a new filter must replace this one; `prime_count` is about how many primes the database has."""
+        """Return whether a new filter must replace this one; the database has about `prime_count` primes."""
         # A filter does not count if its key is gone.
         if prime_count and not await replica.filters.counts(filter):
             return True

@@ -24,17 +24,17 @@ async def race(
     them, too; but a race never waits for `elsewhere` alone. Raises what a slice raises, after all slices have ended.
     """
     running = {asyncio.ensure_future(run()) for _ in range(count)}
-    hits = set() if elsewhere is None else {elsewhere}
+    found_elsewhere = set() if elsewhere is None else {elsewhere}
     ended: list[Slice] = []
-    waiting = running
+    still_running = running
     try:
-        while waiting and not any(splits(before, one) for one in ended):
-            done, _ = await asyncio.wait(waiting | hits, return_when=asyncio.FIRST_COMPLETED)
-            ended += [one.result() for one in done]
-            waiting = waiting - done
+        while still_running and not any(splits(before, result) for result in ended):
+            done, _ = await asyncio.wait(still_running | found_elsewhere, return_when=asyncio.FIRST_COMPLETED)
+            ended += [slice_task.result() for slice_task in done]
+            still_running = still_running - done
     finally:
-        for one in waiting:
-            one.cancel()
+        for slice_task in still_running:
+            slice_task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     return together(before, ended)
 
@@ -47,14 +47,14 @@ def splits(before: Factoring, after: Slice) -> bool:
 
 def together(before: Factoring, slices: Sequence[Slice]) -> Slice:
     """Return the first slice that found a divisor; if there is none, the state after the curves of all slices."""
-    for one in slices:
-        if splits(before, one):
-            return one
+    for reached in slices:
+        if splits(before, reached):
+            return reached
     first = before.composites[0]
-    return with_curves(before, sum(one[0].composites[0].curves - first.curves for one in slices)), None
+    return with_curves(before, sum(reached[0].composites[0].curves - first.curves for reached in slices)), None
 
 
 def with_curves(before: Factoring, count: int) -> Factoring:
     """Return the state after so many more curves on the smallest composite."""
-    first, *others = before.composites
-    return replace(before, composites=(replace(first, curves=first.curves + count), *others))
+    smallest, *other_composites = before.composites
+    return replace(before, composites=(replace(smallest, curves=smallest.curves + count), *other_composites))
