@@ -16,7 +16,7 @@ from quart_app.values.pace import Pace
 #: A longer answer is sent in pieces of about this size, and between two pieces the event loop does other work.
 PIECE_BYTES = 1 << 16
 #: How many elements are written in one piece of work.
-ELEMENTS = 50
+ELEMENTS_A_PIECE = 50
 #: A client has this long to read an answer of several pieces. Meanwhile its bytes count against the budget.
 SEND_S = 60.0
 
@@ -28,12 +28,12 @@ def element(value: str, factors: str) -> bytes:
 
 #: For the conversion of the text of a search to JSON: spaces between factors become commas, and the prefix of a value,
 #: which says its length, is removed.
-_COMMAS, _LENGTHS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
-_LONG = re.compile(rb"z\d{4}")
+_SPACES_TO_COMMAS, _PREFIX_LETTERS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
+_LONG_PREFIX = re.compile(rb"z\d{4}")
 
 
 #: What the JSON has between a value and its factors, and between two elements.
-_FACTORS, _NEXT = b',"prime_factors":[', b']},{"value":'
+_BEFORE_FACTORS, _BETWEEN_ELEMENTS = b',"prime_factors":[', b']},{"value":'
 
 
 def elements(found: str) -> tuple[bytes, int]:
@@ -44,47 +44,49 @@ def elements(found: str) -> tuple[bytes, int]:
     """
     text = found.encode()
     if b"z" in text:
-        text = _LONG.sub(b"", text)
-    text = text.translate(_COMMAS, _LENGTHS)
-    with_factors = text.replace(b"=", _FACTORS)
-    number = (len(with_factors) - len(text)) // (len(_FACTORS) - 1)
-    return b'{"value":%b]}' % with_factors.replace(b";", _NEXT), number
+        text = _LONG_PREFIX.sub(b"", text)
+    text = text.translate(_SPACES_TO_COMMAS, _PREFIX_LETTERS)
+    with_factors = text.replace(b"=", _BEFORE_FACTORS)
+    count = (len(with_factors) - len(text)) // (len(_BEFORE_FACTORS) - 1)
+    return b'{"value":%b]}' % with_factors.replace(b";", _BETWEEN_ELEMENTS), count
 
 
 class Array:
     """A JSON array that grows."""
 
     def __init__(self) -> None:
+        #: the bytes of the JSON text: two brackets, and the elements, each with a comma
         self.size = 2
-        self._words: list[bytes] = []
-        self._words_size = 0
+        self._uncut: list[bytes] = []
+        self._uncut_bytes = 0
         self._pieces: list[bytes] = []
 
     def add(self, text: bytes) -> None:
         """Append JSON text: one element, or several with commas between them."""
-        self._words.append(text)
-        self._words_size += len(text) + 1
+        self._uncut.append(text)
+        self._uncut_bytes += len(text) + 1
         self.size += len(text) + 1
-        if self._words_size >= PIECE_BYTES:
-            self._cut()
+        if self._uncut_bytes >= PIECE_BYTES:
+            self._cut_piece()
 
     async def extend(self, items: Iterable[tuple[str, str]], pace: Pace) -> None:
         """Append values and their factors, a piece of work at a time."""
         for number, (value, factors) in enumerate(items):
-            if number % ELEMENTS == ELEMENTS - 1:
+            if number % ELEMENTS_A_PIECE == ELEMENTS_A_PIECE - 1:
                 await pace()
             self.add(element(value, factors))
 
-    def _cut(self) -> None:
+    def _cut_piece(self) -> None:
+        """Make one piece of the texts that are in no piece yet."""
         between = b"," if self._pieces else b""
-        self._pieces.append(between + b",".join(self._words))
-        self._words.clear()
-        self._words_size = 0
+        self._pieces.append(between + b",".join(self._uncut))
+        self._uncut.clear()
+        self._uncut_bytes = 0
 
     def pieces(self, head: str, tail: str) -> list[bytes]:
         """Return the array as JSON text between `head` and `tail`, in pieces."""
-        if self._words:
-            self._cut()
+        if self._uncut:
+            self._cut_piece()
         pieces = [f"{head}[".encode(), *self._pieces, f"]{tail}\n".encode()]
         return pieces if len(self._pieces) > 1 else [b"".join(pieces)]
 
@@ -107,6 +109,7 @@ class Answers:
         self.budget.take(size)
         response = Response(_sent(pieces), content_type="application/json")
         response.content_length = size
+        # Quart ends the response if it is not sent within this time.
         response.timeout = SEND_S
         # The bytes are given back even if the response is never sent, or only in part.
         weakref.finalize(response, self.budget.give, size)
@@ -116,4 +119,5 @@ class Answers:
 async def _sent(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+        # Let the event loop do other work between two pieces.
         await asyncio.sleep(0)

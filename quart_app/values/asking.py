@@ -15,8 +15,8 @@ from quart_app.values.together import Together
 
 #: The most clients whose small values share a request.
 MOST_TOGETHER = 32
-#: The most hard values of one client that are asked for at once. One step submits all of them, and each takes a third of
-#: a ms of this step.
+#: The most hard values of one client that are asked for at once. One step submits all of them, and each takes a third
+#: of a ms of this step.
 MOST = 32
 
 

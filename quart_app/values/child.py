@@ -48,10 +48,10 @@ def _die_with_the_replica() -> None:
     `_with_alarm` ends them.
     """
     server: Any = vars(forkserver)["_forkserver"]
-    alive = getattr(server, "_forkserver_alive_fd", None)
-    if alive is not None:
+    alive_fd = getattr(server, "_forkserver_alive_fd", None)
+    if alive_fd is not None:
         server._forkserver_alive_fd = None
-        os.close(alive)
+        os.close(alive_fd)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

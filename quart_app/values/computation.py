@@ -32,7 +32,9 @@ class Computation:
     """The factorisation of one number, for all of its callers."""
 
     number: int
+    #: None until a process has done the cheap steps
     factoring: Factoring | None
+    #: `begun_s` and `deadline_s` are values of `time.monotonic()`
     begun_s: float
     deadline_s: float
     answer: asyncio.Future[str]
@@ -42,7 +44,7 @@ class Computation:
     hard: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    #: the latest estimate (s), and the time since which it holds (s)
+    #: the latest estimate of the engine (s), and the `time.monotonic()` at which it was made (s)
     _estimated: tuple[float, float] = (math.inf, 0.0)
 
     def left_s(self, now_s: float, sieve_bits: int) -> float:
@@ -50,22 +52,22 @@ class Computation:
 
         While the engine's estimate stays the same, the time that has passed meanwhile is subtracted from it.
         """
-        known = self.factoring
-        estimate = math.inf if known is None else engine.seconds(known, sieve_bits)
-        if estimate != self._estimated[0]:
-            self._estimated = (estimate, now_s)
-        return max(0.0, estimate - (now_s - self._estimated[1]))
+        factoring = self.factoring
+        estimate_s = math.inf if factoring is None else engine.seconds(factoring, sieve_bits)
+        if estimate_s != self._estimated[0]:
+            self._estimated = (estimate_s, now_s)
+        return max(0.0, estimate_s - (now_s - self._estimated[1]))
 
     def progress(self, now_s: float, sieve_bits: int) -> Progress:
-        known = self.factoring
-        estimate = self.left_s(now_s, sieve_bits)
+        factoring = self.factoring
+        left_s = self.left_s(now_s, sieve_bits)
         return Progress(
             number=self.number,
             stage=self.stage,
             elapsed_s=round(now_s - self.begun_s, 3),
-            estimate_s=None if math.isinf(estimate) else round(estimate, 3),
+            estimate_s=None if math.isinf(left_s) else round(left_s, 3),
             waiting=self.waiting,
-            factors=known.known() if known else "",
-            unfactored=[composite.value for composite in known.composites] if known else [self.number],
-            curves=known.composites[0].curves if known and known.composites else 0,
+            factors=factoring.known() if factoring else "",
+            unfactored=[composite.value for composite in factoring.composites] if factoring else [self.number],
+            curves=factoring.composites[0].curves if factoring and factoring.composites else 0,
         )

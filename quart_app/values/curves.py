@@ -28,7 +28,7 @@ FIRST_STAGE = 50
 STAGE_TWO = 50
 
 #: The least B1. A curve with a smaller B1 takes as long, because most of its time goes into the set-up of the curve.
-_LEAST_BOUND = 60
+_LEAST_B1 = 60
 
 #: Memory for a `flint_rand_t`, which has three words in FLINT 3.
 _RANDOM_STATE_BYTES = 512
@@ -36,18 +36,21 @@ _RANDOM_STATE_BYTES = 512
 
 def bound(index: int) -> int:
     """Return the bound B1 of the curve with this index, counted from 1."""
-    return max(_LEAST_BOUND, FIRST_STAGE * index)
+    return max(_LEAST_B1, FIRST_STAGE * index)
 
 
 def curve(number: int, index: int) -> int | None:
-    """Run one curve on a composite number. Return a proper divisor, which may be composite, or None."""
+    """Run the curve with this index (see `bound`) on a composite number. Return a proper divisor, or None.
+
+    The divisor may be composite.
+    """
     flint = _library()
-    first = bound(index)
+    b1 = bound(index)
     with _Integer(flint, number) as composite, _Integer(flint, 0) as divisor:
-        found = flint.fmpz_factor_ecm(
-            divisor.reference, 1, first, STAGE_TWO * first, _random_state(), composite.reference
+        has_divisor = flint.fmpz_factor_ecm(
+            divisor.reference, 1, b1, STAGE_TWO * b1, _random_state(), composite.reference
         )
-        value = divisor.value() if found else 0
+        value = divisor.value() if has_divisor else 0
     return value if 1 < value < number and number % value == 0 else None
 
 
@@ -67,9 +70,10 @@ class _Integer:
         self._flint.fmpz_clear(self.reference)
 
     def value(self) -> int:
-        room = ctypes.create_string_buffer(self._flint.fmpz_sizeinbase(self.reference, 16) + 2)
-        self._flint.fmpz_get_str(room, 16, self.reference)
-        return int(room.value, 16)
+        # The text has a sign and a final zero byte in addition to its digits.
+        buffer = ctypes.create_string_buffer(self._flint.fmpz_sizeinbase(self.reference, 16) + 2)
+        self._flint.fmpz_get_str(buffer, 16, self.reference)
+        return int(buffer.value, 16)
 
 
 @cache
@@ -89,6 +93,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _bundled() -> str | None:
+    """Return the path of the library in python-flint's wheel; None if python-flint was installed without one."""
     files = metadata.files("python-flint") or []
     return next((str(file.locate()) for file in files if file.name.startswith("libflint")), None)
 

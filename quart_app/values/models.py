@@ -14,12 +14,12 @@ ClassesList = RootModel[list[ClassName]]
 
 
 #: A ttl that is a longer decimal string is not converted to a number, because it exceeds any limit.
-_TTL_DIGITS = 20
+_MOST_TTL_DIGITS = 20
 
 
 def _from_decimal(value: Any) -> Any:
     """Return the number of a decimal string. Clients whose JSON library rounds large integers send such strings."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _TTL_DIGITS:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MOST_TTL_DIGITS:
         return int(value)
     return value
 
@@ -31,13 +31,13 @@ Decimal = BeforeValidator(_from_decimal)
 
 def _digits(most: int) -> BeforeValidator:
     """Return a validator that turns an integer or a decimal string into digits, at most so many."""
-    bound = 10**most
+    first_too_large = 10**most
 
     def digits(value: Any) -> str:
         if type(value) is int:
             if value < 1:
                 raise ValueError("the value must be at least 1")
-            if value >= bound:
+            if value >= first_too_large:
                 raise ValueError(f"at most {most} digits are allowed")
             return str(value)
         if not (type(value) is str and value.isascii() and value.isdigit()):
@@ -88,7 +88,7 @@ class JobBegun(BaseModel):
     state: Literal["waiting"]
 
 
-class _Text(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+class _ItemText(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """An item whose value is still JSON text."""
 
     value: msgspec.Raw
@@ -105,7 +105,7 @@ class PlainItem(NamedTuple):
 
 
 #: How many quotation marks an item has: two for each of its three names, and two for the class.
-_QUOTES = 8
+_QUOTES_AN_ITEM = 8
 
 
 class ItemsReader:
@@ -118,30 +118,33 @@ class ItemsReader:
     def __init__(self, settings: ValuesSettings) -> None:
         #: the type of a request, for pydantic
         self.type = values_request(settings)
-        self._any: TypeAdapter[list[Any]] = TypeAdapter(self.type)
-        self._decoder = msgspec.json.Decoder(list[_Text])
+        #: pydantic's reader of any request
+        self._adapter: TypeAdapter[list[Any]] = TypeAdapter(self.type)
+        self._decoder = msgspec.json.Decoder(list[_ItemText])
         self._settings = settings
 
     def decode(self, text: bytes) -> list[Any] | None:
         """Return the items if all are plain; None if pydantic has to read the text."""
+        # An escape could hide a quotation mark from the count below.
         if b"\\" in text or not text.isascii():
             return None
         try:
-            found = self._decoder.decode(text)
+            texts = self._decoder.decode(text)
         except msgspec.DecodeError:
             return None
         # If an item has a name twice, the decoder keeps one of them and reports no error. Then the text has more
         # quotation marks than its items need.
-        if text.count(b'"') != _QUOTES * len(found) or len(found) > self._settings.max_items:
+        if text.count(b'"') != _QUOTES_AN_ITEM * len(texts) or len(texts) > self._settings.max_items:
             return None
-        items = [PlainItem(str(item.value, "ascii"), item.ttl, item.cls) for item in found]
+        items = [PlainItem(str(item.value, "ascii"), item.ttl, item.cls) for item in texts]
         return items if all(map(self._is_plain, items)) else None
 
     def validate_python(self, items: Any, /, *, strict: bool = True) -> list[Any]:
         """Return the items, each with value, ttl (seconds) and cls. Raises pydantic's ValidationError."""
-        return self._any.validate_python(items, strict=strict)
+        return self._adapter.validate_python(items, strict=strict)
 
     def _is_plain(self, item: PlainItem) -> bool:
+        """Return whether the value is digits without a leading zero, and value and ttl are within the limits."""
         value, ttl, _ = item
         settings = self._settings
         return value.isdigit() and value[0] != "0" and len(value) <= settings.max_digits and ttl <= settings.max_ttl_s

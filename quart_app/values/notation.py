@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 #: The first value that does not fit in a machine word.
-_WORD = str(1 << 64)
+_FIRST_LARGE = str(1 << 64)
 
 
 def is_small(value: str) -> bool:
     """Return whether a value is below 2^64, so that it takes microseconds to find its factors."""
-    length = len(_WORD)
-    return len(value) < length or (len(value) == length and value < _WORD)
+    length = len(_FIRST_LARGE)
+    return len(value) < length or (len(value) == length and value < _FIRST_LARGE)
 
 
 def rank(value: str) -> tuple[int, str]:
@@ -27,9 +27,9 @@ def rank(value: str) -> tuple[int, str]:
 
 
 #: A power is written with its exponent if repeating the prime takes more additional characters than this.
-REPEATED = 30
+MOST_MORE_CHARACTERS = 30
 #: If a number below 2^64 has at most so many factors, none of its powers is written with an exponent.
-FEW = 8
+MOST_FACTORS_REPEATED = 8
 
 
 def powers(pairs: Iterable[tuple[int, int]]) -> str:
@@ -39,14 +39,15 @@ def powers(pairs: Iterable[tuple[int, int]]) -> str:
 
 def repeated(factors: Sequence[int]) -> str:
     """Return the text of all prime factors of a number below 2^64; `factors` is ascending, with repetitions."""
-    if len(factors) > FEW:
+    if len(factors) > MOST_FACTORS_REPEATED:
         return powers(Counter(factors).items())
     return " ".join(map(str, factors))
 
 
 def _power(prime: str, times: int) -> str:
-    repeated = (times - 1) * (len(prime) + 1) <= REPEATED
-    return " ".join([prime] * times) if repeated else f"{prime}^{times}"
+    """Return the text of prime^times: the prime repeated, or once with its exponent, as MOST_MORE_CHARACTERS says."""
+    is_repeated = (times - 1) * (len(prime) + 1) <= MOST_MORE_CHARACTERS
+    return " ".join([prime] * times) if is_repeated else f"{prime}^{times}"
 
 
 def primes(factors: str) -> list[str]:
@@ -69,8 +70,8 @@ def array(factors: str) -> str:
 
 def expanded(factors: str) -> list[int]:
     """Return factors as integers, each prime as often as it divides the value."""
-    found: list[int] = []
+    expanded_factors: list[int] = []
     for power in factors.split():
         prime, _, times = power.partition("^")
-        found += [int(prime)] * int(times or 1)
-    return found
+        expanded_factors += [int(prime)] * int(times or 1)
+    return expanded_factors

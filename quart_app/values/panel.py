@@ -50,15 +50,15 @@ async def cancel_job(redis: Redis, id: str, actor: Actor) -> CancelledJob | None
     """
     if not _ID.fullmatch(id):
         raise Refused(f"{id!r:.50} is not the id of a job, nor that of a request such as 1700000000000-0")
-    names = [*(keys.SHARED + name for name in (JOB + id, KEPT, OPEN, SIZE)), keys.AUDIT]
-    found = await CANCEL.run(redis, names, id, actor.name, actor.source, keys.AUDIT_KEPT)
-    return CancelledJob(int(found[0]), int(found[1])) if found else None
+    key_names = [*(keys.SHARED + name for name in (JOB + id, KEPT, OPEN, SIZE)), keys.AUDIT]
+    counts = await CANCEL.run(redis, key_names, id, actor.name, actor.source, keys.AUDIT_KEPT)
+    return CancelledJob(int(counts[0]), int(counts[1])) if counts else None
 
 
 async def cancel_by_id(redis: Redis, id: str, actor: Actor) -> str | None:
     """Cancel a job and return what was done, as a sentence; None if there is no such job. Raises Refused."""
-    found = await cancel_job(redis, id, actor)
-    return found.text if found else None
+    cancelled = await cancel_job(redis, id, actor)
+    return cancelled.text if cancelled else None
 
 
 class JobsPanel:
@@ -76,23 +76,23 @@ class JobsPanel:
         pipeline.zrevrange(shared + KEPT, 0, SHOWN_JOBS - 1)
         pipeline.zcard(shared + KEPT)
         pipeline.get(shared + SIZE)
-        open_ids, open_count, kept, kept_count, size = await pipeline.execute()
-        ids = list(dict.fromkeys([*open_ids, *(each.partition(" ")[0] for each in kept)]))[: 2 * SHOWN_JOBS]
+        open_ids, open_count, newest, kept_count, size = await pipeline.execute()
+        ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest)]))[: 2 * SHOWN_JOBS]
         jobs = await self._jobs(redis, ids)
         now_ms = mesh.now_ms()
         jobs.sort(key=lambda job: (job.is_over(now_ms), -job.created_ms))
         # OPEN may still contain a job that has just finished.
         unfinished = max(0, open_count - sum(job.is_over(now_ms) for job in jobs if job.id in open_ids))
-        bounds = self._settings
+        settings = self._settings
         return Panel(
             "jobs",
             "Jobs of /values",
             note="factorisations whose result is fetched later",
             phrase=f"{counted(unfinished, 'job')} in progress" if unfinished else "no job in progress",
             figures=[
-                PanelFigure("unfinished", f"{unfinished:,}", f"at most {bounds.max_jobs:,}"),
+                PanelFigure("unfinished", f"{unfinished:,}", f"at most {settings.max_jobs:,}"),
                 PanelFigure("kept", f"{kept_count:,}", "with those that are finished"),
-                PanelFigure("memory", data_size(int(size or 0)), f"at most {data_size(bounds.jobs_bytes)}"),
+                PanelFigure("memory", data_size(int(size or 0)), f"at most {data_size(settings.jobs_bytes)}"),
             ],
             items=[_item(job, now_ms) for job in jobs[:SHOWN_JOBS]],
         )
@@ -101,8 +101,8 @@ class JobsPanel:
         pipeline = redis.pipeline(transaction=False)
         for id in ids:
             pipeline.hmget(keys.SHARED + JOB + id, FIELDS)
-        found = [Job.parse(id, fields) for id, fields in zip(ids, await pipeline.execute(), strict=True)]
-        return [job for job in found if job is not None]
+        jobs = [Job.parse(id, fields) for id, fields in zip(ids, await pipeline.execute(), strict=True)]
+        return [job for job in jobs if job is not None]
 
     @property
     def act(self) -> Act:
@@ -114,20 +114,20 @@ async def _ask(mesh: Mesh, about: About) -> ActQuestion:
     id = about.get("id", "")
     fields: Any = await mesh.shared.hmget(keys.SHARED + JOB + id, FIELDS) if _ID.fullmatch(id) else None
     job = Job.parse(id, fields) if fields else None
-    progress = _NO_JOB
+    explanation = _NO_JOB
     if job is not None:
-        progress = (
+        explanation = (
             f"Finished so far: {job.values - job.left:,} of {counted(job.values, 'value')}. The job and its result are "
             "deleted, and its work stops within a second; GET /jobs/{id} answers 404 from then on."
         )
-    return ActQuestion(f"Cancel the job {id:.30}?", progress, about)
+    return ActQuestion(f"Cancel the job {id:.30}?", explanation, about)
 
 
 async def _cancel(mesh: Mesh, about: About, actor: Actor) -> Done:
-    found = await cancel_job(mesh.shared, about.get("id", ""), actor)
-    if found is None:
+    cancelled = await cancel_job(mesh.shared, about.get("id", ""), actor)
+    if cancelled is None:
         return Done(_NO_JOB, {"changed": False})
-    return Done(found.text, {"changed": bool(found.left), "values": found.values, "left": found.left})
+    return Done(cancelled.text, {"changed": bool(cancelled.left), "values": cancelled.values, "left": cancelled.left})
 
 
 def _item(job: Job, now_ms: int) -> PanelItem:

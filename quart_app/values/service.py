@@ -33,6 +33,7 @@ def create(context: Context) -> Service:
         return context.mesh.replica
 
     pace = Pace()
+    # A long answer beyond this budget is refused with Retry-After: 2.
     answers = Answers(Budget(settings.answers_bytes, "bytes of answers", 2))
     pool = FactorPool(
         processes=settings.processes,
@@ -43,12 +44,11 @@ def create(context: Context) -> Service:
         pace=pace,
         helpers=Helpers(replica),
     )
-
     computing = Computing(replica, pool, pace)
     errands = Errands(replica, computing.progress)
-
     primes = Primes(pace)
 
+    # A new membership takes the place of a lost one, so `context.mesh` is read at each call.
     def store_room(amount: int) -> None:
         context.mesh.memory.store(amount)
 
