@@ -187,8 +187,8 @@ class Jobs:
         counts = {"values": len(item_by_value), "left": len(item_by_value), "failures": 0, "parts": len(order_fields)}
         id = secrets.token_urlsafe(16)
         created_ms = await self._admit(replica, id, bytes_taken, counts)
-        await self._store_fields(replica, id, order_fields | later_steps)
-        await self._send_first_steps(replica, id, bytes_taken, created_ms, first_steps)
+        await self._store(replica, id, order_fields | later_steps)
+        await self._send(replica, id, bytes_taken, created_ms, first_steps)
         return id
 
     async def _split_into_steps(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:
@@ -225,7 +225,7 @@ class Jobs:
     async def _admit(self, replica: Replica, id: str, size: int, fields: dict[str, int]) -> int:
         """Store the numbers of a job, and reserve its bytes; return when it was created (ms). Raises Busy.
 
-        `size` is in bytes. `fields` are the first fields of the job. The values and the work follow (`_store_fields`).
+        `size` is in bytes. `fields` are the first fields of the job. The values and the work follow (`_store`).
         """
         settings = self._settings
         words = [word for pair in fields.items() for word in pair]
@@ -243,7 +243,7 @@ class Jobs:
                 raise Busy(f"{advice}, or retry after {retry_s} s", retry_after=retry_s)
         raise MeshError(f"the script that admits a job returned {answer!r:.100}")
 
-    async def _store_fields(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
+    async def _store(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
         """Add the values and the work of later steps to the job, piece by piece.
 
         Raises Unavailable if the job has expired since `_admit`.
@@ -260,9 +260,7 @@ class Jobs:
             words, length = [], 0
             await self._pace()
 
-    async def _send_first_steps(
-        self, replica: Replica, id: str, size: int, created_ms: int, first_steps: dict[str, Any]
-    ) -> None:
+    async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first_steps: dict[str, Any]) -> None:
         """Send the first step of each class, and let the job live until its results expire, all in one commit.
 
         Raises Unavailable if the job has expired since `_admit`: then the field `created` is gone, and nothing is sent.
