@@ -2,7 +2,7 @@
 
 In the database that has the record, under db{n}:
 
-    values:records   hash   value -> "<request id> <expiry ms> <factors>"; `notation` describes the text of the factors
+    values:records   hash   value -> "<request id> <expiry ms> <factors>"; the module `notation` describes the factors
     values:index     zset   a member "<prime>:<value>" for each different prime factor of each value; all scores are 0.
                             A letter before each number says its length (b17:c136), so members sort as their numbers do
     values:alone     hash   prime -> value, both written as in the index, for primes of at least six digits. Most of
@@ -15,7 +15,7 @@ In the database that has the record, under db{n}:
 Shared:
 
     values:where:{value}    string, PX   "<database> <class> <request id>" of the record; expires with the record
-    values:primes:{n}:{0,1} string, PX   bits: the filter of the primes in database n; see `primes`
+    values:primes:{n}:{0,1} string, PX   bits: the filter of the primes in database n; see the module `primes`
 
 Every key expires with the last record in it, so that nothing is left even in a database without a holder. The sweep
 removes the records that expire earlier.
@@ -170,7 +170,8 @@ def put(
     """Write the records of one request, and their places. `expiries` (ms) and `factors` are by value.
 
     `before` has the records of these values that this database has already. The verb PUT reads the primes from the
-    records, and sets their bits in `filters` (see `primes`). It skips primes below `filter.below`, whose bits are set.
+    records, and sets their bits in `filters` (see the module `primes`). The primes below `filter.below` are skipped,
+    because the filter has them already. `filter.name` is the key of the filter and its number of bits.
     """
     if not expiries:
         return
