@@ -125,7 +125,6 @@ class ItemsReader:
 
     def decode(self, text: bytes) -> list[Any] | None:
         """Return the items if all are plain; None if pydantic has to read the text."""
-        # An escape could hide a quotation mark from the count below.
         if b"\\" in text or not text.isascii():
             return None
         try:

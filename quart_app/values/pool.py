@@ -93,7 +93,7 @@ class FactorPool:
         self.brisk_limit = brisk_limit
         self.sieve_bits = sieve_bits
         self._metrics = metrics or FactorMetrics(CollectorRegistry())
-        # A lane with a higher niceness gets the processor later. A replica has niceness 0.
+        # A lane with a higher niceness has a lower priority.
         self._brisk = Lane(min(process_count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
         self._hard = Lane(process_count, niceness=10, metrics=self._metrics.lane("hard"))
         self._patient = Lane(process_count, niceness=15, metrics=self._metrics.lane("patient"))

@@ -88,8 +88,8 @@ class Primes:
         """Make a filter if there is none, or if the current one is too full or far too large."""
         if self._replica_id != replica.id:
             self._replica_id, self._kept = replica.id, ()
-        names = [records.ALONE, records.INDEX, records.RECORDS]
-        named, state = await asyncio.gather(replica.filters.named(NAME), replica.store().script(STATE, names))
+        key_names = [records.ALONE, records.INDEX, records.RECORDS]
+        named, state = await asyncio.gather(replica.filters.named(NAME), replica.store().script(STATE, key_names))
         in_alone, in_index, end_ms = map(int, state)
         current = next((kept for kept in self._kept if kept == named), None)
         if current is None and named is not None:
@@ -121,20 +121,20 @@ class Primes:
         key = next(key for key in keys if current is None or current.key != key)
         # An earlier filter may still be at this key: that of a former holder, or the one before the current one.
         await _unlink(replica, [key])
-        former, fresh = () if current is None else (current,), Filter(key, size_bits)
-        self._kept = (*former, fresh)
+        former, new_filter = () if current is None else (current,), Filter(key, size_bits)
+        self._kept = (*former, new_filter)
         try:
             # Redis applies commits in order. So when this empty commit is applied, all earlier ones are, too.
             await replica.commit(replica.transaction())
-            common = await self._fill(replica, fresh, end_ms)
+            common = await self._fill(replica, new_filter, end_ms)
         except BaseException:
             self._kept = former
             raise
-        fresh = replace(fresh, below=_first_without(common))
-        self._kept, self._young_until_s = (*former, fresh), time.monotonic() + YOUNG_S
+        new_filter = replace(new_filter, below=_first_without(common))
+        self._kept, self._young_until_s = (*former, new_filter), time.monotonic() + YOUNG_S
         # If the answer is lost, puts set bits in both filters until the next check reads which one the row names.
-        if await replica.filters.name(NAME, fresh):
-            await self._keep_only(replica, fresh)
+        if await replica.filters.name(NAME, new_filter):
+            await self._keep_only(replica, new_filter)
 
     async def _keep_only(self, replica: Replica, named: Filter) -> None:
         """Stop setting bits in filters other than `named`, which the row names, and delete the keys of the others."""
@@ -143,7 +143,7 @@ class Primes:
         if former:
             await _unlink(replica, former)
 
-    async def _fill(self, replica: Replica, fresh: Filter, end_ms: int) -> set[str]:
+    async def _fill(self, replica: Replica, new_filter: Filter, end_ms: int) -> set[str]:
         """Add the primes of the index to a filter, which expires at `end_ms`. Return the common primes.
 
         If `end_ms` is not positive, there are no records, and nothing is added.
@@ -153,8 +153,8 @@ class Primes:
             await self._pace()
             if end_ms > 0:
                 transaction = replica.transaction()
-                transaction.shared.mark(fresh, [*primes])
-                transaction.shared.keep_until(fresh.key, end_ms)
+                transaction.shared.mark(new_filter, [*primes])
+                transaction.shared.keep_until(new_filter.key, end_ms)
                 await replica.commit(transaction)
                 common.update(prime for prime in primes if len(prime) < RARE_DIGITS)
         return common
@@ -164,9 +164,9 @@ async def _parts(store: Store) -> AsyncIterator[set[str]]:
     """Yield the primes of the index, some at a time. A prime may come more than once."""
     cursor = ""
     while True:
-        cursor, names = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PRIMES_AT_ONCE)
-        if names:
-            yield {records.digits(name) for name in names}
+        cursor, prefixed_primes = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PRIMES_AT_ONCE)
+        if prefixed_primes:
+            yield {records.digits(prefixed_prime) for prefixed_prime in prefixed_primes}
         if not cursor:
             return
 

@@ -90,7 +90,7 @@ def _sweep_group(
     for value in group:
         record = record_by_value[value]
         if record is None:
-            # A drop has removed the record. The commit fails if a put writes the value again meanwhile.
+            # A drop or an earlier sweep has removed the record. The commit fails if a put writes a new one meanwhile.
             transaction.expect(records.RECORDS, None, value)
         elif record.expiry <= moment_ms:
             expired[value] = record
