@@ -101,19 +101,12 @@ class Job:
 
         `failures` and `parts` are absent in what `admit_job.lua` returns of other jobs.
         """
-        created, deadline, values, left, *stages_and_counts = fields
+        created, deadline, values, left, *extras = fields
         if created is None or deadline is None or values is None or left is None:
             return None
-        stages = [json.loads(stage) for stage in stages_and_counts[:4] if stage is not None]
-        return cls(
-            id,
-            int(created),
-            int(deadline),
-            int(values),
-            int(left),
-            stages,
-            *map(int, filter(None, stages_and_counts[4:])),
-        )
+        # The extras are the stages of four classes, then `failures` and `parts`.
+        stages = [json.loads(stage) for stage in extras[:4] if stage is not None]
+        return cls(id, int(created), int(deadline), int(values), int(left), stages, *map(int, filter(None, extras[4:])))
 
     @property
     def done(self) -> int:
