@@ -19,7 +19,8 @@ from quart_app.http.problems import Problem
 
 log = structlog.get_logger(__name__)
 
-#: Seconds without a request after which a connection is closed; FIRST_REQUEST_S holds until its first request.
+#: Seconds without a request after which a connection is closed (`server.configuration` gives this number to Hypercorn's
+#: settings). FIRST_REQUEST_S holds until the first request of a connection.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
 #: If an answer comes before the end of its request, the client may go on sending for so many seconds, or so many bytes.
@@ -28,21 +29,28 @@ LINGER_S = 1.0
 LINGER_BYTES = 32 << 20
 #: How long a client may leave an answer unread before its connection is cut.
 UNREAD_S = 30.0
-#: How many connections beyond the bound may wait for their 503 at the same time. Further ones are cut without it.
-TURNED_AWAY = 200
-#: Most pieces of one connection's input that are parsed before the event loop runs other work.
-PIECES = 1000
-#: More bytes than asyncio's stream reader can hold: one read takes all that came before we take the connection over.
-EVERYTHING = 1 << 30
+#: Most connections beyond MAX_CONNECTIONS that may wait for their 503 at the same time. Others are cut without it.
+MOST_TURNED_AWAY = 200
+#: Most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. Then the event loop runs other
+#: work before the next piece.
+MOST_PIECES = 1000
+#: More bytes than asyncio's stream reader can hold: so one read empties its buffer before we take the connection over.
+MORE_THAN_BUFFERED = 1 << 30
 
 
 class Settings(Config):
-    """Hypercorn's settings, and the connections that are open under them."""
+    """Hypercorn's settings of one server, and the server's open connections.
+
+    Hypercorn hands this object to each connection, so it is the one place that all connections of a server share.
+    """
 
     def __init__(self, clients: Clients) -> None:
         super().__init__()
+        #: counts the connections of each source
         self.clients = clients
+        #: the connections that are being served
         self.connections: set[Connection] = set()
+        #: how many connections wait for their 503 now
         self.turned_away = 0
         self.is_stopping = False
 
@@ -69,9 +77,11 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(self, app: Any, loop: asyncio.AbstractEventLoop, config: Settings, state: dict[str, Any]) -> None:
+        #: The host and port of the client, and our own. `Exchange` copies these four into the ASGI scope of a request.
         self.client: Any = None
         self.server: Any = None
         self.scheme = "http"
+        #: the state that Hypercorn shares between the application's lifespan and its requests
         self.state = state
         self._app = app
         self._loop = loop
@@ -83,18 +93,18 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         #: bytes that have come and are not parsed yet
         self._input = b""
-        self._is_paused = self._is_parsing = False
+        self._reading_is_paused = self._is_parsing = False
         #: whether all further input is discarded
         self._is_discarding = False
-        self._discarded = 0
-        self._requests = 0
+        self._discarded_bytes = 0
+        self._request_count = 0
         #: When the last request ended, on the loop's clock. A new connection begins with only FIRST_REQUEST_S left.
         self._idle_since = loop.time() - max(0, config.keep_alive_timeout - FIRST_REQUEST_S)
         self._timer: asyncio.TimerHandle | None = None
         #: set once the full write buffer has room again; None while the buffer is not full
-        self._room: asyncio.Event | None = None
+        self._buffer_has_room: asyncio.Event | None = None
         #: done once the connection is closed
-        self._lost: asyncio.Future[None] = loop.create_future()
+        self._closed: asyncio.Future[None] = loop.create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take the connection over from asyncio's streams, and return when it is closed."""
@@ -107,14 +117,14 @@ class Connection(asyncio.Protocol):
         self.config.connections.add(self)
         try:
             async with asyncio.timeout(self._idle_left_s()):
-                first = await reader.read(EVERYTHING)
-            if first and not self._transport.is_closing():
+                first_bytes = await reader.read(MORE_THAN_BUFFERED)
+            if first_bytes and not self._transport.is_closing():
                 self._transport.set_protocol(self)
                 self._check_idle()
-                self.data_received(first)
+                self.data_received(first_bytes)
                 if reader.at_eof():
                     self.eof_received()
-                await self._lost
+                await self._closed
         except asyncio.CancelledError:
             self.end()
             raise
@@ -122,15 +132,15 @@ class Connection(asyncio.Protocol):
             if self._exchange is not None:
                 await self._exchange.ended()
             self.config.connections.discard(self)
-            self._end()
-            self._hang_up()
+            self._close_transport()
+            self._clean_up()
 
     # asyncio calls these methods.
 
     def data_received(self, data: bytes) -> None:
         if self._is_discarding:
-            self._discarded += len(data)
-            if self._discarded > LINGER_BYTES:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > LINGER_BYTES:
                 self._transport.abort()
             return
         self._input = self._input + data if self._input else data
@@ -140,26 +150,26 @@ class Connection(asyncio.Protocol):
         """Treat a client that sends nothing more as gone."""
         if self._exchange is not None:
             self._exchange.client_went()
-        self._end()
+        self._close_transport()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._exchange is not None:
             self._exchange.client_went()
-        self._hang_up()
+        self._clean_up()
 
     def pause_writing(self) -> None:
-        self._room = asyncio.Event()
+        self._buffer_has_room = asyncio.Event()
 
     def resume_writing(self) -> None:
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+        if self._buffer_has_room is not None:
+            self._buffer_has_room.set()
+            self._buffer_has_room = None
 
     # The parser calls these methods.
 
     def head_came(self, head: Head) -> None:
-        self._requests += 1
+        self._request_count += 1
         self._exchange = Exchange(self, head)
         # The parser may run in the task of the last request, whose context variables this request must not see.
         self._exchange.start(self._app, self._context.copy())
@@ -176,18 +186,18 @@ class Connection(asyncio.Protocol):
     # The request in progress calls these methods.
 
     def is_last(self) -> bool:
-        return self.config.is_stopping or self._requests > self.config.keep_alive_max_requests
+        return self.config.is_stopping or self._request_count > self.config.keep_alive_max_requests
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
 
     async def drain(self) -> None:
-        """Wait while the write buffer is full. Cut the connection if the client does not make room within UNREAD_S."""
-        if self._room is None:
+        """Wait while the write buffer is full. Cut the connection if its client reads too little within UNREAD_S."""
+        if self._buffer_has_room is None:
             return
         try:
             async with asyncio.timeout(UNREAD_S):
-                await self._room.wait()
+                await self._buffer_has_room.wait()
         except TimeoutError:
             self._transport.abort()
 
@@ -221,28 +231,29 @@ class Connection(asyncio.Protocol):
 
     def _parse(self) -> None:
         """Parse as much of the input as may be parsed now. Read from the socket only while little input is left."""
-        if self._is_parsing:  # a request is refused while the parser runs
+        if self._is_parsing:  # a guard: `feed` and `_refuse` call methods of this class, none of which parses today
             return
         self._is_parsing = True
-        data, done = self._input, 0
+        data, parsed = self._input, 0
         try:
-            for _ in range(PIECES):
-                if done == len(data) or self._is_discarding or self._must_wait():
+            for _ in range(MOST_PIECES):
+                if parsed == len(data) or self._is_discarding or self._must_wait():
                     break
-                done = self._parser.feed(data, done)
+                parsed = self._parser.feed(data, parsed)
             else:
                 self._loop.call_soon(self._parse)
         except Unreadable as error:
             self._refuse(error)
         finally:
             self._is_parsing = False
-        self._input = b"" if self._is_discarding else data[done:]
-        self._read_on(len(self._input) < MAX_UNREAD)
+        self._input = b"" if self._is_discarding else data[parsed:]
+        self._set_reading(len(self._input) < MAX_UNREAD)
 
-    def _read_on(self, wanted: bool) -> None:
-        if wanted == self._is_paused and not self._transport.is_closing():
-            self._is_paused = not wanted
-            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
+    def _set_reading(self, should_read: bool) -> None:
+        """Resume or pause reading from the socket, unless it is in this state already."""
+        if should_read == self._reading_is_paused and not self._transport.is_closing():
+            self._reading_is_paused = not should_read
+            (self._transport.resume_reading if should_read else self._transport.pause_reading)()
 
     def _refuse(self, error: Unreadable) -> None:
         """Answer bytes that are no valid request, or no valid body of the request in progress."""
@@ -259,13 +270,13 @@ class Connection(asyncio.Protocol):
         self._is_discarding = True
         if linger and self._transport.can_write_eof():
             self._transport.write_eof()
-            self._read_on(True)
-            self._loop.call_later(LINGER_S, self._end)
+            self._set_reading(True)
+            self._loop.call_later(LINGER_S, self._close_transport)
         else:
-            self._end()
+            self._close_transport()
 
-    def _end(self) -> None:
-        """Close the connection once its client has read everything, and after UNREAD_S at the latest."""
+    def _close_transport(self) -> None:
+        """Close the transport once its write buffer is empty, and after UNREAD_S at the latest."""
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._loop.call_later(UNREAD_S, self._transport.abort)
@@ -285,16 +296,17 @@ class Connection(asyncio.Protocol):
         else:
             self._timer = self._loop.call_later(left_s, self._check_idle)
 
-    def _hang_up(self) -> None:
+    def _clean_up(self) -> None:
+        """Stop the idle timer, and wake `drain` and `serve` if they wait."""
         if self._timer is not None:
             self._timer.cancel()
         self.resume_writing()
-        if not self._lost.done():
-            self._lost.set_result(None)
+        if not self._closed.done():
+            self._closed.set_result(None)
 
 
-async def _connected(connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve a connection if there is room for one more."""
+async def _serve_if_room(connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve a connection if its source and the server may have one more, or else turn it away."""
     config = connection.config
     clients, peer = config.clients, _peer(writer)
     if not clients.connections.take(peer, 1, is_proxy=clients.proxies.trusts(peer)):
@@ -314,7 +326,7 @@ async def _turn_away(config: Settings, peer: str, reader: asyncio.StreamReader, 
     The answer is not sent before the client has sent something: a balancer that gets an answer before it has sent a
     request takes the connection for broken.
     """
-    if config.turned_away >= TURNED_AWAY:
+    if config.turned_away >= MOST_TURNED_AWAY:
         writer.transport.abort()
         return
     if not config.turned_away:
@@ -323,11 +335,11 @@ async def _turn_away(config: Settings, peer: str, reader: asyncio.StreamReader, 
     try:
         async with asyncio.timeout(LINGER_S):
             await reader.read(MAX_RECV)
-            writer.write(FULL)
+            writer.write(FULL_ANSWER)
             writer.write_eof()
-            left = LINGER_BYTES
-            while left > 0 and (data := await reader.read(MAX_RECV)):
-                left -= len(data)
+            left_bytes = LINGER_BYTES
+            while left_bytes > 0 and (data := await reader.read(MAX_RECV)):
+                left_bytes -= len(data)
     except (OSError, TimeoutError):
         pass
     finally:
@@ -350,17 +362,21 @@ def connection_for(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> Awaitable[None]:
-    """Return what serves one connection, for Hypercorn to await: its own class if the settings are not ours."""
+    """Return the awaitable that serves one connection, for Hypercorn.
+
+    `server.run` puts this function into Hypercorn's module, so it is called for every Hypercorn server of this process.
+    A server that does not have our `Settings`, such as a provider that a test runs, gets Hypercorn's own class.
+    """
     if isinstance(config, Settings):
-        return _connected(Connection(app, loop, config, state), reader, writer)
+        return _serve_if_room(Connection(app, loop, config, state), reader, writer)
     return TCPServer(app, loop, config, context, state, reader, writer)
 
 
-def _full() -> bytes:
+def _full_answer() -> bytes:
     problem = Problem(503, "this replica has too many open connections; retry after 1 s", retry_after=1)
     lines = [b"HTTP/1.1 503 Service Unavailable", *(b"%b: %b" % header for header in last_headers(problem))]
     return b"\r\n".join(lines) + b"\r\n\r\n" + problem.document()
 
 
 #: The answer to a connection beyond the bound.
-FULL = _full()
+FULL_ANSWER = _full_answer()

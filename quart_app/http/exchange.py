@@ -29,13 +29,15 @@ from quart_app.http.request_log import RequestLog
 
 log = structlog.get_logger(__name__)
 #: The log lines of the requests that the server answers itself, without the application.
-unrouted = RequestLog()
+unrouted_log = RequestLog()
 
-#: While so many bytes of a body wait for the application, the connection takes no more, and the client has to wait.
+#: From so many bytes of a body that wait for the application, the connection reads no more from its socket, so the client
+#: has to wait.
 MAX_UNREAD = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+#: The versions of ASGI that the scope of each request names.
 ASGI = {"spec_version": "2.1", "version": "3.0"}
-_STATUS = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_STATUS_LINES = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
 class Wire(Protocol):
@@ -47,7 +49,7 @@ class Wire(Protocol):
     state: dict[str, Any]
 
     def is_last(self) -> bool:
-        """Return whether the connection takes no further request after this one."""
+        """Return whether the connection is closed after the answer to this request."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -55,10 +57,10 @@ class Wire(Protocol):
         """Wait until the client has read enough of what was written."""
 
     def body_was_read(self) -> None:
-        """Read more of the body; the application has taken what came before."""
+        """Deliver more of the body, because the application has taken what came before."""
 
     def answered(self, exchange: Exchange, *, keep: bool) -> None:
-        """Begin with the next request, or close the connection if `keep` is false."""
+        """Go on to the next request if `keep` is true, or else close the connection."""
 
 
 class Exchange:
@@ -77,20 +79,20 @@ class Exchange:
         #: the problem that the client gets instead of the application's answer
         self.refusal: Problem | None = None
         self._wire = wire
-        self._parts: list[bytes] = []
+        self._unread_parts: list[bytes] = []
         #: whether the application has received the end of the body
         self._end_was_received = False
         #: done when `receive` has to look again: for more of the body, its end, or the end of the exchange
-        self._change: asyncio.Future[None] | None = None
-        self._gone = False
+        self._receive_wakeup: asyncio.Future[None] | None = None
+        self._client_has_gone = False
         self._task: asyncio.Task[None] | None = None
         self._is_running = False
         #: the head of the answer, until it is written together with the first part of the body
         self._unsent_head: bytes | None = None
         #: whether the head of the answer is written
-        self._has_begun = False
+        self._head_is_written = False
         self._is_over = False
-        self._bodiless = False
+        self._has_no_body = False
         self._keep_alive = False
         self._in_chunks = False
         #: how many of the announced bytes the application has still to send; None: it has announced no length
@@ -101,9 +103,9 @@ class Exchange:
         self._task = asyncio.get_running_loop().create_task(self._run(app), context=context)
 
     def body_came(self, data: bytes) -> None:
-        self._parts.append(data)
+        self._unread_parts.append(data)
         self.unread += len(data)
-        self._wake()
+        self._wake_receive()
 
     def has_arrived(self) -> bool:
         """Return whether the whole body has arrived (the ASGI extension HAS_ARRIVED)."""
@@ -111,7 +113,7 @@ class Exchange:
 
     def body_ended(self) -> None:
         self.is_complete = True
-        self._wake()
+        self._wake_receive()
 
     def refuse(self, problem: Problem) -> None:
         """Answer with this problem instead of the application. If its answer has begun, cut that answer off."""
@@ -126,7 +128,7 @@ class Exchange:
         if self._task is not None:
             self._task.cancel()
             if not self._is_running:  # a task that is cancelled before its first step never runs `_run`
-                self._answer_with(self.refusal or _stopping())
+                self._answer_with(self.refusal or _stopping_problem())
 
     async def ended(self) -> None:
         """Wait until the task of the request has ended."""
@@ -135,27 +137,27 @@ class Exchange:
 
     def client_went(self) -> None:
         """Cancel the application, because nobody reads the answer."""
-        self._gone = True
-        self._wake()
+        self._client_has_gone = True
+        self._wake_receive()
         self.cancel()
 
     async def receive(self) -> dict[str, Any]:
         """Wait for more of the body and return it, or `http.disconnect` if the client has gone (ASGI `receive`)."""
-        while not (self._gone or self._is_over):
-            if self._parts or (self.is_complete and not self._end_was_received):
-                body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts.clear()
+        while not (self._client_has_gone or self._is_over):
+            if self._unread_parts or (self.is_complete and not self._end_was_received):
+                body = self._unread_parts[0] if len(self._unread_parts) == 1 else b"".join(self._unread_parts)
+                self._unread_parts.clear()
                 self.unread = 0
-                more = not self.is_complete
-                self._end_was_received = not more
-                if more:
+                more_follows = not self.is_complete
+                self._end_was_received = not more_follows
+                if more_follows:
                     self._wire.body_was_read()
-                return {"type": "http.request", "body": body, "more_body": more}
-            if self.head.expects_continue and not (self._has_begun or self.is_complete):
+                return {"type": "http.request", "body": body, "more_body": more_follows}
+            if self.head.expects_continue and not (self._head_is_written or self.is_complete):
                 self.head.expects_continue = False
                 self._wire.write(CONTINUE)
-            self._change = asyncio.get_running_loop().create_future()
-            await self._change
+            self._receive_wakeup = asyncio.get_running_loop().create_future()
+            await self._receive_wakeup
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
@@ -164,21 +166,21 @@ class Exchange:
         So the client wakes up once. If the process dies between the two, a balancer has no part of the answer, and may
         ask another replica.
         """
-        if self._gone or self._is_over:
+        if self._client_has_gone or self._is_over:
             return
         kind = message["type"]
         if kind == "http.response.start":
             self._begin_answer(message["status"], message.get("headers", ()))
-            if self._bytes_left is None and not self._bodiless:
+            if self._bytes_left is None and not self._has_no_body:
                 self._write(b"")  # an answer without a length is a stream: its first part may come much later
         elif kind == "http.response.body":
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
             await self._wire.drain()
 
     def _begin_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        if self._has_begun or self._unsent_head is not None:
+        if self._head_is_written or self._unsent_head is not None:
             raise RuntimeError("the answer has begun already")
-        lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         keep = self.head.keep_alive and self.is_complete and not self._wire.is_last()
         length = None
         for name, value in headers:
@@ -188,11 +190,12 @@ class Exchange:
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
-                continue
+                continue  # this class frames the body itself
             lines.append(b"%b: %b\r\n" % (name, value))
-        self._bodiless = suppress_body(self.head.method, status)
-        self._bytes_left = 0 if self._bodiless else length
-        if length is None and not (self._bodiless and status in {204, 304}):
+        self._has_no_body = suppress_body(self.head.method, status)
+        self._bytes_left = 0 if self._has_no_body else length
+        # 204 and 304 never have a body. An answer to HEAD has the headers that the answer to GET would have.
+        if length is None and not (self._has_no_body and status in {204, 304}):
             self._in_chunks = self.head.version == "1.1"
             if self._in_chunks:
                 lines.append(b"transfer-encoding: chunked\r\n")
@@ -202,16 +205,17 @@ class Exchange:
         if not keep:
             lines.append(b"connection: close\r\n")
         answer_head = b"".join(lines)
-        breaks = answer_head.count(b"\n"), answer_head.count(b"\r")
-        if breaks != (len(lines), len(lines)) or b"\0" in answer_head:
+        line_breaks = answer_head.count(b"\n"), answer_head.count(b"\r")
+        # A line break inside a header would begin a header, or an answer, of its own.
+        if line_breaks != (len(lines), len(lines)) or b"\0" in answer_head:
             raise ValueError("a header of the answer contains a line break or a zero byte")
         self._keep_alive = keep
         self._unsent_head = answer_head + b"\r\n"
 
     def _send_body(self, data: bytes, *, more: bool) -> None:
-        if self._unsent_head is None and not self._has_begun:
+        if self._unsent_head is None and not self._head_is_written:
             raise RuntimeError("the answer has no head yet")
-        if self._bodiless:
+        if self._has_no_body:
             data = b""
         elif self._bytes_left is not None:
             self._bytes_left -= len(data)
@@ -221,32 +225,34 @@ class Exchange:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
         self._write(data)
         if not more:
-            self._end(keep=self._keep_alive)
+            self._finish(keep=self._keep_alive)
 
     def _write(self, data: bytes) -> None:
         if self._unsent_head is not None:
             data, self._unsent_head = self._unsent_head + data, None
-            self._has_begun = True
+            self._head_is_written = True
         if data:
             self._wire.write(data)
 
-    def _end(self, *, keep: bool) -> None:
+    def _finish(self, *, keep: bool) -> None:
+        """End the exchange, and hand the connection back; `keep` says whether it takes a further request."""
         self._is_over = True
-        self._wake()
+        self._wake_receive()
         self._wire.answered(self, keep=keep)
 
-    def _wake(self) -> None:
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
+    def _wake_receive(self) -> None:
+        if self._receive_wakeup is not None and not self._receive_wakeup.done():
+            self._receive_wakeup.set_result(None)
 
     async def _run(self, app: Any) -> None:
         self._is_running = True
         try:
+            # Hypercorn wraps the application, and also passes two functions, which an ASGI application does not use.
             await app(self._scope(), self.receive, self.send, None, None)
             if not self._is_over:
                 self._answer_with(Problem(500, "the application has not answered"))
         except asyncio.CancelledError:
-            self._answer_with(self.refusal or _stopping())
+            self._answer_with(self.refusal or _stopping_problem())
         except HTTPException as error:
             self._answer_with(Problem(error.code or 400, error.description or ""))
         except Exception:
@@ -257,14 +263,14 @@ class Exchange:
         """Answer with this problem, and close the connection. If an answer has begun, cut it off."""
         if self._is_over:
             return
-        if not self._gone and not self._has_begun:
-            unrouted.write(self.head.method, "none", problem.status, problem.detail)
+        if not self._client_has_gone and not self._head_is_written:
+            unrouted_log.write(self.head.method, "none", problem.status, problem.detail)
             self._unsent_head = None
             self.head.keep_alive = False
             document = problem.document()
             self._begin_answer(problem.status, last_headers(problem))
-            self._write(b"" if self._bodiless else document)
-        self._end(keep=False)
+            self._write(b"" if self._has_no_body else document)
+        self._finish(keep=False)
 
     def _scope(self) -> dict[str, Any]:
         """Return the ASGI scope. Raises HTTPException if the target is neither a path nor a URL."""
@@ -273,7 +279,7 @@ class Exchange:
         path = raw_path.decode("ascii")
         if b"%" in raw_path:
             path = unquote(path)
-        if not _is_readable(path):
+        if not _names_a_path(path):
             raise _NoPath
         return {
             "type": "http",
@@ -293,7 +299,7 @@ class Exchange:
         }
 
 
-def _stopping() -> Problem:
+def _stopping_problem() -> Problem:
     return Problem(503, "this replica stops before it can answer; retry after 1 s", retry_after=1)
 
 
@@ -302,7 +308,7 @@ class _NoPath(HTTPException):
     description = "the request names no path"
 
 
-def _is_readable(path: str) -> bool:
+def _names_a_path(path: str) -> bool:
     """Return whether this is a path or a URL. Quart itself checks the host of a URL."""
     if path.startswith("/"):
         return True
@@ -311,16 +317,16 @@ def _is_readable(path: str) -> bool:
     return False
 
 
-_date: tuple[int, bytes] = (0, b"")
+_date_of_second: tuple[int, bytes] = (0, b"")
 
 
 def date_line() -> bytes:
     """Return the Date header for answers. It is formatted once a second."""
-    global _date
+    global _date_of_second
     now = int(time.time())
-    if _date[0] != now:
-        _date = now, b"date: %b\r\n" % http_date(now).encode()
-    return _date[1]
+    if _date_of_second[0] != now:
+        _date_of_second = now, b"date: %b\r\n" % http_date(now).encode()
+    return _date_of_second[1]
 
 
 def last_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
