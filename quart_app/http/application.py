@@ -47,6 +47,7 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
+#: The request ids that are accepted from clients. Another X-Request-ID is replaced.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -82,10 +83,10 @@ class _Asgi(ASGIHTTPConnection):
         return self.app.request_class(
             scope["method"],
             scope["scheme"],
-            path if path[0] == "/" else urlsplit(path).path,
+            path if path[0] == "/" else urlsplit(path).path,  # a request may name a whole URL
             scope["query_string"],
             headers,
-            "",
+            "",  # no root path: the application is not mounted below another
             scope["http_version"],
             scope,
             max_content_length=config["MAX_CONTENT_LENGTH"],
@@ -102,11 +103,14 @@ class _Asgi(ASGIHTTPConnection):
     async def _send_stream(self, receive: ASGIReceiveCallable, send: ASGISendCallable, response: ResponseTypes) -> None:
         """Send an answer that may have no end, until its client has gone. This works with any ASGI server."""
 
-        async def client_left() -> None:
+        async def until_client_leaves() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        tasks = {asyncio.ensure_future(self._send_response(send, response)), asyncio.ensure_future(client_left())}
+        tasks = {
+            asyncio.ensure_future(self._send_response(send, response)),
+            asyncio.ensure_future(until_client_leaves()),
+        }
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             raise_task_exceptions(done)
@@ -143,24 +147,24 @@ class _Context(RequestContext):
         self._tokens = _cv_request.set(self), _cv_app.set(AppContext(self.app))
 
     async def pop(self, exc: BaseException | None = None) -> None:
-        of_request, of_app = self._tokens
-        _cv_app.reset(of_app)
-        _cv_request.reset(of_request)
+        request_token, app_token = self._tokens
+        _cv_app.reset(app_token)
+        _cv_request.reset(request_token)
 
 
 class _Handling:
     """The functions that answer requests to one endpoint: its view, and what its blueprints run before and after it."""
 
     def __init__(self, app: Application, request: HttpRequest) -> None:
-        names = request.blueprints
+        blueprint_names = request.blueprints
         self.before = [
             app.ensure_async(function)
-            for name in (None, *reversed(names))
+            for name in (None, *reversed(blueprint_names))
             for function in app.before_request_funcs[name]
         ]
         self.after = [
             app.ensure_async(function)
-            for name in (*names, None)
+            for name in (*blueprint_names, None)
             for function in reversed(app.after_request_funcs[name])
         ]
         self.view = app.ensure_async(app.view_functions[cast("str", request.endpoint)])
@@ -206,32 +210,34 @@ class Application(Quart):
         super().__init__(name, static_folder=None)
         self.clients = Clients(settings)
         self._hosts = Hosts(settings)
-        self._requests = requests
-        self._log = RequestLog()
+        self._request_metrics = requests
+        self._request_log = RequestLog()
         self._leaving = leaving
-        #: parts of the ids that are made for requests without a valid X-Request-ID
+        #: the two parts of the ids that are made for requests without a valid X-Request-ID
         self._id_prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
-        self.config["RESPONSE_TIMEOUT"] = None
-        self._adapter = self.url_map.bind("")
-        self._handling: dict[str, _Handling] = {}
+        self.config["RESPONSE_TIMEOUT"] = None  # Quart's default is 60 s
+        #: finds routes for every host, so it is bound to no name of a host
+        self._route_adapter = self.url_map.bind("")
+        #: endpoint -> the functions that answer its requests, found at its first request
+        self._handlings: dict[str, _Handling] = {}
         problems.install(self)
 
     def expect_requests(self) -> None:
         """Create the metrics of every route. Call this once all routes are registered."""
         for rule in self.url_map.iter_rules():
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
-                self._requests.expect(method, rule.rule)
+                self._request_metrics.expect(method, rule.rule)
 
     async def handle_request(self, request: QuartRequest) -> ResponseTypes:
         """Answer a request, also one that fails. Add the headers of every answer, count the request, and log it.
 
         This overrides Quart's method. Hooks would do, but each would have to look up request, answer and route again.
         """
-        begun = time.perf_counter()
-        given = request.headers.get("X-Request-ID", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else f"{self._id_prefix}{next(self._numbers):08x}"
+        started_s = time.perf_counter()
+        given_id = request.headers.get("X-Request-ID", "")
+        request_id = given_id if REQUEST_ID.fullmatch(given_id) else f"{self._id_prefix}{next(self._numbers):08x}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
         trail: list[tuple[str, Mapping[str, str]]] = []
         tracing.CALL.set(request_id)
@@ -240,22 +246,22 @@ class Application(Quart):
         response = await (self._answer_in_span(request) if tracing.is_on() else super().handle_request(request))
         response.headers["X-Request-ID"] = request_id
         if trail:
-            response.headers.extend(journey.headers_for(trail, time.perf_counter() - begun))
+            response.headers.extend(journey.headers_for(trail, time.perf_counter() - started_s))
         protect(response.headers)
         if self._leaving():
             response.headers["Connection"] = "close"
         route = "none" if request.url_rule is None else request.url_rule.rule
-        seconds = time.perf_counter() - begun
-        self._requests.count(request.method, route, response.status_code, seconds)
+        seconds = time.perf_counter() - started_s
+        self._request_metrics.count(request.method, route, response.status_code, seconds)
         detail, is_known = (
             (response.detail, response.is_known) if isinstance(response, ProblemResponse) else ("", False)
         )
-        self._log.write(request.method, route, response.status_code, detail, seconds, is_known=is_known)
+        self._request_log.write(request.method, route, response.status_code, detail, seconds, is_known=is_known)
         return response
 
     async def _answer_in_span(self, request: QuartRequest) -> ResponseTypes:
-        about = {"http.request.method": request.method, "url.path": request.path, "url.scheme": request.scheme}
-        with tracing.span("SERVER", request.method, about) as span:
+        attributes = {"http.request.method": request.method, "url.path": request.path, "url.scheme": request.scheme}
+        with tracing.span("SERVER", request.method, attributes) as span:
             response = await super().handle_request(request)
             if request.url_rule is not None:
                 span.update_name(f"{request.method} {request.url_rule.rule}")
@@ -274,29 +280,29 @@ class Application(Quart):
         """
         request.routing_exception = None
         try:
-            found = self._adapter.match(request.path, request.method, return_rule=True)
+            route = self._route_adapter.match(request.path, request.method, return_rule=True)
         except HTTPException:
             try:
-                found = cast("MapAdapter", self.create_url_adapter(request)).match(return_rule=True)
+                route = cast("MapAdapter", self.create_url_adapter(request)).match(return_rule=True)
             except HTTPException as error:
                 request.routing_exception = error
                 return
-        request.url_rule, request.view_args = found  # type: ignore[assignment]
+        request.url_rule, request.view_args = route  # type: ignore[assignment]
 
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> ResponseTypes:
         """Answer a request. Requests meant for another host are refused, whatever their path."""
         context = cast("_Context", request_context or request_ctx)
         request = cast("HttpRequest", context.request)
         rule = request.url_rule
-        handling = None if rule is None else self._handling.get(rule.endpoint) or self._handle(request)
+        handling = None if rule is None else self._handlings.get(rule.endpoint) or self._find_handling(request)
         result: Any = None
         try:
             self._hosts.check(request.headers.get("Host", ""))
             if handling is None or (request.method == "OPTIONS" and cast("QuartRule", rule).provide_automatic_options):
                 result = await self.dispatch_request(context)
             else:
-                for before in handling.before:
-                    result = await before()
+                for before_function in handling.before:
+                    result = await before_function()
                     if result is not None:
                         break
                 else:
@@ -304,11 +310,11 @@ class Application(Quart):
         except Exception as error:
             result = await self.handle_user_exception(error)
         response: Any = result if isinstance(result, Response) else await self.make_response(result)
-        for after in (*context._after_request_functions, *(() if handling is None else handling.after)):
-            response = await after(response)
+        for after_function in (*context._after_request_functions, *(() if handling is None else handling.after)):
+            response = await after_function(response)
         return cast("ResponseTypes", response)
 
-    def _handle(self, request: HttpRequest) -> _Handling:
+    def _find_handling(self, request: HttpRequest) -> _Handling:
         """Find and keep the functions that answer requests to an endpoint: an application's routes do not change."""
-        handling = self._handling[cast("str", request.endpoint)] = _Handling(self, request)
+        handling = self._handlings[cast("str", request.endpoint)] = _Handling(self, request)
         return handling

@@ -11,7 +11,7 @@ pieces:
     up to SMALL bytes           at once
     up to PIECE bytes           in one piece
     a list of objects           in pieces of whole objects; the event loop runs between two pieces
-    a text with few values      in one piece
+    a text with few values      in one piece, up to MOST_BYTES_UNCUT bytes
     anything else               422, because parsing it would stop the event loop
 """
 
@@ -49,12 +49,13 @@ PIECE = 1 << 14
 #: Offsets in a piece at which a search for its end begins. What looks like an end may be inside a long string, so there
 #: are three tries.
 PIECE_ENDS = (PIECE * 4 // 8, PIECE * 5 // 8, PIECE * 7 // 8)
-#: A longer body that is not a list of objects is parsed in one piece if it is within these three bounds: of its bytes,
-#: of its quotes and backslashes together, and of its signs `[]{},:` outside of strings.
-FEW_BYTES, FEW_QUOTES, FEW_SIGNS = 1 << 19, 50_000, 100
-#: Most items of a list that are checked in one go, and most errors that are described in one go.
+#: A body longer than PIECE that is not a list of objects is parsed uncut if it is within these three bounds: of its
+#: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings.
+MOST_BYTES_UNCUT, MOST_QUOTES_UNCUT, MOST_SIGNS_UNCUT = 1 << 19, 50_000, 100
+#: Most items of a list that are checked before the event loop runs again. If a slice has more than MOST_ERRORS errors,
+#: only those of its first wrong item are described.
 SLICE = 100
-ERRORS = 250
+MOST_ERRORS = 250
 
 
 class Checker(Protocol[T_co]):
@@ -74,7 +75,7 @@ class _Unacceptable(ValueError):
         self.status = status
 
 
-def _integer(text: str) -> int:
+def _bounded_integer(text: str) -> int:
     if len(text) > MAX_INTEGER_DIGITS:
         raise _Unacceptable(
             422, f"an integer of {len(text)} digits is too long; at most {MAX_INTEGER_DIGITS} are accepted"
@@ -82,27 +83,27 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise _Unacceptable(400, f"{name} is not JSON")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MAX_KEYS:
         raise _Unacceptable(422, f"an object of {len(pairs)} keys is too large; at most {MAX_KEYS} are accepted")
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise _Unacceptable(400, "an object names the same key twice")
-    return found
+    return members
 
 
-DEEP = f"the body is nested too deeply; at most {MAX_DEPTH} levels are accepted"
+TOO_DEEP = f"the body is nested too deeply; at most {MAX_DEPTH} levels are accepted"
 _BRACKET = re.compile(r"[\[\]{}]")
 #: A JSON string, or the rest of the text if the string has no end. Its possessive quantifiers (`++`, `*+`) keep it from
 #: trying a second way to match.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
 #: Made once: `json.loads` makes a decoder for each call that has options.
-_decoder = json.JSONDecoder(parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object)
+_decoder = json.JSONDecoder(parse_int=_bounded_integer, parse_constant=_refuse_constant, object_pairs_hook=_object_of)
 
 
 _quick_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
@@ -130,6 +131,7 @@ def _parsed_quickly(text: bytes) -> Any:
     quotes = text.count(b'"')
     if _quick_encoder.encode(value).count(b'"') != quotes:
         return None
+    # A key has two quotes, and a level has an opening bracket. So a text with few of both has no more than the bounds.
     is_small = quotes <= 2 * MAX_KEYS and text.count(b"[") + text.count(b"{") <= MAX_DEPTH
     return value if is_small or _is_flat(value, text) else None
 
@@ -147,8 +149,8 @@ def _is_flat(value: Any, text: bytes) -> bool:
 def _parsed_carefully(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
-        if _is_deep(text):
-            raise _Unacceptable(400, DEEP)
+        if _is_too_deep(text):
+            raise _Unacceptable(400, TOO_DEEP)
         value = _decoder.decode(text)
         if "\\u" in text:  # an escape may be half a surrogate pair, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -163,7 +165,7 @@ def _parsed_carefully(data: bytes | str) -> Any:
     return value
 
 
-def _is_deep(text: str) -> bool:
+def _is_too_deep(text: str) -> bool:
     """Return whether a text has more than MAX_DEPTH nested brackets. It may be only the beginning of a body."""
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub("", text)):
@@ -178,7 +180,7 @@ async def read_json(adapter: Checker[T]) -> T:
 
     Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type or encoding, 422 not valid.
     """
-    return _checked(adapter, await _parse(await _content()))
+    return _checked(adapter, await _parse(await _json_text()))
 
 
 async def read_items(
@@ -192,7 +194,7 @@ async def read_items(
     `quick` is tried first. It returns the items that it reads from the text, or None if it is not sure that they are
     valid. For a text longer than PIECE it runs in a thread, and must let other threads run.
     """
-    data = await _content()
+    data = await _json_text()
     if len(data) <= PIECE:
         items = quick(data)
     else:
@@ -203,22 +205,22 @@ async def read_items(
     value = await _parse(data, most)
     if not isinstance(value, list):
         return _checked(adapter, value)
-    _refuse_more(value, most)
+    _refuse_too_many(value, most)
     items = []
-    for first in range(0, len(value), SLICE):
-        if first:
+    for start in range(0, len(value), SLICE):
+        if start:
             await asyncio.sleep(0)
-        items += _checked_slice(adapter, value[first : first + SLICE], first)
+        items += _checked_slice(adapter, value[start : start + SLICE], start)
     return items
 
 
-def _refuse_more(value: list[Any], most: int | None) -> None:
-    if most is not None and len(value) > most:
-        raise Problem(422, f"at most {most} items are accepted in one request; send the others in another one")
+def _refuse_too_many(value: list[Any], most_items: int | None) -> None:
+    if most_items is not None and len(value) > most_items:
+        raise Problem(422, f"at most {most_items} items are accepted in one request; send the others in another one")
 
 
-async def _content() -> bytes:
-    """Return the text of the body."""
+async def _json_text() -> bytes:
+    """Return the body, if its headers say that it is JSON without compression. Raises Problem (415)."""
     mimetype = request.mimetype
     if mimetype != "application/json" and not mimetype.endswith("+json"):
         raise Problem(415, f"the content type {mimetype[:100]!r} is not supported; send application/json")
@@ -226,15 +228,15 @@ async def _content() -> bytes:
     if encoding not in {"identity", ""}:
         detail = f"the content encoding {encoding[:100]!r} is not supported; send the body without compression"
         raise Problem(415, detail, headers={"Accept-Encoding": "identity"})
-    return await _data()
+    return await _whole_body()
 
 
-async def _parse(data: bytes, most: int | None = None) -> Any:
-    """Return the value of a JSON text. A list of more than `most` items may be refused before its end is parsed."""
-    return parse_json(data) if len(data) <= SMALL else await _parse_in_turn(data, most)
+async def _parse(data: bytes, most_items: int | None = None) -> Any:
+    """Return the value of a JSON text. A list of more than `most_items` may be refused before its end is parsed."""
+    return parse_json(data) if len(data) <= SMALL else await _parse_in_turn(data, most_items)
 
 
-async def _data() -> bytes:
+async def _whole_body() -> bytes:
     """Return the whole body. Waiting for the body takes one timer here; Quart's own method takes a task as well."""
     body = request.body
     if isinstance(body, RequestBody) and body.has_arrived():
@@ -252,12 +254,12 @@ async def _data() -> bytes:
 _turn, _quick_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
 
-async def _parse_in_turn(data: bytes, most: int | None) -> Any:
+async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
     async with _turn:
         await asyncio.sleep(0)
         text = data.strip(b" \t\r\n")
         if len(text) > PIECE and text.startswith(b"["):
-            return await _parse_list(text, most)
+            return await _parse_list(text, most_items)
         if len(text) <= PIECE or _has_few_values(text):
             await asyncio.sleep(0)
             return parse_json(text)
@@ -266,22 +268,22 @@ async def _parse_in_turn(data: bytes, most: int | None) -> Any:
 
 def _refusal(text: bytes, status: int, detail: str) -> Problem:
     """Return the problem that refuses a text: too deep nesting if its beginning has it, or else the given one."""
-    if _is_deep(text[:PIECE].decode("utf-8", "replace")):
-        return Problem(400, DEEP)
+    if _is_too_deep(text[:PIECE].decode("utf-8", "replace")):
+        return Problem(400, TOO_DEEP)
     return Problem(status, detail)
 
 
 def _has_few_values(text: bytes) -> bool:
-    if len(text) > FEW_BYTES or text.count(b'"') + text.count(b"\\") > FEW_QUOTES:
+    if len(text) > MOST_BYTES_UNCUT or text.count(b'"') + text.count(b"\\") > MOST_QUOTES_UNCUT:
         return False
-    outside = _STRING.sub("", text.decode("utf-8", "replace"))
-    return sum(outside.count(sign) for sign in "[]{},:") <= FEW_SIGNS
+    outside_strings = _STRING.sub("", text.decode("utf-8", "replace"))
+    return sum(outside_strings.count(sign) for sign in "[]{},:") <= MOST_SIGNS_UNCUT
 
 
 _END_OF_OBJECT = re.compile(rb"\}[ \t\r\n]*+,")
 
 
-async def _parse_list(text: bytes, most: int | None) -> list[Any]:
+async def _parse_list(text: bytes, most_items: int | None) -> list[Any]:
     """Parse a list in pieces. A piece ends at the end of an object that a comma follows.
 
     Such a place may be inside a string or a nested list. Then the string or list has no end in this piece, so the piece
@@ -296,49 +298,49 @@ async def _parse_list(text: bytes, most: int | None) -> list[Any]:
         if not part and values:
             raise Problem(400, "the body is not JSON: the list ends with a comma")
         values += part
-        _refuse_more(values, most)
+        _refuse_too_many(values, most_items)
         await asyncio.sleep(0)
     return values
 
 
 async def _parse_piece(text: bytes, begin: int, stop: int) -> tuple[list[Any], int]:
     """Return the values of the piece that begins at `begin`, and where the next piece begins."""
-    failed: Problem | None = None
-    for goal in PIECE_ENDS:
-        found = _END_OF_OBJECT.search(text, begin + goal, begin + PIECE)
-        if found is None and stop - begin > PIECE:
+    first_problem: Problem | None = None
+    for offset in PIECE_ENDS:
+        end_of_object = _END_OF_OBJECT.search(text, begin + offset, begin + PIECE)
+        if end_of_object is None and stop - begin > PIECE:
             break
-        end, following = (stop, stop + 1) if found is None else (found.end() - 1, found.end())
+        end, next_begin = (stop, stop + 1) if end_of_object is None else (end_of_object.end() - 1, end_of_object.end())
         try:
-            return parse_json(b"[" + text[begin:end] + b"]"), following
+            return parse_json(b"[" + text[begin:end] + b"]"), next_begin
         except Problem as problem:
-            failed = failed or problem
+            first_problem = first_problem or problem
         await asyncio.sleep(0)
-    if failed is not None:
-        raise failed
-    if _is_deep(text[begin : begin + PIECE].decode("utf-8", "replace")):
-        raise Problem(400, DEEP)
+    if first_problem is not None:
+        raise first_problem
+    if _is_too_deep(text[begin : begin + PIECE].decode("utf-8", "replace")):
+        raise Problem(400, TOO_DEEP)
     raise Problem(422, f"a list of more than {PIECE} bytes must consist of objects, each of at most {PIECE} bytes")
 
 
-def _checked_slice(adapter: Checker[list[T]], part: list[Any], first: int) -> list[T]:
-    """Return the checked items of a slice that begins at `first`.
+def _checked_slice(adapter: Checker[list[T]], items: list[Any], first_index: int) -> list[T]:
+    """Return the checked items of a slice whose first item is the item `first_index` of the list.
 
-    It takes longer to describe errors than to find them. If there are more than ERRORS, only those of the first wrong
-    item are described.
+    It takes longer to describe errors than to find them. If there are more than MOST_ERRORS, only those of the first
+    wrong item are described.
     """
     try:
-        return adapter.validate_python(part, strict=True)
+        return adapter.validate_python(items, strict=True)
     except ValidationError as error:
-        if error.error_count() <= ERRORS:
-            raise from_validation(error, first) from error
-    for place, item in enumerate(part, first):
-        _checked(adapter, [item], place)
-    return _checked(adapter, part, first)
+        if error.error_count() <= MOST_ERRORS:
+            raise from_validation(error, first_index) from error
+    for index, item in enumerate(items, first_index):
+        _checked(adapter, [item], index)
+    return _checked(adapter, items, first_index)
 
 
-def _checked(adapter: Checker[T], value: Any, first: int = 0) -> T:
+def _checked(adapter: Checker[T], value: Any, first_index: int = 0) -> T:
     try:
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        raise from_validation(error, first) from error
+        raise from_validation(error, first_index) from error

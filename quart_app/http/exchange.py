@@ -31,8 +31,8 @@ log = structlog.get_logger(__name__)
 #: The log lines of the requests that the server answers itself, without the application.
 unrouted_log = RequestLog()
 
-#: From so many bytes of a body that wait for the application, the connection reads no more from its socket, so the client
-#: has to wait.
+#: While the application has left so many bytes of a body unread, the connection parses no more, and soon reads no more
+#: from its socket. So the client has to wait.
 MAX_UNREAD = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: The versions of ASGI that the scope of each request names.

@@ -13,9 +13,9 @@ from typing import Protocol
 import httptools
 
 #: Most bytes that llhttp gets at once while a request may end anywhere in them: in a head, or in a body of chunks.
-PIECE = 4096
+MOST_PIECE_BYTES = 4096
 #: The end of every head, and of every body of chunks. llhttp refuses line feeds without carriage returns.
-END = b"\r\n\r\n"
+BLANK_LINE = b"\r\n\r\n"
 #: Most bytes of a request's head, and most bytes between two parts of a body (chunk sizes, trailers).
 MAX_HEAD = 32 * 1024
 #: Most digits of a Content-Length.
@@ -31,14 +31,16 @@ METHODS = {
     )
 }  # fmt: skip
 TWO_LENGTHS = "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0"
-#: Status of a refusal -> the reason that it gives if no other is named.
-UNREADABLE = {
+#: Status of a refusal -> its text, if `Unreadable` is raised without one.
+DEFAULT_DETAILS = {
     400: "the request is not valid HTTP/1.1",
     431: "the head of the request is longer than 32 KB",
     501: "Transfer-Encoding can only be chunked",
 }
-NO_METHOD = "this server does not know the method of the request"
+UNKNOWN_METHOD = "this server does not know the method of the request"
+#: A request line of valid form: if llhttp refuses it, then because of its method.
 _REQUEST_LINE = re.compile(rb"[\r\n]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
+#: The names of the two headers that say how long a body is.
 _FRAMING = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
 #: The headers that `Parser._checked` checks.
 _CHECKED_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
@@ -50,7 +52,7 @@ class Unreadable(Exception):
     def __init__(self, status: int, detail: str = "") -> None:
         super().__init__(status, detail)
         self.status = status
-        self.detail = detail or UNREADABLE[status]
+        self.detail = detail or DEFAULT_DETAILS[status]
 
 
 class Head:
@@ -93,57 +95,64 @@ class Parser:
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._in_head = False
-        #: the bytes of the head so far, from its first piece on
-        self._seen = b""
-        #: the last bytes so far, at most three, because `END` may be split between two pieces
+        #: The bytes of the head so far, from its first piece on. Outside of a head, it is the last piece, because a head
+        #: may begin in it.
+        self._head_so_far = b""
+        #: the last bytes so far, at most three, because `BLANK_LINE` may be split between two pieces
         self._tail = b""
-        #: bytes since the head began, since it ended, or since the last bytes of the body
-        self._since_progress = 0
+        #: Bytes since the head began, since it ended, or since the last bytes of the body. More than MAX_HEAD are
+        #: refused.
+        self._bytes_since_progress = 0
         #: bytes of the body that are still to come, if its length was announced
-        self._left = 0
+        self._body_bytes_left = 0
         self._refusal: Unreadable | None = None
         #: a request whose head offers an upgrade and whose body is still to come
-        self._upgrade: Head | None = None
-        #: whether llhttp reads the head that `_stay` has made up
-        self._resumed = False
+        self._upgrading_head: Head | None = None
+        #: whether llhttp reads the head that `_stay_in_http1` has made up
+        self._reads_made_up_head = False
 
     @property
     def method(self) -> bytes:
         """The method of the request in which reading failed."""
-        return self._seen.lstrip(b"\r\n").partition(b" ")[0]
+        return self._head_so_far.lstrip(b"\r\n").partition(b" ")[0]
 
     def feed(self, data: bytes, begin: int = 0) -> int:
         """Parse one piece of `data`, which begins at `begin`, and return where the piece ends. Raises Unreadable."""
-        end = min(self._end(data, begin), len(data))
+        end = min(self._end_of_piece(data, begin), len(data))
         piece = data[begin:end]
-        self._seen = self._seen + piece if self._in_head else piece
-        self._tail = b"" if self._left or piece.endswith(END) else (self._tail + piece[-3:])[-3:]
-        self._since_progress += len(piece)
+        self._head_so_far = self._head_so_far + piece if self._in_head else piece
+        self._tail = b"" if self._body_bytes_left or piece.endswith(BLANK_LINE) else (self._tail + piece[-3:])[-3:]
+        self._bytes_since_progress += len(piece)
         try:
             self._llhttp.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            self._stay()
+            self._stay_in_http1()
         except httptools.HttpParserError as error:
-            raise (self._refusal or self._reason(error)) from error
-        if self._since_progress > MAX_HEAD:
+            raise (self._refusal or self._refusal_for(error)) from error
+        if self._bytes_since_progress > MAX_HEAD:
             raise Unreadable(431)
         return end
 
-    def _end(self, data: bytes, begin: int) -> int:
-        """Return where the piece from `begin` ends: at the end of the body, or where a head or chunks may end."""
-        if self._left:
-            return begin + self._left
+    def _end_of_piece(self, data: bytes, begin: int) -> int:
+        """Return where the piece from `begin` ends: at the end of the body, or where a head or chunks may end.
+
+        The end may be beyond the data.
+        """
+        if self._body_bytes_left:
+            return begin + self._body_bytes_left
         if self._tail:
-            found = (self._tail + data[begin : begin + 3]).find(END)
-            if found >= 0:
-                return begin + found + len(END) - len(self._tail)
-        found = data.find(END, begin, begin + PIECE)
-        return begin + PIECE if found < 0 else found + len(END)
+            position = (self._tail + data[begin : begin + 3]).find(BLANK_LINE)
+            if position >= 0:
+                return begin + position + len(BLANK_LINE) - len(self._tail)
+        position = data.find(BLANK_LINE, begin, begin + MOST_PIECE_BYTES)
+        return begin + MOST_PIECE_BYTES if position < 0 else position + len(BLANK_LINE)
+
+    # llhttp calls these methods.
 
     def on_message_begin(self) -> None:
-        if not self._resumed:
+        if not self._reads_made_up_head:
             self._in_head = True
-            self._since_progress = 0
+            self._bytes_since_progress = 0
             self._target = b""
             self._headers = []
 
@@ -157,8 +166,8 @@ class Parser:
             self._headers.append((name, value if name == b"transfer-encoding" else value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        if self._resumed:
-            self._resumed = False
+        if self._reads_made_up_head:
+            self._reads_made_up_head = False
             return
         try:
             head = self._checked()
@@ -166,20 +175,20 @@ class Parser:
             self._refusal = refusal
             raise
         self._in_head = False
-        self._since_progress = 0
-        self._left = max(0, head.length)
-        if self._llhttp.should_upgrade() and head.length:
-            self._upgrade = head
+        self._bytes_since_progress = 0
+        self._body_bytes_left = max(0, head.length)
+        if self._llhttp.should_upgrade() and head.length:  # llhttp would not parse this body; see `_stay_in_http1`
+            self._upgrading_head = head
         self._taker.head_came(head)
 
     def on_body(self, data: bytes) -> None:
-        self._since_progress = 0
-        if self._left:
-            self._left -= len(data)
+        self._bytes_since_progress = 0
+        if self._body_bytes_left:
+            self._body_bytes_left -= len(data)
         self._taker.body_came(data)
 
     def on_message_complete(self) -> None:
-        if self._upgrade is None:
+        if self._upgrading_head is None:  # or else llhttp only stops at the offer, and the body is still to come
             self._taker.request_ended()
 
     def _checked(self) -> Head:
@@ -187,17 +196,17 @@ class Parser:
         method = METHODS.get(self._llhttp.get_method())
         version = self._llhttp.get_http_version()
         if method is None:
-            raise Unreadable(501, NO_METHOD)
-        line = b"%b %b HTTP/" % (method.encode(), self._target)
-        if version not in {"1.1", "1.0"} or not self._seen.lstrip(b"\r\n").startswith(line):
+            raise Unreadable(501, UNKNOWN_METHOD)
+        expected_start = b"%b %b HTTP/" % (method.encode(), self._target)
+        if version not in {"1.1", "1.0"} or not self._head_so_far.lstrip(b"\r\n").startswith(expected_start):
             raise Unreadable(400)  # llhttp also accepts other protocols, and several spaces in a row
         head = Head(method, self._target, version, self._headers)
-        hosts = 0
+        host_headers = 0
         for name, value in self._headers:
             if name not in _CHECKED_HEADERS:
                 continue
             if name == b"host":
-                hosts += 1
+                host_headers += 1
             elif name == b"content-length":
                 if len(value) > MAX_LENGTH_DIGITS:
                     raise Unreadable(400)
@@ -210,29 +219,29 @@ class Parser:
                 raise Unreadable(501)
             else:
                 head.length = -1
-        if hosts > 1 or (version == "1.1" and not hosts):
+        if host_headers > 1 or (version == "1.1" and not host_headers):
             raise Unreadable(400)
         # An HTTP/1.0 connection is closed after its first answer, as with h11.
         head.keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
         return head
 
-    def _stay(self) -> None:
+    def _stay_in_http1(self) -> None:
         """Go on with HTTP/1.1 after a head that offers another protocol (Upgrade).
 
         llhttp takes everything after such a head for the other protocol, even the body of the request. So a new parser
         gets a made-up head without the offer, and then the body.
         """
-        head, self._upgrade = self._upgrade, None
+        head, self._upgrading_head = self._upgrading_head, None
         if head is not None:
-            self._resumed = True
+            self._reads_made_up_head = True
             self._llhttp = httptools.HttpRequestParser(self)
             framing = b"Transfer-Encoding: chunked" if head.length < 0 else b"Content-Length: %d" % head.length
             self._llhttp.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
 
-    def _reason(self, error: httptools.HttpParserError) -> Unreadable:
+    def _refusal_for(self, error: httptools.HttpParserError) -> Unreadable:
         """Return the refusal that fits an error of llhttp."""
-        if self._in_head and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING.findall(self._seen)}) > 1:
+        if self._in_head and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING.findall(self._head_so_far)}) > 1:
             return Unreadable(400, TWO_LENGTHS)
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._seen):
-            return Unreadable(501, NO_METHOD)
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._head_so_far):
+            return Unreadable(501, UNKNOWN_METHOD)
         return Unreadable(501 if "Transfer-Encoding" in str(error) else 400)
