@@ -95,8 +95,8 @@ class Parser:
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._in_head = False
-        #: The bytes of the head so far, from its first piece on. Outside of a head, it is the last piece, because a head
-        #: may begin in it.
+        #: The bytes of the head so far, from its first piece on. Outside of a head: the last piece, in which a head may
+        #: begin.
         self._head_so_far = b""
         #: the last bytes so far, at most three, because `BLANK_LINE` may be split between two pieces
         self._tail = b""

@@ -36,7 +36,7 @@ from quart_app.providers.launch import FREE_PORT, PAID_PORT
 from quart_app.settings import AppSettings
 
 HOST = "127.0.0.1"
-#: Time that a stopping replica gets in addition to the deadline of a request.
+#: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed.
 DRAIN_S = 10
 #: How long a replica goes on serving after it was told to stop, so that Caddy notices (the setting DRAIN_MS).
 DRAIN_MS = "2000"
@@ -62,7 +62,7 @@ async def mesh(
     Raises ValidationError, before anything is started, if an address or the environment is not valid, and LocalError if
     a part of the mesh cannot run.
     """
-    given = redis_server.given(redis_url)
+    given_redis = redis_server.given(redis_url)
     stop_wait_s = MeshSettings().deadline_ms / 1000 + DRAIN_S
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
@@ -70,15 +70,15 @@ async def mesh(
         front = Front(port, free_port(private_port if private_port != port else 0), stack)
         services = AppSettings().service_names
         forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited)))
-        if given is not None:
-            await redis_server.require_answer(given)
+        if given_redis is not None:
+            await redis_server.require_answer(given_redis)
         # The imports of the fork server take longest, so they go on while everything else starts.
         forks.start()
-        if given is None:
+        if given_redis is None:
             redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
-        redis = given or RedisSettings(url=SecretStr(redis_url or ""))
-        state = discovery.Running(discovery.url_of(redis), port, os.getpid())
-        stack.enter_context(discovery.announced(folder, state))
+        redis = given_redis or RedisSettings(url=SecretStr(redis_url or ""))
+        announcement = discovery.Running(discovery.url_of(redis), port, os.getpid())
+        stack.enter_context(discovery.announced(folder, announcement))
         ports = replicas.choose_ports(count, front.replica_port)
         front.lead_to(ports)
         env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs, forks) | front.told
@@ -86,8 +86,8 @@ async def mesh(
         programs = replicas.programs(ports, env, logs, stop_wait_s, forks)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
         await front.open(stack, supervisor, ports, logs)
-        await stack.enter_async_context(_meanwhile(redis_server.watch(redis, supervisor.say)))
-        await stack.enter_async_context(_meanwhile(_name_misspelt(supervisor, logs, forks)))
+        await stack.enter_async_context(_running_beside(redis_server.watch(redis, supervisor.say)))
+        await stack.enter_async_context(_running_beside(_report_misspelt_settings(supervisor, logs, forks)))
         yield LocalMesh(redis, children, front.private_port)
 
 
@@ -111,10 +111,10 @@ class Front:
                 self.told["DRAIN_MS"] = os.environ.get("DRAIN_MS", DRAIN_MS)
                 self.told["TRUSTED_PROXIES"] = os.environ.get("TRUSTED_PROXIES", HOST)
             else:
-                common = _listening(port)
-                stack.callback(common.close)
-                self.inherited.append(common.fileno())
-                self.told["LISTEN_FD"] = str(common.fileno())
+                shared_socket = _listening_socket(port)
+                stack.callback(shared_socket.close)
+                self.inherited.append(shared_socket.fileno())
+                self.told["LISTEN_FD"] = str(shared_socket.fileno())
         except LocalError as error:
             raise LocalError(f"{error}; try --port") from error
 
@@ -139,7 +139,7 @@ class Front:
             await stack.enter_async_context(caddy.balancer(supervisor, public, private, log=logs / "caddy.log"))
 
 
-def _listening(port: int) -> socket.socket:
+def _listening_socket(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port), backlog=1024)
     except OSError as error:
@@ -156,18 +156,18 @@ async def _providers(
     if "messages" not in AppSettings().service_names:
         return {}
     ports = free_port(FREE_PORT), free_port(PAID_PORT)
-    told = {name: os.environ.get(name) or url for name, url in providers.environment(*ports).items()}
+    urls = {name: os.environ.get(name) or url for name, url in providers.environment(*ports).items()}
     for kind, command in providers.commands(*ports).items():
         if not os.environ.get(f"{kind.upper()}_PROVIDER_URL"):
             log = logs / f"provider-{kind}.log"
             program = Program(f"the {kind} provider", command, log, stop_wait_s=5.0, server=forks)
             child = await stack.enter_async_context(supervisor.starting(program))
             await stack.enter_async_context(supervisor.keeping(child))
-    return told
+    return urls
 
 
 @contextlib.asynccontextmanager
-async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+async def _running_beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Run a coroutine beside the block, and cancel it at the end of the block."""
     task = asyncio.create_task(work)
     try:
@@ -177,8 +177,8 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-async def _name_misspelt(supervisor: Supervisor, logs: Path, forks: ForkServer) -> None:
-    """Say which environment variables look like settings but are not.
+async def _report_misspelt_settings(supervisor: Supervisor, logs: Path, forks: ForkServer) -> None:
+    """Tell the user which environment variables look like settings but are not.
 
     Only the services know the names of their settings, and this package does not import services. So a child process
     looks for wrong names while the replicas start.

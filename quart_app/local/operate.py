@@ -80,8 +80,8 @@ def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable
 
 def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
     """Return the error for a Redis that does not answer as it should: its address and the reason."""
-    where = "" if discovery.running(data) else f"; no mesh runs on {data}"
-    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {why(error)}{where}")
+    hint = "" if discovery.running(data) else f"; no mesh runs on {data}"
+    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {why(error)}{hint}")
 
 
 def _control(redis: Redis) -> Control:
@@ -106,8 +106,8 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
         settings = MeshSettings()
         return await states(redis, settings, await Journeys(redis, settings).newest(SEARCHED))
 
-    found = on_redis(redis_url, data, read)
-    rows = [_operation(state) for state in found.in_order()]
+    operations = on_redis(redis_url, data, read)
+    rows = [_operation_row(state) for state in operations.in_order()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -115,17 +115,20 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
         click.echo(_operation_line(row))
     if not rows:
         click.echo("there is no operation", err=True)
-    if not found.complete:
+    if not operations.complete:
         click.echo("not all requests were counted: there are too many, or they are too large", err=True)
 
 
-def _asyncapi(known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _asyncapi(known_ops: dict[str, dict[str, Any]]) -> dict[str, Any]:
     settings = MeshSettings()
-    version = max((str(each.get("version", "")) for each in known.values()), default="")
-    return document(known, title=settings.name, version=version, classes=settings.classes, databases=settings.databases)
+    version = max((str(definition.get("version", "")) for definition in known_ops.values()), default="")
+    return document(
+        known_ops, title=settings.name, version=version, classes=settings.classes, databases=settings.databases
+    )
 
 
-def _operation(state: OperationState) -> dict[str, Any]:
+def _operation_row(state: OperationState) -> dict[str, Any]:
+    """Return an operation as `mesh ops --json` prints it; `longest_ms` is the longest time of the counted answers."""
     row: dict[str, Any] = {
         "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
         "later": state.later, "answered": len(state.answers), "failed": state.failed,
@@ -133,7 +136,7 @@ def _operation(state: OperationState) -> dict[str, Any]:
     }  # fmt: skip
     row |= {name: state.definition.get(name, "") for name in ("service", "version", "summary")}
     if state.paused is not None:
-        row |= {"since": _clock(state.paused.since_ms), "by": state.paused.actor}
+        row |= {"since": _iso_time(state.paused.since_ms), "by": state.paused.actor}
     return row
 
 
@@ -188,18 +191,18 @@ def cancel_command(other: CancelOther, what: str) -> click.Command:
     @data_option
     @click.argument("id")
     def cancel(redis_url: str | None, data: Path, id: str) -> None:
-        if ID.fullmatch(id):
-            found = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
-            if found is None:
+        if ID.fullmatch(id):  # the id of an entry; `Control.cancel` returns the request's stream and operation
+            cancelled = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
+            if cancelled is None:
                 raise click.ClickException(
                     f"no stream has the request {id}: it has ended already, or it never was there"
                 )
-            click.echo(f"cancelled {found[1] or 'a request'} on {found[0]}")
+            click.echo(f"cancelled {cancelled[1] or 'a request'} on {cancelled[0]}")
             return
-        said = on_redis(redis_url, data, lambda redis: other(redis, id, actor()))
-        if said is None:
+        sentence = on_redis(redis_url, data, lambda redis: other(redis, id, actor()))
+        if sentence is None:
             raise click.ClickException(f"there is no {what} {id}: it was deleted, or its time is over")
-        click.echo(said)
+        click.echo(sentence)
 
     cancel.help = (
         f"Cancel a request that is not answered yet, by the id of its entry (mesh trace, mesh watch, XRANGE show it), "
@@ -237,15 +240,15 @@ def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> N
         click.echo(json.dumps([asdict(step) for step in steps], indent=2))
         return
     for step in steps:
-        click.echo(_line(step))
+        click.echo(_step_line(step))
 
 
-def _line(step: JourneyStep) -> str:
+def _step_line(step: JourneyStep) -> str:
     """Return a line about one request: when, what, how it ended, who worked, for how long."""
-    at = _clock(step.accepted_ms or step.answered_ms)
-    where = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"
+    moment = _iso_time(step.accepted_ms or step.answered_ms)
+    way = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"
     times = f"{step.total_ms} ms, of which {step.took_us / 1000:.1f} ms work" if step.answered_ms else ""
-    return "  ".join(part for part in (at, step.id, step.op, step.status, where, times, step.reason) if part)
+    return "  ".join(part for part in (moment, step.id, step.op, step.status, way, times, step.reason) if part)
 
 
 @click.group()
@@ -253,7 +256,7 @@ def dead() -> None:
     """Look at dead letters, replay them, or discard them."""
 
 
-def _letters(redis: Redis) -> DeadLetters:
+def _dead_letters(redis: Redis) -> DeadLetters:
     return DeadLetters(redis, MeshSettings().stream_bound)
 
 
@@ -263,20 +266,26 @@ def _letters(redis: Redis) -> DeadLetters:
 @_json_option
 def list_letters(redis_url: str | None, data: Path, as_json: bool) -> None:
     """List dead letters in groups by reason and stream, the largest first, each with its newest id."""
-    found: list[DeadLetter] = on_redis(redis_url, data, lambda redis: _letters(redis).all())
+    letters: list[DeadLetter] = on_redis(redis_url, data, lambda redis: _dead_letters(redis).all())
     groups: dict[tuple[str, str], list[DeadLetter]] = {}
-    for letter in found:
+    for letter in letters:
         groups.setdefault((letter.reason, letter.stream), []).append(letter)
     rows = [
-        {"count": len(each), "stream": stream, "newest": each[0].id, "at": _clock(each[0].at_ms), "reason": reason}
-        for (reason, stream), each in sorted(groups.items(), key=lambda group: -len(group[1]))
+        {
+            "count": len(group),
+            "stream": stream,
+            "newest": group[0].id,
+            "at": _iso_time(group[0].at_ms),
+            "reason": reason,
+        }
+        for (reason, stream), group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
         click.echo(f"{row['count']:>6}  {row['stream']}  {row['newest']}  {row['at']}  {row['reason']:.300}")
-    click.echo(counted(len(found), "dead letter") if rows else "there is no dead letter", err=True)
+    click.echo(counted(len(letters), "dead letter") if rows else "there is no dead letter", err=True)
 
 
 @dead.command()
@@ -285,44 +294,46 @@ def list_letters(redis_url: str | None, data: Path, as_json: bool) -> None:
 @click.argument("id")
 def show(redis_url: str | None, data: Path, id: str) -> None:
     """Print one dead letter as JSON: reason, stream, operation, body."""
-    found = on_redis(redis_url, data, lambda redis: _letters(redis).find(id))
-    if found is None:
+    letter = on_redis(redis_url, data, lambda redis: _dead_letters(redis).find(id))
+    if letter is None:
         raise click.ClickException(f"there is no dead letter {id}")
-    click.echo(json.dumps({**asdict(found), "at": _clock(found.at_ms)}, indent=2))
+    click.echo(json.dumps({**asdict(letter), "at": _iso_time(letter.at_ms)}, indent=2))
 
 
-_ids = click.argument("ids", nargs=-1)
-_like = click.option("--like", metavar="ID", help="All letters with the reason and stream of this one, none newer.")
+_ids_argument = click.argument("ids", nargs=-1)
+_like_option = click.option(
+    "--like", metavar="ID", help="All letters with the reason and stream of this one, none newer."
+)
 
 
 @dead.command()
 @redis_url_option
 @data_option
-@_ids
-@_like
+@_ids_argument
+@_like_option
 def replay(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | None) -> None:
     """Put dead letters back on the streams that they came from, so that each is worked on once more.
 
     Requests lose their deadline, and nobody gets their answers. Running this twice is safe: each letter goes back once.
     """
-    _report(_act(redis_url, data, ids, like, DeadLetters.replay), "replayed")
+    _report(_act_on_letters(redis_url, data, ids, like, DeadLetters.replay), "replayed")
 
 
 @dead.command()
 @redis_url_option
 @data_option
-@_ids
-@_like
+@_ids_argument
+@_like_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def discard(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | None, yes: bool) -> None:
     """Delete dead letters. This cannot be undone."""
     if not yes:
         what = f"all letters like {like}" if like else counted(len(ids), "dead letter")
         click.confirm(f"Delete {what}, with everything in them?", abort=True)
-    _report(_act(redis_url, data, ids, like, DeadLetters.discard), "discarded")
+    _report(_act_on_letters(redis_url, data, ids, like, DeadLetters.discard), "discarded")
 
 
-def _act(
+def _act_on_letters(
     redis_url: str | None,
     data: Path,
     ids: tuple[str, ...],
@@ -333,7 +344,7 @@ def _act(
         raise click.UsageError("name letters by their ids, or a group of them with --like ID")
 
     async def run(redis: Redis) -> Report:
-        letters = _letters(redis)
+        letters = _dead_letters(redis)
         group: LetterGroup | None = await letters.like(like) if like else None
         return await act(letters, group or ids or [str(like)], actor())
 
@@ -341,6 +352,7 @@ def _act(
 
 
 def _report(report: Report, verb: str) -> None:
+    """Print what became of the letters. Raises ClickException if the act stopped before the last one."""
     gone = f", {report.gone} gone already" if report.gone else ""
     click.echo(f"{report.done} {verb}{gone}")
     if report.problem:
@@ -351,5 +363,5 @@ def _report(report: Report, verb: str) -> None:
 COMMANDS = (dead, ops, pause, resume, drain, trace)
 
 
-def _clock(milliseconds: int) -> Any:
+def _iso_time(milliseconds: int) -> Any:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

@@ -23,15 +23,18 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local.forks import Fork, ForkServer
 from quart_app.local.spawning import spawn
 
-#: A child that ran for longer than this is started again at once. If it ends sooner, the pause grows each time.
+#: A child that ran for longer than this is started again at once. If it ends sooner, the pause before the next start
+#: doubles each time.
 STABLE_S = 10.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-#: The content of a longer log is moved to a file beside it, and replaces what that file had.
+#: The content of a longer log is moved to a file beside it, and replaces what that file had. The length is checked each
+#: LOOK_AT_LOG_S.
 LOG_BYTES = 16 << 20
 LOOK_AT_LOG_S = 5.0
 #: The shortest pause after the exit status EXIT_SETUP: a new start does not help until somebody has repaired something.
 SETUP_PAUSE_S = 5.0
+#: Pause between two looks whether a child still runs.
 POLL_S = 0.05
 
 Say = Callable[[str], None]
@@ -39,9 +42,9 @@ Say = Callable[[str], None]
 
 async def ended(child: subprocess.Popen[bytes] | Fork, wait_s: float) -> bool:
     """Return whether a child ends within this time."""
-    until = time.monotonic() + wait_s
+    deadline_s = time.monotonic() + wait_s
     while child.poll() is None:
-        if time.monotonic() >= until:
+        if time.monotonic() >= deadline_s:
             return False
         await asyncio.sleep(0.02)
     return True
@@ -113,9 +116,10 @@ class Child:
         self.status: int | None = None
         self._say = say
         self._process: subprocess.Popen[bytes] | Fork | None = None
-        self._started = 0.0
+        self._started_s = 0.0
+        #: whether the process was told to stop or killed, so that `keep` must not start it again
         self._stopping = False
-        self._told = False
+        self._signal_was_sent = False
 
     @property
     def pid(self) -> int | None:
@@ -125,7 +129,7 @@ class Child:
     def start(self) -> None:
         """Start a process. Raises OSError if the system cannot."""
         program = self.program
-        self._started = time.monotonic()
+        self._started_s = time.monotonic()
         if program.server is not None:
             self._process = program.server.fork(program.name, program.command, program.log, program.env)
             return
@@ -143,30 +147,31 @@ class Child:
         """Start a process whenever none runs, until cancelled."""
         pause_s = 0.0
         while True:
-            await self._end_of_process()
+            await self._wait_for_end()
             if self._stopping:
                 return
             status = self.status or 0
-            pause_s = pause_after(status, time.monotonic() - self._started, pause_s)
-            self._say(f"{self._story(status)}; starting it again{f' in {pause_s:.1f} s' if pause_s else ''}")
+            pause_s = pause_after(status, time.monotonic() - self._started_s, pause_s)
+            self._say(f"{self._ending(status)}; starting it again{f' in {pause_s:.1f} s' if pause_s else ''}")
             await asyncio.sleep(pause_s)
             try:
                 self.start()
             except OSError as error:
                 self._say(f"{self.program.name} cannot be started: {error}")
 
-    async def _end_of_process(self) -> None:
+    async def _wait_for_end(self) -> None:
         """Wait until the process ends, and keep its log within bounds meanwhile."""
-        looked = 0.0
+        log_checked_s = 0.0
         while not self.ended():
-            if time.monotonic() - looked > LOOK_AT_LOG_S:
-                looked = time.monotonic()
+            if time.monotonic() - log_checked_s > LOOK_AT_LOG_S:
+                log_checked_s = time.monotonic()
                 bound_log(self.program.log)
             await asyncio.sleep(POLL_S)
 
-    def _story(self, status: int) -> str:
-        told = f"{self.program.name} ended ({reason_of(status)})"
-        return told if status < 0 else f"{told}: {last_line(self.program.log)}"
+    def _ending(self, status: int) -> str:
+        """Return how the process ended, in words, with the last line of its log unless a signal killed it."""
+        ending = f"{self.program.name} ended ({reason_of(status)})"
+        return ending if status < 0 else f"{ending}: {last_line(self.program.log)}"
 
     def kill(self) -> None:
         """End the process at once."""
@@ -178,8 +183,8 @@ class Child:
         """Tell the process to stop, without waiting for it."""
         self._stopping = True
         # The signal is sent only once: at a second one some programs stop without finishing their work.
-        if self._process is not None and not self._told:
-            self._told = True
+        if self._process is not None and not self._signal_was_sent:
+            self._signal_was_sent = True
             self._process.send_signal(self.program.stop_signal)
 
     async def stop(self) -> None:
@@ -228,9 +233,9 @@ class Supervisor:
         try:
             yield
         finally:
-            running = [child.program for child in children if child.pid is not None]
-            if running:
-                self.say(_waiting(running))
+            still_running = [child.program for child in children if child.pid is not None]
+            if still_running:
+                self.say(_waiting_sentence(still_running))
             for child in children:
                 child.tell()
             for task in tasks:
@@ -241,7 +246,8 @@ class Supervisor:
                     task.result()
 
 
-def _waiting(programs: Sequence[Program]) -> str:
-    one = programs[0]
-    names = one.name if len(programs) == 1 else f"{len(programs)} {one.name.rstrip(' 0123456789')}s"
-    return f"waiting for {names}: {one.stopping} (at most {one.stop_wait_s:.0f} s)"
+def _waiting_sentence(programs: Sequence[Program]) -> str:
+    """Return a sentence for the user who waits for these programs to stop; they differ only in their number."""
+    program = programs[0]
+    names = program.name if len(programs) == 1 else f"{len(programs)} {program.name.rstrip(' 0123456789')}s"
+    return f"waiting for {names}: {program.stopping} (at most {program.stop_wait_s:.0f} s)"
