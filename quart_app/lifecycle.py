@@ -37,7 +37,8 @@ class ServiceLife:
         self.name = service.name
         self._service = service
         self._failure = ""
-        self._retry_at = 0.0
+        #: when the service is opened again after a failure, on the monotonic clock
+        self._retry_at_s = 0.0
         #: set once the service is ready or has failed for the first time
         self.tried = asyncio.Event()
         self.ready = False
@@ -58,7 +59,7 @@ class ServiceLife:
 
         async def refuse_until_ready() -> None:
             if not self.ready:
-                wait_s = max(1, math.ceil(self._retry_at - time.monotonic()))
+                wait_s = max(1, math.ceil(self._retry_at_s - time.monotonic()))
                 raise Problem(503, f"the service {self.name} is not ready: {self.reason}", retry_after=wait_s)
 
         return refuse_until_ready
@@ -66,22 +67,22 @@ class ServiceLife:
     async def run(self, replica: Mesh, closing: asyncio.Event) -> None:
         """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
         delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
-        opened_at = math.inf
+        ready_since_s = math.inf  # not yet: then a failure does not begin the pauses anew
         self.tried.clear()
         while True:
             try:
                 async with self._service.lifespan(replica):
-                    opened_at = time.monotonic()
+                    ready_since_s = time.monotonic()
                     self._become_ready()
                     await closing.wait()
                 return
             except Exception as error:
                 if _lease_is_lost(error) or _is_being_cancelled():
                     raise
-                if time.monotonic() - opened_at > MAX_PAUSE_S:
+                if time.monotonic() - ready_since_s > MAX_PAUSE_S:
                     delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
                 pause_s = next(delays)
-                self._fail(error, pause_s)
+                self._note_failure(error, pause_s)
             finally:
                 self.ready = False
             await asyncio.sleep(pause_s)
@@ -92,16 +93,17 @@ class ServiceLife:
         self.ready, self._failure = True, ""
         self.tried.set()
 
-    def _fail(self, error: Exception, pause_s: float) -> None:
-        cause = _first_of(error)
-        known = failures.translate(cause) if isinstance(cause, RedisError) else cause
-        if not isinstance(known, MeshError):
-            known = None
-        self._failure = str(known or "it failed unexpectedly; the server log has the error")
-        self._retry_at = time.monotonic() + pause_s
+    def _note_failure(self, error: Exception, pause_s: float) -> None:
+        """Keep and log why the service is not ready. The log has a traceback only if the error is not the mesh's."""
+        cause = _first_error(error)
+        mesh_error = failures.translate(cause) if isinstance(cause, RedisError) else cause
+        if not isinstance(mesh_error, MeshError):
+            mesh_error = None
+        self._failure = str(mesh_error or "it failed unexpectedly; the server log has the error")
+        self._retry_at_s = time.monotonic() + pause_s
         log.warning(
-            "service not ready", service=self.name, reason=str(known or cause), retry_in_s=round(pause_s, 1),
-            exc_info=None if known else error,
+            "service not ready", service=self.name, reason=str(mesh_error or cause), retry_in_s=round(pause_s, 1),
+            exc_info=None if mesh_error else error,
         )  # fmt: skip
         self.tried.set()
 
@@ -113,7 +115,7 @@ class Services:
         self._lives = [ServiceLife(service) for service in services]
         ready = Gauge("mesh_service_ready", "1 while the service does all of its work", ["service"], registry=metrics)
         for life in self._lives:
-            ready.labels(life.name).set_function(_readiness(life))
+            ready.labels(life.name).set_function(_readiness_of(life))
             for blueprint in (*life._service.public, *life._service.private):
                 blueprint.before_request(life.gate())
 
@@ -133,7 +135,7 @@ class Services:
         """
         closing = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            running = [
+            life_tasks = [
                 (life, tasks.create_task(life.run(replica, closing), name=f"service-{life.name}"))
                 for life in self._lives
             ]
@@ -143,16 +145,17 @@ class Services:
                         await life.tried.wait()
             yield
             closing.set()
-            for life, task in running:
+            # A service that is not ready may be in a pause, or may take long to open, and would not notice `closing`.
+            for life, task in life_tasks:
                 if not life.ready:
                     task.cancel()
 
 
-def _readiness(life: ServiceLife) -> Callable[[], float]:
+def _readiness_of(life: ServiceLife) -> Callable[[], float]:
     return lambda: float(not life.reason)
 
 
-def _first_of(error: BaseException) -> BaseException:
+def _first_error(error: BaseException) -> BaseException:
     """Return the error itself, or the first one in a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -43,24 +43,26 @@ class Sink:
     def __init__(
         self, descriptor: int | None, most_bytes: int = MOST_BYTES, tell: Callable[[int], bytes] | None = None
     ) -> None:
+        #: lines that were dropped and that no written line has counted yet
         self.dropped = 0
-        self._tell = tell or _dropped
+        self._line_about_dropped = tell or _json_about_dropped
         self._descriptor = descriptor
         self._most_bytes = most_bytes
         self._waiting: deque[bytes] = deque()
-        self._bytes = 0
+        #: bytes of the lines that wait, and of the line that is being written
+        self._waiting_bytes = 0
         self._changed = threading.Condition()
-        threading.Thread(target=self._run, name="log", daemon=True).start()
+        threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     def write(self, text: str) -> int:
         """Hand a line to the thread, or drop it if too much waits."""
         line = text.encode("utf-8", "backslashreplace")
         with self._changed:
-            if self._descriptor is None or self._bytes + len(line) > self._most_bytes:
+            if self._descriptor is None or self._waiting_bytes + len(line) > self._most_bytes:
                 self.dropped += 1
             else:
                 self._waiting.append(line)
-                self._bytes += len(line)
+                self._waiting_bytes += len(line)
                 self._changed.notify_all()
         return len(text)
 
@@ -70,22 +72,23 @@ class Sink:
     def drain(self, most_s: float = DRAIN_S) -> None:
         """Wait until all lines are written, but no longer than this."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._bytes, most_s)
+            self._changed.wait_for(lambda: not self._waiting_bytes, most_s)
 
-    def _run(self) -> None:
+    def _write_lines(self) -> None:
+        """Write the lines as they come, for ever. After a line that was written, tell how many were dropped."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 line = self._waiting.popleft()
                 dropped = self.dropped
-            lost = 0 if self._put(line) else 1
-            told = dropped if dropped and not lost and self._put(self._tell(dropped)) else 0
+            failed = 0 if self._write_whole(line) else 1
+            reported = dropped if dropped and not failed and self._write_whole(self._line_about_dropped(dropped)) else 0
             with self._changed:
-                self._bytes -= len(line)
-                self.dropped += lost - told
+                self._waiting_bytes -= len(line)
+                self.dropped += failed - reported
                 self._changed.notify_all()
 
-    def _put(self, line: bytes) -> bool:
+    def _write_whole(self, line: bytes) -> bool:
         """Write all of these bytes and return True, or return False if the stream cannot take them."""
         assert self._descriptor is not None
         try:
@@ -94,7 +97,7 @@ class Sink:
         except BlockingIOError:
             # Somebody has made the stream non-blocking. The processes on a terminal share this state.
             select.select([], [self._descriptor], [], 1)
-            return self._put(line)
+            return self._write_whole(line)
         except OSError:
             # The disk may be full, and may have room again when the next line comes.
             time.sleep(0.01)
@@ -102,7 +105,7 @@ class Sink:
         return True
 
 
-def _dropped(count: int) -> bytes:
+def _json_about_dropped(count: int) -> bytes:
     return b'{"event": "log lines dropped", "level": "warning", "count": %d}\n' % count
 
 
@@ -128,15 +131,15 @@ def add_origin(_: object, __: str, event: structlog.typing.EventDict) -> structl
 def shorten(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Cut long texts, so that no text from outside fills the log."""
     for name, value in event.items():
-        most = MOST_TRACEBACK if name == "exception" else MOST_TEXT
-        if isinstance(value, str) and len(value) > most:
-            event[name] = f"{value[:most]}… ({len(value)} characters)"
+        most_characters = MOST_TRACEBACK if name == "exception" else MOST_TEXT
+        if isinstance(value, str) and len(value) > most_characters:
+            event[name] = f"{value[:most_characters]}… ({len(value)} characters)"
     return event
 
 
 def configure(settings: AppSettings) -> None:
     """Set up logging for this process."""
-    sink = Sink(_descriptor())
+    sink = Sink(_stderr_descriptor())
     _sinks[:] = [sink]
     atexit.register(drain)
     processors: list[structlog.typing.Processor] = [
@@ -151,11 +154,11 @@ def configure(settings: AppSettings) -> None:
         tracebacks = ExceptionDictTransformer(show_locals=False)
         processors += [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     else:
-        plain = structlog.dev.ConsoleRenderer(
+        renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr is not None and sys.stderr.isatty(),
             exception_formatter=structlog.dev.plain_traceback,
         )
-        processors.append(plain)
+        processors.append(renderer)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
@@ -178,6 +181,6 @@ def fill_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def _descriptor() -> int | None:
+def _stderr_descriptor() -> int | None:
     """Return the descriptor of standard error; None if it was closed when the process began."""
     return sys.stderr.fileno() if sys.stderr is not None else None

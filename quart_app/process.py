@@ -46,8 +46,8 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: Time for accepted connections to send their request, as a share of DRAIN_MS and in addition to it.
-SETTLE = 0.25
+#: Time for accepted connections to send their request (`last_call`), as a share of DRAIN_MS and in addition to it.
+SETTLE_SHARE = 0.25
 #: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
 END_OF_WORK_S = 10.0
 #: The first and the longest pause before joining again. The pause grows until a membership has lasted for `STEADY_S`.
@@ -70,13 +70,17 @@ class Process:
     def __init__(self, settings: AppSettings, mesh_settings: MeshSettings) -> None:
         self._settings = settings
         self._mesh_settings = mesh_settings
+        #: set when this replica must leave: by a signal, or by an operator's drain
         self._signalled = asyncio.Event()
+        #: how long to serve on while a balancer notices; a signal may shorten it
         self._drain_ms = settings.drain_ms
+        #: set once this replica has been ready, and in any case when it leaves, so that nothing waits for it any more
         self._opened = asyncio.Event()
+        #: set when both ports must take no new requests, and when both have answered their last request
         self._close_http = asyncio.Event()
         self._http_closed = asyncio.Event()
         self._app: App = create_app(Context(settings, CollectorRegistry()))
-        self._lost = Counter(
+        self._memberships_lost = Counter(
             "mesh_memberships_lost", "memberships that ended by themselves", registry=self._app.context.metrics
         )
         # The objects made so far stay for good. A search for garbage among them took a seventh of the time of a batch.
@@ -90,34 +94,37 @@ class Process:
         """Serve until signalled. Raises SetupError, OSError."""
         sockets = listen(self._settings)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._end, self._settings.drain_ms)
+        loop.add_signal_handler(signal.SIGTERM, self._begin_leaving, self._settings.drain_ms)
         # Ctrl-C, or the end of the whole mesh: no balancer needs time to notice.
-        loop.add_signal_handler(signal.SIGINT, self._end, 0)
+        loop.add_signal_handler(signal.SIGINT, self._begin_leaving, 0)
         try:
             async with asyncio.TaskGroup() as tasks:
                 http = tasks.create_task(self._serve(sockets))
                 member = tasks.create_task(self._membership(sockets))
-                beside = [
+                watchers = [
                     tasks.create_task(self._watch_the_end_of_work()),
                     tasks.create_task(health.report(lambda: why_not_ready(self._app))),
                 ]
                 await tasks.create_task(self._drain(http, member))
-                for task in beside:
+                for task in watchers:
                     task.cancel()
         finally:
             sockets.close()
 
-    def _end(self, drain_ms: int) -> None:
+    def _begin_leaving(self, drain_ms: int) -> None:
+        """Wake `_drain`, which lets this replica leave."""
         self._drain_ms = drain_ms
         self._signalled.set()
 
     async def _serve(self, sockets: Sockets) -> None:
+        """Serve both ports until `_close_http` is set and the requests in progress are answered."""
+        # No client waits for longer than this: the longest deadline that it may ask for, and one second.
         grace_s = self._settings.max_wait_ms / 1000 + 1
         public, private = self._app.public, self._app.private
 
         async def stop_public() -> None:
             await self._close_http.wait()
-            await last_call(sockets.public, self._drain_ms / 1000 * SETTLE)
+            await last_call(sockets.public, self._drain_ms / 1000 * SETTLE_SHARE)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
@@ -138,6 +145,7 @@ class Process:
         self._http_closed.set()
 
     async def _drain(self, http: asyncio.Task[None], member: asyncio.Task[None]) -> None:
+        """Wait for the signal, and then lead this replica out: not ready, closed to new requests, left."""
         await self._signalled.wait()
         log.info("draining")
         self._app.reason = "this replica is about to leave"
@@ -156,23 +164,23 @@ class Process:
         """Join the mesh, and join again after each lost lease, until this replica leaves."""
         delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
         while True:
-            began = time.monotonic()
+            joining_since_s = time.monotonic()
             try:
                 await self._be_member(sockets)
                 return
             except Exception as raised:
-                error = _first(raised)
+                error = _first_error(raised)
                 if not _may_join_again(error):
                     raise
                 log.error("membership lost", error=str(error))
-                self._lost.inc()
+                self._memberships_lost.inc()
             finally:
                 self._app.context.membership = None
             if self._signalled.is_set():
                 return
-            told = failures.translate(error)
-            self._app.reason = LOST if told is None or isinstance(error, MeshError) else f"{LOST}: {told.detail}"
-            if time.monotonic() - began > STEADY_S:
+            cause = failures.translate(error)
+            self._app.reason = LOST if cause is None or isinstance(error, MeshError) else f"{LOST}: {cause.detail}"
+            if time.monotonic() - joining_since_s > STEADY_S:
                 delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
             await asyncio.sleep(next(delays))
 
@@ -191,23 +199,25 @@ class Process:
                 _end_at_once(EXIT_AGAIN)
 
     async def _be_member(self, sockets: Sockets) -> None:
+        """Join the mesh and serve, until this replica leaves or the membership ends with an error."""
         membership = join(
             *self._app.operations,
             settings=self._mesh_settings,
             public=sockets.address(sockets.public),
             private=sockets.address(sockets.private),
             version=VERSION,
-            applicant=self._explain,
+            applicant=self._show_why_it_waits,
             ready=False,
         )
         async with membership as mesh:
             self._app.context.membership = mesh
-            mesh.replica.on_drain(lambda: self._end(self._settings.drain_ms))
+            mesh.replica.on_drain(lambda: self._begin_leaving(self._settings.drain_ms))
             self._app.reason = "the services are starting"
             async with self._app.services.running(mesh, self._settings.service_wait_ms / 1000):
-                await self._serve_as(mesh, sockets)
+                await self._serve_until_closed(mesh, sockets)
 
-    async def _serve_as(self, mesh: Mesh, sockets: Sockets) -> None:
+    async def _serve_until_closed(self, mesh: Mesh, sockets: Sockets) -> None:
+        """Announce that this replica is ready, unless it must leave, and wait until both ports are closed."""
         if not self._signalled.is_set():
             # A client may connect as soon as this replica says that it is ready. Hypercorn accepts a moment later, so
             # the kernel must keep the connection until then.
@@ -219,7 +229,8 @@ class Process:
             log.info("ready", database=mesh.database, cls=mesh.cls, services_not_ready=not_ready)
         await self._http_closed.wait()
 
-    def _explain(self, applicant: Applicant) -> None:
+    def _show_why_it_waits(self, applicant: Applicant) -> None:
+        """Let the reason of this replica, which /readyz gives, say why it has no lease yet."""
         applicant.on_wait = lambda why: setattr(self._app, "reason", f"no lease yet: {why}")
 
 
@@ -228,11 +239,11 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
     try:
         refuse_open_redis(settings.host, mesh_settings.redis)
         process = Process(settings, mesh_settings)
-        for told in environment.unknown_names(os.environ):
-            log.warning("unknown setting", detail=told)
+        for sentence in environment.unknown_names(os.environ):
+            log.warning("unknown setting", detail=sentence)
         await process.run()
     except Exception as raised:
-        match error := _first(raised):
+        match error := _first_error(raised):
             case SetupError():
                 log.error("this replica cannot run", error=str(error))
                 return EXIT_SETUP
@@ -257,11 +268,12 @@ def _may_join_again(error: BaseException) -> bool:
     return isinstance(error, LeaseLost | Unavailable | Busy)
 
 
-def _first(raised: BaseException) -> BaseException:
-    found = raised
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
+def _first_error(raised: BaseException) -> BaseException:
+    """Return the error itself, or the first one in a group, which a task group has raised."""
+    error = raised
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def main() -> int:

@@ -33,16 +33,19 @@ OPERATOR = "operator"
 #: Most characters of a reason or a name in a question.
 REASON_SHOWN = 200
 
-_JSON: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | list[str]])
+#: The body of a POST with JSON: the same fields as those of a form, but a value may be a list.
+_JSON_FIELDS: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | list[str]])
 
 
 class Operators:
     """The check of who may act: one user. Guesses at the password are limited, and other sites' pages are refused."""
 
     def __init__(self, settings: AppSettings) -> None:
+        #: whether anybody may act: whether PAGE_PASSWORD is set
         self.exist = bool(settings.page_password.get_secret_value())
         self._auth = BasicAuth("page", OPERATOR, settings.page_password)
-        self._replica: Mesh | None = None
+        #: The membership whose Redis clients `_auth` uses. After a lost lease the next one has others.
+        self._opened_for: Mesh | None = None
 
     async def is_signed_in(self, request: Request, replica: Mesh) -> bool:
         """Return whether a request has the operator's credentials. Raises Problem if it has wrong ones."""
@@ -57,9 +60,9 @@ class Operators:
             raise Problem(403, "this request was made by a page of another site")
         if not self.exist:
             raise Problem(403, "this page is read-only; set PAGE_PASSWORD to act on it")
-        if self._replica is not replica:
+        if self._opened_for is not replica:
             self._auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
-            self._replica = replica
+            self._opened_for = replica
         await self._auth.check(request)
         return Actor(OPERATOR, request.remote_addr or "")
 
@@ -68,8 +71,8 @@ async def about_of(request: Request) -> About:
     """Return what a POST is about: the fields of a form, or a JSON object of texts and lists of texts."""
     if request.mimetype == "application/x-www-form-urlencoded":
         return (await request.form).to_dict()
-    given = await read_json(_JSON)
-    return {name: value if isinstance(value, str) else " ".join(value) for name, value in given.items()}
+    fields = await read_json(_JSON_FIELDS)
+    return {name: value if isinstance(value, str) else " ".join(value) for name, value in fields.items()}
 
 
 def find(name: str, among: Mapping[str, Act]) -> Act:
@@ -82,11 +85,11 @@ def find(name: str, among: Mapping[str, Act]) -> Act:
 # Dead letters
 
 
-def _letters(replica: Mesh) -> DeadLetters:
+def _dead_letters(replica: Mesh) -> DeadLetters:
     return DeadLetters(replica.shared, replica.settings.stream_bound)
 
 
-async def _chosen(replica: Mesh, about: About) -> Chosen:
+async def _chosen_letters(replica: Mesh, about: About) -> Chosen:
     """Return the letters that are named, or the group of the letter that is named by `like`. Raises Refused."""
     if not about.get("like"):
         if not (ids := about.get("ids", "").split()):
@@ -94,52 +97,57 @@ async def _chosen(replica: Mesh, about: About) -> Chosen:
         return ids
     # If the letter that `like` names is gone, so are the others of its group, because the newest one is handled last.
     # Then act on this letter alone: the report will count it as gone.
-    return await _letters(replica).like(about["like"]) or [about["like"]]
+    return await _dead_letters(replica).like(about["like"]) or [about["like"]]
 
 
-async def _described(replica: Mesh, about: About) -> tuple[str, str, str]:
-    """Return the chosen letters in words ("3 dead letters"), their stream, and their reason.
+async def _describe_chosen(replica: Mesh, about: About) -> tuple[str, str, str]:
+    """Return the chosen letters in words ("3 dead letters"), their stream, and a phrase with their reason.
 
-    If single letters were chosen, stream and reason are "".
+    If single letters were chosen, stream and phrase are "".
     """
-    chosen = await _chosen(replica, about)
+    chosen = await _chosen_letters(replica, about)
     if not isinstance(chosen, LetterGroup):
         return counted(len(chosen), "dead letter"), "", ""
-    count = await _letters(replica).counts(chosen)
+    count = await _dead_letters(replica).counts(chosen)
     reason = f" with the reason “{shortened(chosen.reason, REASON_SHOWN)}”"
     return counted(count, "dead letter"), chosen.stream, reason
 
 
 async def _ask_replay(replica: Mesh, about: About) -> ActQuestion:
-    number, stream, reason = await _described(replica, about)
-    where = f"to {stream}" if stream else "to the streams that they came from"
+    letters, stream, reason = await _describe_chosen(replica, about)
+    target = f"to {stream}" if stream else "to the streams that they came from"
     return ActQuestion(
-        f"Replay {number}?",
-        f"{number}{reason} will go back {where}. Each is worked on once more, now and without a deadline; "
+        f"Replay {letters}?",
+        f"{letters}{reason} will go back {target}. Each is worked on once more, now and without a deadline; "
         "nobody waits for the answers. What fails again becomes a dead letter again.",
         about,
     )
 
 
 async def _replay(replica: Mesh, about: About, actor: Actor) -> Done:
-    return _done("replayed", await _letters(replica).replay(await _chosen(replica, about), actor))
+    return _done_with_letters(
+        "replayed", await _dead_letters(replica).replay(await _chosen_letters(replica, about), actor)
+    )
 
 
 async def _ask_discard(replica: Mesh, about: About) -> ActQuestion:
-    number, stream, reason = await _described(replica, about)
+    letters, stream, reason = await _describe_chosen(replica, about)
     return ActQuestion(
-        f"Discard {number}?",
-        f"{number}{f' of {stream}' if stream else ''}{reason} will be deleted with everything in them. "
+        f"Discard {letters}?",
+        f"{letters}{f' of {stream}' if stream else ''}{reason} will be deleted with everything in them. "
         "This cannot be undone.",
         about,
     )
 
 
 async def _discard(replica: Mesh, about: About, actor: Actor) -> Done:
-    return _done("discarded", await _letters(replica).discard(await _chosen(replica, about), actor))
+    return _done_with_letters(
+        "discarded", await _dead_letters(replica).discard(await _chosen_letters(replica, about), actor)
+    )
 
 
-def _done(verb: str, report: Report) -> Done:
+def _done_with_letters(verb: str, report: Report) -> Done:
+    """Return what an act on dead letters did; the facts are the members of the report."""
     parts = [f"{report.done:,} {verb}"]
     if report.gone:
         parts.append(f"{report.gone:,} {'was' if report.gone == 1 else 'were'} gone already")
@@ -156,11 +164,11 @@ def _control(replica: Mesh) -> Control:
 
 async def _ask_pause(replica: Mesh, about: About) -> ActQuestion:
     op = about.get("op", "")
-    unknown = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
+    hint = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
     return ActQuestion(
         f"Pause {shortened(op, REASON_SHOWN)}?",
         "Every replica will refuse its calls with 503 until you resume it. Requests to a class wait until then if no "
-        f"caller waits for them; requests to a database go on.{unknown}",
+        f"caller waits for them; requests to a database go on.{hint}",
         about,
     )
 
@@ -190,25 +198,28 @@ async def _ask_cancel(replica: Mesh, about: About) -> ActQuestion:
 
 
 async def _cancel(replica: Mesh, about: About, actor: Actor) -> Done:
-    found = await _control(replica).cancel(about.get("id", ""), actor)
-    if found is None:
+    """Cancel a request. `Control.cancel` returns its stream and its operation, which may be empty."""
+    cancelled = await _control(replica).cancel(about.get("id", ""), actor)
+    if cancelled is None:
         return Done("No stream has this request: it has ended already, or it never was there.", {"changed": False})
-    return Done(f"Cancelled {found[1] or 'a request'} on {found[0]}.", {"changed": True})
+    return Done(f"Cancelled {cancelled[1] or 'a request'} on {cancelled[0]}.", {"changed": True})
 
 
 async def _ask_drain(replica: Mesh, about: About) -> ActQuestion:
     name = about.get("replica", "")
     members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
     cls = next((member.cls for member in members if member.replica == name), "")
-    others = sum(member.cls == cls for member in members) - 1
-    left = f"{counted(others, 'replica')} of class {cls} will be left."
+    others_of_class = sum(member.cls == cls for member in members) - 1
+    outlook = f"{counted(others_of_class, 'replica')} of class {cls} will be left."
     if not cls:
-        left = "No ready replica has this name now."
-    elif not others:
-        left = f"It is the last replica of class {cls}: requests to this class wait or are refused until one is ready."
+        outlook = "No ready replica has this name now."
+    elif not others_of_class:
+        outlook = (
+            f"It is the last replica of class {cls}: requests to this class wait or are refused until one is ready."
+        )
     return ActQuestion(
         f"Drain {shortened(name, REASON_SHOWN)}?",
-        f"It finishes what it works on, gives its database back and ends its process. {left}",
+        f"It finishes what it works on, gives its database back and ends its process. {outlook}",
         about,
     )
 

@@ -33,7 +33,7 @@ from quart_app.dashboard.pages import OVERVIEW, VIEWS, WANTED, Entries, Pages, P
 from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
-#: Most answers that the view of requests shows.
+#: Most answers that the list of the view of requests shows.
 SHOWN_ROWS = 40
 #: Most characters of a reference to a request.
 MOST_REFERENCE = 200
@@ -56,6 +56,7 @@ class LivePage:
         self._context = context
         self._services = services
         self._acts = {**acts.ACTS, **{act.name: act for service in services for act in service.acts}}
+        #: Returns whether this replica is not ready. Then viewers should connect to another replica.
         self._leaving = leaving
         self._assets = Assets()
         self._pages = Pages(self._assets)
@@ -72,18 +73,18 @@ class LivePage:
         @hide
         async def page(name: str) -> Response:
             arguments = request.args.to_dict()
-            view = await self._view(
-                _known(name), arguments, await self._current().figures.newest(), await self._may_act()
+            view = await self._page_view(
+                _known_view(name), arguments, await self._current_looks().figures.newest(), await self._may_act()
             )
             html = self._pages.page(view, f"/mesh/events/{name}?{urlencode(arguments)}")
-            return _page(html)
+            return _html_response(html)
 
         @blueprint.get("/mesh/events/<name>")
         @hide
         async def events(name: str) -> Response:
             if self._viewers >= MOST_VIEWERS:
                 raise Problem(503, f"{MOST_VIEWERS} viewers follow this replica; try again later", retry_after=5)
-            stream = self._stream(_known(name), request.args.to_dict(), await self._may_act())
+            stream = self._event_stream(_known_view(name), request.args.to_dict(), await self._may_act())
             response = Response(stream, content_type="text/event-stream; charset=utf-8", headers=HEADERS)
             response.timeout = None  # the stream has no end of its own
             return response
@@ -98,7 +99,7 @@ class LivePage:
         @hide
         async def sign_in() -> Response:
             await self._operators.check(request, self._context.mesh)
-            return Response("", 303, {**HEADERS, "Location": _view_before(request.headers.get("Referer", ""))})
+            return Response("", 303, {**HEADERS, "Location": _view_of_referer(request.headers.get("Referer", ""))})
 
         @blueprint.get("/mesh/confirm/<name>")
         @hide
@@ -106,8 +107,8 @@ class LivePage:
             act, replica = acts.find(name, self._acts), self._context.mesh
             await self._operators.check(request, replica)
             question = await acts.ask(act, replica, request.args.to_dict())
-            view = await self._view(act.view, {}, await self._current().figures.newest(), True)
-            return _page(self._pages.still(view, "confirm", act=act, question=question))
+            view = await self._page_view(act.view, {}, await self._current_looks().figures.newest(), True)
+            return _html_response(self._pages.still(view, "confirm", act=act, question=question))
 
         @blueprint.post("/mesh/acts/<name>")
         @hide
@@ -115,78 +116,78 @@ class LivePage:
             act, replica = acts.find(name, self._acts), self._context.mesh
             actor = await self._operators.check(request, replica)
             done = await acts.do(act, replica, await acts.about_of(request), actor)
-            looks = self._current()
+            looks = self._current_looks()
             looks.expire()
             if request.mimetype == "application/json":
                 return jsonify({"text": done.text, **done.facts})
-            view = await self._view(act.view, {}, await looks.figures.newest(), True)
-            return _page(self._pages.still(view, "done", act=act, text=done.text))
+            view = await self._page_view(act.view, {}, await looks.figures.newest(), True)
+            return _html_response(self._pages.still(view, "done", act=act, text=done.text))
 
     async def _may_act(self) -> bool:
         """Return whether this viewer is signed in as the operator, so that the page shows the acts."""
         return await self._operators.is_signed_in(request, self._context.mesh)
 
-    async def _stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
+    async def _event_stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
         self._viewers += 1
         try:
-            yield "retry: 1000\n\n"
-            shown: Mapping[str, str] = {}
-            number = 0
+            yield "retry: 1000\n\n"  # ms until the browser connects again
+            sent: Mapping[str, str] = {}
+            seen_number = 0
             while not self._leaving():
-                looks = self._current()
+                looks = self._current_looks()
                 try:
-                    figures = await looks.figures.next(number)
-                    number = looks.figures.number
+                    figures = await looks.figures.next(seen_number)
+                    seen_number = looks.figures.number
                     sections = await self._sections(looks, (name, tuple(sorted(arguments.items())), may_act), figures)
                 except (RedisError, MeshError, OSError, TimeoutError):
                     await asyncio.sleep(LOOK_S)  # the page keeps its figures and says since when
                     continue
-                yield looks.event(shown, sections)
-                shown = sections
+                yield looks.event(sent, sections)
+                sent = sections
             yield "event: bye\ndata: \n\n"
         finally:
             self._viewers -= 1
 
     async def _sections(
-        self, looks: Looks, shown: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
+        self, looks: Looks, key: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
     ) -> Mapping[str, str]:
         """Return the sections of a view. They are made once for all viewers who see the same."""
         async with looks.making:
-            made = looks.sections.get(shown)
-            if made is None or made[0] is not figures:
-                if len(looks.sections) >= MOST_VIEWERS:
+            cached = looks.sections.get(key)
+            if cached is None or cached[0] is not figures:
+                if len(looks.sections) >= MOST_VIEWERS:  # clients choose the arguments, so the keys have no end
                     looks.sections.clear()
-                name, arguments, may_act = shown
-                view = await self._view(name, dict(arguments), figures, may_act)
-                made = looks.sections[shown] = figures, self._pages.sections(view)
-            return made[1]
+                name, arguments, may_act = key
+                view = await self._page_view(name, dict(arguments), figures, may_act)
+                cached = looks.sections[key] = figures, self._pages.sections(view)
+            return cached[1]
 
-    def _current(self) -> Looks:
+    def _current_looks(self) -> Looks:
         """Return what the viewers of the present membership share. Raises Unavailable while there is no membership."""
         replica = self._context.mesh
         if self._looks is None or self._looks.replica is not replica:
             self._looks = Looks(replica, self._services)
         return self._looks
 
-    async def _view(self, name: str, arguments: Mapping[str, str], figures: Figures, may_act: bool) -> PageView:
-        looks = self._current()
-        chosen = ""
+    async def _page_view(self, name: str, arguments: Mapping[str, str], figures: Figures, may_act: bool) -> PageView:
+        looks = self._current_looks()
+        chosen_stream = ""
         entries: Entries = ()
         letters: Sequence[DeadLetter] = ()
         if name == "streams":
             names = {stream.name for stream in figures.streams}
             longest = max(figures.streams, key=lambda stream: stream.length).name
-            chosen = arguments.get("stream", "") if arguments.get("stream") in names else longest
-            entries = await looks.entries(chosen)
+            chosen_stream = arguments.get("stream", "") if arguments.get("stream") in names else longest
+            entries = await looks.entries(chosen_stream)
         if name == "dead":
             letters = await looks.letters.newest()
-        about: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if name == "requests":
-            about = await self._requests(looks, arguments, figures)
+            facts = await self._facts_of_requests(looks, arguments, figures)
         if name == "services":
-            about["services"] = await looks.services.newest()
+            facts["services"] = await looks.services.newest()
         if name == OVERVIEW:
-            about |= {"minutes": await looks.minutes.newest(), "answers": await looks.answers.newest()}
+            facts |= {"minutes": await looks.minutes.newest(), "answers": await looks.answers.newest()}
         settings = looks.replica.settings
         return PageView(
             name=name,
@@ -195,17 +196,17 @@ class LivePage:
             stream_bound=settings.stream_bound,
             lease_ttl_ms=settings.lease_ttl_ms,
             bodies=self._context.settings.page_bodies,
-            chosen=chosen,
+            chosen=chosen_stream,
             entries=entries,
             groups=grouped(letters),
             can_sign_in=self._operators.exist,
             may_act=may_act,
             acts=self._acts,
-            **about,
+            **facts,
         )
 
-    async def _requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
-        """Return what the view of requests shows."""
+    async def _facts_of_requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
+        """Return the fields of `PageView` that only the view of requests has."""
         reference = arguments.get("request", "").strip()[:MOST_REFERENCE]
         wanted = {name: arguments.get(name, "").strip()[:MOST_REFERENCE] for name in WANTED}
         steps = await looks.find(reference) if reference else ()
@@ -217,18 +218,18 @@ class LivePage:
         }
 
 
-def _page(html: str) -> Response:
+def _html_response(html: str) -> Response:
     return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
 
 
-def _known(name: str) -> str:
+def _known_view(name: str) -> str:
     """Return the name of a view. Raises NotFound for any other name."""
     if name not in VIEWS:
         raise NotFound
     return name
 
 
-def _view_before(referer: str) -> str:
+def _view_of_referer(referer: str) -> str:
     """Return the path of the view that a browser comes from, or that of the dead letters if it comes from elsewhere."""
-    found = _REFERER.fullmatch(referer)
-    return found["path"] if found and found["view"] in VIEWS else "/mesh/dead"
+    match = _REFERER.fullmatch(referer)
+    return match["path"] if match and match["view"] in VIEWS else "/mesh/dead"
