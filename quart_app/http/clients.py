@@ -35,10 +35,10 @@ class Proxies:
     def _decide(self, address: str) -> bool:
         if not is_address(address):
             return False
-        found = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address)
         # An IPv6 socket shows the address of an IPv4 client as ::ffff:192.0.2.1.
-        found = getattr(found, "ipv4_mapped", None) or found
-        return any(found in network for network in self._networks)
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return any(ip in network for network in self._networks)
 
 
 def is_address(text: str) -> bool:
@@ -56,27 +56,28 @@ class Occupancy:
     def __init__(self, most: int, most_per_source: int) -> None:
         self._most = most
         self._most_per_source = most_per_source
+        #: source -> the amount that it has in use; none with 0, so that the dictionary does not grow for ever
         self._of: dict[str, int] = {}
         self.total = 0
 
     def take(self, source: str, amount: int, *, is_proxy: bool = False) -> bool:
-        """Take this amount and return True, or return False if a bound forbids it.
+        """Count this amount as used by a source and return True, or return False if a bound forbids it.
 
         A proxy sends requests of many clients, so the bound per source does not hold for it.
         """
-        used = self._of.get(source, 0) + amount
-        if self.total + amount > self._most or (used > self._most_per_source and not is_proxy):
+        used_by_source = self._of.get(source, 0) + amount
+        if self.total + amount > self._most or (used_by_source > self._most_per_source and not is_proxy):
             return False
-        self._of[source] = used
+        self._of[source] = used_by_source
         self.total += amount
         return True
 
     def give_back(self, source: str, amount: int) -> None:
-        """Give back what `take` took."""
+        """Undo `take` for this amount."""
         self.total -= amount
-        left = self._of[source] - amount
-        if left:
-            self._of[source] = left
+        remaining = self._of[source] - amount
+        if remaining:
+            self._of[source] = remaining
         else:
             del self._of[source]
 

@@ -16,13 +16,13 @@ _IMPLICIT = {"HEAD", "OPTIONS"}
 
 def find(app: Quart) -> str:
     """Return a sentence about the first collision, or "" when each request has at most one route."""
-    groups: dict[str, list[Rule]] = {}
+    rules_by_blueprint: dict[str, list[Rule]] = {}
     for rule in app.url_map.iter_rules():
-        groups.setdefault(rule.endpoint.rpartition(".")[0], []).append(rule)
-    maps = {name: Map([_copy(rule) for rule in rules]) for name, rules in groups.items()}
-    for name, rules in groups.items():
+        rules_by_blueprint.setdefault(rule.endpoint.rpartition(".")[0], []).append(rule)
+    maps_by_blueprint = {name: Map([_copy(rule) for rule in rules]) for name, rules in rules_by_blueprint.items()}
+    for name, rules in rules_by_blueprint.items():
         for rule in rules:
-            for other, routes in maps.items():
+            for other, routes in maps_by_blueprint.items():
                 if other != name and (method := _shared_method(rule, routes)):
                     return f"{method} {rule.rule} of {name} is also a route of {other}"
     return ""
@@ -34,7 +34,7 @@ def _copy(rule: Rule) -> Rule:
 
 def _shared_method(rule: Rule, routes: Map) -> str:
     """Return the first method for which `routes` answers an example path of the rule, or ""."""
-    example = _PLACEHOLDER.sub("7", rule.rule)
+    example = _PLACEHOLDER.sub("7", rule.rule)  # valid as a text and as an integer
     return next((method for method in _methods(rule) if _answers(routes, example, method)), "")
 
 
@@ -45,7 +45,7 @@ def _methods(rule: Rule) -> Iterable[str]:
 def _answers(routes: Map, path: str, method: str) -> bool:
     try:
         routes.bind("example").match(path, method)
-    except RequestRedirect:
+    except RequestRedirect:  # the path with or without a slash at its end is a route
         return True
     except HTTPException:
         return False

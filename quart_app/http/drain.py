@@ -25,8 +25,8 @@ async def last_call(listening: socket.socket, settle_s: float) -> None:
     """
     if settle_s <= 0:
         return
-    until = time.monotonic() + settle_s
-    while _somebody_waits(listening) and time.monotonic() < until:
+    deadline_s = time.monotonic() + settle_s
+    while _accept_queue_has_connection(listening) and time.monotonic() < deadline_s:
         await asyncio.sleep(0)  # the event loop accepts them
     # No await is allowed here: a client could connect between the check and the shutdown.
     refuse(listening)
@@ -39,7 +39,8 @@ def refuse(listening: socket.socket) -> None:
         listening.shutdown(socket.SHUT_RDWR)
 
 
-def _somebody_waits(listening: socket.socket) -> bool:
+def _accept_queue_has_connection(listening: socket.socket) -> bool:
+    """Return whether a connection waits to be accepted: then a listening socket can be read from."""
     poll = select.poll()
     poll.register(listening, select.POLLIN)
     return any(event & select.POLLIN for _, event in poll.poll(0))

@@ -15,22 +15,22 @@ from quart_app.service import Context
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between two looks at the reason, and between two log lines with the same reason.
+#: Seconds between two looks at the reason, and between two log lines while the reason stays the same.
 LOOK_S = 0.5
 REPEAT_S = 60.0
 
 
 async def report(reason: Callable[[], str]) -> None:
     """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Run for ever."""
-    told, told_at = "", 0.0
+    logged_reason, logged_at_s = "", 0.0
     while True:
-        why, now_s = reason(), time.monotonic()
-        if why and (why != told or now_s - told_at >= REPEAT_S):
-            log.warning("not ready", reason=why)
-            told_at = now_s
-        elif told and not why:
-            log.info("ready again", was=told)
-        told = why
+        current_reason, now_s = reason(), time.monotonic()
+        if current_reason and (current_reason != logged_reason or now_s - logged_at_s >= REPEAT_S):
+            log.warning("not ready", reason=current_reason)
+            logged_at_s = now_s
+        elif logged_reason and not current_reason:
+            log.info("ready again", was=logged_reason)
+        logged_reason = current_reason
         await asyncio.sleep(LOOK_S)
 
 

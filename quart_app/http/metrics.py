@@ -32,8 +32,8 @@ from quart_app.service import Context
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: Upper bounds of the histogram of answers, in seconds.
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-#: Statuses that an alert looks at.
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+#: Statuses that an alert looks at; see `Requests.expect`.
 FAILURES = (500, 502, 503, 504)
 #: Methods that have series of their own; all others count as "other".
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -46,30 +46,31 @@ class Requests:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._count = Counter(
+        self._request_counter = Counter(
             "mesh_http_requests_total", "HTTP requests", ["method", "route", "status"], registry=registry
         )
-        self._seconds = Histogram(
-            "mesh_http_request_duration_seconds", "time to answer", ["route"], registry=registry, buckets=BUCKETS
+        self._duration_histogram = Histogram(
+            "mesh_http_request_duration_seconds", "time to answer", ["route"], registry=registry, buckets=BUCKETS_S
         )
 
+        #: (method, route, status) -> the counter and the histogram of these labels
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request to this route, and how long its answer took."""
         method = method if method in METHODS else "other"
-        count, duration = self._children.get((method, route, status)) or self._child(method, route, status)
+        count, duration = self._children.get((method, route, status)) or self._keep_children(method, route, status)
         count.inc()
         duration.observe(seconds)
 
     def expect(self, method: str, route: str) -> None:
         """Create the counters of failures at 0, because Prometheus sees no increase in a counter that begins at 1."""
         for status in FAILURES:
-            self._count.labels(method, route, status)
+            self._request_counter.labels(method, route, status)
 
-    def _child(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    def _keep_children(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         """Look up two metrics and keep them: each look-up takes a lock and turns the labels into strings."""
-        child = self._count.labels(method, route, status), self._seconds.labels(route)
+        child = self._request_counter.labels(method, route, status), self._duration_histogram.labels(route)
         self._children[method, route, status] = child
         return child
 
@@ -83,25 +84,25 @@ class MeshCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         replica = self._context.membership
         leased = GaugeMetricFamily("mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"])
-        if wanted := self._context.settings.replicas:
-            yield GaugeMetricFamily("mesh_replicas_wanted", "how many replicas there should be", value=wanted)
+        if wanted_replicas := self._context.settings.replicas:
+            yield GaugeMetricFamily("mesh_replicas_wanted", "how many replicas there should be", value=wanted_replicas)
         if replica is None:
             yield leased
             return
         leased.add_metric([str(replica.database), replica.cls, replica.id], float(replica.trusted))
         yield leased
-        yield from _work(replica.statistics())
+        yield from _work_metrics(replica.statistics())
         yield GaugeMetricFamily("mesh_redis_full", "1 while stores are refused", value=float(replica.memory.is_full))
         yield GaugeMetricFamily("mesh_redis_memory_used_bytes", "memory that Redis uses", value=replica.memory.used)
         yield GaugeMetricFamily("mesh_redis_memory_limit_bytes", "maxmemory; 0: none", value=replica.memory.limit)
-        yield _durations(replica.durations())
+        yield _duration_metric(replica.durations())
         conflicts = CounterMetricFamily("mesh_key_conflicts", "conflicts at the most contended keys", labels=["key"])
         for key, count in replica.conflicts().items():
             conflicts.add_metric([key], count)
         yield conflicts
 
 
-def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
+def _work_metrics(statistics: Mapping[str, float]) -> Iterator[Metric]:
     """Yield the metrics of this replica's work.
 
     The label `stream` tells whether requests came by the stream of the class or by that of the database.
@@ -109,8 +110,8 @@ def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
     yield GaugeMetricFamily("mesh_calls_waiting", "calls that wait for their reply", value=statistics["waiting"])
     trips = statistics["round_trips"]
     yield CounterMetricFamily("mesh_redis_round_trips", "round trips to Redis for requests and commits", value=trips)
-    names = [name.removeprefix("class_") for name in statistics if name.startswith("class_")]
-    for name in names:
+    metric_names = [name.removeprefix("class_") for name in statistics if name.startswith("class_")]
+    for name in metric_names:
         kind = GaugeMetricFamily if name == "in_progress" else CounterMetricFamily
         family = kind(f"mesh_requests_{name}", f"requests {name.replace('_', ' ')} here, by stream", labels=["stream"])
         for stream in ("class", "database"):
@@ -118,10 +119,10 @@ def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
         yield family
 
 
-def _durations(durations: Durations) -> Metric:
+def _duration_metric(durations: Durations) -> Metric:
     """Return the histograms of all operations. `part` is total (time since the acceptance) or work (in the handler)."""
-    what = "time since a request was accepted (total) and of its handler (work), by operation"
-    family = HistogramMetricFamily("mesh_operation_duration_seconds", what, labels=["op", "part"])
+    description = "time since a request was accepted (total) and of its handler (work), by operation"
+    family = HistogramMetricFamily("mesh_operation_duration_seconds", description, labels=["op", "part"])
     for op, histograms in list(durations.by_op.items()):
         for part, histogram in zip(("total", "work"), histograms, strict=True):
             counts = [*itertools.accumulate(histogram.counts)]
@@ -137,7 +138,7 @@ class Queue(NamedTuple):
     oldest_s: float
 
 
-class _Whole(Collector):
+class _WholeMesh(Collector):
     """Metrics of the whole mesh, which are the same at every replica: books, request streams, missing databases."""
 
     def __init__(self, books: Mapping[str, int], queues: Mapping[str, Queue], missing: Sequence[Missing]) -> None:
@@ -146,15 +147,18 @@ class _Whole(Collector):
         self._missing = missing
 
     def collect(self) -> Iterable[Metric]:
-        what = "accepted = answered + expired + cancelled + dead + lost + mesh_books_in_flight + mesh_books_waiting"
-        accounts = CounterMetricFamily("mesh_books", what, labels=["account"])
+        description = (
+            "accepted = answered + expired + cancelled + dead + lost + mesh_books_in_flight + mesh_books_waiting"
+        )
+        accounts = CounterMetricFamily("mesh_books", description, labels=["account"])
         for account, value in self._books.items():
+            # These two also fall, so each is a gauge of its own.
             if account not in ("in_flight", "waiting"):
                 accounts.add_metric([account], value)
         yield accounts
         yield GaugeMetricFamily("mesh_books_in_flight", "accepted requests in flight", value=self._books["in_flight"])
-        what = "accepted requests that wait for their time"
-        yield GaugeMetricFamily("mesh_books_waiting", what, value=self._books["waiting"])
+        description = "accepted requests that wait for their time"
+        yield GaugeMetricFamily("mesh_books_waiting", description, value=self._books["waiting"])
         entries = GaugeMetricFamily("mesh_stream_entries", "requests on the stream", labels=["stream"])
         oldest = GaugeMetricFamily("mesh_stream_oldest_seconds", "age of the oldest one; 0: none", labels=["stream"])
         for name, queue in self._queues.items():
@@ -162,9 +166,9 @@ class _Whole(Collector):
             oldest.add_metric([name], queue.oldest_s)
         yield entries
         yield oldest
-        lacking = sum(each.has_data for each in self._missing)
-        what = "databases that hold data and have no replica"
-        yield GaugeMetricFamily("mesh_missing_databases", what, value=lacking)
+        missing_with_data = sum(missing.has_data for missing in self._missing)
+        description = "databases that hold data and have no replica"
+        yield GaugeMetricFamily("mesh_missing_databases", description, value=missing_with_data)
 
 
 def routes(context: Context) -> Blueprint:
@@ -177,13 +181,13 @@ def routes(context: Context) -> Blueprint:
 
     @blueprint.get("/metrics")
     async def metrics() -> Response:
-        text = generate_latest(context.metrics) + await _whole(context)
+        text = generate_latest(context.metrics) + await _text_of_whole_mesh(context)
         return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return blueprint
 
 
-async def _queues(replica: Mesh) -> dict[str, Queue]:
+async def _read_queues(replica: Mesh) -> dict[str, Queue]:
     """Return the length of each request stream, and the age of its oldest entry. Raises RedisError."""
     settings = replica.settings
     names = keys.request_streams(settings.classes, settings.databases)
@@ -202,13 +206,13 @@ async def _queues(replica: Mesh) -> dict[str, Queue]:
     }
 
 
-async def _whole(context: Context) -> bytes:
+async def _text_of_whole_mesh(context: Context) -> bytes:
     """Return the text of the metrics of the whole mesh, or an empty text while Redis cannot be reached."""
     try:
         replica = context.mesh
-        books, queues, missing = await asyncio.gather(replica.books(), _queues(replica), replica.missing())
+        books, queues, missing = await asyncio.gather(replica.books(), _read_queues(replica), replica.missing())
     except (MeshError, RedisError):
         return b""
     registry = CollectorRegistry()
-    registry.register(_Whole(books, queues, missing))
+    registry.register(_WholeMesh(books, queues, missing))
     return generate_latest(registry)

@@ -124,19 +124,19 @@ def _describe_problems(document: dict[str, Any]) -> None:
 def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> Blueprint:
     """Return the routes GET /openapi.json and GET /docs, with the files of the page."""
     blueprint = Blueprint("documentation", __name__)
-    making = asyncio.Lock()
-    made = b""
+    making_lock = asyncio.Lock()
+    document_json = b""
     #: so that the file system is never asked for a name that a client has made up
-    present = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*")}
+    asset_names = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*")}
 
     @blueprint.get("/openapi.json")
     async def document() -> Response:
-        nonlocal made
-        async with making:
-            if not made:
+        nonlocal document_json
+        async with making_lock:
+            if not document_json:
                 # This takes 200 ms. In a thread it does not hold the event loop.
-                made = await asyncio.to_thread(lambda: asyncio.run(_encoded(public, version, private)))
-        return Response(made, content_type="application/json")
+                document_json = await asyncio.to_thread(lambda: asyncio.run(_encoded(public, version, private)))
+        return Response(document_json, content_type="application/json")
 
     @blueprint.get("/docs")
     async def page() -> Response:
@@ -149,7 +149,7 @@ def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprin
 
     @blueprint.get("/docs/assets/<path:name>")
     async def asset(name: str) -> Response:
-        if name not in present:
+        if name not in asset_names:
             raise NotFound
         return await send_from_directory(ASSETS, name, cache_timeout=86400)
 

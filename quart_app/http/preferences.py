@@ -18,11 +18,11 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
     A preference without a value gets "". If two have one name, the first counts. Parameters are dropped, because no
     preference that we know has any.
     """
-    found: dict[str, str] = {}
+    preferred: dict[str, str] = {}
     for item in (item for header in headers if len(header) <= MAX_LENGTH for item in parse_list_header(header)):
         name, _, value = item.partition(";")[0].partition("=")
-        found.setdefault(name.strip().lower(), unquote_header_value(value.strip()))
-    return found
+        preferred.setdefault(name.strip().lower(), unquote_header_value(value.strip()))
+    return preferred
 
 
 def wait_s(preferred: Mapping[str, str]) -> int | None:

@@ -140,15 +140,15 @@ def from_validation(error: ValidationError, first: int = 0) -> Problem:
 
     If only a slice of a list was checked, `first` is the place of the first item of the slice.
     """
-    found = [
-        {"pointer": pointer(_moved(entry["loc"], first)), "message": entry["msg"]}
+    errors = [
+        {"pointer": pointer(_with_offset(entry["loc"], first)), "message": entry["msg"]}
         for entry in error.errors(include_url=False, include_context=False, include_input=False)[:100]
     ]
-    return Problem(422, f"{error.error_count()} of the values are not valid", errors=found)
+    return Problem(422, f"{error.error_count()} of the values are not valid", errors=errors)
 
 
-def _moved(path: Sequence[int | str], first: int) -> Sequence[int | str]:
-    return (path[0] + first, *path[1:]) if first and path and isinstance(path[0], int) else path
+def _with_offset(path: Sequence[int | str], offset: int) -> Sequence[int | str]:
+    return (path[0] + offset, *path[1:]) if offset and path and isinstance(path[0], int) else path
 
 
 def pointer(path: Sequence[int | str]) -> str:
@@ -169,8 +169,8 @@ def install(app: Quart) -> None:
 
     @app.errorhandler(RedisError)
     async def redis_error(error: RedisError) -> Response:
-        told = failures.translate(error)
-        return await unexpected(error) if told is None else from_mesh(told).response()
+        translated = failures.translate(error)
+        return await unexpected(error) if translated is None else from_mesh(translated).response()
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:

@@ -22,10 +22,10 @@ from quart_app.settings import AppSettings, split
 POLICY = "Content-Security-Policy"
 HEADERS = {"X-Content-Type-Options": "nosniff", POLICY: "default-src 'none'; frame-ancestors 'none'"}
 #: Ends of names that no registry gives to anybody (RFC 6761, RFC 6762, RFC 8375, and ICANN for `internal`).
-LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".test")
+LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa", ".test")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
 #: One entry of ALLOWED_HOSTS: a host name, or the address of a site in the form of a Caddyfile.
-_SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
+_ALLOWED_SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
 
 
 def protect(headers: Headers) -> None:
@@ -41,11 +41,12 @@ class Hosts:
     """The host names that this replica answers to."""
 
     def __init__(self, settings: AppSettings) -> None:
-        sites = [_SITE.fullmatch(site.lower()) for site in split(settings.allowed_hosts)]
+        sites = [_ALLOWED_SITE.fullmatch(site.lower()) for site in split(settings.allowed_hosts)]
         names = {site["name"] for site in sites if site is not None and site["name"]}
-        self._any = "*" in names
-        self._ends = tuple(name[1:] for name in names if name.startswith("*."))
-        self._names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
+        #: from ALLOWED_HOSTS: `*`, the ends of the names `*.example.org`, and the other names
+        self._allows_any = "*" in names
+        self._allowed_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+        self._allowed_names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
         self._is_allowed = lru_cache(maxsize=1024)(self._decide)
 
     def check(self, host: str) -> None:
@@ -54,16 +55,16 @@ class Hosts:
             raise Problem(421, f"this server does not answer to the host {host[:200]!r}; ALLOWED_HOSTS can add it")
 
     def _decide(self, host: str) -> bool:
-        found = _HOST.fullmatch(host.lower())
-        if found is None:
+        match = _HOST.fullmatch(host.lower())
+        if match is None:
             return False
-        name = (found["name"] or "").removesuffix(".")
+        name = (match["name"] or "").removesuffix(".")
         return (
-            self._any
-            or found["address"] is not None
-            or "." not in name
-            or name in self._names
-            or name.endswith(LOCAL_ENDS)
-            or (bool(self._ends) and name.endswith(self._ends))
+            self._allows_any
+            or match["address"] is not None
+            or "." not in name  # nobody can register a name without a dot
+            or name in self._allowed_names
+            or name.endswith(LOCAL_SUFFIXES)
+            or (bool(self._allowed_suffixes) and name.endswith(self._allowed_suffixes))
             or is_address(name)
         )

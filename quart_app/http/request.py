@@ -28,14 +28,16 @@ class RequestBody(Body):
     """
 
     _receive: ASGIReceiveCallable
+    #: whether the whole body has arrived; a server without the extension HAS_ARRIVED never says so
     _has_arrived: Callable[[], bool] = staticmethod(lambda: False)
-    _occupied: Occupancy | None = None
+    #: where the bytes of all bodies are counted; None before `begin` and after `discharge`
+    _body_bytes: Occupancy | None = None
     _source = ""
-    _arrived = 0
+    _arrived_bytes = 0
 
     def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupied: Occupancy, source: str) -> None:
         """Set the function that receives the body, and where its bytes are counted: `occupied`, under `source`."""
-        self._receive, self._occupied, self._source = receive, occupied, source
+        self._receive, self._body_bytes, self._source = receive, occupied, source
         extensions: Any = scope.get("extensions") or {}
         self._has_arrived = extensions.get(HAS_ARRIVED, self._has_arrived)
 
@@ -45,21 +47,21 @@ class RequestBody(Body):
 
     def discharge(self) -> None:
         """Give the counted bytes back. Bytes that arrive later are dropped."""
-        if self._occupied is not None and self._arrived:
-            self._occupied.give_back(self._source, self._arrived)
-        self._occupied, self._arrived = None, 0
+        if self._body_bytes is not None and self._arrived_bytes:
+            self._body_bytes.give_back(self._source, self._arrived_bytes)
+        self._body_bytes, self._arrived_bytes = None, 0
 
     def append(self, data: bytes) -> None:
-        if not data or self._must_raise is not None or self._occupied is None:
+        if not data or self._must_raise is not None or self._body_bytes is None:
             return
-        if self._max_content_length is not None and self._arrived + len(data) > self._max_content_length:
+        if self._max_content_length is not None and self._arrived_bytes + len(data) > self._max_content_length:
             self._refuse(RequestEntityTooLarge())
-        elif not self._occupied.take(self._source, len(data)):
+        elif not self._body_bytes.take(self._source, len(data)):
             self._refuse(
                 Problem(503, "too many bytes of request bodies are in progress; retry after 1 s", retry_after=1)
             )
         else:
-            self._arrived += len(data)
+            self._arrived_bytes += len(data)
             super().append(data)
 
     async def __anext__(self) -> bytes:
@@ -73,11 +75,11 @@ class RequestBody(Body):
                 return data
             if self._complete.is_set():
                 raise StopAsyncIteration
-            await self._ask()
+            await self._receive_part()
 
     def __await__(self) -> Generator[Any, None, bytes]:
         while not self._complete.is_set() and self._must_raise is None:
-            yield from self._ask().__await__()
+            yield from self._receive_part().__await__()
         if self._must_raise is not None:
             raise self._must_raise
         return bytes(self._data)
@@ -88,7 +90,7 @@ class RequestBody(Body):
         self.clear()
         return data
 
-    async def _ask(self) -> None:
+    async def _receive_part(self) -> None:
         """Receive the next part of the body from the server, or wait for it."""
         message = await self._receive()
         if message["type"] != "http.request":
@@ -144,16 +146,16 @@ class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._list = pairs
         #: name in lower case -> the first value of that name
-        self._first = {_lower(name): value for name, value in reversed(pairs)}
+        self._first_values = {_lower(name): value for name, value in reversed(pairs)}
 
     def get(self, key: str, default: Any = None, type: Any = None) -> Any:  # type: ignore[override]
-        return self._first.get(key.lower(), default) if type is None else super().get(key, default, type)
+        return self._first_values.get(key.lower(), default) if type is None else super().get(key, default, type)
 
     def getlist(self, key: str, type: Any = None) -> list[Any]:
         return super().getlist(key, type) if key in self else []
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and key.lower() in self._first
+        return isinstance(key, str) and key.lower() in self._first_values
 
 
 @lru_cache(maxsize=1024)

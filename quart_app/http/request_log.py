@@ -19,7 +19,7 @@ class RequestLog:
     """Logs a 5xx as a warning and a 4xx as an info, each up to a rate, and everything else for debugging."""
 
     def __init__(self) -> None:
-        self._failures, self._refusals = _Rate(ERRORS_PER_S), _Rate(ERRORS_PER_S)
+        self._failures, self._refusals = _RateLimit(ERRORS_PER_S), _RateLimit(ERRORS_PER_S)
 
     def write(
         self, method: str, route: str, status: int, detail: str, seconds: float | None = None, *, is_known: bool = False
@@ -28,7 +28,7 @@ class RequestLog:
 
         An error that `is_known` has another line in the log, so this line is for debugging.
         """
-        rate: _Rate | None = None
+        rate: _RateLimit | None = None
         level = logging.DEBUG
         if status >= 400 and not is_known:
             rate, level = (self._failures, logging.WARNING) if status >= 500 else (self._refusals, logging.INFO)
@@ -44,21 +44,22 @@ class RequestLog:
         log.log(level, "request", **facts)
 
 
-class _Rate:
-    """Allows so many events in each second, and counts those that it does not allow."""
+class _RateLimit:
+    """Allows up to `most_per_s` events in each second, and counts those that it does not allow."""
 
     def __init__(self, most_per_s: int) -> None:
+        #: events that were not allowed since `take_suppressed`
         self.suppressed = 0
-        self._most = most_per_s
-        self._second = 0
-        self._count = 0
+        self._most_per_s = most_per_s
+        self._current_second = 0
+        self._count_in_second = 0
 
     def allows(self, now_s: float) -> bool:
-        """Return whether one more event is allowed at this time; count it if it is not."""
-        if int(now_s) != self._second:
-            self._second, self._count = int(now_s), 0
-        self._count += 1
-        if self._count > self._most:
+        """Return whether one more event is allowed at this time. Count it as suppressed if it is not."""
+        if int(now_s) != self._current_second:
+            self._current_second, self._count_in_second = int(now_s), 0
+        self._count_in_second += 1
+        if self._count_in_second > self._most_per_s:
             self.suppressed += 1
             return False
         return True

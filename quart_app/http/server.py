@@ -51,28 +51,30 @@ async def run(
     A request that is not answered by then, or when this function is cancelled, is answered with 503. `common` is one
     more socket to accept from; other processes accept from it, too. `clients` counts the connections.
     """
-    # The common socket is not repeated: one connection of it is accepted in a turn, so that all processes get some.
-    again = sockets * (ACCEPTED_A_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
+    # The common socket is not repeated, so each process accepts one of its connections in a turn, and all get some.
+    repeated = sockets * (ACCEPTED_A_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
     # Hypercorn serves each connection with the class that has this name in its module, and no option names another.
     vars(hypercorn_run)["TCPServer"] = connection_for
-    bound = [*sockets, *again] if common is None else [*sockets, *again, common]
-    config = configuration(bound, grace_s, clients)
-    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_trigger(stop, grace_s, config, again)))
+    accepted_from = [*sockets, *repeated] if common is None else [*sockets, *repeated, common]
+    config = configuration(accepted_from, grace_s, clients)
+    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_stop_trigger(stop, grace_s, config, repeated)))
     try:
         await asyncio.shield(serving)
     finally:
         serving.cancel()
 
 
-def _trigger(
-    stop: Callable[[], Awaitable[object]], grace_s: float, config: Settings, again: Sequence[socket.socket]
+def _stop_trigger(
+    stop: Callable[[], Awaitable[object]], grace_s: float, config: Settings, repeated: Sequence[socket.socket]
 ) -> Callable[[], Awaitable[None]]:
+    """Return the function at whose end Hypercorn shuts down. It also closes connections and ends late requests."""
+
     async def trigger() -> None:
         await stop()
         # Hypercorn closes one socket after the other, each when its connections have ended. Until then the last ones
         # would still accept.
-        for listening in again:
-            refuse(listening)
+        for duplicate in repeated:
+            refuse(duplicate)
         config.stop()
         asyncio.get_running_loop().call_later(grace_s, config.end)
 

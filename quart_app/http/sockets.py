@@ -48,30 +48,31 @@ def listen(settings: AppSettings) -> Sockets:
 def _open(host: str, port: int, *, listening: bool = True) -> socket.socket:
     """Bind a socket to this address. Unless `listening`, the kernel still refuses connections to it."""
     try:
-        bound = _bind(host, port)
+        sock = _bind(host, port)
         if listening:
-            bound.listen(BACKLOG)
-        return bound
+            sock.listen(BACKLOG)
+        return sock
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {host_and_port(host, port)}: {error.strerror}") from error
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if ":" in host:
             # "::" must stand for the addresses of IPv4, too, because health checks ask 127.0.0.1.
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
-        bound.bind((host, port))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        sock.bind((host, port))
     except OSError:
-        bound.close()
+        sock.close()
         raise
-    return bound
+    return sock
 
 
-#: Address that stands for all -> addresses that are reserved for documentation, so that nothing is ever sent to them.
-ELSEWHERE = {
+#: Address that stands for all addresses of this machine -> destinations to which the kernel would choose one of them as
+#: the source. They are reserved for documentation, so nothing is ever sent to them.
+DESTINATIONS = {
     "0.0.0.0": [(socket.AF_INET, "192.0.2.1")],
     "::": [(socket.AF_INET6, "2001:db8::1"), (socket.AF_INET, "192.0.2.1")],
 }
@@ -79,12 +80,12 @@ ELSEWHERE = {
 
 def _reachable_at(host: str) -> str:
     """Return an address at which others reach this machine, or the host itself if it is one address."""
-    for family, elsewhere in ELSEWHERE.get(host, ()):
+    for family, destination in DESTINATIONS.get(host, ()):
         # Connecting a UDP socket sends nothing. It makes the kernel choose our own address for this destination.
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((elsewhere, 9))
+            probe.connect((destination, 9))  # any port would do; 9 is that of the discard protocol
             return str(probe.getsockname()[0])
-    if host in ELSEWHERE:
+    if host in DESTINATIONS:
         # This machine has no network, so only its own processes reach it.
         return "::1" if host == "::" else "127.0.0.1"
     return host
