@@ -24,8 +24,8 @@ THREAD_CACHE = "glibc.malloc.tcache_count=4000"
 
 def jemalloc() -> str:
     """Return the name of jemalloc's library for LD_PRELOAD; "" if it is not installed or this is not Linux."""
-    found = ctypes.util.find_library("jemalloc") if platform.system() == "Linux" else None
-    return found or ""
+    library = ctypes.util.find_library("jemalloc") if platform.system() == "Linux" else None
+    return library or ""
 
 
 def of_server() -> dict[str, str]:

@@ -45,9 +45,9 @@ class Site:
 
 def caddy() -> Path | None:
     """Return the Caddy to use; None if there is none."""
-    beside = Path(sys.executable).parent / "caddy"
-    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("caddy")
-    return Path(found) if found else None
+    bundled = Path(sys.executable).parent / "caddy"
+    program = str(bundled) if os.access(bundled, os.X_OK) else shutil.which("caddy")
+    return Path(program) if program else None
 
 
 @contextlib.asynccontextmanager
@@ -75,7 +75,7 @@ async def balancer(
             stopping="requests in progress get their answers",
         )
         async with supervisor.starting(program) as child:
-            await _listening(child, public)
+            await _wait_until_listening(child, public)
             async with supervisor.keeping(child):
                 yield child
 
@@ -99,7 +99,7 @@ def _without_proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _environment(public: Site, private: Site | None, home: str) -> dict[str, str]:
-    told = {
+    variables = {
         "SITE": f"http://:{public.port}",
         "BIND": public.host,
         "UPSTREAMS_FROM": "listed",
@@ -111,26 +111,26 @@ def _environment(public: Site, private: Site | None, home: str) -> dict[str, str
         "XDG_CONFIG_HOME": home,
     }
     if private is not None:
-        told |= {
+        variables |= {
             "PRIVATE": "private",
             "PRIVATE_SITE": f"http://:{private.port}",
             "PRIVATE_BIND": private.host,
             "PRIVATE_UPSTREAMS": " ".join(private.upstreams),
         }
-    return told
+    return variables
 
 
-async def _listening(child: Child, site: Site) -> None:
+async def _wait_until_listening(child: Child, site: Site) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):
             while not child.ended():
-                if await _connects(site):
+                if await _accepts_connections(site):
                     return
                 await asyncio.sleep(POLL_S)
     raise LocalError(f"Caddy does not listen on {site.host}:{site.port}: {last_line(child.program.log)}")
 
 
-async def _connects(site: Site) -> bool:
+async def _accepts_connections(site: Site) -> bool:
     try:
         _, writer = await asyncio.open_connection(site.host, site.port)
     except OSError:

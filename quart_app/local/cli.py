@@ -31,7 +31,8 @@ from quart_app.local.teller import Teller, missing_row, missing_sentence, row, t
 
 READY_WAIT_S = 60.0
 #: Two signals within this time count as one, because `timeout` and some terminals send each signal twice.
-TWICE_S = 0.3
+SAME_SIGNAL_S = 0.3
+#: The programs that `mesh redis-cli` looks for.
 CLIENTS = ("redis-cli", "valkey-cli")
 
 
@@ -92,8 +93,10 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
     async def run() -> None:
         running = mesh(supervisor, count=count, port=port, private_port=private_port, redis_url=redis_url, folder=data)
         async with running as started:
-            teller.say(f"starting {_number(count)}; logs in {data / 'logs'}")
-            ready = await replicas.all_ready(started.redis, started.replicas, _progress(teller, count), READY_WAIT_S)
+            teller.say(f"starting {_counted_replicas(count)}; logs in {data / 'logs'}")
+            ready = await replicas.all_ready(
+                started.redis, started.replicas, _progress_teller(teller, count), READY_WAIT_S
+            )
             _welcome(teller, ready, port, started, data)
             await asyncio.Event().wait()
 
@@ -110,15 +113,15 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
 def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
     """Drain and stop at the first signal, and kill everything at a second one. SIGHUP: the terminal was closed."""
     loop = asyncio.get_running_loop()
-    asked_at: float | None = None
+    first_signal_s: float | None = None
 
     def stop() -> None:
-        nonlocal asked_at
-        if asked_at is None:
-            asked_at = loop.time()
+        nonlocal first_signal_s
+        if first_signal_s is None:
+            first_signal_s = loop.time()
             supervisor.say("stopping; Ctrl-C again ends everything at once")
             work.cancel()
-        elif loop.time() - asked_at > TWICE_S:
+        elif loop.time() - first_signal_s > SAME_SIGNAL_S:
             supervisor.say("ending everything at once")
             supervisor.kill_all()
 
@@ -126,38 +129,38 @@ def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def _number(count: int) -> str:
+def _counted_replicas(count: int) -> str:
     return f"{count} replica" if count == 1 else f"{count} replicas"
 
 
-def _progress(teller: Teller, count: int) -> replicas.Progress:
+def _progress_teller(teller: Teller, count: int) -> replicas.Progress:
     """Return a function that says how many replicas are ready, whenever that changes."""
-    told = 0
+    announced = 0
 
     def progress(ready: int) -> None:
-        nonlocal told
-        if ready != told:
-            teller.say(f"{ready} of {_number(count)} ready")
-            told = ready
+        nonlocal announced
+        if ready != announced:
+            teller.say(f"{ready} of {_counted_replicas(count)} ready")
+            announced = ready
 
     return progress
 
 
-def _welcome(teller: Teller, members: list[Member], port: int, started: LocalMesh, data: Path) -> None:
-    public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{started.private_port}"
+def _welcome(teller: Teller, members: list[Member], port: int, local_mesh: LocalMesh, data: Path) -> None:
+    public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{local_mesh.private_port}"
     teller.roster(members)
-    missing = len(started.replicas) - len(members)
+    missing = len(local_mesh.replicas) - len(members)
     if missing:
         teller.say(f"{missing} replicas are not ready yet; {data / 'logs'} says why")
-    at = "" if data == discovery.default_folder() else f" --data {data}"
-    item = {"value": 144, "ttl": 300, "cls": members[0].cls}
+    data_option_text = "" if data == discovery.default_folder() else f" --data {data}"
+    example = {"value": 144, "ttl": 300, "cls": members[0].cls}
     for line in (
         f"public         {public}   in a browser: a page to try it; {public}/docs: all routes",
         f"for operators  {private}/mesh   what happens now; {private}/metrics: metrics",
-        f"Redis          {address_of(started.redis)}   mesh dead list{at}",
+        f"Redis          {address_of(local_mesh.redis)}   mesh dead list{data_option_text}",
         "",
         "Try it:",
-        f"curl {public}/values -H 'Content-Type: application/json' -d '{json.dumps([item])}'",
+        f"curl {public}/values -H 'Content-Type: application/json' -d '{json.dumps([example])}'",
         f"curl {public}/values/3",
         "",
         "Ctrl-C drains and stops everything.",
@@ -173,11 +176,11 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
     """Show which replica holds which database."""
     settings = discovery.redis_settings(redis_url, data)
     try:
-        found = asyncio.run(discovery.read_roster(settings))
+        roster = asyncio.run(discovery.read_roster(settings))
         missing = asyncio.run(discovery.read_missing(settings))
     except (redis_errors.RedisError, OSError) as error:
         raise unreachable(settings, error, data) from error
-    members = [member for member in found if member.leased]
+    members = [member for member in roster if member.leased]
     if as_json:
         rows = [*map(row, members), *map(missing_row, missing)]
         click.echo(json.dumps(rows, indent=2))
@@ -186,8 +189,8 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         Console().print(table(members, Console().width))
     else:
         click.echo("no replica is live")
-    for each in missing:
-        click.echo(missing_sentence(each))
+    for database in missing:
+        click.echo(missing_sentence(database))
 
 
 #: What `mesh watch` can be limited to: a class, or a database.
@@ -226,11 +229,11 @@ def redis_cli(redis_url: str | None, data: Path, words: tuple[str, ...]) -> None
     program = next(filter(None, map(shutil.which, CLIENTS)), None)
     if program is None:
         raise click.ClickException("there is no redis-cli here: install redis-tools or valkey-tools")
-    options, environ = _client(discovery.redis_settings(redis_url, data))
+    options, environ = _redis_cli_login(discovery.redis_settings(redis_url, data))
     os.execve(program, [program, *options, *words], {**os.environ, **environ})
 
 
-def _client(settings: RedisSettings) -> tuple[list[str], dict[str, str]]:
+def _redis_cli_login(settings: RedisSettings) -> tuple[list[str], dict[str, str]]:
     """Return the options and the environment variables with which redis-cli reaches this Redis."""
     if settings.sentinels:
         raise click.ClickException("this command cannot ask sentinels; name the server itself with --redis-url")

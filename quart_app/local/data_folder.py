@@ -13,8 +13,9 @@ from quart_app.local.errors import LocalError
 
 #: What a mesh puts into the folder. A folder with anything else is refused, because it may belong to something else.
 OURS = ("redis", "logs", "lock", "mesh.json", "grades")
+#: The database of the movements. SQLite adds files whose names begin with this name.
 MOVEMENTS = "movements.db"
-#: How long another `mesh` command may hold the lock.
+#: How long another `mesh` command may hold the lock: `in_use` takes it for a moment.
 LOCK_WAIT_S = 0.5
 
 
@@ -24,17 +25,18 @@ def data_folder(path: Path) -> Iterator[Path]:
 
     Only our user can read the files that this process and its children make meanwhile.
     """
-    before = os.umask(0o077)
+    former_umask = os.umask(0o077)
     try:
-        with _usable(path) as lock:
-            _take(lock, path)
+        with _open_lock(path) as lock:
+            _lock_folder(lock, path)
             yield path
     finally:
-        os.umask(before)
+        os.umask(former_umask)
 
 
 @contextlib.contextmanager
-def _usable(path: Path) -> Iterator[int]:
+def _open_lock(path: Path) -> Iterator[int]:
+    """Make the folder ready, and yield the open file `lock`, which is not locked yet. Raises LocalError."""
     try:
         _refuse_foreign(path)
         for folder in (path, path / "redis", path / "logs"):
@@ -53,11 +55,14 @@ def _usable(path: Path) -> Iterator[int]:
 
 
 def _refuse_foreign(path: Path) -> None:
+    """Raise LocalError if the folder has files that are not ours, and no mesh has ever locked it."""
     if not path.is_dir():
         return
-    foreign = sorted(each.name for each in path.iterdir() if not _is_ours(each.name))
-    if foreign and not (path / "lock").exists():
-        raise LocalError(f"{path} is not the data folder of a mesh: it has {foreign[0]}; name another with --data")
+    foreign_names = sorted(child.name for child in path.iterdir() if not _is_ours(child.name))
+    if foreign_names and not (path / "lock").exists():
+        raise LocalError(
+            f"{path} is not the data folder of a mesh: it has {foreign_names[0]}; name another with --data"
+        )
 
 
 def _is_ours(name: str) -> bool:
@@ -66,21 +71,22 @@ def _is_ours(name: str) -> bool:
 
 def _close_to_others(path: Path) -> None:
     """Take away other users' rights to our files: earlier releases made them with the user's own umask."""
-    for name in path.iterdir():
-        if _is_ours(name.name) and not name.is_symlink():
-            for each in (name, *(name.rglob("*") if name.is_dir() else ())):
-                if not each.is_symlink():
-                    each.chmod(0o700 if each.is_dir() else 0o600)
+    for child in path.iterdir():
+        if _is_ours(child.name) and not child.is_symlink():
+            for file in (child, *(child.rglob("*") if child.is_dir() else ())):
+                if not file.is_symlink():
+                    file.chmod(0o700 if file.is_dir() else 0o600)
 
 
-def _take(lock: int, path: Path) -> None:
-    until = time.monotonic() + LOCK_WAIT_S
+def _lock_folder(lock: int, path: Path) -> None:
+    """Lock the folder for this process. Raises LocalError if another process holds the lock for too long."""
+    deadline_s = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError as error:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline_s:
                 raise LocalError(f"a mesh is already running on {path}; `mesh status` shows it") from error
             time.sleep(0.02)
 

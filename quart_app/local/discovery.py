@@ -37,19 +37,19 @@ class Running:
     pid: int
 
 
-def _file(folder: Path) -> Path:
+def _announcement_file(folder: Path) -> Path:
     return folder / "mesh.json"
 
 
 @contextlib.contextmanager
 def announced(folder: Path, state: Running) -> Iterator[None]:
     """Say in the data folder how to reach the mesh, while the block lasts."""
-    path = _file(folder)
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    path = _announcement_file(folder)
+    new_path = path.with_suffix(".new")
+    new_path.unlink(missing_ok=True)
+    with os.fdopen(os.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(asdict(state), file)
-    os.replace(new, path)
+    os.replace(new_path, path)
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def announced(folder: Path, state: Running) -> Iterator[None]:
 def running(folder: Path) -> Running | None:
     """Return how to reach the mesh that runs on this folder; None if there is none."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        state = Running(**json.loads(_file(folder).read_text()))
+        state = Running(**json.loads(_announcement_file(folder).read_text()))
         if in_use(folder):
             return state
     return None

@@ -34,66 +34,67 @@ class Server:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._unread = b""
-        #: pid -> the id of its request
-        self._running: dict[int, int] = {}
-        self._ended, self._wake = socket.socketpair()
-        self._ended.setblocking(False)
-        self._wake.setblocking(False)
+        #: the forks that run: pid -> the id of the request that it runs
+        self._request_ids: dict[int, int] = {}
+        #: SIGCHLD writes a byte to this pair of sockets, so that `select` returns when a fork has ended
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
+        self._wakeup_reader.setblocking(False)
+        self._wakeup_writer.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
 
     def next_program(self) -> dict[str, Any] | None:
         """Serve until the other side ends, then return None. In each fork, return the request that it must run."""
         while True:
-            ready, _, _ = select.select([self._channel, self._ended], [], [])
-            if self._ended in ready:
-                self._ended.recv(1024)
-                self._tell_of_ends()
+            ready, _, _ = select.select([self._channel, self._wakeup_reader], [], [])
+            if self._wakeup_reader in ready:
+                self._wakeup_reader.recv(1024)
+                self._report_ended_forks()
             if self._channel in ready:
                 if not (data := self._channel.recv(1 << 16)):
                     return None
                 *lines, self._unread = (self._unread + data).split(b"\n")
                 for line in lines:
                     request: dict[str, Any] = json.loads(line)
-                    if self._is_for_us(request):
+                    if self._signal_or_fork(request):
                         return request
 
-    def _is_for_us(self, request: dict[str, Any]) -> bool:
+    def _signal_or_fork(self, request: dict[str, Any]) -> bool:
         """Do what a request says. Return True only in a new fork, which must run the program of the request."""
         if "signal" in request:
-            for pid, id in self._running.items():
+            for pid, id in self._request_ids.items():
                 if id == request["id"]:
                     os.kill(pid, request["signal"])
             return False
         pid = os.fork()
         if pid == 0:
-            self._close()
+            self._close_sockets()
             return True
-        self._running[pid] = request["id"]
-        self._tell(id=request["id"], pid=pid)
+        self._request_ids[pid] = request["id"]
+        self._report(id=request["id"], pid=pid)
         return False
 
-    def _close(self) -> None:
+    def _close_sockets(self) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for each in (self._channel, self._ended, self._wake):
-            each.close()
+        for sock in (self._channel, self._wakeup_reader, self._wakeup_writer):
+            sock.close()
 
-    def _tell_of_ends(self) -> None:
-        while self._running:
+    def _report_ended_forks(self) -> None:
+        while self._request_ids:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            self._tell(id=self._running.pop(pid), status=os.waitstatus_to_exitcode(status))
+            self._report(id=self._request_ids.pop(pid), status=os.waitstatus_to_exitcode(status))
 
-    def _tell(self, **told: int) -> None:
+    def _report(self, **report: int) -> None:
         with contextlib.suppress(ConnectionError):  # the other side has ended, and so do we
-            self._channel.sendall(json.dumps(told).encode() + b"\n")
+            self._channel.sendall(json.dumps(report).encode() + b"\n")
 
 
 def become(request: dict[str, Any]) -> None:
     """Run a program in this process, which is a new fork, as `python -P -m` does in a new process."""
-    os.setsid()
+    os.setsid()  # so that Ctrl-C does not reach it
     die_with_parent()
     take_name(request["name"])
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -37,7 +37,9 @@ class ForkServer:
         self._ids = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
+        #: the beginning of a report whose end has not come yet
         self._unread = b""
+        #: id of a request -> its fork, until the fork has ended
         self._forks: dict[int, Fork] = {}
 
     def start(self) -> None:
@@ -58,8 +60,8 @@ class ForkServer:
         fork = Fork(self, next(self._ids))
         self._forks[fork.id] = fork
         module, *arguments = command[len(PYTHON) :]
-        told = dict(os.environ if env is None else env)
-        self.send(id=fork.id, name=name, module=module, arguments=arguments, env=told, log=str(log.resolve()))
+        variables = dict(os.environ if env is None else env)
+        self.send(id=fork.id, name=name, module=module, arguments=arguments, env=variables, log=str(log.resolve()))
         return fork
 
     def send(self, **request: Any) -> None:
@@ -69,7 +71,7 @@ class ForkServer:
         try:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
         except OSError:
-            self._lose()
+            self._give_up_server()
             raise
 
     def read(self) -> None:
@@ -79,17 +81,17 @@ class ForkServer:
             with contextlib.suppress(ConnectionError):
                 data = self._channel.recv(1 << 16)
             if not data:
-                self._lose()
+                self._give_up_server()
                 return
             *lines, self._unread = (self._unread + data).split(b"\n")
-            for told in map(json.loads, lines):
-                fork = self._forks[told["id"]]
-                fork.pid = told.get("pid", fork.pid)
-                fork.returncode = told.get("status")
+            for report in map(json.loads, lines):
+                fork = self._forks[report["id"]]
+                fork.pid = report.get("pid", fork.pid)
+                fork.returncode = report.get("status")
                 if fork.returncode is not None:
                     del self._forks[fork.id]
 
-    def _lose(self) -> None:
+    def _give_up_server(self) -> None:
         """Note that the server has ended, and kill its forks, because no process would report their end any more."""
         self.close()
         for fork in self._forks.values():

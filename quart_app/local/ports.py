@@ -10,9 +10,9 @@ from collections import deque
 from quart_app.local.errors import LocalError
 
 #: Ports outside the range that Linux, macOS and Windows use for outgoing connections by default.
-LISTENING = (12_000, 32_000)
+LISTENING_RANGE = (12_000, 32_000)
 #: Ports that were returned lately. Their users may not have bound them yet, so they are not returned again.
-_returned: deque[int] = deque(maxlen=1000)
+_returned_lately: deque[int] = deque(maxlen=1000)
 
 
 def free_port(wanted: int = 0) -> int:
@@ -32,14 +32,14 @@ def is_free(port: int) -> bool:
 def free_ports(count: int) -> list[int]:
     """Return different free ports that were not returned recently. Raises LocalError if there are too few."""
     with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        for port in random.sample(range(*LISTENING), 20 * count):
-            if port in _returned:
+        ports: list[int] = []
+        for port in random.sample(range(*LISTENING_RANGE), 20 * count):  # more than needed, as some may be taken
+            if port in _returned_lately:
                 continue
             with contextlib.suppress(OSError):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-            if len(found) == count:
-                _returned.extend(found)
-                return found
+                ports.append(port)
+            if len(ports) == count:
+                _returned_lately.extend(ports)
+                return ports
     raise LocalError(f"there are not {count} free ports on 127.0.0.1")

@@ -19,6 +19,7 @@ from pathlib import Path
 from quart_app.local import allocator
 from quart_app.local.errors import LocalError
 
+#: The programs that are looked for on PATH, and the oldest version that is used.
 NAMES = ("valkey-server", "redis-server")
 OLDEST = (7, 0)
 #: The last Redis whose files Valkey reads.
@@ -80,9 +81,9 @@ def choose(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram
     for program in found:
         if program.kind.reads(writer):
             return program
-    others = " and ".join(map(str, found))
+    found_programs = " and ".join(map(str, found))
     raise LocalError(
-        f"the data were written by {writer}, which {others} cannot read; "
+        f"the data were written by {writer}, which {found_programs} cannot read; "
         f"install {writer.name} >= {'.'.join(map(str, writer.version[:2]))}, or start on another folder with --data"
     )
 
@@ -116,8 +117,8 @@ def kind_of(path: str) -> Kind | None:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = VERSION.search(done.stdout)
-    return _kind(found[1], found.groups()[1:]) if found else None
+    match = VERSION.search(done.stdout)
+    return _kind(match[1], match.groups()[1:]) if match else None
 
 
 def _kind(name: str, numbers: Sequence[str | None]) -> Kind:
@@ -134,13 +135,13 @@ def writer_of(folder: Path) -> Kind | None:
     # An earlier release of ours wrote the data, or they were copied here. The base of the log names the writer, too.
     for base in sorted(folder.glob("appendonlydir/*.base.rdb")):
         with contextlib.suppress(OSError), base.open("rb") as file:
-            if found := WRITER_FIELD.search(file.read(256)):
-                return _kind(found[1].decode(), [part.decode() if part else None for part in found.groups()[1:]])
+            if match := WRITER_FIELD.search(file.read(256)):
+                return _kind(match[1].decode(), [part.decode() if part else None for part in match.groups()[1:]])
     return None
 
 
 def record_writer(folder: Path, kind: Kind) -> None:
     """Write into a folder of data which server writes it from now on."""
-    new = folder / f"{RECORD}.new"
-    new.write_text(f"{kind}\n")
-    os.replace(new, folder / RECORD)
+    new_file = folder / f"{RECORD}.new"
+    new_file.write_text(f"{kind}\n")
+    os.replace(new_file, folder / RECORD)

@@ -48,9 +48,9 @@ async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIte
         supervisor.say(f"the data were written by {writer}; {program.kind} takes them over")
     port, password = free_port(DEFAULT_PORT), secrets.token_urlsafe(24)
     url = f"redis://:{password}@127.0.0.1:{port}/0"
-    child = _program(program, folder, logs, _configuration(port, folder, password))
+    child = _server_program(program, folder, logs, _configuration(port, folder, password))
     async with supervisor.starting(child) as server:
-        await _started(server, RedisSettings(url=SecretStr(url)), supervisor.say)
+        await _wait_until_started(server, RedisSettings(url=SecretStr(url)), supervisor.say)
         record_writer(folder, program.kind)
         async with supervisor.keeping(server):
             yield url
@@ -60,11 +60,11 @@ def given(redis_url: str | None) -> RedisSettings | None:
     """Return the server that an address or the environment names; None if a mesh should run its own."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
-    named = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_HOST", "REDIS_SENTINELS"))
-    return RedisSettings() if named else None
+    names_server = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_HOST", "REDIS_SENTINELS"))
+    return RedisSettings() if names_server else None
 
 
-def _program(program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
+def _server_program(program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
     return Program(
         name="Redis",
         command=[program.path, "-"],
@@ -76,12 +76,12 @@ def _program(program: ServerProgram, folder: Path, logs: Path, configuration: st
 
 
 def _configuration(port: int, folder: Path, password: str) -> str:
-    quoted = str(folder.resolve()).replace("\\", "\\\\").replace('"', '\\"')
+    quoted_folder = str(folder.resolve()).replace("\\", "\\\\").replace('"', '\\"')
     return "\n".join(
         (
             f"port {port}",
             "bind 127.0.0.1",
-            f'dir "{quoted}"',
+            f'dir "{quoted_folder}"',
             f"requirepass {password}",
             "databases 16",
             "appendonly yes",
@@ -93,13 +93,13 @@ def _configuration(port: int, folder: Path, password: str) -> str:
     )
 
 
-async def _started(server: Child, settings: RedisSettings, say: Say) -> None:
+async def _wait_until_started(server: Child, settings: RedisSettings, say: Say) -> None:
     """Wait until an embedded server serves. Raises LocalError if it ends, or is silent for too long."""
     client = Connections(settings).client("mesh-up")
-    until = time.monotonic() + START_S
-    loading = False
+    deadline_s = time.monotonic() + START_S
+    loading = False  # while Redis loads its data it answers, so there is no bound for that time
     try:
-        while time.monotonic() < until or loading:
+        while time.monotonic() < deadline_s or loading:
             if server.ended():
                 raise LocalError(f"Redis ended at its start: {last_line(server.program.log)}")
             with contextlib.suppress(redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
@@ -153,10 +153,10 @@ def why(error: BaseException) -> str:
 async def require_answer(settings: RedisSettings) -> None:
     """Raise LocalError unless the server answers within a few seconds."""
     client = Connections(settings).client("mesh-up")
-    until = time.monotonic() + SILENCE_S
+    deadline_s = time.monotonic() + SILENCE_S
     try:
-        while why := await _within(client, until - time.monotonic()):
-            if time.monotonic() >= until:
+        while why := await _answer_within(client, deadline_s - time.monotonic()):
+            if time.monotonic() >= deadline_s:
                 raise LocalError(
                     f"Redis at {address_of(settings)} does not answer: {why}; "
                     "start it, or name no server for an embedded one"
@@ -166,7 +166,8 @@ async def require_answer(settings: RedisSettings) -> None:
         await client.aclose()
 
 
-async def _within(client: Redis, wait_s: float) -> str:
+async def _answer_within(client: Redis, wait_s: float) -> str:
+    """Return what `answer_of` returns, or that there was no answer in this time. Raises LocalError as it does."""
     try:
         async with asyncio.timeout(max(wait_s, POLL_S)):
             return await answer_of(client)
@@ -177,24 +178,25 @@ async def _within(client: Redis, wait_s: float) -> str:
 async def watch(settings: RedisSettings, say: Say) -> None:
     """Say when the server stops answering, and when it answers again, until cancelled."""
     client = Connections(settings).client("mesh-up")
-    silent_since = 0.0
+    silent_since_s = 0.0
     try:
         while True:
-            asked = time.monotonic()
-            why = await _within_or_refused(client)
-            if why and not silent_since:
-                silent_since = asked
+            asked_at_s = time.monotonic()
+            why = await _problem_within(client)
+            if why and not silent_since_s:
+                silent_since_s = asked_at_s
                 say(f"Redis at {address_of(settings)} does not answer: {why}")
-            elif silent_since and not why:
-                say(f"Redis answers again, after {time.monotonic() - silent_since:.1f} s")
-                silent_since = 0.0
+            elif silent_since_s and not why:
+                say(f"Redis answers again, after {time.monotonic() - silent_since_s:.1f} s")
+                silent_since_s = 0.0
             await asyncio.sleep(LOOK_S)
     finally:
         await client.aclose()
 
 
-async def _within_or_refused(client: Redis) -> str:
+async def _problem_within(client: Redis) -> str:
+    """Return why the server does not answer within SILENCE_S, or refuses us; "" if it answers."""
     try:
-        return await _within(client, SILENCE_S)
+        return await _answer_within(client, SILENCE_S)
     except LocalError as error:
         return str(error)

@@ -25,7 +25,7 @@ from quart_app.registry import SERVICES
 
 POLL_S = 0.1
 
-#: Called with the number of replicas that are ready.
+#: Called with the number of replicas that are ready, at each look.
 Progress = Callable[[int], None]
 
 
@@ -39,9 +39,9 @@ class Ports:
 
 def choose_ports(count: int, first_private: int) -> list[Ports]:
     """Return ports for each replica. The first private port is `first_private`, if that is free."""
-    found = free_ports(2 * count)
-    privates = [free_port(first_private), *found[count + 1 :]]
-    return [Ports(*pair) for pair in zip(found[:count], privates, strict=True)]
+    free = free_ports(2 * count)
+    privates = [free_port(first_private), *free[count + 1 :]]
+    return [Ports(*pair) for pair in zip(free[:count], privates, strict=True)]
 
 
 def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
@@ -56,8 +56,8 @@ def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
         # Over plain HTTP, which a local mesh uses, a browser does not send a secure cookie.
         "MESSAGES_COOKIE_SECURE": "false",
     }
-    told = {} if redis_url is None else {"REDIS_URL": redis_url}
-    return {**defaults, **allocator.of_python(), **os.environ, **told, "HOST": "127.0.0.1"}
+    redis_variables = {} if redis_url is None else {"REDIS_URL": redis_url}
+    return {**defaults, **allocator.of_python(), **os.environ, **redis_variables, "HOST": "127.0.0.1"}
 
 
 def fork_server(services: Sequence[str], logs: Path, fds: Sequence[int] = ()) -> ForkServer:
@@ -113,14 +113,16 @@ async def all_ready(
     Raises LocalError if none is ready within `wait_s`, or none can run.
     """
     addresses = {f"127.0.0.1:{(child.program.env or {})['PRIVATE_PORT']}" for child in children}
-    until = time.monotonic() + wait_s
+    deadline_s = time.monotonic() + wait_s
     ready: list[Member] = []
-    while len(ready) < len(children) and time.monotonic() < until:
+    while len(ready) < len(children) and time.monotonic() < deadline_s:
         if not ready:
             refuse_hopeless(children)
         with contextlib.suppress(redis_errors.RedisError, OSError):
-            live = await discovery.read_roster(settings)
-            ready = [each for each in live if each.leased and each.state == "ready" and each.private in addresses]
+            roster = await discovery.read_roster(settings)
+            ready = [
+                member for member in roster if member.leased and member.state == "ready" and member.private in addresses
+            ]
             progress(len(ready))
         await asyncio.sleep(POLL_S)
     if not ready:

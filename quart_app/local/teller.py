@@ -16,22 +16,22 @@ from rich.table import Table
 from mesh import Member, Missing
 from quart_app.logs import Sink
 
-COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
-#: Columns of a narrow terminal. The state is always among them.
-SHORT = ("database", "class", "state", "replica", "public", "private")
-WIDE = 118
+WIDE_COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
+#: Columns of a terminal that has fewer than WIDE_CHARACTERS in a line. The state is always among them.
+NARROW_COLUMNS = ("database", "class", "state", "replica", "public", "private")
+WIDE_CHARACTERS = 118
 #: Columns that are short enough never to be folded.
-WHOLE = ("database", "class", "state")
+UNFOLDED_COLUMNS = ("database", "class", "state")
 
 
-class _Unblocking:
+class _NonBlockingOutput:
     """Standard output, for writers that must not wait until somebody reads it."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         descriptor: int | None = None
         with contextlib.suppress(OSError, ValueError):  # closed, or without a descriptor of the system
             descriptor = stream.fileno() if stream is not None else None
-        self.sink = Sink(descriptor, tell=_dropped)
+        self.sink = Sink(descriptor, tell=_line_about_dropped)
         self.encoding = getattr(stream, "encoding", "utf-8")
         self._is_terminal = descriptor is not None and os.isatty(descriptor)
         self.write, self.flush = self.sink.write, self.sink.flush
@@ -40,7 +40,7 @@ class _Unblocking:
         return self._is_terminal
 
 
-def _dropped(count: int) -> bytes:
+def _line_about_dropped(count: int) -> bytes:
     return b"(%d lines left out: nobody read them)\n" % count
 
 
@@ -48,7 +48,7 @@ class Teller:
     """Prints lines. It neither stops nor waits if the terminal was closed or nobody reads the pipe."""
 
     def __init__(self) -> None:
-        self._stream = _Unblocking(sys.stdout)
+        self._stream = _NonBlockingOutput(sys.stdout)
         self._console = Console(file=cast("IO[str]", self._stream))
 
     def close(self) -> None:
@@ -102,15 +102,17 @@ def missing_sentence(missing: Missing) -> str:
 
 def table(members: Iterable[Member], width: int) -> Table:
     """Return the roster as a table of at most this width. Cells of a very narrow table are folded, not cut."""
-    wide = width >= WIDE
-    made = Table() if wide else Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    columns = COLUMNS if wide else SHORT
+    is_wide = width >= WIDE_CHARACTERS
+    roster_table = (
+        Table() if is_wide else Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    )
+    columns = WIDE_COLUMNS if is_wide else NARROW_COLUMNS
     for name in columns:
         justify: JustifyMethod = "right" if name in {"database", "pid", "epoch"} else "left"
-        made.add_column(name, justify=justify, overflow="fold", no_wrap=name in WHOLE)
-    for one in map(row, members):
-        cells = {**one, "since": one["since"][11:19] + "Z"}
-        if one["not_ready"]:
-            cells["state"] += f" without {', '.join(one['not_ready'])}"
-        made.add_row(*(str(cells[name]) for name in columns))
-    return made
+        roster_table.add_column(name, justify=justify, overflow="fold", no_wrap=name in UNFOLDED_COLUMNS)
+    for fields in map(row, members):
+        cells = {**fields, "since": fields["since"][11:19] + "Z"}  # the time of day
+        if fields["not_ready"]:
+            cells["state"] += f" without {', '.join(fields['not_ready'])}"
+        roster_table.add_row(*(str(cells[name]) for name in columns))
+    return roster_table

@@ -10,8 +10,10 @@ from rich.text import Text
 
 from mesh import Connections, RedisSettings, keys, read_roster
 
+#: All classes and databases that a mesh can have: a stream that does not exist is read as an empty one.
 CLASSES = "ABCD"
 DATABASES = 16
+#: Longest wait for new entries, after which the roster is read again.
 BLOCK_MS = 500
 LONGEST_BODY = 200
 
@@ -29,26 +31,26 @@ class Watcher:
     def __init__(self, cls: str | None, op: str | None) -> None:
         self._cls = cls
         self._op = op
-        self._last: dict[str, str] = {}
+        self._last_ids: dict[str, str] = {}
 
     def follow(self, streams: list[str], now: str) -> None:
         """Follow these streams: known ones from the last entry read, new ones from `now`."""
-        self._last = {stream: self._last.get(stream, now) for stream in streams}
+        self._last_ids = {stream: self._last_ids.get(stream, now) for stream in streams}
 
     async def read(self, client: Any) -> list[Text]:
         """Return a line for each entry that came since the last read."""
-        words = [*self._last, *self._last.values()]
-        answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *words)
-        entries = [(id, stream, fields) for stream, found in answer or () for id, fields in found]
+        arguments = [*self._last_ids, *self._last_ids.values()]
+        answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *arguments)
+        entries = [(id, stream, fields) for stream, of_stream in answer or () for id, fields in of_stream]
         for id, stream, _ in entries:
-            self._last[stream] = id
+            self._last_ids[stream] = id
         return [
             line(id, stream, fields)
-            for id, stream, fields in sorted(entries, key=_moment)
-            if self._wanted(stream, fields)
+            for id, stream, fields in sorted(entries, key=_position)
+            if self._is_wanted(stream, fields)
         ]
 
-    def _wanted(self, stream: str, fields: dict[str, str]) -> bool:
+    def _is_wanted(self, stream: str, fields: dict[str, str]) -> bool:
         target = stream.removeprefix(keys.REQUESTS)
         is_request = stream.startswith(keys.REQUESTS)
         if self._cls is not None and is_request and target != self._cls:
@@ -56,17 +58,17 @@ class Watcher:
         return fields.get("op") != "open" and (self._op is None or fields.get("op", "").startswith(self._op))
 
 
-def _moment(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
+def _position(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
     milliseconds, _, sequence = entry[0].partition("-")
     return int(milliseconds), int(sequence)
 
 
 def line(id: str, stream: str, fields: dict[str, str]) -> Text:
     """Return one entry as a line: when, what, from whom to whom, and the body."""
-    at = datetime.fromtimestamp(int(id.partition("-")[0]) / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
-    text = Text(f"{at} ", style="dim")
+    time_of_day = datetime.fromtimestamp(int(id.partition("-")[0]) / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    text = Text(f"{time_of_day} ", style="dim")
     body = fields.get("body", "")
-    shown = body if len(body) <= LONGEST_BODY else f"{body[:LONGEST_BODY]}… ({len(body)} characters)"
+    shown_body = body if len(body) <= LONGEST_BODY else f"{body[:LONGEST_BODY]}… ({len(body)} characters)"
     op, sender = fields.get("op", "?"), fields.get("from", "?")
     if stream == keys.DEAD:
         text.append(f"dead    {op} {fields.get('reason', '')} ", style="bold red")
@@ -77,7 +79,7 @@ def line(id: str, stream: str, fields: dict[str, str]) -> Text:
         style = "green" if fields.get("status") == "ok" else "yellow"
         text.append(f"reply   {op} {fields.get('status', '')} ", style=style)
         text.append(f"{sender} -> {stream.removeprefix(keys.REPLIES)} ")
-    text.append(shown, style="default")
+    text.append(shown_body, style="default")
     return text
 
 
