@@ -42,28 +42,28 @@ def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> 
         and wanted.get("status", "") in ("", step.status)
         and wanted.get("to", "") in ("", step.worker, step.database, f"db{step.database}")
     ]
-    slowest = [AnswerRow(max(each, key=lambda step: step.total_ms), len(each)) for each in grouped(fitting)]
+    slowest = [AnswerRow(max(parts, key=lambda step: step.total_ms), len(parts)) for parts in grouped(fitting)]
     return slowest[:most]
 
 
 def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineLane]:
     """Return the lanes of one request, on one scale from its first acceptance to its last answer."""
-    known = [step for step in steps if step.accepted_ms]
-    if not known:
+    dated_steps = [step for step in steps if step.accepted_ms]
+    if not dated_steps:
         return [TimelineLane(step, 0, 0, 0) for step in steps]
-    first = min(step.accepted_ms for step in known)
-    last = max(step.answered_ms or now_ms for step in known)
-    width = max(1, last - first)
+    first_ms = min(step.accepted_ms for step in dated_steps)
+    last_ms = max(step.answered_ms or now_ms for step in dated_steps)
+    width_ms = max(1, last_ms - first_ms)
 
-    def at(moment_ms: float) -> float:
-        return round(100 * min(1.0, max(0.0, (moment_ms - first) / width)), 2)
+    def percentage(moment_ms: float) -> float:
+        return round(100 * min(1.0, max(0.0, (moment_ms - first_ms) / width_ms)), 2)
 
     return [
         TimelineLane(
             step,
-            at(step.accepted_ms),
-            at((step.answered_ms or now_ms) - step.took_us / 1000),
-            at(step.answered_ms or now_ms),
+            percentage(step.accepted_ms),
+            percentage((step.answered_ms or now_ms) - step.took_us / 1000),
+            percentage(step.answered_ms or now_ms),
         )
         for step in steps
     ]

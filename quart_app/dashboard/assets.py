@@ -55,9 +55,9 @@ class Assets:
 
         @blueprint.get(f"{PREFIX}/<name>")
         async def asset(name: str) -> Response:
-            found = self._assets.get(name)
-            if found is None:
+            file = self._assets.get(name)
+            if file is None:
                 raise NotFound
-            return Response(found.content, content_type=found.content_type, headers={"Cache-Control": FOR_EVER})
+            return Response(file.content, content_type=file.content_type, headers={"Cache-Control": FOR_EVER})
 
         return blueprint

@@ -24,7 +24,7 @@ from mesh.control import Control, PausedOperation
 from mesh.dead import DeadLetter, DeadLetters
 
 #: Most rates that are kept of each number: one minute at one look per second.
-KEPT = 60
+KEPT_RATES = 60
 #: A longer pause between two looks ends the history, because the rate in between is not known.
 LONGEST_PAUSE_MS = 5000
 #: Most dead letters of the last hour that a look reads. If there are as many, the page says "50 or more".
@@ -112,29 +112,30 @@ class FiguresReader:
     async def read(self) -> Figures:
         """Read all figures now. Raises RedisError, MeshError."""
         replica = self._replica
-        since = str(replica.now_ms() - HOUR_MS)
-        books, members, missing, answers, recent, paused = await asyncio.gather(
+        # A bare time is the lowest id of its millisecond.
+        oldest_id = str(replica.now_ms() - HOUR_MS)
+        books, members, missing, pipeline_answers, recent_dead, paused = await asyncio.gather(
             replica.books(),
             replica.roster(),
             replica.missing(),
             self._ask_redis(),
-            self._letters.look(RECENT_DEAD, oldest=since, body=0),
+            self._letters.look(RECENT_DEAD, oldest=oldest_id, body=0),
             self._control.paused(),
         )
-        at_ms = answers.pop_clock()
-        (dead,) = answers.pop(1)
-        leases = answers.pop(self._replica.settings.databases)
-        streams = [_stream(name, at_ms, *answers.pop(4)) for name in self._names]
-        grown = {**books, **{f"stream {stream.name}": stream.added for stream in streams}}
+        at_ms = pipeline_answers.pop_clock()
+        (dead,) = pipeline_answers.pop(1)
+        leases = pipeline_answers.pop(self._replica.settings.databases)
+        streams = [_stream_figures(name, at_ms, *pipeline_answers.pop(4)) for name in self._names]
+        growing_numbers = {**books, **{f"stream {stream.name}": stream.added for stream in streams}}
         return Figures(
             at_ms=at_ms,
             books=books,
-            places=_places(members, missing, leases, streams),
+            places=_database_figures(members, missing, leases, streams),
             streams=streams,
             dead=dead,
-            recent_dead=recent,
+            recent_dead=recent_dead,
             paused=paused,
-            rates=self._history.add(at_ms, grown),
+            rates=self._history.add(at_ms, growing_numbers),
         )
 
     async def _ask_redis(self) -> _PipelineAnswers:
@@ -159,6 +160,7 @@ class _PipelineAnswers:
         self._answers = deque(answers)
 
     def pop(self, count: int) -> list[Any]:
+        """Take the next `count` answers. Raises the error of one of them, unless its stream or group does not exist."""
         taken = [self._answers.popleft() for _ in range(count)]
         for answer in taken:
             if isinstance(answer, Exception) and not _is_absent(answer):
@@ -174,30 +176,32 @@ def _is_absent(error: Exception) -> bool:
     return isinstance(error, ResponseError) and ("no such key" in str(error) or "NOGROUP" in str(error))
 
 
-def _stream(name: str, at_ms: int, info: Any, groups: Any, consumers: Any, oldest: Any) -> StreamFigures:
+def _stream_figures(name: str, at_ms: int, stream_info: Any, groups: Any, consumers: Any, oldest: Any) -> StreamFigures:
     return StreamFigures(
         name=name,
-        length=info["length"] if info else 0,
+        length=stream_info["length"] if stream_info else 0,
         pending=groups[0]["pending"] if groups else 0,
-        added=info["entries-added"] if info else 0,
+        added=stream_info["entries-added"] if stream_info else 0,
         oldest_ms=max(0, at_ms - moment_of(oldest[0][0])) if oldest else None,
-        consumers=[ConsumerFigures(each["name"], each["pending"], each["idle"]) for each in consumers],
+        consumers=[ConsumerFigures(consumer["name"], consumer["pending"], consumer["idle"]) for consumer in consumers],
     )
 
 
-def _places(
+def _database_figures(
     members: Sequence[Member], missing: Sequence[Missing], leases: Sequence[int], streams: Sequence[StreamFigures]
 ) -> list[DatabaseFigures]:
     in_hand: dict[str, int] = defaultdict(int)
     for stream in streams:
         for consumer in stream.consumers:
             in_hand[consumer.replica] += consumer.pending
-    held = {member.database: member for member in members}
-    lacking = {each.database: each for each in missing}
+    holders = {member.database: member for member in members}
+    missing_ones = {entry.database: entry for entry in missing}
     return [
         DatabaseFigures(database, _state(member), member, max(0, lease_ms), in_hand[member.replica])
-        if (member := held.get(database))
-        else DatabaseFigures(database, "missing" if database in lacking else "free", missing=lacking.get(database))
+        if (member := holders.get(database))
+        else DatabaseFigures(
+            database, "missing" if database in missing_ones else "free", missing=missing_ones.get(database)
+        )
         for database, lease_ms in enumerate(leases)
     ]
 
@@ -212,21 +216,21 @@ def moment_of(id: str) -> int:
 
 
 class History:
-    """Rates of numbers that grow, from their values at each look."""
+    """The rates at which numbers grow, computed from their values at each look."""
 
     def __init__(self) -> None:
-        self._before: Mapping[str, int] = {}
-        self._at_ms = 0
+        self._last_values: Mapping[str, int] = {}
+        self._last_at_ms = 0
         self._rates: dict[str, deque[float]] = {}
 
     def add(self, at_ms: int, values: Mapping[str, int]) -> Rates:
         """Add the values of a moment, and return the known rates per second of the last minute, oldest first."""
-        passed_ms = at_ms - self._at_ms
+        passed_ms = at_ms - self._last_at_ms
         if not 0 < passed_ms <= LONGEST_PAUSE_MS:
             self._rates.clear()
         else:
-            for name in values.keys() & self._before.keys():
-                rate = max(0, values[name] - self._before[name]) * 1000 / passed_ms
-                self._rates.setdefault(name, deque(maxlen=KEPT)).append(round(rate, 1))
-        self._before, self._at_ms = values, at_ms
+            for name in values.keys() & self._last_values.keys():
+                rate = max(0, values[name] - self._last_values[name]) * 1000 / passed_ms
+                self._rates.setdefault(name, deque(maxlen=KEPT_RATES)).append(round(rate, 1))
+        self._last_values, self._last_at_ms = values, at_ms
         return {name: list(rates) for name, rates in self._rates.items()}

@@ -23,15 +23,18 @@ def routes(live: str) -> Sequence[Blueprint]:
     """
     assets = Assets()
     template = environment(assets).get_template("landing.html")
-    page, linking = (template.render(live=address).encode() for address in ("", live))
-    only_local = is_loopback(_host_of(live))
+    page, page_with_link = (template.render(live=address).encode() for address in ("", live))
+    live_is_local = is_loopback(_host_of(live))
     blueprint = Blueprint("landing", __name__)
 
     @blueprint.get("/")
     async def landing() -> Response:
-        reaches = not only_local or is_loopback(_host_of(f"//{request.host}"))
+        # A visitor who uses a loopback address is on this machine, where a link to a loopback address works.
+        can_follow = not live_is_local or is_loopback(_host_of(f"//{request.host}"))
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-        return Response(linking if reaches else page, content_type="text/html; charset=utf-8", headers=headers)
+        return Response(
+            page_with_link if can_follow else page, content_type="text/html; charset=utf-8", headers=headers
+        )
 
     return [blueprint, assets.routes()]
 

@@ -13,7 +13,9 @@ ERROR_SHOWN = 120
 
 def panel(waiting: Waiting, now_ms: int) -> Panel:
     """Return the panel; `now_ms` is Redis's clock."""
-    items = [_request(each, now_ms) for each in waiting.requests] + [_tick(each, now_ms) for each in waiting.schedules]
+    items = [_request_item(each, now_ms) for each in waiting.requests] + [
+        _schedule_item(each, now_ms) for each in waiting.schedules
+    ]
     return Panel(
         "later",
         "Later",
@@ -30,28 +32,32 @@ def _shown(count: int) -> str:
     return f"the next {SHOWN} are shown" if count > SHOWN else ""
 
 
-def _request(each: LaterRequest, now_ms: int) -> PanelItem:
-    to = f"database {each.to[2:]}" if each.to.startswith("db") else f"class {each.to}"
-    lines = [f"{each.op} for {to}, {_until(each, now_ms)}"]
-    if each.tries:
-        lines.append(f"after {counted(each.tries, 'try')}: {shortened(each.error, ERROR_SHOWN)}")
-    return PanelItem(each.key, "waits again" if each.tries else "waits", lines)
+def _request_item(request: LaterRequest, now_ms: int) -> PanelItem:
+    address = f"database {request.to[2:]}" if request.to.startswith("db") else f"class {request.to}"
+    lines = [f"{request.op} for {address}, {_until(request, now_ms)}"]
+    if request.tries:
+        lines.append(f"after {counted(request.tries, 'try')}: {shortened(request.error, ERROR_SHOWN)}")
+    return PanelItem(request.key, "waits again" if request.tries else "waits", lines)
 
 
-def _until(each: LaterRequest, now_ms: int) -> str:
+def _until(request: LaterRequest, now_ms: int) -> str:
     """Return what a request waits for: a moment, a place in its lane, or the end of a pause."""
-    if each.waits_for == "pause":
+    if request.waits_for == "pause":
         return "until its operation goes on"
-    if each.waits_for == "lane":
-        left = "" if each.due_ms is None else f", for {duration(max(0, each.due_ms - now_ms))} at most"
-        return f"for its turn in its lane{left}"
-    return "due never" if each.due_ms is None else _due(each.due_ms, now_ms)
+    if request.waits_for == "lane":
+        bound = "" if request.due_ms is None else f", for {duration(max(0, request.due_ms - now_ms))} at most"
+        return f"for its turn in its lane{bound}"
+    return "due never" if request.due_ms is None else _due(request.due_ms, now_ms)
 
 
-def _tick(each: ScheduledOperation, now_ms: int) -> PanelItem:
-    where = ", on every database" if each.each else ""
-    last = f"; the last one was {duration(max(0, now_ms - each.last_ms))} ago" if each.last_ms else ""
-    return PanelItem(each.op, "schedule", [f"{each.cron} ({each.tz}){where}", f"{_due(each.next_ms, now_ms)}{last}"])
+def _schedule_item(schedule: ScheduledOperation, now_ms: int) -> PanelItem:
+    scope = ", on every database" if schedule.each else ""
+    last_tick = f"; the last one was {duration(max(0, now_ms - schedule.last_ms))} ago" if schedule.last_ms else ""
+    return PanelItem(
+        schedule.op,
+        "schedule",
+        [f"{schedule.cron} ({schedule.tz}){scope}", f"{_due(schedule.next_ms, now_ms)}{last_tick}"],
+    )
 
 
 def _due(at_ms: int, now_ms: int) -> str:

@@ -33,13 +33,13 @@ BODY_SHOWN = 300
 #: Entries of the chosen stream that are shown.
 SHOWN_ENTRIES = 5
 #: Newest replies of each replica that are read.
-SAMPLED = 20
+REPLIES_READ = 20
 #: Entries of the audit log that are shown.
 SHOWN_AUDIT = 10
 #: Most events that are kept for further viewers: one or two for each view.
 KEPT_EVENTS = 10
 #: Most references whose requests are kept for all viewers. If one more is asked for, all of them are dropped.
-MOST_FOUND = 50
+MOST_REFERENCES = 50
 
 
 class Looks:
@@ -62,23 +62,24 @@ class Looks:
         self._events: deque[tuple[Mapping[str, str], Mapping[str, str], str]] = deque(maxlen=KEPT_EVENTS)
         #: held while sections are made, so that viewers of the same view find them made
         self.making = asyncio.Lock()
+        #: the letters of the last read, and the length and the count of the stream at that time
         self._letters: Sequence[DeadLetter] = ()
-        self._letters_at: Any = 0
-        self._found: dict[str, Ticker[list[JourneyStep]]] = {}
+        self._letters_state: Any = 0
+        self._tickers_by_reference: dict[str, Ticker[list[JourneyStep]]] = {}
         self._journeys = Journeys(replica.shared, replica.settings)
 
     async def find(self, reference: str) -> Sequence[JourneyStep]:
         """Return the requests that a reference names. They are read at most once a second for all viewers."""
-        if reference not in self._found:
-            if len(self._found) >= MOST_FOUND:
-                self._found.clear()
-            self._found[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
-        return await self._found[reference].newest()
+        if reference not in self._tickers_by_reference:
+            if len(self._tickers_by_reference) >= MOST_REFERENCES:
+                self._tickers_by_reference.clear()
+            self._tickers_by_reference[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
+        return await self._tickers_by_reference[reference].newest()
 
     async def entries(self, stream: str) -> Entries:
         """Return the oldest entries of a stream."""
-        found: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=SHOWN_ENTRIES)
-        return found or ()
+        entries: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=SHOWN_ENTRIES)
+        return entries or ()
 
     def expire(self) -> None:
         """Let the next look read everything anew, because an operator has acted."""
@@ -100,11 +101,11 @@ class Looks:
         return text
 
     async def _read_steps(self) -> Sequence[JourneyStep]:
-        return await self._journeys.newest(SAMPLED)
+        return await self._journeys.newest(REPLIES_READ)
 
     async def _read_minutes(self) -> Sequence[float]:
-        found: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.MINUTES + 1)
-        return minutes.answered(found[::-1])
+        newest_first: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.MINUTES + 1)
+        return minutes.answered(newest_first[::-1])
 
     async def _read_operations(self) -> OperationStates:
         return await states(self.replica.shared, self.replica.settings, await self.steps.newest())
@@ -126,9 +127,9 @@ class Looks:
 
     async def _read_letters(self) -> Sequence[DeadLetter]:
         """Return all letters. They are read again only if letters came or went since the last look."""
-        known = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
-        state = known and (known["length"], known["entries-added"])
-        if state != self._letters_at:
-            dead = DeadLetters(self.replica.shared, self.replica.settings.stream_bound)
-            self._letters, self._letters_at = await dead.all(body=BODY_SHOWN), state
+        info = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
+        state_of_stream = info and (info["length"], info["entries-added"])
+        if state_of_stream != self._letters_state:
+            dead_letters = DeadLetters(self.replica.shared, self.replica.settings.stream_bound)
+            self._letters, self._letters_state = await dead_letters.all(body=BODY_SHOWN), state_of_stream
         return self._letters

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from quart_app.dashboard.figures import moment_of
 
+#: Most minutes that the overview shows.
 MINUTES = 60
 MINUTE_MS = 60_000
 
@@ -18,9 +19,9 @@ def answered(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[float]:
     counted between the entries on both sides of such a gap are spread evenly over its minutes.
     """
     counts: list[float] = []
-    for (earlier, before), (later, after) in itertools.pairwise(entries):
-        passed = max(1, round((moment_of(later) - moment_of(earlier)) / MINUTE_MS))
+    for (earlier_id, earlier_counts), (later_id, later_counts) in itertools.pairwise(entries):
+        minutes_between = max(1, round((moment_of(later_id) - moment_of(earlier_id)) / MINUTE_MS))
         # A count can fall: after somebody has emptied the server, its counts begin at 0 again.
-        grown = max(0, int(after.get("answered", 0)) - int(before.get("answered", 0)))
-        counts += [grown / passed] * min(passed, MINUTES)
+        answered_between = max(0, int(later_counts.get("answered", 0)) - int(earlier_counts.get("answered", 0)))
+        counts += [answered_between / minutes_between] * min(minutes_between, MINUTES)
     return counts[-MINUTES:]

@@ -35,7 +35,8 @@ BLOCKS = {
 }
 #: The fields by which the newest answers can be chosen: operation, replica or database, status.
 WANTED = ("op", "to", "status")
-_ID = re.compile(r'<\w+[^>]*? id="([^"]+)"')
+#: The id of the element with which a block begins; the page updates the element of this id.
+_ID_OF_ELEMENT = re.compile(r'<\w+[^>]*? id="([^"]+)"')
 #: Most dead letters of a group that are shown. The group also says how many there are.
 SHOWN_LETTERS = 20
 
@@ -91,10 +92,10 @@ class PageView:
 
 def grouped(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
     """Group dead letters by reason and stream, the largest group first."""
-    found: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
+    letters_of: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
     for letter in letters:
-        found[letter.reason, letter.stream].append(letter)
-    groups = [ShownGroup(reason, stream, each) for (reason, stream), each in found.items()]
+        letters_of[letter.reason, letter.stream].append(letter)
+    groups = [ShownGroup(reason, stream, group) for (reason, stream), group in letters_of.items()]
     return sorted(groups, key=lambda group: -len(group.letters))
 
 
@@ -139,43 +140,44 @@ class Pages:
 
     def still(self, view: PageView, template: str, *, events: str = "", **facts: Any) -> str:
         """Render the template of this name, with the menu of a view. Without `events` the page follows no changes."""
-        context = {**self._context(view), **facts, "events": events}
+        context = {**self._template_context(view), **facts, "events": events}
         return self._environment.get_template(f"{template}.html").render(context)
 
     def sections(self, view: PageView) -> dict[str, str]:
         """Return the sections of a view that can change, by the ids of their elements."""
         template = self._environment.get_template(f"{view.name}.html")
-        context = template.new_context({**self._context(view), "events": ""})
+        context = template.new_context({**self._template_context(view), "events": ""})
         base = self._environment.get_template("base.html")
-        found = {}
+        sections = {}
         for block in ("menu", *BLOCKS[view.name]):
-            source = template if block in template.blocks else base
-            html = "".join(source.blocks[block](context)).strip()
-            match = _ID.match(html)
+            owner = template if block in template.blocks else base
+            html = "".join(owner.blocks[block](context)).strip()
+            match = _ID_OF_ELEMENT.match(html)
             assert match is not None, f"the block {block} begins with an element that has an id"
-            found[match[1]] = html
-        return found
+            sections[match[1]] = html
+        return sections
 
-    def _context(self, view: PageView) -> dict[str, Any]:
+    def _template_context(self, view: PageView) -> dict[str, Any]:
         figures = view.figures
         return {
             "view": view,
             "figures": figures,
             "words": sentences.words(figures),
-            "classes": _classes(figures),
+            "classes": _places_by_class(figures),
             "live": {place.member.replica for place in figures.places if place.member and place.state != "lost"},
             "waiting": sum(stream.waiting for stream in figures.streams),
         }
 
 
-def _classes(figures: Figures) -> list[tuple[str, list[Any]]]:
-    found: dict[str, list[Any]] = defaultdict(list)
+def _places_by_class(figures: Figures) -> list[tuple[str, list[Any]]]:
+    """Return each class with its databases that a replica holds; a class that is expected back may have none."""
+    places_of: dict[str, list[Any]] = defaultdict(list)
     for place in figures.places:
         if place.cls:
-            held = found[place.cls]
+            held_places = places_of[place.cls]
             if place.member is not None:
-                held.append(place)
-    return sorted(found.items())
+                held_places.append(place)
+    return sorted(places_of.items())
 
 
 def _clock(milliseconds: int) -> str:
@@ -189,8 +191,8 @@ def _milliseconds(microseconds: str) -> str:
 
 def _within(steps: Sequence[JourneyStep], percent: int) -> str:
     """Return the time within which this share of the requests was answered; "–" if it is not known."""
-    found = within_ms(steps, percent)
-    return "–" if found is None else f"{found:,} ms"
+    time_ms = within_ms(steps, percent)
+    return "–" if time_ms is None else f"{time_ms:,} ms"
 
 
 def _rate(rate: float) -> str:

@@ -9,12 +9,12 @@ from quart_app.dashboard.assets import Assets
 
 def environment(assets: Assets) -> Environment:
     """Return the templates of this package; `url('live.css')` in them is the address of a file."""
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("quart_app.dashboard"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["url"] = assets.url
-    return made
+    templates.globals["url"] = assets.url
+    return templates

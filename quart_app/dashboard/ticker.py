@@ -20,30 +20,30 @@ class Ticker(Generic[T]):
     def __init__(self, read: Callable[[], Awaitable[T]], every_s: float) -> None:
         self._read = read
         self._every_s = every_s
-        self._turn = asyncio.Lock()
-        self._found: T | None = None
-        self._read_at = float("-inf")
+        self._read_lock = asyncio.Lock()
+        self._newest: T | None = None
+        self._last_read_at = float("-inf")
         #: number of the newest result; 0 before the first result
         self.number = 0
 
     async def newest(self) -> T:
         """Return the newest result, or read anew if that is older than the interval."""
-        if time.monotonic() - self._read_at < self._every_s and self._found is not None:
-            return self._found
+        if time.monotonic() - self._last_read_at < self._every_s and self._newest is not None:
+            return self._newest
         return await self.next(self.number)
 
     def expire(self) -> None:
         """Let the next call read anew, because somebody has changed what is read."""
-        self._read_at = float("-inf")
+        self._last_read_at = float("-inf")
 
     async def next(self, after: int) -> T:
         """Wait for a result with a higher number than `after`, and return the newest. Raises what the read raises."""
-        async with self._turn:
-            if self.number <= after or self._found is None:
-                await asyncio.sleep(self._read_at + self._every_s - time.monotonic())
+        async with self._read_lock:
+            if self.number <= after or self._newest is None:
+                await asyncio.sleep(self._last_read_at + self._every_s - time.monotonic())
                 # The interval begins before the read, and a read that fails begins one, too. So failing reads do not
                 # follow each other without a pause.
-                self._read_at = time.monotonic()
-                self._found = await self._read()
+                self._last_read_at = time.monotonic()
+                self._newest = await self._read()
                 self.number += 1
-            return self._found
+            return self._newest

@@ -14,8 +14,8 @@ from quart_app.panels import counted, duration, shortened
 
 #: Age of the oldest waiting request from which a stream gets a note.
 OLD_MS = 1000
-#: Seconds over which the rates of the headline are averaged.
-AVERAGED = 5
+#: Seconds over which the rates of the summary are averaged; `Figures.rates` has one for each second.
+AVERAGED_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,52 +76,52 @@ def _about_classes(figures: Figures) -> Iterator[Note]:
 
 def _about_places(figures: Figures) -> Iterator[Note]:
     for place in figures.places:
-        what, replica = f"Database {place.database}", place.member.replica if place.member else ""
+        database, replica = f"Database {place.database}", place.member.replica if place.member else ""
         match place.state:
             case "lost":
                 text = f"The lease of {replica} ended without a release. A successor takes over its work."
-                yield Note(f"place-{place.database}", what, text, bad=True)
+                yield Note(f"place-{place.database}", database, text, bad=True)
             case "left":
                 text = f"{replica} has left in order. Its requests wait for a successor."
-                yield Note(f"place-{place.database}", what, text)
+                yield Note(f"place-{place.database}", database, text)
             case "missing" if place.missing:
-                lacks = f"{'holds data and ' if place.missing.has_data else ''}has no replica: its lease has ended."
-                then = "Reads leave it out and say so."
+                state = f"{'holds data and ' if place.missing.has_data else ''}has no replica: its lease has ended."
+                outlook = "Reads leave it out and say so."
                 if place.missing.cls:
-                    then = f"The replica of class {place.missing.cls} is expected back; requests get 503 meanwhile."
-                yield Note(f"place-{place.database}", what, f"{lacks} {then}", bad=True)
+                    outlook = f"The replica of class {place.missing.cls} is expected back; requests get 503 meanwhile."
+                yield Note(f"place-{place.database}", database, f"{state} {outlook}", bad=True)
             case "draining":
                 text = f"{replica} is draining: it finishes {counted(place.in_hand, 'request')} and takes no new ones."
-                yield Note(f"place-{place.database}", what, text)
+                yield Note(f"place-{place.database}", database, text)
             case "starting":
-                yield Note(f"place-{place.database}", what, f"{replica} is starting its services.")
+                yield Note(f"place-{place.database}", database, f"{replica} is starting its services.")
             case "ready" if place.member and place.member.not_ready:
                 services = ", ".join(place.member.not_ready)
                 text = f"{replica} works without {services}. GET /readyz of the replica gives the reason."
-                yield Note(f"place-{place.database}", what, text, bad=True)
+                yield Note(f"place-{place.database}", database, text, bad=True)
 
 
 def _about_books(difference: int) -> Iterator[Note]:
     if difference:
-        text = f"{abs(difference):,} more {'were accepted than are accounted for' if difference > 0 else ENDED}."
+        text = f"{abs(difference):,} more {'were accepted than are accounted for' if difference > 0 else MORE_ENDED}."
         yield Note("books", "The books do not balance", text, bad=True)
 
 
-ENDED = "ended than were accepted. Entries that are written to a stream by hand have this effect"
+MORE_ENDED = "ended than were accepted. Entries that are written to a stream by hand have this effect"
 
 
 def _about_streams(figures: Figures) -> Iterator[Note]:
-    old = [stream for stream in figures.streams if stream.waiting and (stream.oldest_ms or 0) > OLD_MS]
-    if old:
-        oldest = max(old, key=lambda stream: stream.oldest_ms or 0)
+    old_streams = [stream for stream in figures.streams if stream.waiting and (stream.oldest_ms or 0) > OLD_MS]
+    if old_streams:
+        oldest = max(old_streams, key=lambda stream: stream.oldest_ms or 0)
         text = f"Its oldest request is {duration(oldest.oldest_ms or 0)} old; {oldest.waiting:,} waiting"
         yield Note("old", f"Stream {spoken(oldest)}", f"{text}, {oldest.pending:,} in hand.", "streams")
 
 
 def _about_paused(figures: Figures) -> Iterator[Note]:
     if figures.paused:
-        newest = max(figures.paused, key=lambda each: each.since_ms)
-        names = shortened(", ".join(each.op for each in figures.paused), 120)
+        newest = max(figures.paused, key=lambda operation: operation.since_ms)
+        names = shortened(", ".join(operation.op for operation in figures.paused), 120)
         ago = duration(max(0, figures.at_ms - newest.since_ms))
         text = f"{names}. Calls are refused with 503; last paused {ago} ago by {newest.actor}."
         yield Note("paused", f"{counted(len(figures.paused), 'operation')} paused", text, "services")
@@ -148,5 +148,5 @@ def spoken(stream: StreamFigures) -> str:
 
 def averaged(rates: Sequence[float]) -> float:
     """Return the average of the last seconds; 0 when nothing is known."""
-    last = rates[-AVERAGED:]
-    return sum(last) / len(last) if last else 0.0
+    last_rates = rates[-AVERAGED_S:]
+    return sum(last_rates) / len(last_rates) if last_rates else 0.0
