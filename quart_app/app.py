@@ -39,14 +39,14 @@ def create_app(context: Context) -> App:
 
     Raises SetupError when two routes answer the same request.
     """
-    services = [_service(name, context) for name in context.settings.service_names]
+    services = [_create_service(name, context) for name in context.settings.service_names]
     requests = metrics.Requests(context.metrics)
 
     def leaving() -> bool:
-        return bool(app.reason)
+        return bool(app.reason)  # also while this replica starts or has lost its lease
 
-    public_port, private_port = (Application(n, context.settings, requests, leaving) for n in ("public", "private"))
-    app = App(context, Services(services, context.metrics), public_port, private_port)
+    public_app, private_app = (Application(n, context.settings, requests, leaving) for n in ("public", "private"))
+    app = App(context, Services(services, context.metrics), public_app, private_app)
     for service in services:
         app.operations += service.operations
     public = [blueprint for service in services for blueprint in service.public]
@@ -61,10 +61,10 @@ def create_app(context: Context) -> App:
     docs = openapi.routes([*public, health_routes()], VERSION, private)
     private_docs = openapi.routes([health_routes()], VERSION, private)
     settings = context.settings
-    pages = landing_routes(settings.page_url if settings.page else "") if settings.page_public else ()
-    live = LivePage(context, leaving, services).routes() if settings.page else ()
-    _register(app.public, [health_routes(), *public, docs, *pages])
-    _register(app.private, [health_routes(), *private, metrics.routes(context), *live, private_docs])
+    landing = landing_routes(settings.page_url if settings.page else "") if settings.page_public else ()
+    live_routes = LivePage(context, leaving, services).routes() if settings.page else ()
+    _register(app.public, [health_routes(), *public, docs, *landing])
+    _register(app.private, [health_routes(), *private, metrics.routes(context), *live_routes, private_docs])
     return app
 
 
@@ -80,7 +80,7 @@ def why_not_ready(app: App) -> str:
     return replica.memory.evicting
 
 
-def _service(name: str, context: Context) -> Service:
+def _create_service(name: str, context: Context) -> Service:
     service: Service = import_module(SERVICES[name]).create(context)
     return service
 

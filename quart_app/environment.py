@@ -28,11 +28,13 @@ OTHERS = frozenset(
     "PROMETHEUS_PORT GRAFANA_PORT BROWSER_PORT PROVIDER_HOST PROVIDER_LATENCY_MS".split()
 )
 #: Ends of the variables that Docker links and Kubernetes make for a service called redis or mesh.
-OF_SERVICES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
+SERVICE_VARIABLES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
 #: How similar a name must be to a known name, from 0 to 1, to count as a misspelling of it.
-ALIKE = 0.86
+LEAST_SIMILARITY = 0.86
+#: The words of every sentence about an unknown name; `mesh up` looks for them in the output of this module.
 NO_SETTING = "is no setting"
-SHORTEST = 5
+#: Fewest characters of a name that is compared with the known ones.
+SHORTEST_COMPARED = 5
 
 
 class UnreadableFile(Exception):
@@ -85,29 +87,33 @@ def known_names() -> dict[type[BaseSettings], set[str]]:
     return {kind: set(_names_of(kind)) for kind in BaseSettings.__subclasses__()}
 
 
-def _names_of(kind: type[BaseSettings]) -> Iterator[str]:
-    prefix = str(kind.model_config.get("env_prefix", ""))
-    for name, field in kind.model_fields.items():
+def _names_of(settings_class: type[BaseSettings]) -> Iterator[str]:
+    prefix = str(settings_class.model_config.get("env_prefix", ""))
+    for name, field in settings_class.model_fields.items():
         if field.validation_alias is None:
             yield f"{prefix}{name}".upper()
         else:
-            yield from (str(one) for one in getattr(field.validation_alias, "choices", [field.validation_alias]))
+            yield from (str(alias) for alias in getattr(field.validation_alias, "choices", [field.validation_alias]))
 
 
 def unknown_names(environ: Mapping[str, str]) -> list[str]:
     """Return a sentence for each name that is no setting but begins with a prefix of ours or is like one of ours."""
-    kinds = known_names()
-    known = OTHERS.union(*kinds.values())
-    prefixes = tuple(str(prefix) for kind in kinds if (prefix := kind.model_config.get("env_prefix")))
-    return [told for name in sorted(environ) if name not in known and (told := _told(name, known, prefixes))]
+    names_by_class = known_names()
+    known = OTHERS.union(*names_by_class.values())
+    prefixes = tuple(str(prefix) for kind in names_by_class if (prefix := kind.model_config.get("env_prefix")))
+    return [
+        sentence
+        for name in sorted(environ)
+        if name not in known and (sentence := _sentence_about(name, known, prefixes))
+    ]
 
 
-def _told(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
-    if not name.isupper() or OF_SERVICES.search(name):
+def _sentence_about(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
+    if not name.isupper() or SERVICE_VARIABLES.search(name):
         return ""
-    alike = difflib.get_close_matches(name, known, 1, ALIKE) if len(name) >= SHORTEST else []
-    if alike:
-        return f"{name} {NO_SETTING}; did you mean {alike[0]}?"
+    similar = difflib.get_close_matches(name, known, 1, LEAST_SIMILARITY) if len(name) >= SHORTEST_COMPARED else []
+    if similar:
+        return f"{name} {NO_SETTING}; did you mean {similar[0]}?"
     return f"{name} {NO_SETTING}" if name.startswith(prefixes) else ""
 
 
@@ -115,8 +121,8 @@ def main() -> None:
     for module in SERVICES.values():
         import_module(f"{module.rpartition('.')[0]}.settings")
     import_module("quart_app.settings")
-    for told in unknown_names(os.environ):
-        sys.stdout.write(f"{told}\n")
+    for sentence in unknown_names(os.environ):
+        sys.stdout.write(f"{sentence}\n")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,7 @@ def _is_being_cancelled() -> bool:
 
 
 def _lease_is_lost(error: Exception) -> bool:
+    """Return whether an error is LeaseLost, or a group that contains one. Then the whole membership must end."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(LeaseLost) is not None
     return isinstance(error, LeaseLost)

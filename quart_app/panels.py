@@ -89,15 +89,15 @@ class Act:
 
 def counted(count: int, noun: str) -> str:
     """Return a number and its noun: "1 replica", "1,204 replicas", "2 tries"."""
-    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else several}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def duration(milliseconds: int) -> str:
     """Return a span of time for people, with two significant figures."""
     seconds = milliseconds / 1000
-    for most, unit, per_unit in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
-        if seconds < most:
+    for below_s, unit, per_unit in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < below_s:
             amount = seconds / per_unit
             return f"{amount:.1f} {unit}" if amount < 10 and unit == "s" else f"{amount:.0f} {unit}"
     return f"{seconds / 86_400:.0f} days"

@@ -25,14 +25,14 @@ MAX_PER_SECOND = 100
 
 def entry(event: str, **facts: str | None) -> list[str]:
     """Return the words of one stream entry; facts that are None are left out."""
-    said = {"event": event, **{name: fact for name, fact in facts.items() if fact is not None}}
-    return [word for pair in said.items() for word in pair]
+    fields = {"event": event, **{name: fact for name, fact in facts.items() if fact is not None}}
+    return [word for field in fields.items() for word in field]
 
 
 def say(event: str, **facts: str | None) -> None:
     """Log an event only; `record` or a script adds it to the stream. A failure, lock or refusal is a warning."""
-    say_it = log.warning if event.endswith(("failed", "locked", "refused")) else log.info
-    say_it(event, **{name: fact for name, fact in facts.items() if fact is not None})
+    write_line = log.warning if event.endswith(("failed", "locked", "refused")) else log.info
+    write_line(event, **{name: fact for name, fact in facts.items() if fact is not None})
 
 
 class Audit:
@@ -40,11 +40,11 @@ class Audit:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._second = 0
-        self._written = 0
+        self._current_second = 0
+        self._written_in_second = 0
 
     async def record(self, event: str, **facts: str | None) -> None:
-        """Log an event and add it to the stream. If the stream cannot be written, only log that: no request fails."""
+        """Log an event and add it to the stream. If the stream cannot be written, log that, and fail no request."""
         say(event, **facts)
         if not self._may_write():
             return
@@ -55,8 +55,8 @@ class Audit:
             log.warning("audit entry not written", security_event=event, error=type(error).__name__)
 
     def _may_write(self) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._written = second, 0
-        self._written += 1
-        return self._written <= MAX_PER_SECOND
+        now_s = int(time.monotonic())
+        if now_s != self._current_second:
+            self._current_second, self._written_in_second = now_s, 0
+        self._written_in_second += 1
+        return self._written_in_second <= MAX_PER_SECOND

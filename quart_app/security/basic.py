@@ -44,31 +44,34 @@ class BasicAuth:
 
     async def check(self, request: Request) -> None:
         """Return if the request has the right user and password. Raises Problem (401), TooManyAttempts, Unavailable."""
-        given = request.authorization
-        if given is None or given.type != "basic":
+        credentials = request.authorization
+        if credentials is None or credentials.type != "basic":
             raise self._refusal()
         source = request.remote_addr
-        digest = hashlib.sha256(f"{source}\n{given.username}\n{given.password}".encode("utf-8", "replace")).digest()
+        digest = hashlib.sha256(
+            f"{source}\n{credentials.username}\n{credentials.password}".encode("utf-8", "replace")
+        ).digest()
         if self._believed.get(digest, 0.0) > time.monotonic():
             return
         if self._limiter is None or self._audit is None:
             raise Unavailable("this replica holds no lease yet; try again")
         attempt = await self._limiter.admit(f"basic {self._service}", source)
-        if not self._fits(given.username or "", given.password or ""):
+        if not self._is_right(credentials.username or "", credentials.password or ""):
             await self._audit.record("basic login failed", service=self._service, source=source)
             if attempt.is_last:
                 await self._audit.record("basic login locked", service=self._service, source=source)
             raise self._refusal()
         await self._limiter.excuse(attempt)
-        self._believe(digest)
+        self._remember_digest(digest)
 
-    def _fits(self, username: str, password: str) -> bool:
-        # Both user and password are always compared, in a time that does not depend on where they differ.
-        user_fits = hmac.compare_digest(username.encode("utf-8", "replace"), self._username)
-        expected = self._password.get_secret_value().encode()
-        return hmac.compare_digest(password.encode("utf-8", "replace"), expected) & user_fits
+    def _is_right(self, username: str, password: str) -> bool:
+        # Both user and password are always compared (`&`, not `and`), and in a time that does not depend on where they
+        # differ.
+        user_is_right = hmac.compare_digest(username.encode("utf-8", "replace"), self._username)
+        password_bytes = self._password.get_secret_value().encode()
+        return hmac.compare_digest(password.encode("utf-8", "replace"), password_bytes) & user_is_right
 
-    def _believe(self, digest: bytes) -> None:
+    def _remember_digest(self, digest: bytes) -> None:
         if len(self._believed) >= MOST_BELIEVED:
             self._believed.clear()
         self._believed[digest] = time.monotonic() + BELIEVED_S

@@ -41,8 +41,8 @@ EXCUSE = Script.beside(__file__, "excuse.lua")
 IPV6_PREFIX = 64
 #: How long an account knows a source after a login from there.
 KNOWN_MS = 30 * 86_400_000
-#: The position, among the keys of the scripts, of the counter that all strangers share.
-_STRANGERS = 5
+#: The position, among the keys of the scripts (`_keys`, from 1 on), of the counter that all strangers share.
+_STRANGERS_KEY = 5
 
 
 class TooManyAttempts(Busy):
@@ -68,6 +68,7 @@ class Limits:
 class Attempt:
     """An admitted attempt."""
 
+    #: the keys of the scripts, and the positions among them (from 1 on) of the counters that were charged
     keys: tuple[str, ...]
     charged: tuple[int, ...]
     #: whether it was the last attempt that a counter allows in its window: if it fails, the next ones are refused
@@ -76,7 +77,7 @@ class Attempt:
     @property
     def is_known(self) -> bool:
         """Whether it comes from a device or a source that logged in to this account before."""
-        return _STRANGERS not in self.charged
+        return _STRANGERS_KEY not in self.charged
 
 
 class CredentialLimiter:
@@ -104,7 +105,7 @@ class CredentialLimiter:
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
         if wait_ms:
-            raise _refused("too many wrong passwords", int(wait_ms))
+            raise _too_many_attempts("too many wrong passwords", int(wait_ms))
         return Attempt(keys, tuple(int(number) for number in charged), bool(is_last))
 
     async def excuse(self, attempt: Attempt) -> None:
@@ -123,11 +124,11 @@ class CredentialLimiter:
                 pipeline.incr(key)
                 pipeline.pexpire(key, round(self._limits.window_s * 1000), nx=True)
                 pipeline.pttl(key)
-                made, _, left_ms = await pipeline.execute()
+                registrations, _, window_left_ms = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
-        if made > self._limits.registrations:
-            raise _refused("too many new accounts from this address", left_ms)
+        if registrations > self._limits.registrations:
+            raise _too_many_attempts("too many new accounts from this address", window_left_ms)
 
     async def remember(self, account: str, source: str | None) -> None:
         """Make a source known to an account, such as the source from which the account was just registered."""
@@ -162,23 +163,25 @@ def fingerprint(account: str) -> str:
 
 
 def _keys(account: str, source: str, device: str | None) -> tuple[str, ...]:
-    name = fingerprint(account)
+    """Return the keys of both scripts, in the order in which the scripts name them."""
+    account_hash = fingerprint(account)
     origin = source if device is None else f"device-{device}"
     return (
-        f"shared:credentials:known:{name}:{source}",
+        f"shared:credentials:known:{account_hash}:{source}",
         f"shared:credentials:source:{source}",
         f"shared:credentials:known-source:{source}",
-        f"shared:credentials:pair:{name}:{origin}",
-        f"shared:credentials:account:{name}",
+        f"shared:credentials:pair:{account_hash}:{origin}",
+        f"shared:credentials:account:{account_hash}",
     )
 
 
-def _refused(what: str, wait_ms: int) -> TooManyAttempts:
+def _too_many_attempts(cause: str, wait_ms: int) -> TooManyAttempts:
     retry_s = max(1, math.ceil(wait_ms / 1000))
-    return TooManyAttempts(f"{what}; retry after {retry_s} s", retry_after=retry_s, status=429)
+    return TooManyAttempts(f"{cause}; retry after {retry_s} s", retry_after=retry_s, status=429)
 
 
 def _unavailable(error: Exception) -> MeshError:
-    if isinstance(full := failures.translate(error), Busy):
-        return full
+    """Return the error for a login that cannot be checked: Busy while Redis is full, and Unavailable otherwise."""
+    if isinstance(busy := failures.translate(error), Busy):
+        return busy
     return Unavailable(f"logins cannot be checked, Redis does not answer ({type(error).__name__}); try again")

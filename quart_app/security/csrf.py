@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from werkzeug.datastructures import Headers
 
+#: Methods whose requests change nothing, so that no other site gains by sending them.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -25,6 +26,7 @@ def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
 
 
 def _host(origin: str) -> str | None:
+    """Return the host and port that an Origin header names; None if it names none, as "null" does."""
     try:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:

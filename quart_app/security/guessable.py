@@ -9,7 +9,7 @@ from pathlib import Path
 #: Common passwords, and words that a password must not consist of, whatever digits and signs surround them.
 _COMMON_FILE = Path(__file__).parent / "common_passwords.txt"
 #: Digits and signs that people put in place of letters.
-_UNDISGUISE = str.maketrans("013457$@!", "oieastsai")
+_PLAIN_LETTERS = str.maketrans("013457$@!", "oieastsai")
 _PADDING = re.compile(r"^[\W\d_]+|[\W\d_]+$")
 #: Keyboard rows and sequences; a password that is a piece of one is refused.
 _SEQUENCES = (
@@ -31,7 +31,7 @@ def is_guessable(secret: str) -> bool:
 
 
 def _is_sequence(folded: str) -> bool:
-    return any(folded in line or folded in line[::-1] for line in _SEQUENCES)
+    return any(folded in sequence or folded in sequence[::-1] for sequence in _SEQUENCES)
 
 
 def _bare_forms(folded: str) -> set[str]:
@@ -39,7 +39,7 @@ def _bare_forms(folded: str) -> set[str]:
 
     The letters are made plain after the digits and signs are removed, and before.
     """
-    return {bare(folded), bare(folded).translate(_UNDISGUISE), bare(folded.translate(_UNDISGUISE))}
+    return {bare(folded), bare(folded).translate(_PLAIN_LETTERS), bare(folded.translate(_PLAIN_LETTERS))}
 
 
 def bare(text: str) -> str:

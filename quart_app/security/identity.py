@@ -25,12 +25,12 @@ def normal_email(text: str) -> str:
     # This import takes 14 ms, and most commands do not need it; see `load`.
     from email_validator import EmailNotValidError, validate_email
 
-    local, at, domain = text.strip().rpartition("@")
+    local, at_sign, domain = text.strip().rpartition("@")
     try:
-        valid = validate_email(unicodedata.normalize("NFKC", local) + at + domain, check_deliverability=False)
+        address = validate_email(unicodedata.normalize("NFKC", local) + at_sign + domain, check_deliverability=False)
     except EmailNotValidError as error:
         raise ValueError(str(error)) from None
-    return f"{_fold(valid.local_part)}@{valid.domain.lower()}"
+    return f"{_fold(address.local_part)}@{address.domain.lower()}"
 
 
 def load() -> None:
@@ -64,5 +64,5 @@ def _fold(text: str) -> str:
 def _is_made_of(folded: str, email: str) -> bool:
     """Return whether only digits and signs are left of a password when a part of the address is taken out."""
     local, _, domain = email.partition("@")
-    words = [email, local, domain, domain.rpartition(".")[0]]
-    return any(len(word) >= 3 and word in folded and not bare(folded.replace(word, "")) for word in words)
+    parts = [email, local, domain, domain.rpartition(".")[0]]
+    return any(len(part) >= 3 and part in folded and not bare(folded.replace(part, "")) for part in parts)
