@@ -56,7 +56,7 @@ class BasicAuth:
         if self._limiter is None or self._audit is None:
             raise Unavailable("this replica holds no lease yet; try again")
         attempt = await self._limiter.admit(f"basic {self._service}", source)
-        if not self._is_right(credentials.username or "", credentials.password or ""):
+        if not self._fits(credentials.username or "", credentials.password or ""):
             await self._audit.record("basic login failed", service=self._service, source=source)
             if attempt.is_last:
                 await self._audit.record("basic login locked", service=self._service, source=source)
@@ -64,7 +64,7 @@ class BasicAuth:
         await self._limiter.excuse(attempt)
         self._remember_digest(digest)
 
-    def _is_right(self, username: str, password: str) -> bool:
+    def _fits(self, username: str, password: str) -> bool:
         # Both user and password are always compared (`&`, not `and`), and in a time that does not depend on where they
         # differ.
         user_is_right = hmac.compare_digest(username.encode("utf-8", "replace"), self._username)
