@@ -52,6 +52,7 @@ class Settings(Config):
         self.connections: set[Connection] = set()
         #: how many connections wait for their 503 now
         self.turned_away = 0
+        #: set by `stop`: each answer is then the last one of its connection
         self.is_stopping = False
 
     def stop(self) -> None:
@@ -87,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self.config = config
         self._parser = Parser(self)
+        #: the context variables with which each request begins
         self._context = contextvars.copy_context()
         self._transport: asyncio.Transport
         #: the request in progress
@@ -100,6 +102,7 @@ class Connection(asyncio.Protocol):
         self._request_count = 0
         #: When the last request ended, on the loop's clock. A new connection begins with only FIRST_REQUEST_S left.
         self._idle_since = loop.time() - max(0, config.keep_alive_timeout - FIRST_REQUEST_S)
+        #: the next call of `_check_idle`
         self._timer: asyncio.TimerHandle | None = None
         #: set once the full write buffer has room again; None while the buffer is not full
         self._buffer_has_room: asyncio.Event | None = None
@@ -122,7 +125,7 @@ class Connection(asyncio.Protocol):
                 self._transport.set_protocol(self)
                 self._check_idle()
                 self.data_received(first_bytes)
-                if reader.at_eof():
+                if reader.at_eof():  # the end came before our protocol did
                     self.eof_received()
                 await self._closed
         except asyncio.CancelledError:
@@ -151,7 +154,7 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.client_went()
         self._close_transport()
-        return False
+        return False  # lets asyncio close the transport
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._exchange is not None:
@@ -159,9 +162,11 @@ class Connection(asyncio.Protocol):
         self._clean_up()
 
     def pause_writing(self) -> None:
+        """Note that the write buffer is full, so that `drain` waits."""
         self._buffer_has_room = asyncio.Event()
 
     def resume_writing(self) -> None:
+        """Note that the write buffer has room again, and wake `drain`."""
         if self._buffer_has_room is not None:
             self._buffer_has_room.set()
             self._buffer_has_room = None
@@ -181,7 +186,7 @@ class Connection(asyncio.Protocol):
     def request_ended(self) -> None:
         if self._exchange is not None:
             self._exchange.body_ended()
-            self._is_discarding = not self._exchange.head.keep_alive
+            self._is_discarding = not self._exchange.head.keep_alive  # then it is the client's last request
 
     # The request in progress calls these methods.
 
@@ -216,6 +221,7 @@ class Connection(asyncio.Protocol):
     # These methods parse the input, and end the connection.
 
     def close_when_idle(self) -> None:
+        """Close the connection now if no request is in progress; otherwise `answered` closes it."""
         if self._exchange is None:
             self._close(linger=False)
 
@@ -259,6 +265,7 @@ class Connection(asyncio.Protocol):
         """Answer bytes that are no valid request, or no valid body of the request in progress."""
         self._is_discarding = True
         if self._exchange is None:
+            # No head was read, so this one is made up. The method matters, because an answer to HEAD has no body.
             self._exchange = Exchange(self, Head("HEAD" if self._parser.method == b"HEAD" else "GET", b"", "1.1", []))
         self._exchange.refuse(Problem(error.status, error.detail))
 
@@ -282,6 +289,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_later(UNREAD_S, self._transport.abort)
 
     def _idle_left_s(self) -> float:
+        """Return for how many seconds more the connection may be idle."""
         return self._idle_since + self.config.keep_alive_timeout - self._loop.time()
 
     def _check_idle(self) -> None:

@@ -86,13 +86,17 @@ class Exchange:
         self._receive_wakeup: asyncio.Future[None] | None = None
         self._client_has_gone = False
         self._task: asyncio.Task[None] | None = None
+        #: whether the task has made its first step
         self._is_running = False
         #: the head of the answer, until it is written together with the first part of the body
         self._unsent_head: bytes | None = None
         #: whether the head of the answer is written
         self._head_is_written = False
+        #: whether the answer is complete or cut off
         self._is_over = False
+        #: whether the answer must not have a body
         self._has_no_body = False
+        #: whether the connection takes a further request after the answer
         self._keep_alive = False
         self._in_chunks = False
         #: how many of the announced bytes the application has still to send; None: it has announced no length
@@ -118,7 +122,7 @@ class Exchange:
     def refuse(self, problem: Problem) -> None:
         """Answer with this problem instead of the application. If its answer has begun, cut that answer off."""
         self.refusal = problem
-        if self._task is None:
+        if self._task is None:  # the bytes had no valid head, so no application was started
             self._answer_with(problem)
         else:
             self.cancel()
@@ -181,6 +185,7 @@ class Exchange:
         if self._head_is_written or self._unsent_head is not None:
             raise RuntimeError("the answer has begun already")
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        # After an answer that comes before the end of the body, the rest of the body is not worth reading.
         keep = self.head.keep_alive and self.is_complete and not self._wire.is_last()
         length = None
         for name, value in headers:
@@ -247,7 +252,7 @@ class Exchange:
     async def _run(self, app: Any) -> None:
         self._is_running = True
         try:
-            # Hypercorn wraps the application, and also passes two functions, which an ASGI application does not use.
+            # Hypercorn's wrapper of the application takes two functions more, which an ASGI application does not use.
             await app(self._scope(), self.receive, self.send, None, None)
             if not self._is_over:
                 self._answer_with(Problem(500, "the application has not answered"))
