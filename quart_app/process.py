@@ -71,7 +71,7 @@ class Process:
         self._settings = settings
         self._mesh_settings = mesh_settings
         #: set when this replica must leave: by a signal, or by an operator's drain
-        self._signalled = asyncio.Event()
+        self._must_leave = asyncio.Event()
         #: how long to serve on while a balancer notices; a signal may shorten it
         self._drain_ms = settings.drain_ms
         #: set once this replica has been ready, and in any case when it leaves, so that nothing waits for it any more
@@ -99,13 +99,13 @@ class Process:
         loop.add_signal_handler(signal.SIGINT, self._begin_leaving, 0)
         try:
             async with asyncio.TaskGroup() as tasks:
-                http = tasks.create_task(self._serve(sockets))
-                member = tasks.create_task(self._membership(sockets))
+                http_task = tasks.create_task(self._serve_http(sockets))
+                membership_task = tasks.create_task(self._keep_membership(sockets))
                 watchers = [
                     tasks.create_task(self._watch_the_end_of_work()),
                     tasks.create_task(health.report(lambda: why_not_ready(self._app))),
                 ]
-                await tasks.create_task(self._drain(http, member))
+                await tasks.create_task(self._drain(http_task, membership_task))
                 for task in watchers:
                     task.cancel()
         finally:
@@ -114,9 +114,9 @@ class Process:
     def _begin_leaving(self, drain_ms: int) -> None:
         """Wake `_drain`, which lets this replica leave."""
         self._drain_ms = drain_ms
-        self._signalled.set()
+        self._must_leave.set()
 
-    async def _serve(self, sockets: Sockets) -> None:
+    async def _serve_http(self, sockets: Sockets) -> None:
         """Serve both ports until `_close_http` is set and the requests in progress are answered."""
         # No client waits for longer than this: the longest deadline that it may ask for, and one second.
         grace_s = self._settings.max_wait_ms / 1000 + 1
@@ -144,23 +144,23 @@ class Process:
             )
         self._http_closed.set()
 
-    async def _drain(self, http: asyncio.Task[None], member: asyncio.Task[None]) -> None:
+    async def _drain(self, http_task: asyncio.Task[None], membership_task: asyncio.Task[None]) -> None:
         """Wait for the signal, and then lead this replica out: not ready, closed to new requests, left."""
-        await self._signalled.wait()
+        await self._must_leave.wait()
         log.info("draining")
         self._app.reason = "this replica is about to leave"
         replica = self._app.context.membership
         if replica is None or not self._opened.is_set():
-            # There is no membership to leave. This replica may wait for a lease, which may never come.
-            member.cancel()
+            # This replica is not ready, so there is no work to finish. It may wait for a lease, which may never come.
+            membership_task.cancel()
         else:
             replica.drain()
             await asyncio.sleep(self._drain_ms / 1000)
         self._close_http.set()
         self._opened.set()
-        await http
+        await http_task
 
-    async def _membership(self, sockets: Sockets) -> None:
+    async def _keep_membership(self, sockets: Sockets) -> None:
         """Join the mesh, and join again after each lost lease, until this replica leaves."""
         delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
         while True:
@@ -176,7 +176,7 @@ class Process:
                 self._memberships_lost.inc()
             finally:
                 self._app.context.membership = None
-            if self._signalled.is_set():
+            if self._must_leave.is_set():
                 return
             cause = failures.translate(error)
             self._app.reason = LOST if cause is None or isinstance(error, MeshError) else f"{LOST}: {cause.detail}"
@@ -186,15 +186,15 @@ class Process:
 
     async def _watch_the_end_of_work(self) -> None:
         """End the process if the work of a lost membership does not stop: it might still act under the lost lease."""
-        lost_at = math.inf
+        untrusted_since_s = math.inf
         while True:
             await asyncio.sleep(END_OF_WORK_S / 10)
             replica = self._app.context.membership
             if replica is None or replica.trusted:
-                lost_at = math.inf
-            elif lost_at == math.inf:
-                lost_at = time.monotonic()
-            elif time.monotonic() - lost_at > END_OF_WORK_S:
+                untrusted_since_s = math.inf
+            elif untrusted_since_s == math.inf:
+                untrusted_since_s = time.monotonic()
+            elif time.monotonic() - untrusted_since_s > END_OF_WORK_S:
                 log.critical("work of a lost membership does not end", replica=replica.id, waited_s=END_OF_WORK_S)
                 _end_at_once(EXIT_AGAIN)
 
@@ -218,7 +218,7 @@ class Process:
 
     async def _serve_until_closed(self, mesh: Mesh, sockets: Sockets) -> None:
         """Announce that this replica is ready, unless it must leave, and wait until both ports are closed."""
-        if not self._signalled.is_set():
+        if not self._must_leave.is_set():
             # A client may connect as soon as this replica says that it is ready. Hypercorn accepts a moment later, so
             # the kernel must keep the connection until then.
             sockets.public.listen(BACKLOG)

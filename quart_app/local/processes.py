@@ -115,10 +115,11 @@ class Child:
         #: the exit status of the last process that ended
         self.status: int | None = None
         self._say = say
+        #: the process that runs, or that has ended and whose exit status `ended` has not kept yet
         self._process: subprocess.Popen[bytes] | Fork | None = None
         self._started_s = 0.0
         #: whether the process was told to stop or killed, so that `keep` must not start it again
-        self._stopping = False
+        self._must_not_restart = False
         self._signal_was_sent = False
 
     @property
@@ -148,7 +149,7 @@ class Child:
         pause_s = 0.0
         while True:
             await self._wait_for_end()
-            if self._stopping:
+            if self._must_not_restart:
                 return
             status = self.status or 0
             pause_s = pause_after(status, time.monotonic() - self._started_s, pause_s)
@@ -175,13 +176,13 @@ class Child:
 
     def kill(self) -> None:
         """End the process at once."""
-        self._stopping = True
+        self._must_not_restart = True
         if self._process is not None:
             self._process.kill()
 
     def tell(self) -> None:
         """Tell the process to stop, without waiting for it."""
-        self._stopping = True
+        self._must_not_restart = True
         # The signal is sent only once: at a second one some programs stop without finishing their work.
         if self._process is not None and not self._signal_was_sent:
             self._signal_was_sent = True
@@ -199,7 +200,7 @@ class Child:
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait()
+            process.wait()  # or else the system keeps an entry for it
 
 
 class Supervisor:
@@ -243,7 +244,7 @@ class Supervisor:
             await asyncio.wait(tasks)
             for task in tasks:
                 if not task.cancelled():
-                    task.result()
+                    task.result()  # raises the error that ended `keep`, if one did
 
 
 def _waiting_sentence(programs: Sequence[Program]) -> str:
