@@ -33,6 +33,7 @@ class Server:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        #: the beginning of a request whose end has not come yet
         self._unread = b""
         #: the forks that run: pid -> the id of the request that it runs
         self._request_ids: dict[int, int] = {}
@@ -75,15 +76,17 @@ class Server:
         return False
 
     def _close_sockets(self) -> None:
+        """In a new fork, give up what only the server needs: its sockets, and the handler of SIGCHLD."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for sock in (self._channel, self._wakeup_reader, self._wakeup_writer):
             sock.close()
 
     def _report_ended_forks(self) -> None:
+        """Report the exit status of each fork that has ended; one SIGCHLD may stand for several of them."""
         while self._request_ids:
             pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
+            if pid == 0:  # the others still run
                 return
             self._report(id=self._request_ids.pop(pid), status=os.waitstatus_to_exitcode(status))
 
@@ -106,7 +109,7 @@ def become(request: dict[str, Any]) -> None:
     module = request["module"]
     sys.argv = [module, *request["arguments"]]
     if not hasattr(sys.modules.get(module), "__path__"):
-        # Forget the program's module: runpy warns if it was imported before.
+        # The program is a module, not a package, so the server has imported it. Forget it: otherwise runpy warns.
         sys.modules.pop(module, None)
     gc.enable()
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -30,7 +30,7 @@ POLL_S = 0.005
 
 
 class ForkServer:
-    """Starts forks of a process that has imported `modules`."""
+    """Starts forks of a process that has imported `modules`. `fds` are file descriptors that the forks inherit."""
 
     def __init__(self, modules: Sequence[str], log: Path, env: Mapping[str, str], fds: Sequence[int] = ()) -> None:
         self._modules, self._log, self._env, self._fds = modules, log, env, fds

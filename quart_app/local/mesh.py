@@ -67,6 +67,7 @@ async def mesh(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
         logs = folder / "logs"
+        # Both addresses may have been given as one port. Then the one for operators is any free port.
         front = Front(port, free_port(private_port if private_port != port else 0), stack)
         services = AppSettings().service_names
         forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited)))
@@ -98,6 +99,7 @@ class Front:
     """
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
+        #: the port for operators: Caddy's, or without Caddy that of the first replica (from `lead_to` on)
         self.private_port = private_port
         #: file descriptors that the replicas inherit
         self.inherited: list[int] = []
@@ -140,6 +142,7 @@ class Front:
 
 
 def _listening_socket(port: int) -> socket.socket:
+    """Return the socket from which all replicas accept. Raises LocalError if the port is taken."""
     try:
         return socket.create_server((HOST, port), backlog=1024)
     except OSError as error:
