@@ -65,6 +65,7 @@ class Looks:
         #: the letters of the last read, and the length and the count of the stream at that time
         self._letters: Sequence[DeadLetter] = ()
         self._letters_state: Any = 0
+        #: reference to a request -> the read of the requests that it names
         self._tickers_by_reference: dict[str, Ticker[list[JourneyStep]]] = {}
         self._journeys = Journeys(replica.shared, replica.settings)
 
@@ -92,6 +93,7 @@ class Looks:
         It is made once for all viewers of a view. If no section differs, the event has none, and only tells the page
         that its connection is alive.
         """
+        # `is` is enough: all viewers of a view share the same objects.
         for known_before, known_now, text in self._events:
             if known_before is before and known_now is now:
                 return text
@@ -104,6 +106,7 @@ class Looks:
         return await self._journeys.newest(REPLIES_READ)
 
     async def _read_minutes(self) -> Sequence[float]:
+        # The number of answers in a minute is the difference of two entries, so one more entry is read.
         newest_first: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.MINUTES + 1)
         return minutes.answered(newest_first[::-1])
 
@@ -127,6 +130,7 @@ class Looks:
 
     async def _read_letters(self) -> Sequence[DeadLetter]:
         """Return all letters. They are read again only if letters came or went since the last look."""
+        # XLEN first, because XINFO raises an error for a stream that does not exist.
         info = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
         state_of_stream = info and (info["length"], info["entries-added"])
         if state_of_stream != self._letters_state:

@@ -124,9 +124,9 @@ def _describe_problems(document: dict[str, Any]) -> None:
 def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> Blueprint:
     """Return the routes GET /openapi.json and GET /docs, with the files of the page."""
     blueprint = Blueprint("documentation", __name__)
-    making_lock = asyncio.Lock()
+    making_lock = asyncio.Lock()  # so that requests that come together make the document once
     document_json = b""
-    #: so that the file system is never asked for a name that a client has made up
+    #: The names of all assets, so that the file system is never asked for a name that a client has made up.
     asset_names = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*")}
 
     @blueprint.get("/openapi.json")
@@ -151,6 +151,6 @@ def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprin
     async def asset(name: str) -> Response:
         if name not in asset_names:
             raise NotFound
-        return await send_from_directory(ASSETS, name, cache_timeout=86400)
+        return await send_from_directory(ASSETS, name, cache_timeout=86400)  # one day
 
     return blueprint

@@ -57,7 +57,7 @@ async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIte
 
 
 def given(redis_url: str | None) -> RedisSettings | None:
-    """Return the server that an address or the environment names; None if a mesh should run its own."""
+    """Return the server that an address or the environment names; None if the local mesh should run its own."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
     names_server = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_HOST", "REDIS_SENTINELS"))
@@ -67,7 +67,7 @@ def given(redis_url: str | None) -> RedisSettings | None:
 def _server_program(program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
     return Program(
         name="Redis",
-        command=[program.path, "-"],
+        command=[program.path, "-"],  # "-": the configuration comes from standard input
         log=logs / "redis.log",
         env={**os.environ, **program.environ},
         stdin=configuration.encode(),
@@ -86,7 +86,7 @@ def _configuration(port: int, folder: Path, password: str) -> str:
             "databases 16",
             "appendonly yes",
             "appendfsync everysec",
-            'save ""',
+            'save ""',  # no snapshots: the append-only log has every write
             "maxmemory-policy noeviction",
             "",
         )
