@@ -57,7 +57,7 @@ async def run(
     vars(hypercorn_run)["TCPServer"] = connection_for
     accepted_from = [*sockets, *repeated] if common is None else [*sockets, *repeated, common]
     config = configuration(accepted_from, grace_s, clients)
-    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_stop_trigger(stop, grace_s, config, repeated)))
+    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_stop_trigger(stop, grace_s, config, sockets)))
     try:
         await asyncio.shield(serving)
     finally:
@@ -65,7 +65,7 @@ async def run(
 
 
 def _stop_trigger(
-    stop: Callable[[], Awaitable[object]], grace_s: float, config: Settings, repeated: Sequence[socket.socket]
+    stop: Callable[[], Awaitable[object]], grace_s: float, config: Settings, sockets: Sequence[socket.socket]
 ) -> Callable[[], Awaitable[None]]:
     """Return the function at whose end Hypercorn shuts down. It also closes connections and ends late requests."""
 
@@ -73,8 +73,8 @@ def _stop_trigger(
         await stop()
         # Hypercorn closes one socket after the other, each when its connections have ended. Until then the last ones
         # would still accept.
-        for duplicate in repeated:
-            refuse(duplicate)
+        for listening in sockets:
+            refuse(listening)
         config.stop()
         asyncio.get_running_loop().call_later(grace_s, config.end)
 

@@ -22,8 +22,8 @@ from quart_app.http.sockets import listen
 from tests.support.serving import served, settings
 
 
-async def test_requests_under_way_are_finished_when_it_stops() -> None:
-    """Requests in progress finish within the grace; new connections are refused."""
+def held() -> tuple[Quart, asyncio.Event, asyncio.Event]:
+    """Return an application, the event that a request sets when it begins, and the one that lets it answer "done"."""
     app = Quart("test")
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -33,6 +33,12 @@ async def test_requests_under_way_are_finished_when_it_stops() -> None:
         await go_on.wait()
         return "done"
 
+    return app, begun, go_on
+
+
+async def test_requests_under_way_are_finished_when_it_stops() -> None:
+    """Requests in progress finish within the grace; new connections are refused."""
+    app, begun, go_on = held()
     sockets = listen(settings())
     url = f"http://{sockets.address(sockets.public)}/"
     stop = asyncio.Event()
@@ -78,15 +84,7 @@ def test_uvloop_accepts_nobody_while_requests_are_finished() -> None:
     """A client that connects while the server stops is refused, however long another one's request takes."""
 
     async def late() -> None:
-        app = Quart("test")
-        begun, go_on = asyncio.Event(), asyncio.Event()
-
-        @app.get("/")
-        async def slow() -> str:
-            begun.set()
-            await go_on.wait()
-            return "done"
-
+        app, begun, go_on = held()
         sockets = listen(settings())
         address = sockets.public.getsockname()
         stop = asyncio.Event()
