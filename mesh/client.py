@@ -184,7 +184,7 @@ class Presence:
 
 
 class Client:
-    """Sends requests to a mesh of which it is no member. `connect` makes it.
+    """Sends requests to a mesh, and is not a member of the mesh. `connect` makes it.
 
     While Redis cannot be reached, calls raise Unavailable. When Redis is back, they work again.
     """

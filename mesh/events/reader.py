@@ -43,7 +43,7 @@ class OneAtATime:
 
     @classmethod
     def of(cls, client: Redis) -> OneAtATime:
-        """Return an object that runs commands over a client's only connection. Nobody else may use the client."""
+        """Return an object that runs commands over the one connection of a client. The client has no other user."""
         return cls(RedisConnection(client, BLOCK_MS / 1000 + READ_GRACE_S, errors="surrogateescape"))
 
     # With these three methods it is an `Executor` for scripts, and a `CommandRunner` for the GroupReader.

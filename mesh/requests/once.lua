@@ -110,7 +110,7 @@ function once.moved(fields, stream, id, ms)
   hold(name, fields.keep, ms, 'GT')
 end
 
--- Removes a call that no longer waits. Returns the stream and the id of the request if nobody else needs it; else nothing.
+-- Removes a call that no longer waits. Returns nothing if another caller needs the request; else its stream and id.
 function once.leave(op, key, request)
   if redis.pcall('HDEL', key_of(op, key), 'caller:' .. request) ~= 1 then return end
   local facts = options.named(redis.call('HGETALL', key_of(op, key)))

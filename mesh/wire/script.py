@@ -72,7 +72,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Variants:
-    """Three variants of one script, of which each batch runs one.
+    """Three variants of one script. Each batch runs one of them.
 
     `complete` can run all batches; `plain` lacks the parts that few batches need. When its memory is full, the server
     runs only `when_full`.

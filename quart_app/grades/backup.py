@@ -5,10 +5,10 @@
     alice,1000,5,0,0,1763700000000-0,1763700000000-0,,
     # {"count": …, "sha256": …}
 
-The first line says of which log and up to which entry the backup is, and when it was made. The column `spp_set` has the
-id of the entry that set `spp`; it is empty if `spp` was never set. The last line has the number of records and the
-SHA-256 of everything before that line. Writing and reading are done in short steps. Callers run each step in a thread,
-so that the event loop stays free.
+The first line names the log and the last entry that the backup contains, and says when it was made. The column
+`spp_set` has the id of the entry that set `spp`; it is empty if `spp` was never set. The last line has the number of
+records and the SHA-256 of everything before that line. Writing and reading are done in short steps. Callers run each
+step in a thread, so that the event loop stays free.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ N = len(FIELDS)
 FIELD_AT = {name: at for at, name in enumerate(FIELDS)}
 #: The layout of a record: the values of all fields, then their stamps.
 RECORD = struct.Struct(f"<{N}q{N}Q")
-#: A record of which no field was ever set.
+#: A record whose fields were never set.
 NEW = RECORD.pack(*(0,) * (2 * N))
 
 #: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs.

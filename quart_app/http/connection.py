@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
 
     def _parse(self) -> None:
         """Parse as much of the input as may be parsed now. Read from the socket only while little input is left."""
-        if self._is_parsing:  # a guard: `feed` and `_refuse` call methods of this class, none of which parses today
+        if self._is_parsing:  # a guard: today `feed` and `_refuse` call no method that parses
             return
         self._is_parsing = True
         data, parsed = self._input, 0

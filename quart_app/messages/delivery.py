@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 #: Pause between two attempts to reserve while the probe of another message is on its way.
 PROBE_POLL_S = 0.02
-#: Retry-After of a failure that is over soon, or of which nobody knows how long it lasts.
+#: Retry-After of a failure that ends soon, or lasts for an unknown time.
 RETRY_AFTER_MS = 1_000
 #: How often the outcome of a reservation is sent to Redis. If all tries fail, the quota treats the reservation as that
 #: of a sender that died.

@@ -78,7 +78,7 @@ class Decision:
     factors: dict[str, str]
     #: items that live holders of this class refresh, by the address of the holder
     elsewhere: list[tuple[Address, list[Item]]]
-    #: hard items, each of which gets a request of its own
+    #: hard items; each gets a request of its own
     apart: list[Item]
 
 
