@@ -11,6 +11,8 @@ from quart_app.local.errors import LocalError
 
 #: Ports outside the range that Linux, macOS and Windows use for outgoing connections by default.
 LISTENING_RANGE = (12_000, 32_000)
+#: Not the module's own generator: a program that seeds it would choose the same ports in each of its processes.
+_RANDOM = random.SystemRandom()
 #: Ports that were returned lately. Their users may not have bound them yet, so they are not returned again.
 _returned_lately: deque[int] = deque(maxlen=1000)
 
@@ -33,7 +35,7 @@ def free_ports(count: int) -> list[int]:
     """Return different free ports that were not returned recently. Raises LocalError if there are too few."""
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
-        for port in random.sample(range(*LISTENING_RANGE), 20 * count):  # more than needed, as some may be taken
+        for port in _RANDOM.sample(range(*LISTENING_RANGE), 20 * count):  # more than needed, as some may be taken
             if port in _returned_lately:
                 continue
             with contextlib.suppress(OSError):

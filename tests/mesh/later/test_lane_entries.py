@@ -285,7 +285,7 @@ class TestKeys:
     async def test_it_waits_for_ever_if_one_of_them_only_sent_it(self, backend: Backend) -> None:
         """Its effect is wanted however late, so it holds its key for longer than it can wait."""
         mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
-        short = asyncio.create_task(mesh.call(do, Job("ann", 1), key="k", deadline=timedelta(seconds=0.3)))
+        short = asyncio.create_task(mesh.call(do, Job("ann", 1), key="k", deadline=timedelta(seconds=1.5)))
         await books(mesh, waiting=1)
         await mesh.send(do, Job("ann", 1), key="k")
         assert isinstance((await asyncio.gather(short, return_exceptions=True))[0], DeadlineExceeded)

@@ -15,12 +15,14 @@ from tests.support.waiting import eventually
 async def test_the_others_wait_for_the_record_and_apply_their_own_ttl(values: Values) -> None:
     """Three ask at three replicas: one computation, three answers, one record with the last one's time."""
     replicas = await values.join(3)
-    asked = [values.put(replica, ttl=100 * (i + 1)) for i, replica in enumerate(replicas)]
+    asked = []
+    for waiting, replica in enumerate(replicas):
+        asked.append(values.put(replica, ttl=100 * (waiting + 1)))
 
-    async def others_wait() -> bool:
-        return await values.in_lane() == (1, 2) and await values.begun()
+        async def in_its_place(waiting: int = waiting) -> bool:
+            return await values.in_lane() == (1, waiting) and await values.begun()
 
-    await eventually(others_wait)
+        await eventually(in_its_place)
     values.pool.may_end.set()
     answers = await asyncio.gather(*asked)
     assert answers == [DONE] * 3
