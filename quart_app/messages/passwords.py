@@ -33,11 +33,12 @@ class Passwords:
     def __init__(self, concurrency: int) -> None:
         self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
-        self._slots = _ThreadSlots(concurrency)
-        # One password is hashed in each thread, and the others wait.
-        self._most_queued = concurrency * (1 + WAITING_PER_THREAD)
-        self._most_queued_strangers = concurrency * (1 + WAITING_PER_THREAD // 2)
-        self._queued = 0
+        self._permits = _ThreadPermits(concurrency)
+        # For each thread: the password that it hashes, and those that wait for it.
+        self._most_in_progress = concurrency * (1 + WAITING_PER_THREAD)
+        self._most_if_stranger = concurrency * (1 + WAITING_PER_THREAD // 2)
+        #: how many passwords are being hashed or wait
+        self._in_progress = 0
         #: compared if no account has the address, so that the answer takes as long as for an existing account
         self._decoy = self._hasher.hash("no account has this password")
 
@@ -68,18 +69,18 @@ class Passwords:
             return False
 
     async def _run(self, work: Callable[[], T], *, is_known: bool) -> T:
-        if self._queued >= (self._most_queued if is_known else self._most_queued_strangers):
+        if self._in_progress >= (self._most_in_progress if is_known else self._most_if_stranger):
             raise Busy("too many passwords are being checked; retry after 1 s", retry_after=1)
-        self._queued += 1
+        self._in_progress += 1
         try:
-            async with self._slots.taken(is_known=is_known):
+            async with self._permits.taken(is_known=is_known):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self._queued -= 1
+            self._in_progress -= 1
 
 
-class _ThreadSlots:
-    """One slot for each thread. While callers wait, a free slot goes to a known caller first."""
+class _ThreadPermits:
+    """One permit for each thread. While callers wait, a free permit goes to a known caller first."""
 
     def __init__(self, count: int) -> None:
         self._free_count = count
@@ -88,7 +89,7 @@ class _ThreadSlots:
 
     @asynccontextmanager
     async def taken(self, *, is_known: bool) -> AsyncIterator[None]:
-        """Hold a slot while the block lasts."""
+        """Hold a permit while the block lasts."""
         if self._free_count:
             self._free_count -= 1
         else:
@@ -105,7 +106,7 @@ class _ThreadSlots:
             await waiter
         except asyncio.CancelledError:
             if not waiter.cancelled():
-                # This caller got a slot just before the cancellation, and will not use it.
+                # This caller got a permit just before the cancellation, and will not use it.
                 self._release()
             raise
 

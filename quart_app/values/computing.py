@@ -39,18 +39,18 @@ class Computing:
 
     async def small(self, values: Sequence[str]) -> list[str]:
         """Return the factors of values below 2^64."""
-        return await self._pool.factorise_words([int(value) for value in values])
+        return await self._pool.factorise_small([int(value) for value in values])
 
     async def at_once(self, value: str) -> str | None:
-        """Return the factors of a value if a quick attempt finds them, else None."""
+        """Return the factors of a value if the cheap steps find them on the event loop, else None."""
         return await self._pool.at_once(int(value))
 
     def is_hard(self, value: str) -> bool:
-        """Return whether a value is expected to take long, if `at_once` has not found its factors."""
+        """Return whether a value is expected to take long. Only for values that `at_once` does not factor."""
         return self._pool.expected_s(int(value)) >= HARD_S
 
     async def large(self, value: str, request: Request) -> str:
-        """Return a value's factors. Raises Busy, DeadlineExceeded, Unavailable."""
+        """Return the factors of a value from 2^64 on. Raises Busy, DeadlineExceeded, Unavailable."""
         kept_factors = self._finished_factors.get((request.id, value))
         if kept_factors is not None:
             return kept_factors
@@ -69,6 +69,8 @@ class Computing:
         return {"value": facts["number"], **{name: facts[name] for name in SHOWN_FACTS}}
 
     async def _compute(self, value: str, number: int, request: Request) -> str:
+        # A request of a job has the field "job", and no client waits for its factors. If no time is left, the pool gets
+        # 1 ms, and then raises DeadlineExceeded.
         try:
             factors = await self._pool.factorise(
                 number, max(self._left_s(request), 0.001), patient="job" in request.body

@@ -163,11 +163,11 @@ class _Operations:
         """Remove a value's record after another database got one, unless this database has a newer one by now."""
         await self.pace()
         value = str(request.body["value"])
-        (record,) = await records.records(store, [value])
+        (record,) = await records.read_records(store, [value])
         if record is not None and record.id == request.body["id"]:
             # A group with further values stays on the list. The sweep then finds no record of this value.
             records.remove(transaction, {value: record})
-            records.unschedule(transaction, [value])
+            records.remove_from_expiry(transaction, [value])
 
 
 async def find(request: Request, store: Store, transaction: Effects) -> Body | None:
@@ -302,7 +302,7 @@ async def _existing_records(items: list[Item], store: Store, pace: Pace) -> dict
     values_here = [item.value for item in items if item.place is not None and item.place.database == store.database]
     if not values_here:
         return {}
-    records_read = await records.records(store, values_here)
+    records_read = await records.read_records(store, values_here)
     await pace()
     return {value: record for value, record in zip(values_here, records_read, strict=True) if record is not None}
 

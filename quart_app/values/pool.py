@@ -152,7 +152,7 @@ class FactorPool:
         computation = self._join_or_begin(number, factoring, patient)
         return await self._wait_for_answer(computation, timeout_s - (time.monotonic() - begun_s))
 
-    async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
+    async def factorise_small(self, numbers: Sequence[int]) -> list[str]:
         """Return the prime factors of numbers below 2^64, each as text. The event loop finds them, piece by piece."""
         texts: list[str] = []
         for first in range(0, len(numbers), WORDS_A_PIECE):

@@ -153,7 +153,7 @@ def places_found(text: str, count: int) -> list[str | None] | None:
 _read_list = json.Decoder(list[str]).decode
 
 
-async def records(store: Store, values: Sequence[str]) -> list[Record | None]:
+async def read_records(store: Store, values: Sequence[str]) -> list[Record | None]:
     """Return the records of these values in this replica's database; None for a value that has no record there."""
     texts = await store.hmget(RECORDS, *values)
     return [None if text is None else Record.parse(text) for text in texts]
@@ -185,12 +185,12 @@ def put(
     for expiry, values in values_by_expiry.items():
         transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
         # The other values keep the moment of an earlier record, which is not later than their new expiry.
-        schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
+        add_to_expiry(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(values_by_expiry))
 
 
-def schedule(transaction: Effects, expiry: int, values: Sequence[str]) -> None:
+def add_to_expiry(transaction: Effects, expiry: int, values: Sequence[str]) -> None:
     """Have the sweep look at these values, as one group, at the moment `expiry` (ms). The sweep calls this, too."""
     if values:
         transaction.zadd(EXPIRY, {" ".join(values): expiry})
@@ -209,12 +209,12 @@ def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
-    """Return the values that are due for the sweep, the earliest first, grouped as `schedule` was given them."""
+    """Return the values that are due for the sweep, the earliest first, grouped as `add_to_expiry` was given them."""
     members = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
     return [member.split() for member in members]
 
 
-def unschedule(transaction: Effects, values: Sequence[str]) -> None:
+def remove_from_expiry(transaction: Effects, values: Sequence[str]) -> None:
     """Remove a group of values from the list of the sweep, if the list has a group of exactly these values."""
     transaction.zrem(EXPIRY, " ".join(values))
 

@@ -17,13 +17,15 @@ from quart_app.values.store import Record
 
 log = structlog.get_logger(__name__)
 
-#: The most records that a sweep looks at, and about the most bytes of the index that it removes. More would block the
-#: server for long. With less, a busy replica would write records faster than it removes them, because each sweep takes
-#: three round trips.
-MOST, MOST_BYTES = 1000, 400_000
-#: How many groups of values are read at once. Most groups have many values; a large value is a group of its own.
+#: A sweep takes no further group after so many values or bytes. Bytes are counted twice: those of the values that it
+#: looks at, and those that it removes from the index. More would block the server for long. With less, a busy replica
+#: would write records faster than it removes them, because each sweep takes three round trips.
+MOST_VALUES, MOST_BYTES = 1000, 400_000
+#: How many groups are read at once. A group has values that were written together and have the same expiry. Most groups
+#: have many values; a large value is usually alone in its group.
 GROUPS = 250
-#: A record is removed this long after its expiry. By then Redis has removed its place, so no put refreshes the record.
+#: A record is removed this long after its expiry. A put refreshes a record only if Redis has its place (`where`). Redis
+#: removes the place at the expiry, so no put refreshes the record while the sweep removes it.
 LATER_MS = 100
 
 
@@ -31,18 +33,18 @@ class Swept(NamedTuple):
     """How many records a sweep has looked at, and whether more records may be due."""
 
     looked_at: int
-    is_full: bool
+    more_may_be_due: bool
 
 
 async def run(replica: Replica, interval_ms: int, pace: Pace) -> None:
     """Sweep until cancelled."""
     while True:
-        is_full = False
+        more_may_be_due = False
         try:
-            is_full = (await sweep(replica, pace)).is_full
+            more_may_be_due = (await sweep(replica, pace)).more_may_be_due
         except MeshError as error:
             log.warning("sweep failed", error=str(error))
-        if not is_full:
+        if not more_may_be_due:
             await asyncio.sleep(interval_ms / 1000)
 
 
@@ -51,9 +53,10 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
     store = replica.store()
     moment_ms = replica.now_ms() - LATER_MS
     due = await records.due(store, moment_ms, GROUPS)
-    groups = _groups_within_bounds(MOST, MOST_BYTES, due)
+    groups = _groups_within_bounds(MOST_VALUES, MOST_BYTES, due)
     values = [value for group in groups for value in group]
-    records_read = await records.records(store, values)
+    records_read = await records.read_records(store, values)
+    # The transaction is built without a pause, so other tasks get the event loop here (see `pace`).
     await pace()
     record_by_value = dict(zip(values, records_read, strict=True))
     transaction = replica.transaction()
@@ -68,23 +71,26 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
     return Swept(looked_at, len(due) == GROUPS or looked_at < sum(map(len, due)))
 
 
-def _groups_within_bounds(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
-    """Return the first groups, until they have at least `most` values or `most_bytes` bytes together."""
-    # How many values and bytes the groups before each group have. Each list has one element more, for all groups.
+def _groups_within_bounds(most_values: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
+    """Return the first groups; none is added after they have `most_values` values or `most_bytes` bytes together."""
+    # For each group: how many values and bytes the groups before it have. The last sums, of all groups, are not used.
     values_before = accumulate(map(len, groups), initial=0)
     bytes_before = accumulate((sum(map(len, group)) for group in groups), initial=0)
     return [
         group
         for group, count, size in zip(groups, values_before, bytes_before, strict=False)
-        if count < most and size < most_bytes
+        if count < most_values and size < most_bytes
     ]
 
 
 def _sweep_group(
     group: list[str], record_by_value: Mapping[str, Record | None], moment_ms: int, transaction: Effects
 ) -> int:
-    """Remove the expired records of a group and schedule the others; return about how many bytes that frees."""
-    records.unschedule(transaction, group)
+    """Remove the expired records of a group, and have the others looked at again when they expire.
+
+    Return about how many bytes of the index that frees. The index has a value once for each different prime factor.
+    """
+    records.remove_from_expiry(transaction, group)
     unexpired: dict[int, list[str]] = {}
     expired: dict[str, Record] = {}
     for value in group:
@@ -98,5 +104,5 @@ def _sweep_group(
             unexpired.setdefault(record.expiry, []).append(value)
     records.remove(transaction, expired)
     for expiry, values in unexpired.items():
-        records.schedule(transaction, expiry, values)
+        records.add_to_expiry(transaction, expiry, values)
     return sum(len(value) * (1 + record.factors.count(" ")) for value, record in expired.items())

@@ -46,7 +46,7 @@ class Pool:
     def progress(self, number: int) -> None:
         return None
 
-    async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
+    async def factorise_small(self, numbers: Sequence[int]) -> list[str]:
         return [factors(number) for number in numbers]
 
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:

@@ -94,7 +94,7 @@ async def test_the_same_class_again_refreshes_without_factorising(valued: Valued
         assert await valued.put(two, "A", 8, ttl=ttl) == [8]
     assert valued.factorised == [8]
     assert await valued.holders(one) == {before: [8]}
-    (record,) = await records.records(holder.store(), ["8"])
+    (record,) = await records.read_records(holder.store(), ["8"])
     assert record is not None and abs(record.expiry - (one.now_ms() + 600_000)) < 3000
 
 
@@ -127,13 +127,13 @@ async def test_a_drop_leaves_what_was_written_again(valued: Valued) -> None:
     """A drop names the write that it means, so one that comes late does no harm."""
     one = await valued.join("A")
     await valued.put(one, "A", 8)
-    (old,) = await records.records(one.store(), ["8"])
+    (old,) = await records.read_records(one.store(), ["8"])
     assert old is not None
     await valued.put(one, "A", 8)
     await one.call(Database(one.database), DROP, {"value": "8", "id": old.id})
     await one.call(Database(one.database), DROP, {"value": "9", "id": "1-0"})
     assert await valued.holders(one) == {one.database: [8]}
-    (new,) = await records.records(one.store(), ["8"])
+    (new,) = await records.read_records(one.store(), ["8"])
     assert new is not None
     await one.call(Database(one.database), DROP, {"value": "8", "id": new.id})
     assert await valued.holders(one) == {}
@@ -161,7 +161,7 @@ async def test_one_has_no_prime_factors_and_is_kept_all_the_same(valued: Valued)
     """The value 1 has a place and a time, and is in no index."""
     one = await valued.join("A")
     assert await valued.put(one, "A", 1) == [1]
-    (record,) = await records.records(one.store(), ["1"])
+    (record,) = await records.read_records(one.store(), ["1"])
     assert record is not None and record.factors == ""
     assert await valued.holders(one) == {}
 
@@ -220,7 +220,7 @@ async def test_a_place_that_is_old_or_wrong_is_looked_up_again(valued: Valued, b
 
     await eventually(done)
     assert await valued.holders(one) == {one.database: [8]}
-    (record,) = await records.records(one.store(), ["8"])
+    (record,) = await records.read_records(one.store(), ["8"])
     assert record is not None and record.expiry > one.now_ms() + 500_000
     await client.aclose()
 

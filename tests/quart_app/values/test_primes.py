@@ -82,7 +82,7 @@ async def test_nothing_is_left_of_a_filter_after_the_last_record(backend: Backen
     assert await one.shared.pexpiretime(f"shared:{filter.key}") == end
     transaction = one.transaction()
     for value in ("6", "10"):
-        (record,) = await records.records(one.store(), [value])
+        (record,) = await records.read_records(one.store(), [value])
         assert record is not None
         records.remove(transaction, {value: record})
     assert await one.commit(transaction)
@@ -110,7 +110,7 @@ async def test_a_filter_grows_with_its_primes_and_shrinks_after_them(backend: Ba
     others = [str(gmpy2.next_prime(RANDOM.randrange(10**12))) for _ in range(100)]
     assert sum([await has(one, prime) for prime in others]) < 10
     transaction = one.transaction()
-    found = await records.records(one.store(), [str(value) for value in values[1:]])
+    found = await records.read_records(one.store(), [str(value) for value in values[1:]])
     over = {str(value): record for value, record in zip(values[1:], found, strict=True) if record is not None}
     records.remove(transaction, over)
     assert await one.commit(transaction)

@@ -275,12 +275,12 @@ async def test_a_removal_takes_exactly_the_record_it_means(backend: Backend) -> 
     one = await reading(backend)
     now = one.now_ms()
     await write(one, (6, now + 90_000, [2, 3]), (10, now + 90_000, [2, 5]))
-    (seen,) = await records.records(one.store(), ["6"])
+    (seen,) = await records.read_records(one.store(), ["6"])
     assert seen is not None
     await write(one, (6, now + 95_000, [2, 3]))
     for record, committed, left in (
         (seen, False, [6, 10]),
-        ((await records.records(one.store(), ["6"]))[0], True, [10]),
+        ((await records.read_records(one.store(), ["6"]))[0], True, [10]),
     ):
         transaction = one.transaction()
         assert record is not None

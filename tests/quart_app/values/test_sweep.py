@@ -107,7 +107,7 @@ async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(b
     one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 100 for n in range(10, 20)})
-    (first, *_) = await records.records(one.store(), ["20"])
+    (first, *_) = await records.read_records(one.store(), ["20"])
     assert first is not None
     transaction = one.transaction()
     place, factors = Place(one.database, one.cls, "2-0"), {"20": first.factors}
@@ -128,7 +128,7 @@ async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
     one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 90_000 for n in range(10, 12)})
-    (first,) = await records.records(one.store(), ["20"])
+    (first,) = await records.read_records(one.store(), ["20"])
     assert first is not None
     transaction = one.transaction()
     place, factors = Place(one.database, one.cls, "2-0"), {"20": first.factors}
