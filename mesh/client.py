@@ -4,9 +4,10 @@
        |
        +--the server cannot be used for this mesh, or refuses the credentials--> over: every call raises the reason
 
-A presence is a key that expires and that the client renews, like the lease of a replica. Without it, Redis takes no
-request of the client, and the client sends no batch again. A client that dies leaves three keys, and all three expire.
-Its requests go on: replicas answer them, or they expire. Nobody reads the answers.
+A presence is a key that expires and that the client renews, like the lease of a replica. While the key is missing,
+Redis refuses each request of the client. If the client could not renew the key in time, its link ends, and does not
+repeat a failed batch. A client that dies leaves three keys, and all three expire. Its requests go on: replicas
+answer them, or they expire. Nobody reads the answers.
 """
 
 from __future__ import annotations
@@ -72,22 +73,23 @@ class Presence:
         self._host_and_pid = f"{socket.gethostname()}:{os.getpid()}"
         self._renewed_at = 0.0
         #: names of operations that only read, from the roster: they can be called even while Redis is full
-        self._readers: frozenset[str] = frozenset()
-        self._clients_to_close: list[Redis | RedisConnection] = []
+        self._reading_ops: frozenset[str] = frozenset()
+        #: what `end` will close
+        self._opened: list[Redis | RedisConnection] = []
         self._presence_client = self._close_at_end(connections.client(f"keeper-{self.id}"))
         self.link = self._make_link()
         self._durability = self._make_durability()
         reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
         self.calls = Calls(self.link, reader, self.id, self._durability, self._only_reads, settings.later_bound)
-        self.directory = Directory(self.link, ())
+        self.directory = Directory(self.link, ())  # empty, because a client serves no operation itself
 
     def _only_reads(self, op: str) -> bool:
-        return op in self._readers
+        return op in self._reading_ops
 
-    def _close_at_end(self, client: Any) -> Any:
-        """Return a client or connection, which `end` will close."""
-        self._clients_to_close.append(client)
-        return client
+    def _close_at_end(self, opened: Any) -> Any:
+        """Return a client of redis-py or a RedisConnection, which `end` will close."""
+        self._opened.append(opened)
+        return opened
 
     def _connection(self, name: str, block_ms: int = 0) -> RedisConnection:
         connection: RedisConnection = self._close_at_end(
@@ -97,7 +99,7 @@ class Presence:
 
     def _make_link(self) -> Link:
         settings = self._settings
-        submit = (
+        first_arguments = (
             3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._host_and_pid,  # 3: number of keys
             self._ttl_ms, keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
             settings.concurrency,
@@ -107,7 +109,7 @@ class Presence:
             bus=self._connections.bus,
             database=self._connections.bus,  # a client has no database of its own, so it runs nothing there
             trusted=lambda: self.trusted,
-            submit=(scripts.variants(scripts.SUBMIT), submit),
+            submit=(scripts.variants(scripts.SUBMIT), first_arguments),
             commit=None,
             scripts=LINK_SCRIPTS,
         )
@@ -137,11 +139,11 @@ class Presence:
 
     async def _check_mesh(self) -> None:
         bus = self._connections.bus
-        client = self._connections.client(f"claim-{self.id}", db=0)
+        claim_client = self._connections.client(f"claim-{self.id}", db=0)
         try:
-            server.check_claim(str(await client.get(keys.CLAIM) or ""), f"{self._settings.name} {bus}")
+            server.check_claim(str(await claim_client.get(keys.CLAIM) or ""), f"{self._settings.name} {bus}")
         finally:
-            await client.aclose()
+            await claim_client.aclose()
         server.check_format(int(await self._presence_client.get(keys.FORMAT) or 0), "to this mesh")
 
     async def _renew(self) -> None:
@@ -151,10 +153,10 @@ class Presence:
         )
         self._renewed_at = sent_at
         members = await roster.read_directly(self._presence_client)
-        self._readers = frozenset().union(*[member.readers for member in members])
+        self._reading_ops = frozenset().union(*[member.readers for member in members])
 
     async def run(self) -> None:
-        """Stay present until cancelled. Raises an exception group; it has LeaseLost if the presence has ended."""
+        """Stay present until cancelled. Raises an exception group; a LeaseLost in it says that the presence is over."""
         async with asyncio.TaskGroup() as tasks:
             for loop in (
                 self._keep_presence,
@@ -178,9 +180,9 @@ class Presence:
         """Remove what Redis keeps of this client, and close its connections."""
         with contextlib.suppress(*failures.ANY):
             await self._presence_client.delete(keys.client(self.id), keys.replies(self.id), keys.submitted(self.id))
-        for client in self._clients_to_close:
+        for opened in self._opened:
             with contextlib.suppress(*failures.PASSING):
-                await client.aclose()
+                await opened.aclose()
 
 
 class Client:
@@ -269,7 +271,10 @@ class Client:
         return await streams.books(self._require_presence().link, self._streams)
 
     async def _presence_for(self, ops: Sequence[str], level: int = 0) -> Presence:
-        """Return the presence. Raises Unserved if no live replica serves one of the operations, and OlderRelease."""
+        """Return the presence. Raises Unserved if no live replica serves one of these operations.
+
+        Raises OlderRelease if a live replica does not know the level, and the reason if there is no presence.
+        """
         presence = self._require_presence()
         await presence.directory.check(ops, level)
         return presence

@@ -47,7 +47,10 @@ def check_claim(claim: str, ours: str) -> None:
 
 
 def check_format(found: int, where: str) -> None:
-    """Raise SetupError if a newer release has written data that this release may misread."""
+    """Raise SetupError if a newer release has written data that this release may misread.
+
+    `found` is the format of the data. The text of the error says where they are, such as "to this mesh".
+    """
     if found > FORMAT:
         raise SetupError(
             f"a newer release has written {where} (format {found}, this release knows {FORMAT}); "

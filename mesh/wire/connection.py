@@ -34,15 +34,18 @@ _BYTES_FOR_COMMAND = 2**16
 _ENCODE = ENCODER.encode
 _NO_LONG_WORDS: Sequence[str] = ()
 
-#: Long words use up more of a round trip: each 2**WORD_BITS bytes of an item count for one more word.
+#: `link.MOST_WORDS` bounds the words of a round trip. Each 2**WORD_BITS bytes of text count for one more word, so that
+#: it bounds the bytes, too.
 WORD_BITS = 5
 
 #: A word of more characters is sent as an argument of its own, which the server reads faster than JSON.
 LONG_WORD = 65536
 
-#: An item of a batch, in four values: the elements of a JSON list, without the brackets (how many elements there are,
-#: then the words of the item); for how many words the item counts in a round trip; its long words, which are null in
-#: the JSON; and whether the plain variant of the script can run it.
+#: An item of a batch, encoded. It has four values:
+#: - JSON, a list without its brackets: the number of its elements, then the words of the item
+#: - the weight: for how many words the item counts in a round trip
+#: - the long words of the item, for which the JSON has null
+#: - whether the plain variant of the script can run the item (see `Variants` in script.py)
 Encoded = tuple[bytes, int, Sequence[str], bool]
 
 
@@ -61,10 +64,10 @@ def pack(commands: Iterable[Command]) -> bytes:
     return packed
 
 
-def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
+def encode_words(words: Sequence[Any], is_plain: bool = False) -> Encoded:
     """Encode the words of one item of a batch as JSON, which costs less than one argument for each word.
 
-    `batch.lua` reads the JSON. `plain` says whether the plain variant of the script can run the item.
+    `batch.lua` reads the JSON. `is_plain` says whether the plain variant of the script can run the item.
     Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
     """
     element_count = len(words) + 1
@@ -76,14 +79,15 @@ def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
     if size > MOST_BYTES - _BYTES_FOR_COMMAND:
         raise _too_large(size)
     if size <= LONG_WORD:
-        return text, element_count + (size >> WORD_BITS), _NO_LONG_WORDS, plain
+        return text, element_count + (size >> WORD_BITS), _NO_LONG_WORDS, is_plain
     long_indexes = [index for index, word in enumerate(words) if word.__class__ is str and len(word) > LONG_WORD]
     if long_indexes:
         elements: list[Any] = [element_count, *words]
         for index in long_indexes:
-            elements[index + 1] = None  # after the number of elements; batch.lua puts the long word there
+            # The first element is the number of elements, so + 1. batch.lua puts the long word in place of the null.
+            elements[index + 1] = None
         text = _ENCODE(elements)[1:-1]
-    return text, element_count + (size >> WORD_BITS), [words[index] for index in long_indexes], plain
+    return text, element_count + (size >> WORD_BITS), [words[index] for index in long_indexes], is_plain
 
 
 def _too_large(size: int) -> TooLarge:
@@ -91,20 +95,20 @@ def _too_large(size: int) -> TooLarge:
 
 
 class _ReplyProtocol(asyncio.Protocol):
-    """Collects the replies of one round trip at a time. Each new connection gets a new one.
+    """Collects the replies of one round trip at a time. Each connection to Redis has a protocol object of its own.
 
     One timer serves all round trips. If the timer fires before the present round trip is overdue, it is set again.
     """
 
-    def __init__(self, former: Any, parse_error: Any, timeout_s: float, errors: str) -> None:
-        self._former_protocol = former
+    def __init__(self, former_protocol: Any, error_from_text: Any, timeout_s: float, decode_errors: str) -> None:
+        self._former_protocol = former_protocol
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._reply_parser = hiredis.Reader(
             protocolError=redis_errors.InvalidResponse,
-            replyError=parse_error,
+            replyError=error_from_text,
             encoding="utf-8",
-            errors=errors,
+            errors=decode_errors,
             notEnoughData=_NO_REPLY_YET,
         )
         self._expected_count = 0
@@ -170,7 +174,8 @@ class RedisConnection:
         self._decode_errors = errors
         self._connection: Any = None
         self._transport: Any = None
-        self._answers: _ReplyProtocol | None = None
+        #: collects the replies; None while there is no connection
+        self._protocol: _ReplyProtocol | None = None
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Make one round trip and return the replies; an error reply is returned, not raised.
@@ -180,7 +185,7 @@ class RedisConnection:
         """
         packed = pack(commands)
         try:
-            if self._answers is None:
+            if self._protocol is None:
                 await self._connect()
             return await self._write(packed, len(commands))
         except BaseException:
@@ -189,7 +194,7 @@ class RedisConnection:
 
     def _write(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
         """Send the bytes of some commands, and return a future of their `count` replies."""
-        protocol = self._answers
+        protocol = self._protocol
         if protocol is None or self._transport.is_closing():
             raise redis_errors.ConnectionError(_CLOSED_TEXT)
         waiter = protocol.expect(count)
@@ -198,10 +203,10 @@ class RedisConnection:
 
     async def execute(self, *command: Any) -> Any:
         """Run one command and return its reply. An error reply is raised."""
-        (answer,) = await self.send([command])
-        if isinstance(answer, redis_errors.RedisError):
-            raise answer
-        return answer
+        (reply,) = await self.send([command])
+        if isinstance(reply, redis_errors.RedisError):
+            raise reply
+        return reply
 
     async def _connect(self) -> None:
         async with asyncio.timeout(self._timeout_s):
@@ -211,13 +216,13 @@ class RedisConnection:
                 await self._connection.connect()
         connection = self._connection
         self._transport = connection._writer.transport
-        self._answers = _ReplyProtocol(
+        self._protocol = _ReplyProtocol(
             self._transport.get_protocol(), connection._parser.parse_error, self._timeout_s, self._decode_errors
         )
-        self._transport.set_protocol(self._answers)
+        self._transport.set_protocol(self._protocol)
 
     async def _disconnect(self) -> None:
-        self._answers = None
+        self._protocol = None
         if self._connection is not None:
             await self._connection.disconnect(nowait=True)
 

@@ -142,10 +142,10 @@ async def test_a_lost_connection_says_why_if_anybody_knows(
 ) -> None:
     """A server that ends says nothing; the network may."""
     await connection.execute("PING")
-    assert connection._answers is not None
+    assert connection._protocol is not None
     waiting = asyncio.create_task(connection.execute("BLPOP", "empty", "5"))
     await asyncio.sleep(0.05)
-    connection._answers.connection_lost(error)
+    connection._protocol.connection_lost(error)
     with pytest.raises(redis_errors.ConnectionError) as told:
         await waiting
     assert str(told.value) == says
