@@ -12,9 +12,9 @@ transaction.
                              fails is alone and the others are done. The event that fails is tried again later, and is
                              a dead letter after `max_deliveries`
         Unavailable          (a database is down) the batch is tried again without end, kept alive, and never buried
-        the consumer dies    another one takes its events over, in smaller and smaller groups. So an event that kills
-                             its process takes no other event to the dead letters. If its effect exists, the event is
-                             not buried, because its consumers died of something else
+        the consumer dies    another one takes its events over, in smaller and smaller batches. So an event that kills
+                             its process takes no other event to the dead letters. Before such an event is buried, the
+                             consumer looks whether its effect exists. If so, the event is acknowledged and deleted
 
 Events that are done are deleted, not only acknowledged. So the length of the stream (XLEN) is the number of events that
 wait, and a stream can have only one group. MAXLEN cannot replace the deletion, because it deletes unread events.
@@ -49,16 +49,16 @@ Handle = Callable[[Sequence[DeliveredEvent]], Awaitable[Mapping[str, str]]]
 IsDone = Callable[[DeliveredEvent], Awaitable[bool]]
 
 
-async def not_known(entry: DeliveredEvent) -> bool:
+async def not_known(event: DeliveredEvent) -> bool:
     """Return False: nobody knows whether the effect of this event exists."""
     return False
 
 
-def group_size(deliveries: int, batch: int) -> int:
+def batch_after(deliveries: int, batch: int) -> int:
     """Return how many events may be handled at once if each was delivered so many times before.
 
-    New events are handled in whole batches. After each delivery that did not settle them, the groups are
-    smaller, down to one event.
+    New events are handled in whole batches. After each delivery that did not settle them, the batches are smaller, down
+    to one event.
     """
     match deliveries:
         case 0:
@@ -94,7 +94,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         max_deliveries: int = 5,
         handle_timeout_ms: int = 60_000,
         drain_ms: int = 2000,
-        on_buried: Callable[[DeliveredEvent, str], None] = lambda entry, reason: None,
+        on_buried: Callable[[DeliveredEvent, str], None] = lambda event, reason: None,
         is_done: IsDone = not_known,
     ) -> None:
         self._connection = OneAtATime.of(connect())
@@ -104,7 +104,7 @@ class Events(GroupConsumer[DeliveredEvent]):
             claim_idle_ms=claim_idle_ms,
             keep_alive_ms=claim_idle_ms // 4,
             pause_s=LONGEST_PAUSE_S,
-            alone=False,
+            alone=False,  # other consumers may work on pending events of this stream
         )
         self.stream = stream
         self._handler, self._on_buried, self._is_done = handle, on_buried, is_done
@@ -121,17 +121,17 @@ class Events(GroupConsumer[DeliveredEvent]):
         try:
             await self.stop(self._drain_s)
         finally:
-            await self._abandon()
+            await self._abandon()  # again, because `stop` may have been cancelled or failed before it did this
             await self._connection.aclose()
 
-    # What GroupConsumer leaves open: this consumer works on one batch at a time.
+    # The methods of GroupConsumer that this class defines. It works on one batch at a time.
 
-    def _together(self, deliveries: int) -> int:
-        return group_size(deliveries, self._most)
+    def _most_per_claim(self, deliveries: int) -> int:
+        return batch_after(deliveries, self._most_per_read)
 
     async def _accept(self, entries: Sequence[Delivered]) -> None:
         events = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in entries]
-        self._works = {event.id: event for event in events}
+        self._works = {event.id: event for event in events}  # GroupConsumer keeps these events alive
         try:
             # All entries of one read or claim have had equally many deliveries.
             if not is_overdelivered(events[0].deliveries, self._max_deliveries):
@@ -145,18 +145,19 @@ class Events(GroupConsumer[DeliveredEvent]):
     async def _abandon(self) -> bool:
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=self._drain_s)
-        return True  # the cancelled task may have left events pending
+        return True  # the cancelled task may have left events pending: `stop` hands them back
 
     async def _hand_back(self) -> None:
         try:
+            # If Redis does not answer, the exit must not wait longer than this.
             async with asyncio.timeout(READ_GRACE_S):
                 await super()._hand_back()
         except UNREACHABLE as error:
-            log.info("events are left to be taken over", stream=self.stream, error=told(error))
+            log.info("events are left to be taken over", stream=self.stream, error=class_and_message(error))
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, UNREACHABLE):
-            log.warning("events wait for Redis", stream=self.stream, error=told(error))
+            log.warning("events wait for Redis", stream=self.stream, error=class_and_message(error))
         else:
             log.exception("events consumer failed, starting again", stream=self.stream, exc_info=error)
 
@@ -193,7 +194,7 @@ class Events(GroupConsumer[DeliveredEvent]):
                     return await self._handler(events)
             except (Unavailable, TimeoutError) as error:
                 write_log = log.debug if attempt else log.warning
-                write_log("events wait for their handler", stream=self.stream, error=told(error))
+                write_log("events wait for their handler", stream=self.stream, error=class_and_message(error))
             if await self._stopped_within(delay):
                 break
         return None
@@ -206,7 +207,7 @@ class Events(GroupConsumer[DeliveredEvent]):
             await self._settle(events[middle:])
             return
         event = events[0]
-        reason = told(error)
+        reason = class_and_message(error)
         log.warning("event failed", stream=self.stream, id=event.id, deliveries=event.deliveries, error=reason)
         # Unless this was its last delivery, the event stays pending. Later a consumer takes it over and tries again.
         if is_last(event.deliveries, self._max_deliveries):
@@ -219,6 +220,6 @@ class Events(GroupConsumer[DeliveredEvent]):
             self._on_buried(event, printable)
 
 
-def told(error: BaseException) -> str:
+def class_and_message(error: BaseException) -> str:
     """Return an error's class and message, as one text."""
     return f"{type(error).__name__}: {error}"

@@ -50,7 +50,7 @@ class GroupConsumer(ABC, Generic[W]):
         self, reader: GroupReader, most: int, *, claim_idle_ms: int, keep_alive_ms: int, pause_s: float, alone: bool
     ) -> None:
         self._reader = reader
-        self._most, self._alone = most, alone
+        self._most_per_read, self._alone = most, alone
         self._claim_idle_ms, self._keep_alive_s, self._longest_pause_s = claim_idle_ms, keep_alive_ms / 1000, pause_s
         #: the entries in progress, by id; the consumer keeps them alive
         self._works: dict[str, W] = {}
@@ -73,19 +73,19 @@ class GroupConsumer(ABC, Generic[W]):
 
     def _free(self) -> int:
         """Return how many entries the consumer can accept now; 0 when it stops."""
-        return 0 if self._stopping.is_set() else self._most
+        return 0 if self._stopping.is_set() else self._most_per_read
 
     async def _room(self) -> int:
         """Wait until the consumer can accept entries, and return how many; 0 when it stops."""
         return self._free()
 
-    def _together(self, deliveries: int) -> int:
+    def _most_per_claim(self, deliveries: int) -> int:
         """Return how many entries one claim may take over if each has had so many deliveries.
 
         An entry may kill the process that works on it, and then each entry of the same claim has had one more delivery.
         So a subclass may claim fewer at once after each delivery, until the entry that kills is alone.
         """
-        return self._most
+        return self._most_per_read
 
     def _kept_alive(self, ids: Sequence[str], lost: set[str]) -> None:
         """Receive the ids of the entries in progress. Those in `lost` no longer belong to this consumer."""
@@ -160,7 +160,7 @@ class GroupConsumer(ABC, Generic[W]):
                 return
             claimable = [entry for entry in page if entry.id not in self._works]
             # If all entries of the page are in progress here, it claims none of them and goes on after the page.
-            next_claim = next_group(claimable, self._together(claimable[0].deliveries)) if claimable else page
+            next_claim = next_group(claimable, self._most_per_claim(claimable[0].deliveries)) if claimable else page
             range_start = f"({next_claim[-1].id}"
             if claimable:
                 ids, deliveries = [entry.id for entry in next_claim], next_claim[0].deliveries + count
