@@ -74,6 +74,7 @@ async def _serve(provider: Provider, host: str, port: int) -> None:
     stopped = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
+    # Many clients may connect at the same moment. The kernel keeps up to `backlog` connections until we accept them.
     listener = socket.create_server((host, port), backlog=1024)
     click.echo(f"{provider.kind} provider: http://{host}:{listener.getsockname()[1]}/")
     await serve(create_app(provider), _config(listener), shutdown_trigger=stopped.wait)

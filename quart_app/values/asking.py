@@ -1,4 +1,7 @@
-"""Puts values for a client: first all of them, then each hard value for which the answer was null, in its lane."""
+"""Puts values for a client: first all of them, then each hard value that was left out, by a request in its lane.
+
+A replica leaves a hard value out of a put by answering null for it (see `hard`).
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from mesh import GivenUp, OlderRelease
 from mesh.raw import Answer, Ask, Replica
 from quart_app.values import hard
 from quart_app.values.chunks import ItemAsked
-from quart_app.values.hard import plain
+from quart_app.values.hard import as_body_item
 from quart_app.values.pace import Pace
 from quart_app.values.store import WHERE
 from quart_app.values.together import Together
 
 #: The most clients whose small values share a request.
 MOST_TOGETHER = 32
-#: The most hard values of one client that are asked for at once. One step submits all of them, and each takes a third
-#: of a ms of this step.
-MOST = 32
+#: The most hard values of one client that are put at once. One step of Redis submits their requests, and each request
+#: takes a third of a ms of this step.
+MOST_HARD = 32
 
 
 #: The factors by value, and the answers, whose errors say why values are missing.
@@ -25,7 +28,7 @@ Found = tuple[dict[str, str], Sequence[Answer]]
 
 
 class Small:
-    """Puts values below 2^64, each for another client. Values that come together share a request."""
+    """Puts values below 2^64, one for each client. Values of several clients that come together share a request."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -41,9 +44,10 @@ class Small:
         """Put values of one class. Of items with the same value the last one counts."""
         replica, cls = key
         item_by_value = {item.value: item for item in items}
-        # The submission of the request reads the places of the values, which saves the handler a round trip.
+        # `hard.put` takes small values, too. The submission of the request reads the places of the values, which saves
+        # the handler a round trip.
         ask = hard.put(
-            cls, [plain(item) for item in item_by_value.values()], [WHERE + value for value in item_by_value]
+            cls, [as_body_item(item) for item in item_by_value.values()], [WHERE + value for value in item_by_value]
         )
         # The callers share one answer, which has the factors of all their values.
         factors, answers = await put(replica, [ask], item_by_value, deadline_ms, self._pace)
@@ -66,6 +70,7 @@ async def put(
     in_lanes: set[str] = set()
     answers = await replica.ask(asks, deadline_ms=deadline_ms)
     while True:
+        # Reading the answers is a piece of work, which may have to wait for a later turn of the loop (see `pace`).
         await pace()
         to_put_again: list[str] = []
         for answer in answers:
@@ -77,11 +82,12 @@ async def put(
             del factors[value]
         if not to_put_again or any(answer.error is not None for answer in answers):
             return factors, answers
-        # If the answer in the lane was null, another replica has the record, and the value is put without a lane.
+        # Each value goes into its lane. If its request in the lane was answered with null, another replica has the
+        # record by now. So this value is put without a lane, and that replica refreshes the record.
         in_lanes = set(to_put_again) - in_lanes
         answers = []
-        for start in range(0, len(to_put_again), MOST):
-            some_items = [items[value] for value in to_put_again[start : start + MOST]]
+        for start in range(0, len(to_put_again), MOST_HARD):
+            some_items = [items[value] for value in to_put_again[start : start + MOST_HARD]]
             answers += await _ask_for_hard_values(some_items, in_lanes, replica, until_ms)
             if any(answer.error is not None for answer in answers):
                 break
@@ -90,7 +96,7 @@ async def put(
 async def _ask_for_hard_values(
     items: Sequence[ItemAsked], in_lanes: set[str], replica: Replica, until_ms: int
 ) -> list[Answer]:
-    """Send a request for each hard value. The values of `in_lanes` are put in their lanes."""
+    """Send a request for each hard value. The values of `in_lanes` are put in their lanes, the others without."""
 
     def left_ms() -> int:
         return max(1, until_ms - replica.now_ms())
@@ -100,4 +106,4 @@ async def _ask_for_hard_values(
         return await replica.ask(asks, deadline_ms=left_ms())
     except OlderRelease:
         # A live replica of an earlier release does not know lanes. Without them, several replicas may compute a value.
-        return await replica.ask([hard.put_at_once(item) for item in items], deadline_ms=left_ms())
+        return await replica.ask([hard.put_without_lane(item) for item in items], deadline_ms=left_ms())

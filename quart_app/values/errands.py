@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from mesh import Busy, Class, MeshError
 from mesh.raw import Effects, Replica, Request
 from quart_app.values.hard import deadline_of
-from quart_app.values.jobs import JOB, PUT, TELL, Gone
+from quart_app.values.jobs import JOB, PUT, WRITE_FIELDS, Gone
 
 T = TypeVar("T")
 
@@ -53,16 +53,16 @@ class Errands:
 class Errand:
     """One step of a job, or a part of a step.
 
-    `work` are the items of the next step (JSON), from the field `following` of the job; None if there is no next step.
-    `created` is the field of that name: when the job was created.
+    `next_items` are the items of the next step (JSON); None if there is no next step. The field `next_items_field` of
+    the job stores them. `created` is the job's field of that name: when the job was created.
     """
 
     def __init__(
         self,
         id: str,
         created: str,
-        following: str,
-        work: str | None,
+        next_items_field: str,
+        next_items: str | None,
         request: Request,
         replica: Replica,
         progress: Progress,
@@ -70,8 +70,8 @@ class Errand:
         self._id = id
         self._key = JOB + id
         self._created = created
-        self._next_items_field = following
-        self._next_items = work
+        self._next_items_field = next_items_field
+        self._next_items = next_items
         self._request = request
         self._replica = replica
         self._progress = progress
@@ -93,7 +93,10 @@ class Errand:
             await asyncio.wait([task])
 
     async def patiently(self, try_once: Callable[[], Awaitable[T]]) -> T:
-        """Try until there is room. The time does not matter, because no client waits for the work of a job."""
+        """Try until there is room to compute a value and to store the result: without room, a try raises Busy.
+
+        The time does not matter, because no client waits for the work of a job.
+        """
         while True:
             try:
                 return await try_once()
@@ -104,7 +107,7 @@ class Errand:
         """Store factors in the job. If this step is over, send the next step in the same commit."""
         self._expect_job(transaction)
         if factors:
-            transaction.shared.hset(self._key, {f"found:{value}": found for value, found in factors.items()})
+            transaction.shared.hset(self._key, {f"found:{value}": text for value, text in factors.items()})
             transaction.shared.write("HINCRBY", self._key, "left", -len(factors))
         if is_over:
             self._end_step(transaction)
@@ -121,10 +124,10 @@ class Errand:
         transaction.shared.write("HINCRBY", self._key, "failures", len(values))
         self._end_step(transaction)
 
-    def give_back(self, transaction: Effects) -> None:
-        """Send this part to the class, which does it when there is room.
+    def send_to_class(self, transaction: Effects) -> None:
+        """Send this part to the class. The replica that gets it there waits until there is room.
 
-        On the stream of a database, the part would hold up the other requests.
+        On the stream of a database, the part would hold up the other requests while it waits.
         """
         part = self.part(self._request.body["items"])
         transaction.send(Class(self._replica.cls), PUT, part, deadline=deadline_of(self._request))
@@ -161,7 +164,7 @@ class Errand:
         text = json.dumps({**progress, "replica": self._replica.id})
         shared = self._replica.store().shared
         try:
-            return bool(await shared.script(TELL, [self._key], f"stage:{self._replica.cls}", text))
+            return bool(await shared.script(WRITE_FIELDS, [self._key], f"stage:{self._replica.cls}", text))
         except Busy:
             # Redis is full. The work goes on without this report, and the commit finds out whether the job was deleted.
             return True

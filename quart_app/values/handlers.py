@@ -24,7 +24,7 @@ from quart_app.values import hard
 from quart_app.values import store as records
 from quart_app.values.errands import Errand, Errands
 from quart_app.values.hard import APART, HARD
-from quart_app.values.jobs import ADMIT, END, PUT, TELL, Gone
+from quart_app.values.jobs import ADMIT, END, PUT, WRITE_FIELDS, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.primes import PRIMES, STATE
@@ -144,7 +144,7 @@ class _Operations:
         except LeaseLost:
             raise
         except Busy:
-            errand.give_back(transaction)
+            errand.send_to_class(transaction)
             return
         except MeshError as error:
             errand.failed(transaction, error)
@@ -204,7 +204,7 @@ def handlers(
     returns the filters to which a put adds the primes of its values.
     """
     worker = Worker()
-    for script in (records.FIND, PRIMES, STATE, ADMIT, END, TELL):
+    for script in (records.FIND, PRIMES, STATE, ADMIT, END, WRITE_FIELDS):
         worker.uses(script)
     worker.writes_with(records.VERBS)
     operations = _Operations(factorise, errands, pace, store_room, filters)

@@ -52,18 +52,18 @@ def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) 
 
 def put_in_lane(item: ItemAsked) -> Ask:
     """Return the put of a hard value in its lane."""
-    body = _lane_body(item.cls, plain(item))
+    body = _lane_body(item.cls, as_body_item(item))
     return Ask(Class(item.cls), HARD, body, limit=_ALONE.words(HARD, body))
 
 
 def put_again(item: ItemAsked) -> Ask:
     """Return the put of a value whose record another replica refreshes. The answer may be null once more."""
-    return put(item.cls, [plain(item)])
+    return put(item.cls, [as_body_item(item)])
 
 
-def put_at_once(item: ItemAsked) -> Ask:
+def put_without_lane(item: ItemAsked) -> Ask:
     """Return the put of a hard value that a worker computes at once, without a lane. The answer is never null."""
-    return Ask(Class(item.cls), PUT, {"items": [plain(item)]})
+    return Ask(Class(item.cls), PUT, {"items": [as_body_item(item)]})
 
 
 def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[str, Any], deadline: int) -> None:
@@ -77,7 +77,7 @@ def deadline_of(request: Request) -> int:
     return int(request.body.get(UNTIL, request.deadline))
 
 
-def plain(item: ItemAsked) -> dict[str, Any]:
+def as_body_item(item: ItemAsked) -> dict[str, Any]:
     """Return an item as the body of a request has it."""
     return {"value": item.value, "ttl": item.ttl}
 

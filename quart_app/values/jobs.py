@@ -48,7 +48,7 @@ ADMIT = Script.beside(__file__, "admit_job.lua")
 END = Script.beside(__file__, "end_job.lua", "forget_job.lua")
 
 #: Sets fields of a job. KEYS: job. ARGV: field, text, ... If the job is gone, writes nothing and returns 0.
-TELL = Script(
+WRITE_FIELDS = Script(
     """
 local job = KEYS[1]
 if redis.call('EXISTS', job) == 0 then return 0 end
@@ -248,7 +248,7 @@ class Jobs:
             length += len(text)
             if length < MOST_PIECE_BYTES and len(words) < MOST_PIECE_WORDS and number < len(fields):
                 continue
-            if not await replica.store().shared.script(TELL, [JOB + id], *words):
+            if not await replica.store().shared.script(WRITE_FIELDS, [JOB + id], *words):
                 raise _not_begun()
             words, length = [], 0
             await self._pace()

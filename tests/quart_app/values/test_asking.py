@@ -58,15 +58,15 @@ async def test_hard_values_are_computed_while_an_older_release_is_live(values: V
 async def test_many_hard_values_are_asked_for_some_at_a_time(values: Values) -> None:
     """One step submits all that are asked for at once, and holds the server for as long."""
     (replica,) = await values.join(1, concurrency=100)
-    many = [PlainItem(str(n * HARD), 60, "A") for n in range(1, asking.MOST + 9)]
+    many = [PlainItem(str(n * HARD), 60, "A") for n in range(1, asking.MOST_HARD + 9)]
     first = hard.put("A", [{"value": item.value, "ttl": 60} for item in many])
     asked = asyncio.create_task(asking.put(replica, [first], {item.value: item for item in many}, 20_000, Pace()))
 
     async def some_begun() -> bool:
-        return len(values.pool.computed) == asking.MOST
+        return len(values.pool.computed) == asking.MOST_HARD
 
     await eventually(some_begun)
-    assert await replica.shared.scard("mesh:lanes") == asking.MOST
+    assert await replica.shared.scard("mesh:lanes") == asking.MOST_HARD
     values.pool.may_end.set()
     factors, _ = await asked
     assert set(factors) == {item.value for item in many}
