@@ -35,7 +35,7 @@ class CarryOver:
         self._keeper = keeper
         #: the state that this process had when it lost its log, until it is carried over; None if there is none. After
         #: several losses it is the merged state
-        self.before: KnownState | None = None
+        self.lost_log_state: KnownState | None = None
         #: positions of states that the present log contains: the state that it began with, and those carried over
         self._contained_positions: set[Position] = set()
         #: snapshots whose content is in the present log; they are deleted when the next snapshot is on disk
@@ -46,12 +46,14 @@ class CarryOver:
         # Number 0: no entry was applied, so the state is empty.
         if known is None or known.position.number == 0:
             return
-        self.before = known if self.before is None else await asyncio.to_thread(merge, self.before, known)
+        self.lost_log_state = (
+            known if self.lost_log_state is None else await asyncio.to_thread(merge, self.lost_log_state, known)
+        )
 
     def founded_on(self, base: KnownState | None) -> None:
         """Note that the present log begins with this state."""
         self._contained_positions = {base.position} if base else set()
-        self.before = None
+        self.lost_log_state = None
 
     async def carry(self, known: KnownState, grades_log: Log) -> int:
         """Append what earlier states have and `known` lacks.
@@ -60,11 +62,11 @@ class CarryOver:
         nothing was appended, return the number of `known`.
         """
         last_position = known.position
-        if self.before is not None:
-            last_position = await self._append_difference(self.before, known, grades_log, last_position)
-            self._contained_positions.add(self.before.position)
-            lost_state, self.before = self.before, None
-            await asyncio.to_thread(lost_state.storage.forget)
+        if self.lost_log_state is not None:
+            last_position = await self._append_difference(self.lost_log_state, known, grades_log, last_position)
+            self._contained_positions.add(self.lost_log_state.position)
+            carried_state, self.lost_log_state = self.lost_log_state, None
+            await asyncio.to_thread(carried_state.storage.forget)
         for snapshot in await self._stray_snapshots(grades_log):
             if snapshot.position not in self._contained_positions:
                 stray_state = await self._read_stray(snapshot, known)

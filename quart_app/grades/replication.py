@@ -227,16 +227,16 @@ class Replication:
             self._ready_at_number = await self._carry_over.carry(known, self._open_log)
         if known.position.number >= self._ready_at_number:
             self._move(State.READY)
-            self._restorer.succeeded()
+            self._restorer.reset_patience()
             log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
 
     async def _save_orphans(self) -> None:
         """Write each state of this replica to disk if the log does not continue from it.
 
-        Perhaps no other replica has such a state. `CarryOver.before` is a state of a lost log that was not carried over
-        into the present log yet.
+        Perhaps no other replica has such a state. `CarryOver.lost_log_state` was not carried over into the present log
+        yet.
         """
-        for known in (self._known, self._carry_over.before):
+        for known in (self._known, self._carry_over.lost_log_state):
             if known is not None and known.storage.count and not await self._log_continues_from(known):
                 await self.keeper.save_orphan(known, self._open_log)
 

@@ -3,16 +3,16 @@
 A replica takes the first of these states that is valid and that the log continues:
 
     1. the backup of a peer, ready ones first
-    2. the empty state, when no entry was ever trimmed from the log
+    2. the empty state, when no entry was ever trimmed from the log (such a log is short if snapshots can be written)
     3. the newest good snapshot on disk
 
 When the log is lost (Redis was emptied or replaced), the first surviving replica founds a new log. The new log begins
 with the state that this replica has, or else with one that it gets from a peer or its disk.
 
-If the founder dies, the only copy of that state may be lost. If nothing was appended to the new log since, another
-survivor founds the log again after `founder_patience_s`. This time doubles with each log for which no state was found.
-The reason is that a founder may need longer on a busy machine. Survivors that replaced each other's logs too early
-would never be ready.
+If the founder dies, the only copy of that state may be lost. So a survivor that finds no state of the new log waits for
+`founder_patience_s`. If the log then still has only its founding entry, the survivor founds the log again. The wait
+doubles with each log for which no state was found, because on a busy machine a founder may need longer to give its
+state. Survivors that replaced each other's logs too early would never be ready.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ class Restorer:
             else f"no peer and no snapshot has a state of the log {self._stateless_log[0]}"
         )
 
-    def succeeded(self) -> None:
-        """Note that the grades are ready, so that the next founder again gets `founder_patience_s` without doubling."""
+    def reset_patience(self) -> None:
+        """Give the next founder `founder_patience_s` without doubling. Called when the grades are ready."""
         self._fruitless_logs = 0
 
     async def restore(self, grades_log: Log, peers: Peers) -> Restored | None:
         """Try once to find a state; return None if there is none now. Raises LogError and the errors of Redis."""
         view = await grades_log.view()
         if view is None:
-            base = self._carry_over.before or await self._any_state(peers)
+            base = self._carry_over.lost_log_state or await self._any_state(peers)
             restored = await self._begin_log(grades_log, base)
         else:
             restored = await self._find_state_for(grades_log, view, peers)
@@ -111,7 +111,7 @@ class Restorer:
         log.warning("log founded", log=position.log, continues=continues)
         self._carry_over.founded_on(base)
         known = KnownState(base.storage if base else Storage(), position, continues)
-        # 0: no snapshot of the new log exists yet.
+        # The new log has no snapshot yet, so all its entries count until the first one is due.
         return Restored(known, 0, must_save=base is not None)
 
     async def _any_state(self, peers: Peers) -> KnownState | None:
@@ -119,11 +119,11 @@ class Restorer:
         return await self._first_accepted([*await peers(), *await self._keeper.sources()], _accept_all)
 
     async def _find_state_for(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
-        """Take a state that the present log continues from; return None when there is none now."""
-        lost_log_state = self._carry_over.before
+        """Find a state from which this replica can follow the present log. Return None if there is none now."""
+        lost_log_state = self._carry_over.lost_log_state
         if lost_log_state is not None and view.whole and view.just_founded:
-            # The founder of this log had no state, and nothing was appended since. So a log that begins with the state
-            # of this replica takes its place.
+            # This log began with the empty state, and has no entry but its founding. So no grade is lost when a log
+            # that begins with the state of this replica takes its place.
             return await self._begin_log(grades_log, lost_log_state, view.log)
 
         async def must_be_continued(header: Header) -> None:
@@ -138,7 +138,7 @@ class Restorer:
             known = await self._first_accepted(await self._keeper.sources(view.log), must_be_continued)
         if known is None:
             return await self._replace_log(grades_log, view, peers)
-        # If the log has no snapshot, the next one is counted from the oldest entry that was not trimmed.
+        # The next snapshot is counted from the newest one of this log, or else from the oldest entry of the log.
         return Restored(known, await self._keeper.newest_number(view.log, view.oldest.position.number))
 
     async def _replace_log(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
@@ -149,12 +149,13 @@ class Restorer:
         now_s = time.monotonic()
         if self._stateless_log is None or self._stateless_log[0] != view.log:
             patience_s = self._settings.founder_patience_s * 2 ** min(self._fruitless_logs, MOST_DOUBLINGS)
+            # Random, so that several survivors do not replace the log at the same moment.
             self._stateless_log = (view.log, now_s + patience_s * random.uniform(1, 1.5))
             self._fruitless_logs += 1
             log.error("no peer and no snapshot has a state of the log", log=view.log)
         if not view.just_founded or now_s < self._stateless_log[1]:
             return None
-        base = self._carry_over.before or await self._any_state(peers)
+        base = self._carry_over.lost_log_state or await self._any_state(peers)
         return await self._begin_log(grades_log, base, view.log) if base is not None else None
 
     async def _first_accepted(
