@@ -31,7 +31,7 @@ from redis.asyncio import Redis
 
 from mesh.errors import Unavailable
 from mesh.events.reader import READ_GRACE_S, DeliveredEvent, EventReader, OneAtATime
-from mesh.groups.consumer import UNREACHABLE, GroupConsumer
+from mesh.groups.consumer import COMMAND_ERRORS, GroupConsumer
 from mesh.groups.deliveries import is_last, is_overdelivered
 from mesh.groups.reader import Delivered, fields_of
 from mesh.wire.backoff import pauses
@@ -152,11 +152,11 @@ class Events(GroupConsumer[DeliveredEvent]):
             # If Redis does not answer, the exit must not wait longer than this.
             async with asyncio.timeout(READ_GRACE_S):
                 await super()._hand_back()
-        except UNREACHABLE as error:
+        except COMMAND_ERRORS as error:
             log.info("events are left to be taken over", stream=self.stream, error=class_and_message(error))
 
     def _failed(self, error: Exception) -> None:
-        if isinstance(error, UNREACHABLE):
+        if isinstance(error, COMMAND_ERRORS):
             log.warning("events wait for Redis", stream=self.stream, error=class_and_message(error))
         else:
             log.exception("events consumer failed, starting again", stream=self.stream, exc_info=error)

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 import structlog
 from redis.exceptions import RedisError
 
-from mesh.groups.deliveries import next_group
+from mesh.groups.deliveries import next_to_claim
 from mesh.groups.reader import BLOCK_MS, Delivered, GroupReader
 from mesh.wire.backoff import pauses
 
@@ -31,16 +31,16 @@ log = structlog.get_logger(__name__)
 
 W = TypeVar("W")
 
-#: Errors of commands: Redis cannot be reached, or it refuses the command. A consumer logs them and tries again.
-UNREACHABLE = (RedisError, OSError, TimeoutError)
+#: What a command may raise: Redis cannot be reached, or it refuses the command. A consumer logs it and tries again.
+COMMAND_ERRORS = (RedisError, OSError, TimeoutError)
 
 
 class GroupConsumer(ABC, Generic[W]):
     """Reads a stream for its group, at most `most` entries at a time.
 
-    At its start and after each error, it takes over the entries that are pending for itself. If it is `alone` on its
-    stream, no other consumer works on pending entries: so at its start, but only then, it takes over all of them.
-    Otherwise it takes over, again and again, entries that no consumer has kept alive for `claim_idle_ms`.
+    At its start and after each error, it takes over the entries that are pending for itself. `alone` says that no other
+    consumer works on entries of this stream. Then, at its start only, it takes over all pending entries. Otherwise it
+    takes over, again and again, entries that no consumer has kept alive for `claim_idle_ms`.
 
     `pause_s` is the longest pause after an error; the first pauses are shorter. `W` is the type of the object that the
     consumer keeps for each entry in progress.
@@ -65,7 +65,7 @@ class GroupConsumer(ABC, Generic[W]):
 
     @abstractmethod
     async def _abandon(self) -> bool:
-        """Stop working on the entries in progress. Return whether some may still be pending, to be handed back."""
+        """Stop working on the entries in progress. Return whether some may be pending: then `stop` hands them back."""
 
     @abstractmethod
     def _failed(self, error: Exception) -> None:
@@ -83,7 +83,7 @@ class GroupConsumer(ABC, Generic[W]):
         """Return how many entries one claim may take over if each has had so many deliveries.
 
         An entry may kill the process that works on it, and then each entry of the same claim has had one more delivery.
-        So a subclass may claim fewer at once after each delivery, until the entry that kills is alone.
+        So a subclass may claim fewer at once after each delivery, until it claims the entry that kills by itself.
         """
         return self._most_per_read
 
@@ -129,19 +129,21 @@ class GroupConsumer(ABC, Generic[W]):
         """Take over the entries that are pending for this consumer. If it is alone, take over all at its start.
 
         At the start, the entries may have killed the process that had them before, so this delivery counts. Later, only
-        an answer to a read was lost, so it does not count. Otherwise lost answers alone could use up the deliveries of
-        an entry, and it would be given up.
+        an answer to a read was lost, so it does not count. If it did, lost answers could use up the deliveries of an
+        entry that nobody has worked on, and the entry would be given up.
         """
         await self._take_over(mine=self._recovered or not self._alone, idle_ms=0, count=not self._recovered)
         self._recovered = True
 
     async def _consume(self) -> None:
-        # Entries of others are taken over four times in each `claim_idle_ms`. A read must not block for longer.
+        # Entries of others are looked for four times in each `claim_idle_ms`. So a read blocks for a quarter at most.
         block_ms = min(BLOCK_MS, self._claim_idle_ms // 4)
         while not self._stopping.is_set():
             if not self._alone and time.monotonic() >= self._take_over_at:
                 await self._take_over(mine=False, idle_ms=self._claim_idle_ms, count=True)
+                # After a quarter of `claim_idle_ms`, in seconds.
                 self._take_over_at = time.monotonic() + self._claim_idle_ms / 4000
+            # While there is room, `_free` gives the same number as `_room`, without a coroutine.
             if room := self._free() or await self._room():
                 entries = await self._reader.read(room, block_ms)
                 if entries:
@@ -151,7 +153,7 @@ class GroupConsumer(ABC, Generic[W]):
         """Claim and accept pending entries, the oldest first. If `mine`, claim only those of this consumer.
 
         One claim sets one number of deliveries (XCLAIM with RETRYCOUNT). So it takes only entries that have had equally
-        many deliveries, and adds one if this delivery is to `count`.
+        many deliveries. `count` says whether the claim counts as one more delivery.
         """
         range_start = "-"  # as in XPENDING: from the first entry on; "(" and an id: after this id
         while room := await self._room():
@@ -159,11 +161,11 @@ class GroupConsumer(ABC, Generic[W]):
             if not page:
                 return
             claimable = [entry for entry in page if entry.id not in self._works]
-            # If all entries of the page are in progress here, it claims none of them and goes on after the page.
-            next_claim = next_group(claimable, self._most_per_claim(claimable[0].deliveries)) if claimable else page
-            range_start = f"({next_claim[-1].id}"
+            # If all entries of the page are in progress here, none is claimed, and the next page comes after them.
+            dealt_with = next_to_claim(claimable, self._most_per_claim(claimable[0].deliveries)) if claimable else page
+            range_start = f"({dealt_with[-1].id}"
             if claimable:
-                ids, deliveries = [entry.id for entry in next_claim], next_claim[0].deliveries + count
+                ids, deliveries = [entry.id for entry in dealt_with], dealt_with[0].deliveries + count
                 if entries := await self._reader.claim(ids, idle_ms, deliveries):
                     await self._accept(entries)
 
@@ -181,7 +183,7 @@ class GroupConsumer(ABC, Generic[W]):
             if ids := list(self._works):
                 try:
                     lost = set(await self._reader.keep_alive(ids))
-                except UNREACHABLE as error:
+                except COMMAND_ERRORS as error:
                     # At worst another consumer takes the entries over, which does no harm.
                     log.info("entries are not kept alive", stream=self._reader.stream, error=str(error))
                 else:

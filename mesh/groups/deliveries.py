@@ -28,7 +28,7 @@ def is_overdelivered(deliveries: int, most: int) -> bool:
     return deliveries > most
 
 
-def next_group(pending: Sequence[Pending], most: int) -> list[Pending]:
+def next_to_claim(pending: Sequence[Pending], most: int) -> list[Pending]:
     """Return the entries to claim next: the oldest, and those right after it with the same number of deliveries.
 
     They are at most `most` entries.

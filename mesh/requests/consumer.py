@@ -29,7 +29,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from mesh.errors import GivenUp, LeaseLost
-from mesh.groups.consumer import UNREACHABLE, GroupConsumer
+from mesh.groups.consumer import COMMAND_ERRORS, GroupConsumer
 from mesh.groups.reader import Delivered
 from mesh.later.retry import defer
 from mesh.requests import streams
@@ -181,7 +181,7 @@ class Consumer(GroupConsumer[Work]):
     def _failed(self, error: Exception) -> None:
         if is_fenced(error):
             raise LeaseLost("the lease is over: its Redis user is gone") from error
-        if not isinstance(error, UNREACHABLE):
+        if not isinstance(error, COMMAND_ERRORS):
             raise error
         log.warning("requests could not be read", stream=self._reader.stream, error=str(error))
 
