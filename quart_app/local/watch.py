@@ -18,35 +18,39 @@ BLOCK_MS = 500
 LONGEST_BODY = 200
 
 
-def subject(cls: str | None, op: str | None) -> str:
-    """Return a phrase that says what is watched."""
+def subject(cls: str | None, op_prefix: str | None) -> str:
+    """Return the beginning of a sentence that says what is watched. The command adds the server to it."""
     target = "to all classes and databases" if cls is None else f"to {cls}"
-    operations = "" if op is None else f" whose operation begins with {op}"
+    operations = "" if op_prefix is None else f" whose operation begins with {op_prefix}"
     return f"watching requests {target}, all replies and dead letters{operations},"
 
 
 class Watcher:
-    """Reads new entries of every stream. If the mesh is faster than the terminal, some entries are not shown."""
+    """Reads new entries of every stream. An entry that is removed before it is read is not shown.
 
-    def __init__(self, cls: str | None, op: str | None) -> None:
+    Answered requests are removed from their streams at once, and old replies after a while.
+    """
+
+    def __init__(self, cls: str | None, op_prefix: str | None) -> None:
         self._cls = cls
-        self._op = op
+        self._op_prefix = op_prefix
         self._last_ids: dict[str, str] = {}
 
-    def follow(self, streams: list[str], now: str) -> None:
-        """Follow these streams: known ones from the last entry read, new ones from `now`."""
-        self._last_ids = {stream: self._last_ids.get(stream, now) for stream in streams}
+    def follow(self, streams: list[str], after_id: str) -> None:
+        """Follow these streams: known ones after the last entry that was read, new ones after `after_id`."""
+        self._last_ids = {stream: self._last_ids.get(stream, after_id) for stream in streams}
 
     async def read(self, client: Any) -> list[Text]:
         """Return a line for each entry that came since the last read."""
         arguments = [*self._last_ids, *self._last_ids.values()]
+        # One read returns at most 200 entries of each stream.
         answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *arguments)
-        entries = [(id, stream, fields) for stream, of_stream in answer or () for id, fields in of_stream]
+        entries = [(id, stream, fields) for stream, new in answer or () for id, fields in new]
         for id, stream, _ in entries:
             self._last_ids[stream] = id
         return [
             line(id, stream, fields)
-            for id, stream, fields in sorted(entries, key=_position)
+            for id, stream, fields in sorted(entries, key=_id_order)
             if self._is_wanted(stream, fields)
         ]
 
@@ -55,10 +59,13 @@ class Watcher:
         is_request = stream.startswith(keys.REQUESTS)
         if self._cls is not None and is_request and target != self._cls:
             return False
-        return fields.get("op") != "open" and (self._op is None or fields.get("op", "").startswith(self._op))
+        # "open" is no operation. To create a stream of replies, a script appends such an entry and deletes it at once.
+        return fields.get("op") != "open" and (
+            self._op_prefix is None or fields.get("op", "").startswith(self._op_prefix)
+        )
 
 
-def _position(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
+def _id_order(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
     milliseconds, _, sequence = entry[0].partition("-")
     return int(milliseconds), int(sequence)
 
@@ -83,10 +90,10 @@ def line(id: str, stream: str, fields: dict[str, str]) -> Text:
     return text
 
 
-async def run(settings: RedisSettings, console: Console, cls: str | None, op: str | None) -> None:
+async def run(settings: RedisSettings, console: Console, cls: str | None, op_prefix: str | None) -> None:
     """Print lines until interrupted."""
     client = Connections(settings).client("mesh-watch", block_ms=BLOCK_MS)
-    watcher = Watcher(cls, op)
+    watcher = Watcher(cls, op_prefix)
     try:
         while True:
             seconds, microseconds = await client.time()
