@@ -49,7 +49,7 @@ from mesh.requests.settlement import (
     Leave,
     Outcome,
     Redeliver,
-    RefuseFull,
+    RefuseRequest,
     Rerun,
     contended_key,
     outcome_of,
@@ -260,7 +260,7 @@ class Consumer(GroupConsumer[Work]):
             self.counters.done += 1
             self._remove_work(work)
             return
-        outcome = outcome_of(answer, is_answered=bool(work.request.reply_to))
+        outcome = outcome_of(answer, has_caller=bool(work.request.reply_to))
         if work.given_away:
             self._remove_work(work)
         elif outcome is Outcome.CONFLICT:
@@ -270,7 +270,7 @@ class Consumer(GroupConsumer[Work]):
                 work.request = replace(work.request, found=None)
             work.contended = contended_key(answer)
             self._turns.take(work, work.contended)
-        elif outcome is Outcome.FULL and not work.request.reply_to:  # nobody would get a refusal: wait for room
+        elif outcome is Outcome.NOT_ALLOWED and not work.request.reply_to:  # nobody would get a refusal: wait for room
             self._turns.leave(work)
             if self._ordered:
                 self._begin(work, after_s=FULL_PAUSE_S)
@@ -326,7 +326,7 @@ class Consumer(GroupConsumer[Work]):
                 await self._reader.give_back(request.id)
             case HandOn(reason):
                 await self._defer(work, work.request.failed_tries, reason)
-            case RefuseFull(reason):
+            case RefuseRequest(reason):
                 self._runner.refuse(work, not_applied(reason))
             case Commit() | Rerun():
                 raise AssertionError("commits and conflicts are not settled here")
@@ -351,7 +351,7 @@ class Consumer(GroupConsumer[Work]):
             return Outcome.LATE, ""
         deliveries = await self._reader.redeliver(work.request.id)
         if not deliveries:
-            return Outcome.NOT_OURS, ""
+            return Outcome.NOT_MINE, ""
         work.request = replace(work.request, deliveries=deliveries, found=None)
         work.conflicts, work.begun = 0, 0.0  # both count from the beginning of a delivery
         return None

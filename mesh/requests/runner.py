@@ -188,8 +188,8 @@ class Runner:
             code, subject = await enter(host.link, request.stream, request.id, host.replica, limit_text, most_waiting)
             if code == PLACED:
                 return Outcome.PARKED, ""
-            if code == NOT_MINE:  # the script's word for our outcome NOT_OURS
-                return Outcome.NOT_OURS, ""
+            if code == NOT_MINE:
+                return Outcome.NOT_MINE, ""
             error = refusal(code, subject)
             if request.reply_to:
                 self.refuse(work, error)
@@ -219,7 +219,7 @@ class Runner:
             case Parked.GOES_ON:
                 return _GO_ON
             case Parked.NOT_MINE:
-                return Outcome.NOT_OURS, ""
+                return Outcome.NOT_MINE, ""
             case Parked.FULL:
                 return Outcome.NO_ROOM, ""
             case Parked.PARKED:

@@ -1,22 +1,23 @@
 """What to do with a request after an attempt at it: a pure table of outcomes and numbers of deliveries.
 
-`outcome_of` reads the outcome of a commit from the answer of commit.lua.
+`outcome_of` reads the outcome of a commit from the answer of commit.lua. The runner and the consumer give the outcomes
+of attempts without a commit. The consumer acts on "done" and "conflict" itself: their rows only complete the table.
 
     outcome                                            deliveries < most      deliveries >= most
-    done, refused                                      Commit                 Commit
+    done (its effect or its refusal is applied)        Commit                 Commit
     conflict (what it read has changed)                Rerun                  Rerun
     crashed (an exception that is not a refusal)       Redeliver              Bury
     hopeless (nobody can do it, and no caller waits)   Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
-    not ours (another consumer has it)                 Forget                 Forget
-    full (no room, or what it sends is refused)        RefuseFull             RefuseFull
+    not mine (another consumer has it, or it is over)  Forget                 Forget
+    not allowed (no room, or a send is refused)        RefuseRequest          RefuseRequest
     try failed (its operation has a Retry)             Defer                  Defer
-    no room (to store or send it; no caller waits)     GiveBack               GiveBack
+    no room (for its effect or to wait; no caller)     GiveBack               GiveBack
     parked (a pause or its limit has moved it)         Leave                  Leave
     elsewhere (other replicas serve its operation)     HandOn                 HandOn
 
-A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
-another try.
+If all allowed deliveries of a request ended without an outcome, the next delivery does not call the handler. The runner
+then returns "crashed", so the request is buried.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from enum import Enum, auto
 from mesh.errors import KeyReused
 from mesh.groups.deliveries import is_last
 
-#: What commit.lua answers for a transaction. All of it is applied:
+# What commit.lua answers for a transaction.
+
+#: The whole transaction is applied.
 DONE = "done"
 #: The request is no longer pending for this consumer.
 NOT_MINE = "not-mine"
-#: An expectation does not hold; side, hash and name of the key follow.
+#: An expectation does not hold. Then follow "1" (own keys) or "0" (shared keys), the hash, and the name of the field.
+#: If the key is no hash, the hash is empty, and the name is that of the key.
 CONFLICT = "conflict "
 #: The transaction would store something while memory is full.
 FULL = "full"
@@ -44,7 +48,7 @@ KEY_REUSED = f"{KeyReused.code} "
 
 
 def contended_key(answer: str) -> str:
-    """Return the key that the answer of commit.lua names after a conflict. If it is a hash, its field follows."""
+    """Return the key that the answer of commit.lua names after a conflict; of a hash also the field, after a space."""
     _, _, hash_and_name = answer.removeprefix(CONFLICT).partition(" ")
     return hash_and_name.strip()
 
@@ -57,8 +61,8 @@ class Outcome(Enum):
     CRASHED = auto()
     HOPELESS = auto()
     LATE = auto()
-    NOT_OURS = auto()
-    FULL = auto()
+    NOT_MINE = auto()
+    NOT_ALLOWED = auto()
     TRY_FAILED = auto()
     NO_ROOM = auto()
     PARKED = auto()
@@ -67,7 +71,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Apply the transaction."""
+    """Do nothing more: commit.lua has applied the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,8 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
-class RefuseFull:
-    """Answer with an error: there is no room, or a rate or an idempotency key forbids what the request sends."""
+class RefuseRequest:
+    """Answer with an error: there is no room, or a rate or an idempotency key forbids a send of the transaction."""
 
     reason: str
 
@@ -125,24 +129,24 @@ class HandOn:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Do nothing: a script has moved the request to those that wait, or has put it on its stream anew."""
+    """Do nothing: a script has let the request wait, or has appended it to its stream again."""
 
 
-Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | GiveBack | HandOn | Leave
+Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseRequest | Defer | GiveBack | HandOn | Leave
 
 
-def outcome_of(answer: str, *, is_answered: bool) -> Outcome:
-    """Return the outcome of a commit from the answer of commit.lua. `is_answered`: a caller waits for the request."""
+def outcome_of(answer: str, *, has_caller: bool) -> Outcome:
+    """Return the outcome of a commit from the answer of commit.lua. `has_caller`: a caller waits for the reply."""
     if answer == DONE:
         return Outcome.DONE
     if answer == NOT_MINE:
-        return Outcome.NOT_OURS
+        return Outcome.NOT_MINE
     if answer.startswith(CONFLICT):
         return Outcome.CONFLICT
     if answer == FULL or answer.startswith((TOO_MANY, LIMITED)):
-        return Outcome.FULL
+        return Outcome.NOT_ALLOWED
     if answer.startswith(KEY_REUSED):
-        return Outcome.FULL if is_answered else Outcome.HOPELESS
+        return Outcome.NOT_ALLOWED if has_caller else Outcome.HOPELESS
     return Outcome.CRASHED
 
 
@@ -159,10 +163,10 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return Bury(reason)
         case Outcome.LATE:
             return Expire()
-        case Outcome.NOT_OURS:
+        case Outcome.NOT_MINE:
             return Forget()
-        case Outcome.FULL:
-            return RefuseFull(reason)
+        case Outcome.NOT_ALLOWED:
+            return RefuseRequest(reason)
         case Outcome.TRY_FAILED:
             return Defer(reason)
         case Outcome.NO_ROOM:
