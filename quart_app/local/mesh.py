@@ -62,7 +62,7 @@ async def mesh(
     Raises ValidationError, before anything is started, if an address or the environment is not valid, and LocalError if
     a part of the mesh cannot run.
     """
-    given_redis = redis_server.given(redis_url)
+    given_redis = redis_server.named_server(redis_url)
     stop_wait_s = MeshSettings().deadline_ms / 1000 + DRAIN_S
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))

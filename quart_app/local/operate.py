@@ -33,7 +33,7 @@ from mesh.control import (
 from mesh.dead import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
 from mesh.discovery import document
 from quart_app.local import discovery
-from quart_app.local.redis_server import address_of, why
+from quart_app.local.redis_server import address_of, cause_of
 from quart_app.panels import counted
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable
 def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
     """Return the error for a Redis that does not answer as it should: its address and the reason."""
     hint = "" if discovery.running(data) else f"; no mesh runs on {data}"
-    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {why(error)}{hint}")
+    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {cause_of(error)}{hint}")
 
 
 def _control(redis: Redis) -> Control:

@@ -52,11 +52,12 @@ async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIte
     async with supervisor.starting(child) as server:
         await _wait_until_started(server, RedisSettings(url=SecretStr(url)), supervisor.say)
         record_writer(folder, program.kind)
+        # From now on the server is started again if it ends. Before, `_wait_until_started` raised its error.
         async with supervisor.keeping(server):
             yield url
 
 
-def given(redis_url: str | None) -> RedisSettings | None:
+def named_server(redis_url: str | None) -> RedisSettings | None:
     """Return the server that an address or the environment names; None if the local mesh should run its own."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
@@ -97,7 +98,7 @@ async def _wait_until_started(server: Child, settings: RedisSettings, say: Say) 
     """Wait until an embedded server serves. Raises LocalError if it ends, or is silent for too long."""
     client = Connections(settings).client("mesh-up")
     deadline_s = time.monotonic() + START_S
-    loading = False  # while Redis loads its data it answers, so there is no bound for that time
+    loading = False  # once Redis has answered that it loads its data, it may take any time
     try:
         while time.monotonic() < deadline_s or loading:
             if server.ended():
@@ -126,21 +127,22 @@ def address_of(settings: RedisSettings) -> str:
     return host_and_port(parts.hostname or "localhost", parts.port or DEFAULT_PORT)
 
 
-async def answer_of(client: Redis) -> str:
+async def problem_of(client: Redis) -> str:
     """Return "" if the server answers, or why it does not. Raises LocalError if it refuses the user or the password."""
     try:
         await client.ping()
+    # An error that the server sends is an answer, too. redis-py nevertheless makes BusyLoadingError a ConnectionError.
     except (redis_errors.BusyLoadingError, redis_errors.MasterDownError):
         pass
     except (redis_errors.RedisError, OSError) as error:
-        if failures.is_fenced(error):
+        if failures.is_fenced(error):  # true for a wrong user or password, too
             raise LocalError(f"Redis refuses the user or the password: {error}") from error
         if not isinstance(error, redis_errors.ResponseError):
-            return why(error)
+            return cause_of(error)
     return ""
 
 
-def why(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """Return the operating system's reason for a failed connection, or else the text of the error."""
     cause: BaseException | None = error
     while cause is not None:
@@ -155,22 +157,22 @@ async def require_answer(settings: RedisSettings) -> None:
     client = Connections(settings).client("mesh-up")
     deadline_s = time.monotonic() + SILENCE_S
     try:
-        while why := await _answer_within(client, deadline_s - time.monotonic()):
+        while problem := await _problem_within(client, deadline_s - time.monotonic()):
             if time.monotonic() >= deadline_s:
                 raise LocalError(
-                    f"Redis at {address_of(settings)} does not answer: {why}; "
+                    f"Redis at {address_of(settings)} does not answer: {problem}; "
                     "start it, or name no server for an embedded one"
                 )
-            await asyncio.sleep(4 * POLL_S)
+            await asyncio.sleep(4 * POLL_S)  # about ten attempts in SILENCE_S at a port that refuses connections
     finally:
         await client.aclose()
 
 
-async def _answer_within(client: Redis, wait_s: float) -> str:
-    """Return what `answer_of` returns, or that there was no answer in this time. Raises LocalError as it does."""
+async def _problem_within(client: Redis, wait_s: float) -> str:
+    """Do what `problem_of` does, for at most `wait_s` seconds. A server that is slower does not answer."""
     try:
         async with asyncio.timeout(max(wait_s, POLL_S)):
-            return await answer_of(client)
+            return await problem_of(client)
     except TimeoutError:
         return "no answer in time"
 
@@ -182,11 +184,11 @@ async def watch(settings: RedisSettings, say: Say) -> None:
     try:
         while True:
             asked_at_s = time.monotonic()
-            why = await _problem_within(client)
-            if why and not silent_since_s:
+            problem = await _problem_or_refusal(client)
+            if problem and not silent_since_s:
                 silent_since_s = asked_at_s
-                say(f"Redis at {address_of(settings)} does not answer: {why}")
-            elif silent_since_s and not why:
+                say(f"Redis at {address_of(settings)} does not answer: {problem}")
+            elif silent_since_s and not problem:
                 say(f"Redis answers again, after {time.monotonic() - silent_since_s:.1f} s")
                 silent_since_s = 0.0
             await asyncio.sleep(LOOK_S)
@@ -194,9 +196,9 @@ async def watch(settings: RedisSettings, say: Say) -> None:
         await client.aclose()
 
 
-async def _problem_within(client: Redis) -> str:
-    """Return why the server does not answer within SILENCE_S, or refuses us; "" if it answers."""
+async def _problem_or_refusal(client: Redis) -> str:
+    """Return why the server does not answer in SILENCE_S, or why it refuses the user; "" if it answers."""
     try:
-        return await _answer_within(client, SILENCE_S)
+        return await _problem_within(client, SILENCE_S)
     except LocalError as error:
         return str(error)

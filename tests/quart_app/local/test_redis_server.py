@@ -124,7 +124,7 @@ def test_a_server_that_the_environment_names_is_used(
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    found = redis_server.given(redis_url)
+    found = redis_server.named_server(redis_url)
     assert (None if found is None else redis_server.address_of(found)) == address
 
 
