@@ -68,7 +68,7 @@ class Answer:
 
     def __init__(self, to: str, key: str, once: tuple[str, str] | None = None, limit: str = "") -> None:
         self.to = to
-        #: the name that the caller gave the request
+        #: the caller's name for the request
         self.key = key
         #: operation and idempotency key, with which other callers may wait for the same answer
         self.once = once
@@ -136,13 +136,13 @@ class CallInProgress:
     """A call or a gather in progress. The link passes it the result of the submission, even if it was cancelled."""
 
     __slots__ = (
-        "_end", "_name", "_open", "_rest", "abandoned", "answers", "asked_at", "complete", "decode",
+        "_end", "_gather_key", "_open", "_rest", "abandoned", "answers", "asked_at", "complete", "decode",
         "left_out", "span", "submitted", "trail",
     )  # fmt: skip
 
     def __init__(
         self,
-        name: str,
+        gather_key: str,
         answers: dict[str, Answer],
         end: Callable[[CallInProgress, str], None],
         decode: Decode,
@@ -164,7 +164,7 @@ class CallInProgress:
         self.left_out: frozenset[int] = frozenset()
         self.complete = complete
         #: the beginning of the keys of a gather's requests; "" for a call
-        self._name = name
+        self._gather_key = gather_key
         #: removes the unanswered requests of this call; the second argument is "expired" or "cancelled"
         self._end = end
         #: the first answer whose replies are not all there, and the answers after it
@@ -181,9 +181,9 @@ class CallInProgress:
         if result.__class__ is dict and result:
             self.fail(refusal(result["error"], result["about"]))
             return
-        if self._name:  # a gather: the ids by database, and the databases that are left out
+        if self._gather_key:  # a gather: the ids by database, and the databases that are left out
             for to, id in dict(result[0]).items():
-                self.answer(f"{self._name}.{to}").id = id
+                self.answer(f"{self._gather_key}.{to}").id = id
             self.left_out = frozenset(map(int, result[1]))
         else:
             for answer, id in zip(self.answers.values(), result, strict=True):
@@ -194,14 +194,14 @@ class CallInProgress:
         self._rest = iter(list(self.answers.values()))
         if self.abandoned:
             self._end(self, "cancelled")
-        self.look()
+        self.complete_if_answered()
 
     def set_exception(self, error: BaseException) -> None:
         """Receive the error that prevented the submission."""
         self.fail(error)
 
     def answer(self, key: str) -> Answer:
-        """Return the answer to the request of this name. Add one if a gather has no answer of this name yet.
+        """Return the answer to the request with this key. Add one if a gather has no answer with this key yet.
 
         Only submit.lua, or a reply that comes before its result, tells which databases a gather asks.
         """
@@ -215,7 +215,7 @@ class CallInProgress:
         """The answers whose replies are not all there."""
         return [answer for answer in self.answers.values() if answer.outstanding > 0]
 
-    def look(self) -> None:
+    def complete_if_answered(self) -> None:
         """Complete the call if all replies are there. `_open` passes each answer once, so many replies cost little."""
         if not self.submitted or self.complete.done():
             return

@@ -1,8 +1,12 @@
 """The calls and gathers of one process: it submits their requests, and collects the replies.
 
+In this module a call is what one caller waits for: a request, several requests that are sent together, or a gather.
 One atomic step puts all requests of a call on their streams; it also reads the roster. A call is complete when all of
 its requests are answered. If a handler forwards a request, the field `forwards` of its reply says how many more replies
-follow. If an address is no longer live, no call waits for it: a gather goes on without it, and a call fails.
+follow.
+
+No call waits for an address that is no longer live. A gather goes on without such a database, unless the database holds
+data and is expected back. All other calls fail.
 """
 
 from __future__ import annotations
@@ -77,7 +81,7 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._in_progress: dict[str, CallInProgress] = {}
-        #: requests that nobody waits for any more: `_end_abandoned` removes them
+        #: requests that nobody waits for any more: `_end_requests` removes them
         self._requests_to_end: asyncio.Queue[streams.Ended] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         #: the error of all later calls, once the replica has left the mesh
@@ -104,29 +108,29 @@ class Calls:
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
             raise UsageError("a request with an idempotency key, or with a key to read, is sent without others")
         only_reads, without_options = True, True
-        # What submit.lua reads: the number of requests, which is negative if all of them only read; fields that all
-        # entries have, in one word; and five words for each request.
+        # The words of a group, as submit.lua reads them. The first is the number of requests, which is negative if all
+        # of them only read. The second has the fields that all entries have. Five words for each request follow.
         group: list[str | int] = [0, tracing.about()]
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
             only_reads = only_reads and self._only_reads(op)
-            request_name, target, text = self._next_name(), _target_of(ask.to), _encoded(ask.body)
-            ttl = str(deadline_ms)
+            request_key, target, text = self._next_key(), _target_of(ask.to), _encoded(ask.body)
+            ttl_word = str(deadline_ms)
             if once is None and not limit:
-                answers[request_name] = Answer(target, request_name)
+                answers[request_key] = Answer(target, request_key)
             else:
-                answers[request_name] = Answer(target, request_name, None if once is None else (op, once.key), limit)
-                ttl, without_options = ask.ttl_word(deadline_ms, text, self._later_bound), False
+                answers[request_key] = Answer(target, request_key, None if once is None else (op, once.key), limit)
+                ttl_word, without_options = ask.ttl_word(deadline_ms, text, self._later_bound), False
             if ask.read:
                 shared_keys = ",".join([keys.SHARED + name for name in ask.read])
                 group[1] = f"{group[1]} read {shared_keys}".lstrip()
-            group += (target, op, request_name, ttl, text)
+            group += (target, op, request_key, ttl_word, text)
         group[0] = -len(asks) if only_reads else len(asks)
-        call = CallInProgress("", answers, self._end, decode, self._loop.create_future())
+        call = CallInProgress("", answers, self._end_unanswered, decode, self._loop.create_future())
         return self._wait_for(call, answers, group, deadline_ms, without_options)
 
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
-        """Send a request whose reply nobody waits for. It begins when it is `due`, and `key` is its name.
+        """Send a request whose reply nobody waits for. `due` says when it begins; `key` is the sender's name for it.
 
         Raises NoReplica (except for a request with a due time), Busy, Unavailable, InvalidBody and KeyReused. Raises
         SetupError if the Redis user may not send requests for later.
@@ -162,11 +166,11 @@ class Calls:
     async def _gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, to: str
     ) -> Replies[Any]:
-        gather_name = self._next_name()
+        gather_key = self._next_key()
         number = -1 if self._only_reads(op) else 1
-        group: list[str | int] = [number, tracing.about(), to, op, gather_name, str(deadline_ms), _encoded(body)]
-        call = CallInProgress(gather_name, {}, self._end, decode, self._loop.create_future())
-        answers = await self._wait_for(call, [gather_name], group, deadline_ms)
+        group: list[str | int] = [number, tracing.about(), to, op, gather_key, str(deadline_ms), _encoded(body)]
+        call = CallInProgress(gather_key, {}, self._end_unanswered, decode, self._loop.create_future())
+        answers = await self._wait_for(call, [gather_key], group, deadline_ms)
         replies: Replies[Any] = Replies()
         replies.left_out = sorted(call.left_out)
         unanswered: list[int] = []
@@ -184,32 +188,33 @@ class Calls:
             raise Incomplete(f"databases {unanswered} did not answer in time", partial=replies, missing=unanswered)
         return replies
 
-    def _next_name(self) -> str:
+    def _next_key(self) -> str:
         return f"{self._replica}-{next(self._numbers)}"
 
     async def _wait_for(
         self,
         call: CallInProgress,
-        names: Collection[str],
+        reply_keys: Collection[str],
         group: Sequence[str | int],
         deadline_ms: int,
         without_options: bool = False,
     ) -> list[Answer]:
-        """Submit a call and wait until it is complete. `names` are the names under which its replies come.
+        """Submit a call and wait until it is complete. `reply_keys` are the keys by which `_take` finds the call.
 
         `_words_of` explains `without_options`.
         """
         if self._closed is not None:
             raise self._closed
-        if len(self._in_progress) + len(names) > MOST_OUT:
+        if len(self._in_progress) + len(reply_keys) > MOST_OUT:
             raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
         words = _words_of(group, without_options)
-        for name in names:
-            self._in_progress[name] = call
-        deadline = self._deadlines.add(call, deadline_ms / 1000)
+        for key in reply_keys:
+            self._in_progress[key] = call
+        same_deadline = self._deadlines.add(call, deadline_ms / 1000)
         try:
             self._link.submit(words, call)
             await call.complete
+            # If the settings ask for it, copies of Redis confirm the effect before the caller gets the answers.
             if self._durability is not None:
                 await self._durability.confirm()
             return [*call.answers.values()]
@@ -217,15 +222,18 @@ class Calls:
             self._abandon(call)
             raise
         finally:
-            deadline.discard(call)
-            for name in names:
-                self._in_progress.pop(name, None)
+            same_deadline.discard(call)
+            for key in reply_keys:
+                self._in_progress.pop(key, None)
 
     def _abandon(self, call: CallInProgress) -> None:
-        """Remove the requests of a cancelled call. If Redis has not accepted them yet, `set_result` does so later."""
+        """Remove the requests of a cancelled call.
+
+        If Redis has not accepted them yet, `CallInProgress.set_result` removes them as soon as they are accepted.
+        """
         call.abandoned = True
         if call.submitted:
-            self._end(call, "cancelled")
+            self._end_unanswered(call, "cancelled")
 
     def _expire(self, call: CallInProgress) -> None:
         if call.complete.done():
@@ -236,15 +244,15 @@ class Calls:
             return
         for answer in call.open_answers:
             answer.error = DeadlineExceeded()
-        self._end(call, "expired")
+        self._end_unanswered(call, "expired")
         call.complete.set_result(None)
 
-    def _end(self, call: CallInProgress, outcome: str) -> None:
+    def _end_unanswered(self, call: CallInProgress, outcome: str) -> None:
         """Remove unanswered requests from their streams. A replica that works on such a request notices and stops."""
         for answer in call.open_answers:
-            self._end_one(answer, outcome)
+            self._end_request(answer, outcome)
 
-    def _end_one(self, answer: Answer, outcome: str) -> None:
+    def _end_request(self, answer: Answer, outcome: str) -> None:
         if answer.id:  # "" if it is not known to be on a stream
             self._requests_to_end.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, answer.options))
 
@@ -254,12 +262,12 @@ class Calls:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
                 tasks.create_task(self._watch())
-                tasks.create_task(self._end_abandoned())
+                tasks.create_task(self._end_requests())
         finally:
             self.close(Unavailable("this replica has left the mesh"))
 
     def close(self, error: MeshError) -> None:
-        """End all calls: they and all later ones raise this error."""
+        """Let all calls fail: those in progress and all later ones raise this error."""
         self._closed = error
         for call in list(self._in_progress.values()):
             call.fail(error)
@@ -268,6 +276,7 @@ class Calls:
         while True:
             try:
                 await self._reader.read(self._take)
+            # An error of Redis does not end the reading; only a lost lease does.
             except (*PASSING, redis_errors.ResponseError) as error:
                 if is_fenced(error):
                     raise LeaseLost("the Redis user of this lease is gone") from error
@@ -279,22 +288,23 @@ class Calls:
             await asyncio.sleep(0)
 
     def _take(self, reply: Reply, flat: Sequence[str]) -> None:
-        request_name, status, forwards, text = reply
-        # The requests of a gather are named after it and their addresses: "<name of the gather>.db<n>".
-        call = self._in_progress.get(request_name) or self._in_progress.get(request_name.rpartition(".")[0])
+        request_key, status, forwards, text = reply
+        # The keys of a gather's requests are made of its own key and their addresses: "<key of the gather>.db<n>".
+        call = self._in_progress.get(request_key) or self._in_progress.get(request_key.rpartition(".")[0])
         if call is None:
             return
-        answer = call.answer(request_name)
+        answer = call.answer(request_key)
         answer.take(status, forwards, text, call.decode)
-        if call.trail is not None:
+        if call.trail is not None:  # the caller wants the fields of each reply
             call.trail.append((answer.to, fields_of(flat)))
         if call.span is not None:
             call.span.add_event("reply", tracing.replying(status, fields_of(flat)))
-        call.look()
+        call.complete_if_answered()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_AFTER_S)
+            # The calls that were submitted longer ago than WATCH_AFTER_S, each once: a call may have several keys.
             before = time.monotonic() - WATCH_AFTER_S
             old = {id(e): e for e in self._in_progress.values() if e.submitted and e.asked_at < before}
             if not old:
@@ -310,25 +320,26 @@ class Calls:
 
     def _drop_gone(self, call: CallInProgress, gone: set[str], missing: Sequence[Missing]) -> None:
         """Let a call no longer wait for answers of the addresses in `gone`, which are not live."""
+        # A row of `missing` has a class only while its replica is expected back.
         expected_back = {name for each in missing if each.cls for name in (each.cls, f"db{each.database}")}
         holding_data = {f"db{each.database}": each.database for each in missing if each.has_data}
         for answer in call.open_answers:
-            # If a reply is there and others are to come, the request was forwarded, and other addresses send these.
+            # If a reply has come already, the request was forwarded: other addresses send the replies still to come.
             if answer.to not in gone or answer.bodies:
                 continue
             answer.outstanding = 0
             answer.gone = True
-            if "." not in answer.key:  # a request of a call; those of a gather have the address in their names
+            if "." not in answer.key:  # no request of a gather: in a gather the key of a request ends with its address
                 answer.error = roster.absence(answer.to, expected=answer.to in expected_back)
             elif answer.to in holding_data and answer.to in expected_back:
                 answer.error = incomplete([holding_data[answer.to]])
             elif answer.to in holding_data:
                 # A gather goes on without this database, and names it in `left_out`.
                 call.left_out |= {holding_data[answer.to]}
-            self._end_one(answer, "cancelled")
-        call.look()
+            self._end_request(answer, "cancelled")
+        call.complete_if_answered()
 
-    async def _end_abandoned(self) -> None:
+    async def _end_requests(self) -> None:
         while True:
             ended = [await self._requests_to_end.get()]
             while not self._requests_to_end.empty() and len(ended) < 256:  # at most so many in one run of end.lua
