@@ -169,7 +169,7 @@ async def require_answer(settings: RedisSettings) -> None:
 
 
 async def _problem_within(client: Redis, wait_s: float) -> str:
-    """Do what `problem_of` does, for at most `wait_s` seconds. A server that is slower does not answer."""
+    """Do what `problem_of` does, for at most `wait_s` seconds. A slower server counts as one without an answer."""
     try:
         async with asyncio.timeout(max(wait_s, POLL_S)):
             return await problem_of(client)
