@@ -1,4 +1,4 @@
-"""The name, type and meaning of every shared key. No other Python module has the name of a key.
+"""Every key of the mesh, with its type and meaning. No other Python module of the mesh spells these names.
 
 "A by B" means: the members A of a sorted set have the scores B. "A -> B" means: the fields A of a hash have the values
 B. A key with "PX" expires.
@@ -21,25 +21,28 @@ B. A key with "PX" expires.
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand: how many of
                                            accepted were added to a stream by hand
     mesh:paused              hash          operation -> since when and by whom it is paused
-    mesh:parked:{op}         zset          requests of a paused operation, which are in mesh:later: key by time (ms) of
+    mesh:parked:{op}         zset          requests of a paused operation, which are in mesh:later: name by time (ms) of
                                            acceptance
     mesh:lanes               set           lanes ("{op}:{value}") in which requests have or wait for a place
     mesh:lane:{lane}         list          names of the requests that wait for a place, in order; they are in mesh:later
-    mesh:running:{lane}      hash          requests that have a place: name -> stream and id, or mesh:later and name
-    mesh:rate:{lane}         string, PX    three times in µs: when the next request of a rate would be on time, when
-                                           this was set, and the first time again, as if only those requests existed
-                                           that have begun
+    mesh:running:{lane}      hash          requests that have a place: name -> stream and id; or mesh:later and name,
+                                           while the request waits for its next try or is parked
+    mesh:rate:{lane}         string, PX    the state of a rate, as three moments in µs: when the next request would be
+                                           on time, counted from all accepted requests; when this key was written;
+                                           when the next one would be on time, counted only from those that have begun
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
-    mesh:later               zset          requests that wait: key by due time (ms of Redis's clock), or +inf
-    mesh:later:{key}         hash          a request in mesh:later: its fields, to, and ttl (ms after the due time) or
-                                           deadline
+    mesh:later               zset          requests that wait: name by due time (ms of Redis's clock), or +inf
+    mesh:later:{name}        hash          a request in mesh:later: its fields, its address `to`, and `ttl` (ms after
+                                           the due time) or `deadline`
     mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel a request has removed it
     mesh:once:{op}:{key}     hash, PX      an idempotency key: its request and who waits for it, or the answer
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
-    mesh:schedule:{op}       hash, PX      definition, epoch of its author, next and last tick, entries of the last tick
+    mesh:schedule:{op}       hash, PX      definition of the schedule, epoch of the replica that wrote it, next and last
+                                           tick, stream and id of each request of the last tick
     mesh:operations          hash          operation that a live replica serves -> its definition, as JSON
-    mesh:operations:served   hash          digest of a table of operations, as a roster row names it -> these operations
+    mesh:operations:served   hash          digest of a replica's table of operations -> the operations in it; the field
+                                           `serves` of a roster row is such a digest
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
@@ -51,12 +54,15 @@ These keys are in the bus database (REDIS_DB), except for the claim. A replica's
     db{n}:left               string        set if the last holder left in order, and the mesh went on without it
     db{n}:written            zset, PX      the keys of the services there, by the time (ms) at which each expires
     db{n}:{service}:*        any           a service's data there
+
+Only scripts use the first four of these, so Python has no constants for them.
 """
 
 from __future__ import annotations
 
 from functools import cache
 
+# A value that ends with ":" is the beginning of several keys. Every other "mesh:" value is one whole key.
 CLAIM = "mesh:claim"
 FORMAT = "mesh:format"
 EPOCH = "mesh:epoch"
@@ -92,13 +98,13 @@ COMMITTED = "mesh:committed:"
 EVENTS = "events:"
 DRAIN = "mesh:drain:"
 
-#: How the name of every client begins. In keys and requests it stands where the name of a replica can stand.
-CLIENT = "client-"
+#: The beginning of every client's name. In keys and requests, such a name may be in the place of a replica's name.
+CLIENT_NAME_PREFIX = "client-"
 
 #: The one consumer group of every request stream.
 GROUP = "workers"
 
-#: The most databases that a mesh can lease.
+#: The most databases that a mesh can lease: as many as a Redis server has by default.
 MOST_DATABASES = 16
 
 #: About how many dead letters are kept; then each new one removes the oldest.
@@ -129,8 +135,8 @@ def database_requests(database: int) -> str:
     return f"{REQUESTS}db{database}"
 
 
-def later(key: str) -> str:
-    return f"{LATER}:{key}"
+def later(name: str) -> str:
+    return f"{LATER}:{name}"
 
 
 def parked(op: str) -> str:

@@ -5,6 +5,9 @@ renamed; then the folder was flushed. If a writer is killed, the file that it le
 may share one folder; only one of them writes at a time. The final name is:
 
     {log}-{number}-{stream id}.{suffix}
+
+These are the parts of the position: the identity of the log (16 hex digits), and the number and id of the last entry
+that the state contains. The number has at least 12 digits, so the names of one log sort in the order of its entries.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ KEPT = 2
 #: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted.
 STALE_PART_S = 3600
 #: Pause between two attempts to lock the folder.
-TURN_S = 0.1
+LOCK_RETRY_S = 0.1
 
 _NAME_PATTERN = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.")
 
@@ -40,8 +43,8 @@ class Snapshots:
         self.folder = folder
         self.suffix = suffix
 
-    async def durable(self, log: str | None = None) -> list[Snapshot]:
-        """Return the snapshots of one log or of all, the newest first."""
+    async def on_disk(self, log: str | None = None) -> list[Snapshot]:
+        """Return the durable snapshots of one log, or of all logs, the newest first."""
         snapshots = await asyncio.to_thread(self._list)
         return [snapshot for snapshot in snapshots if log is None or snapshot.position.log == log]
 
@@ -50,15 +53,15 @@ class Snapshots:
         await asyncio.to_thread(self._try_to_write)
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def hold_lock(self) -> AsyncIterator[None]:
         """Hold the lock of the folder, so that only one process at a time writes a snapshot there.
 
-        If the process ends, so does its lock. On a disk without locks this does nothing.
+        If the process ends, its lock ends too. On a disk without locks, nothing is locked, and the block runs anyway.
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
-                while (lock_file := await asyncio.to_thread(self._lock)) is None:
-                    await asyncio.sleep(TURN_S)
+                while (lock_file := await asyncio.to_thread(self._try_to_lock)) is None:
+                    await asyncio.sleep(LOCK_RETRY_S)
                 stack.enter_context(lock_file)
             yield
 
@@ -77,13 +80,16 @@ class Snapshots:
 
     async def prune(self, log: str, keep: int = KEPT) -> list[Snapshot]:
         """Delete all snapshots of a log but the newest `keep`; return those that stay, the newest first."""
-        snapshots = await self.durable(log)
+        snapshots = await self.on_disk(log)
         for snapshot in snapshots[keep:]:
             snapshot.path.unlink(missing_ok=True)
         return snapshots[:keep]
 
     def _list(self) -> list[Snapshot]:
-        """Return all snapshots in the folder, the newest first. Files with other names are no snapshots."""
+        """Return all snapshots in the folder, the newest first. Files with other names are no snapshots.
+
+        The newest snapshot has the highest stream id: an id begins with the time of its entry.
+        """
         if not self.folder.is_dir():
             return []
         snapshots = [self._snapshot(path) for path in self.folder.iterdir() if path.name.endswith(f".{self.suffix}")]
@@ -113,7 +119,7 @@ class Snapshots:
                 if time.time() - part.stat().st_mtime > STALE_PART_S:
                     part.unlink()
 
-    def _lock(self) -> BinaryIO | None:
+    def _try_to_lock(self) -> BinaryIO | None:
         """Lock the folder; return the lock file, or None if another process has the lock. Closing the file unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock_file = (self.folder / ".turn").open("ab")

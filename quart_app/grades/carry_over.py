@@ -99,7 +99,7 @@ class CarryOver:
 
     async def _stray_snapshots(self, grades_log: Log) -> list[Snapshot]:
         """Return the snapshots that the present log does not continue from."""
-        on_disk = await self._keeper.snapshots.durable()
+        on_disk = await self._keeper.snapshots.on_disk()
         return [snapshot for snapshot in on_disk if not await grades_log.holds(snapshot.position)]
 
     async def _read_stray(self, snapshot: Snapshot, known: KnownState) -> KnownState | None:

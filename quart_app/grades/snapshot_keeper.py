@@ -45,11 +45,11 @@ class SnapshotKeeper:
 
     async def sources(self, of: str | None = None) -> list[Source]:
         """Return the snapshots of one log, or of all logs, the newest first."""
-        return [File(snapshot.path) for snapshot in await self.snapshots.durable(of)]
+        return [File(snapshot.path) for snapshot in await self.snapshots.on_disk(of)]
 
     async def newest_number(self, of: str, otherwise: int) -> int:
         """Return the number of the entry of a log's newest snapshot, or `otherwise` if there is no snapshot."""
-        return max((snapshot.position.number for snapshot in await self.snapshots.durable(of)), default=otherwise)
+        return max((snapshot.position.number for snapshot in await self.snapshots.on_disk(of)), default=otherwise)
 
     def is_due(self, position: Position) -> bool:
         """Return whether enough entries were applied since the last snapshot, and no snapshot is being written."""
@@ -74,7 +74,7 @@ class SnapshotKeeper:
     async def _write_unless_done(self, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]) -> None:
         """Write a snapshot, unless another replica wrote one into the same folder meanwhile."""
         try:
-            async with self.snapshots.turn():
+            async with self.snapshots.hold_lock():
                 position = current().position
                 newest_number = await self.newest_number(position.log, 0)
                 if position.number - newest_number < self._settings.snapshot_every:

@@ -397,7 +397,7 @@ async def test_an_interrupted_snapshot_does_not_count(tmp_path: Path) -> None:
         await snapshots.save(Position("a" * 16, 3, "7-1"), failing())
     (tmp_path / ".deadbeef.part").write_bytes(b"left by one who was killed")
     (tmp_path / "notes.bin").write_bytes(b"somebody's")
-    assert await snapshots.durable() == []
+    assert await snapshots.on_disk() == []
 
 
 async def test_parts_of_the_dead_are_cleared_away_and_those_of_the_living_are_not(tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ async def test_the_newest_snapshots_of_each_log_are_kept(tmp_path: Path) -> None
     await snapshots.save(Position("b" * 16, 1, "9-0"), content(b"x"))
     kept = await snapshots.prune("a" * 16)
     assert [snapshot.position.number for snapshot in kept] == [5, 4]
-    assert [snapshot.position.log[0] for snapshot in await snapshots.durable()] == ["b", "a", "a"]
+    assert [snapshot.position.log[0] for snapshot in await snapshots.on_disk()] == ["b", "a", "a"]
 
 
 async def test_two_that_prune_at_once_do_not_disturb_each_other(
@@ -428,13 +428,13 @@ async def test_two_that_prune_at_once_do_not_disturb_each_other(
     snapshots = Snapshots(tmp_path, "bin")
     for number in range(1, 5):
         await snapshots.save(Position("a" * 16, number, f"{number}-0"), content(b"x"))
-    listed = await snapshots.durable("a" * 16)
+    listed = await snapshots.on_disk("a" * 16)
     await snapshots.prune("a" * 16)
 
     async def as_before(log: str) -> list[Snapshot]:
         return listed
 
-    monkeypatch.setattr(snapshots, "durable", as_before)
+    monkeypatch.setattr(snapshots, "on_disk", as_before)
     assert await snapshots.prune("a" * 16) == listed[:2]
 
 
@@ -445,8 +445,8 @@ async def test_writers_of_one_folder_take_turns(tmp_path: Path) -> None:
 
     async def write() -> None:
         snapshots = Snapshots(tmp_path, "bin")
-        async with snapshots.turn():
-            found.append(len(await snapshots.durable()))
+        async with snapshots.hold_lock():
+            found.append(len(await snapshots.on_disk()))
             if not found[-1]:
                 await snapshots.save(position, content(b"x"))
 
@@ -462,11 +462,11 @@ async def test_a_turn_ends_with_its_process(tmp_path: Path) -> None:
     assert killed.stdout is not None
     await killed.stdout.readline()
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.5), Snapshots(tmp_path, "bin").turn():
+        async with asyncio.timeout(0.5), Snapshots(tmp_path, "bin").hold_lock():
             raise AssertionError("it is another's turn")
     killed.kill()
     await killed.wait()
-    async with asyncio.timeout(10), Snapshots(tmp_path, "bin").turn():
+    async with asyncio.timeout(10), Snapshots(tmp_path, "bin").hold_lock():
         pass
 
 
@@ -474,6 +474,6 @@ async def test_where_there_can_be_no_turns_none_waits(tmp_path: Path) -> None:
     """An error of the disk reaches the writer."""
     (tmp_path / "folder").write_text("a file where the folder should be")
     snapshots = Snapshots(tmp_path / "folder", "bin")
-    async with asyncio.timeout(10), snapshots.turn():
+    async with asyncio.timeout(10), snapshots.hold_lock():
         with pytest.raises(OSError):
             await snapshots.save(Position("a" * 16, 3, "7-1"), content(b"x"))

@@ -18,7 +18,7 @@ from tests.support.server import Server
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_log, "BLOCK_MS", 30)
     monkeypatch.setattr(replication, "RETRY_S", 0.02)
-    monkeypatch.setattr(snapshots, "TURN_S", 0.01)
+    monkeypatch.setattr(snapshots, "LOCK_RETRY_S", 0.01)
 
 
 @pytest.fixture
