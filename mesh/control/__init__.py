@@ -1,12 +1,12 @@
 """What an operator does to a running mesh, and how one looks at its requests."""
 
 from mesh.control.control import Control, PausedOperation
-from mesh.control.journeys import SEARCHED, Journeys, JourneyStep, grouped, within_ms
+from mesh.control.journeys import MOST_REPLIES_SEARCHED, Journeys, JourneyStep, grouped, within_ms
 from mesh.control.operations import OperationState, OperationStates, definitions, states
 from mesh.control.waiting import LaterRequest, ScheduledOperation, Waiting, read_waiting
 
 __all__ = [
-    "SEARCHED",
+    "MOST_REPLIES_SEARCHED",
     "Control",
     "JourneyStep",
     "Journeys",

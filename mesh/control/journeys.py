@@ -23,7 +23,7 @@ from mesh.roster import Member
 from mesh.settings import MeshSettings
 
 #: A search reads this many replies to each replica, the newest ones. A stream of replies never has many more.
-SEARCHED = 512
+MOST_REPLIES_SEARCHED = 512
 #: A search reads at most this many entries of each request stream, and this many dead letters.
 MOST_ENTRIES_SEARCHED = 200
 
@@ -95,7 +95,9 @@ class Journeys:
     async def _matching(self, matches: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
         members = await roster.read_directly(self._redis)
         unanswered, replies, given_up = await asyncio.gather(
-            self._unanswered("-", "+", MOST_ENTRIES_SEARCHED), self._replies(members, SEARCHED), self._given_up()
+            self._unanswered("-", "+", MOST_ENTRIES_SEARCHED),
+            self._replies(members, MOST_REPLIES_SEARCHED),
+            self._given_up(),
         )
         answered = [step for step in replies if matches(step)]
         return [*(step for step in [*unanswered, *given_up] if matches(step)), *answered]

@@ -1,4 +1,7 @@
-"""The operations of a mesh as an operator sees them: what they are, who serves them, and what they have to do now."""
+"""The operations of a mesh as an operator sees them: what they are, who serves them, and what they have to do now.
+
+The command `mesh ops` and the live page show them.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class OperationState:
     @property
     def failed(self) -> int:
         """Number of its answers that are errors."""
-        return sum(step.status != "ok" for step in self.answers)
+        return sum(answer.status != "ok" for answer in self.answers)
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class OperationStates:
     #: whether all requests were counted; if not, the numbers count only the first requests of each stream
     complete: bool = True
 
-    def of(self, op: str) -> OperationState:
+    def get_or_add(self, op: str) -> OperationState:
         """Return the state of an operation; add an empty state if there is none yet."""
         return self.by_name.setdefault(op, OperationState(op))
 
@@ -91,41 +94,42 @@ async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
 
 
 async def states(redis: Redis, settings: MeshSettings, answers: Sequence[JourneyStep]) -> OperationStates:
-    """Return the state of each operation; `answers` are the replies from which each operation gets its own.
+    """Return the state of each operation. `answers` are replies to requests of any operation.
 
     `redis` is a client of the bus database that decodes answers.
     """
     result = OperationStates()
-    for step in answers:
-        result.of(step.op).answers.append(step)
+    for answer in answers:
+        result.get_or_add(answer.op).answers.append(answer)
     for op, definition in (await definitions(redis)).items():
-        result.of(op).definition = definition
-    # `serves` in a roster row is the digest of a table of operations, and a field of this hash.
-    served: Any = await redis.hgetall(keys.SERVED)
+        result.get_or_add(op).definition = definition
+    # The hash maps the digest of each table of operations to these operations. `Member.serves` is such a digest.
+    ops_by_digest: Any = await redis.hgetall(keys.SERVED)
     for member in await roster.read_directly(redis):
-        for op in served.get(member.serves, "").split():
+        for op in ops_by_digest.get(member.serves, "").split():
+            # A roster row stays for a while after its lease; then no replica serves the operation there.
             if member.leased:
-                result.of(op).served_by[member.database] = member.replica
+                result.get_or_add(op).served_by[member.database] = member.replica
     for paused in await Control(redis, settings).paused():
-        result.of(paused.op).paused = paused
+        result.get_or_add(paused.op).paused = paused
     for stream in keys.request_streams(settings.classes, settings.databases):
         # After the first word come three for each operation: its name, how many requests wait, how many are worked on.
         complete, *counts = await TALLY.run(redis, [stream], MOST_COUNTED, MOST_BYTES)
         result.complete &= bool(complete)
         for op, waits, runs in zip(counts[::3], counts[1::3], counts[2::3], strict=True):
-            result.of(op).waits += waits
-            result.of(op).runs += runs
+            result.get_or_add(op).waits += waits
+            result.get_or_add(op).runs += runs
     await _count_later(redis, result)
     return result
 
 
 async def _count_later(redis: Redis, result: OperationStates) -> None:
     request_names: Any = await redis.zrange(keys.LATER, 0, MOST_COUNTED)
-    # One name more than is counted was read, to learn whether there are more.
+    # The command reads one name more than is counted. If Redis has this name, the count is not complete.
     result.complete &= len(request_names) <= MOST_COUNTED
     pipeline = redis.pipeline(transaction=False)
     for name in request_names[:MOST_COUNTED]:
         pipeline.hget(keys.later(name), "op")
     for op in await pipeline.execute():
         if op is not None:
-            result.of(op).later += 1
+            result.get_or_add(op).later += 1

@@ -24,7 +24,7 @@ from mesh.requests.scripts import COMMIT
 from mesh.requests.settlement import DONE
 from mesh.requests.store import Store
 from mesh.testing.record import Sent, sent_of, transactions
-from mesh.testing.servers import fake_server
+from mesh.testing.servers import new_fake_server
 from mesh.wire.codec import decode
 from mesh.wire.link import Link
 from mesh.wire.script import Script
@@ -44,8 +44,8 @@ class Alone:
 
     def __init__(self, database: int) -> None:
         self._database = database
-        server = fake_server()
-        self.direct = server.direct
+        server = new_fake_server()
+        self.sync_client = server.sync_client
         self._connection = server.connections.connection("alone")
         self._bus = server.connections.bus
 
@@ -98,21 +98,21 @@ class Ran(Generic[R]):
         """Return the value that is stored after the run."""
         if not isinstance(place, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
-        stored: T = read_directly(self._alone.direct, place, self._database)
+        stored: T = read_directly(self._alone.sync_client, place, self._database)
         return stored
 
 
-def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> Any:
+def read_directly(sync_client: Any, place: Key[Any] | Field[Any], database: int) -> Any:
     """Return the value of a key or field, read with a synchronous client."""
     shared, name, field = place.at
     if not shared:
-        direct.select(database)
+        sync_client.select(database)
     try:
         key = (keys.SHARED if shared else keys.own(database)) + name
-        return place.read(direct.get(key) if field is None else direct.hget(key, field))
+        return place.read(sync_client.get(key) if field is None else sync_client.hget(key, field))
     finally:
         # Shared keys are read without a SELECT, from database 0: the bus.
-        direct.select(0)
+        sync_client.select(0)
 
 
 async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], database: int) -> Ran[R]:

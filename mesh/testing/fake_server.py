@@ -123,7 +123,7 @@ class FakeKitServer:
 
     def __init__(self) -> None:
         self.connections = FakeConnections(RedisSettings())
-        self.direct = fakeredis.FakeRedis(server=self.connections.server, decode_responses=True)
+        self.sync_client = fakeredis.FakeRedis(server=self.connections.server, decode_responses=True)
 
     async def begin(self) -> None:
         """Do nothing: this server is new, and so empty."""

@@ -33,7 +33,7 @@ from mesh.settings import MeshSettings, RedisSettings, explain
 from mesh.testing.clock import Clock, virtual_time
 from mesh.testing.kit_replica import KitReplica
 from mesh.testing.record import Buried, Committed, Observed, Sent
-from mesh.testing.servers import RealServer, fake_server
+from mesh.testing.servers import RealServer, new_fake_server
 from mesh.testing.wire import Faults, Gate, KitConnections
 from mesh.testing.workers import Runs
 
@@ -75,7 +75,7 @@ class MeshKit(AsyncOnly):
         worker_of(operations)
         self._operations = operations
         self._replica_count = replicas
-        self._server = fake_server() if redis is None else RealServer(redis)
+        self._server = new_fake_server() if redis is None else RealServer(redis)
         self._settings = _settings_without_environment(
             MeshSettings, redis=self._server.connections.settings, **{"isolation": self._server.isolation, **settings}
         )
@@ -275,8 +275,8 @@ class MeshKit(AsyncOnly):
 
         The replica of the highest database wakes last, and it may be the only live one: see STAGGER_MS.
         """
-        direct: Any = self._server.direct
-        first_entries = (direct.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
+        sync_client: Any = self._server.sync_client
+        first_entries = (sync_client.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
         scores = [score for entries in first_entries for _, score in entries]
         return (min(scores) + STAGGER_MS * self._settings.databases) / 1000 if scores else math.inf
 
@@ -295,7 +295,7 @@ class MeshKit(AsyncOnly):
     @property
     def dead(self) -> list[Buried]:
         """The requests that were given up."""
-        letters: Any = self._server.direct.xrange(keys.DEAD)
+        letters: Any = self._server.sync_client.xrange(keys.DEAD)
         return [Buried.from_entry(fields, self._runs.body_of) for _, fields in letters]
 
     def ran(self, op: AnyOperation) -> int:

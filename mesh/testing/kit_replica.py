@@ -95,8 +95,8 @@ class KitReplica:
         ):
             # If the lease was lost, another replica may hold it now.
             grant = self.replica._grant
-            if server.direct.get(keys.lease(grant.database)) == grant.holder:
-                server.direct.delete(keys.lease(grant.database))
+            if server.sync_client.get(keys.lease(grant.database)) == grant.holder:
+                server.sync_client.delete(keys.lease(grant.database))
 
     def freeze(self) -> None:
         """Send nothing to Redis and take no answer, so that this replica looks like one that a SIGSTOP has stopped."""
@@ -114,9 +114,9 @@ class KitReplica:
         """Extend the lease by the `seconds` that the clock will jump, as if the lease were renewed all the time."""
         replica, lease = self.replica, self.replica._lease
         for key in (keys.lease(replica.database), keys.row(replica.database), keys.replies(replica.id)):
-            left_ms = server.direct.pttl(key)
+            left_ms = server.sync_client.pttl(key)
             if left_ms > 0:
-                server.direct.pexpire(key, left_ms + round(seconds * 1000))
+                server.sync_client.pexpire(key, left_ms + round(seconds * 1000))
         lease._renewal = dataclasses.replace(
             lease._renewal,
             sent_at=lease._renewal.sent_at + seconds,

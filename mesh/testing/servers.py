@@ -25,8 +25,8 @@ class KitServer(Protocol):
         """Connections with all rights."""
 
     @property
-    def direct(self) -> Any:
-        """A synchronous client, which does not need the event loop."""
+    def sync_client(self) -> Any:
+        """A synchronous client of the bus database, which does not need the event loop."""
 
     async def begin(self) -> None:
         """Prepare the server. Raises SetupError if the server is not empty."""
@@ -40,17 +40,17 @@ class RealServer:
 
     isolation = Isolation.ACL
 
-    def __init__(self, where: str | RedisSettings) -> None:
+    def __init__(self, location: str | RedisSettings) -> None:
         try:
-            settings = where if isinstance(where, RedisSettings) else RedisSettings(url=SecretStr(where))
+            settings = location if isinstance(location, RedisSettings) else RedisSettings(url=SecretStr(location))
         except ValidationError as error:
             raise SetupError(explain(error)) from error
         self.connections = Connections(settings)
-        self.direct = _synchronous_client(settings)
+        self.sync_client = _new_sync_client(settings)
 
     async def begin(self) -> None:
         """Raise SetupError if the server holds any key."""
-        keyspace = self.direct.info("keyspace")
+        keyspace = self.sync_client.info("keyspace")
         if keyspace:
             raise SetupError(
                 f"the Redis of MeshKit holds keys ({', '.join(keyspace)}), and the kit would delete them all: "
@@ -59,16 +59,17 @@ class RealServer:
 
     async def end(self) -> None:
         """Delete all keys, and the Redis users that the mesh has made."""
-        self.direct.flushall()
-        # The server may have users of other programs, which stay.
+        self.sync_client.flushall()
+        # The server may have users of other programs, which stay. 16 is `keys.MOST_DATABASES`: only these databases are
+        # leased, and each lease makes a user.
         possible_users = {acl.username(database, self.connections.bus) for database in range(16)}
-        mesh_users = possible_users & set(self.direct.acl_users())
+        mesh_users = possible_users & set(self.sync_client.acl_users())
         if mesh_users:
-            self.direct.acl_deluser(*sorted(mesh_users))
-        self.direct.close()
+            self.sync_client.acl_deluser(*sorted(mesh_users))
+        self.sync_client.close()
 
 
-def _synchronous_client(settings: RedisSettings) -> redis.Redis:
+def _new_sync_client(settings: RedisSettings) -> redis.Redis:
     password = None if settings.password is None else settings.password.get_secret_value()
     if settings.url is not None:
         return redis.Redis.from_url(settings.url.get_secret_value(), decode_responses=True)
@@ -76,13 +77,14 @@ def _synchronous_client(settings: RedisSettings) -> redis.Redis:
         host=settings.host,
         port=settings.port,
         db=settings.bus,
+        # If redis-py has a user name, it logs in, even without a password.
         username=settings.username if password else None,
         password=password,
         decode_responses=True,
     )
 
 
-def fake_server() -> KitServer:
+def new_fake_server() -> KitServer:
     """Return a new fakeredis server, which is empty. Raises MeshError if fakeredis is not installed."""
     try:
         from mesh.testing.fake_server import FakeKitServer

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from mesh import Connections, MeshError, MeshSettings, RedisSettings, keys
 from mesh.control import (
-    SEARCHED,
+    MOST_REPLIES_SEARCHED,
     Control,
     Journeys,
     JourneyStep,
@@ -104,7 +104,7 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
 
     async def read(redis: Redis) -> OperationStates:
         settings = MeshSettings()
-        return await states(redis, settings, await Journeys(redis, settings).newest(SEARCHED))
+        return await states(redis, settings, await Journeys(redis, settings).newest(MOST_REPLIES_SEARCHED))
 
     operations = on_redis(redis_url, data, read)
     rows = [_operation_row(state) for state in operations.in_order()]

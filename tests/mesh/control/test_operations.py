@@ -39,7 +39,7 @@ async def seen(backend: Backend, mesh: Mesh, op: str, **numbers: int) -> Operati
     """Wait until an operation has these numbers."""
     found = OperationStates()
     async with asyncio.timeout(10):
-        while any(getattr(found.of(op), name) != number for name, number in numbers.items()):
+        while any(getattr(found.get_or_add(op), name) != number for name, number in numbers.items()):
             await asyncio.sleep(0.05)
             found = await states(mesh.shared, backend.settings, [])
     return found
@@ -119,7 +119,7 @@ async def test_what_waits_for_its_time_is_counted_up_to_the_bound(
     for hours in range(1, waiting + 1):
         await mesh.send(work.do, after=timedelta(hours=hours))
     found = await states(mesh.shared, backend.settings, [])
-    assert (found.of("work.do").later, found.complete) == (3, complete)
+    assert (found.get_or_add("work.do").later, found.complete) == (3, complete)
 
 
 async def test_a_mesh_without_replicas_has_no_operations_of_its_own(backend: Backend) -> None:
