@@ -9,14 +9,16 @@ request to the provider, it reserves a slot of the allowance:
         case Closed(allowance):     no request can be sent before allowance.reopens_ms
 
     open ──limit reached, or the provider refuses──> closed ──block over──> open, or careful if our count may be wrong
-    careful: one request at a time ──one success for each doubt, and one more──> open
+    careful ──doubts + 1 requests succeed, one at a time──> open
 
 The outcome of a request is `used`, `unsent` (it was certainly never sent, and its slot is free again), `uncertain`, or
 `refused`. If a sender dies, its request gets no outcome. The request keeps its slot, and counts as sent at the last
-moment at which it could have been sent. It also leaves a doubt: the provider's count may be lower than ours by one.
+moment at which it could have been sent. Such a request leaves a doubt, and so does an `uncertain` one: the provider's
+count may be lower than ours by one.
 
-Our count may be wrong after doubts, and after the provider has refused a request that our count allowed. Then senders
-first send one request at a time, so that a wrong count costs one refusal and not many.
+Our count may be wrong after doubts, and after the provider has refused a request that our count allowed. Then the
+allowance is careful: senders send one request at a time, so that a wrong count costs one refusal and not many. While
+that request has no outcome, the others get Probing.
 
 All times are those of Redis's clock. Only `Reservation.send_by` uses the clock of this process.
 """
@@ -44,7 +46,7 @@ def _with_common_part(name: str) -> Script:
 
 
 RESERVE = _with_common_part("reserve.lua")
-#: The server runs it even when its memory is full, so that reservations can be settled.
+#: The server runs it even when its memory is full, so that outcomes can be recorded.
 RECORD = Script(f"#!lua flags=allow-oom\n{_with_common_part('record.lua').source}")
 LOOK = _with_common_part("look.lua")
 
@@ -58,7 +60,7 @@ class Allowance:
     #: when the provider will take requests again, as far as we know; None while it takes them
     reopens_ms: int | None
     now_ms: int
-    #: how many requests must succeed, one at a time, before many may be sent at once; 0: none
+    #: how many requests must succeed, one at a time, before many may be sent at once; 0: the allowance is not careful
     caution: int = 0
 
     @property
@@ -72,7 +74,7 @@ class Reservation:
     """The right to send one request, for a short time."""
 
     id: str
-    #: until when the request may be sent, as `time.monotonic()`; the time runs from before the reservation was sent
+    #: the request may be sent until `time.monotonic()` has this value; `hold_ms` begins just before Redis is asked
     send_by: float
 
     def may_send(self) -> bool:
@@ -126,10 +128,10 @@ class Quota:
     async def reserve(self) -> Verdict:
         """Ask for one slot; do not wait for one."""
         reservation = Reservation(uuid.uuid4().hex, time.monotonic() + self.hold_ms / 1000)
-        verdict, allowance = await self._run_with_one_retry(RESERVE, reservation.id)
-        if verdict == "granted":
+        word, allowance = await self._run_with_one_retry(RESERVE, reservation.id)
+        if word == "granted":
             return Granted(reservation, allowance)
-        return Probing(allowance) if verdict == "probing" else Closed(allowance)
+        return Probing(allowance) if word == "probing" else Closed(allowance)
 
     async def used(self, reservation: Reservation) -> Allowance:
         """Record that the provider took the request."""
@@ -171,12 +173,13 @@ class Quota:
             answer = await script.run(self.redis, keys, self.limit, self.block_ms, self.hold_ms, *arguments)
         except (RedisError, OSError) as error:
             raise Unavailable("the shared allowance cannot be used: Redis failed; try again") from error
-        return self._verdict_and_allowance(answer)
+        return self._word_and_allowance(answer)
 
-    def _verdict_and_allowance(self, answer: Sequence[Any]) -> tuple[str, Allowance]:
-        """Read what each script of the quota answers. The verdict matters only after reserve.lua."""
-        verdict = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
+    def _word_and_allowance(self, answer: Sequence[Any]) -> tuple[str, Allowance]:
+        """Read what each script of the quota answers. Its first word matters only after reserve.lua."""
+        # A client that does not decode answers gives bytes.
+        word = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
         now_ms, taken, reopens_ms, caution = (int(number) for number in answer[1:])
         closed = reopens_ms > now_ms
         remaining = 0 if closed else max(0, self.limit - taken)
-        return verdict, Allowance(self.limit, remaining, reopens_ms if closed else None, now_ms, caution)
+        return word, Allowance(self.limit, remaining, reopens_ms if closed else None, now_ms, caution)

@@ -59,14 +59,15 @@ def actor() -> Actor:
     return Actor(getpass.getuser(), "command line")
 
 
-def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable[T]]) -> T:
-    """Call `act` with a client of the mesh's bus, and return its result. Raises ClickException if it fails."""
+def on_redis(redis_url: str | None, data: Path, function: Callable[[Redis], Awaitable[T]]) -> T:
+    """Call a function with a client of the mesh's bus, and return its result. Raises ClickException if it fails."""
     settings = discovery.redis_settings(redis_url, data)
 
     async def run() -> T:
+        # With `shared` the client has several connections: `Journeys` sends several commands at once.
         client = Connections(settings).client("mesh-operator", shared=True)
         try:
-            return await act(client)
+            return await function(client)
         finally:
             await client.aclose()
 
@@ -96,7 +97,7 @@ def _control(redis: Redis) -> Control:
 def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> None:
     """List the operations: who serves them, what waits, runs and is paused, and how calls were answered lately.
 
-    Requests are counted among the first 1,000 of each stream, and answers among the last few hundred of each replica.
+    At most the first 1,000 requests of each stream are counted, and the last few hundred answers to each replica.
     """
     if as_asyncapi:
         click.echo(json.dumps(_asyncapi(on_redis(redis_url, data, definitions)), indent=2))
@@ -107,13 +108,13 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
         return await states(redis, settings, await Journeys(redis, settings).newest(MOST_REPLIES_SEARCHED))
 
     operations = on_redis(redis_url, data, read)
-    rows = [_operation_row(state) for state in operations.in_order()]
+    facts_in_order = [_operation_facts(state) for state in operations.in_order()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(facts_in_order, indent=2))
         return
-    for row in rows:
-        click.echo(_operation_line(row))
-    if not rows:
+    for facts in facts_in_order:
+        click.echo(_operation_line(facts))
+    if not facts_in_order:
         click.echo("there is no operation", err=True)
     if not operations.complete:
         click.echo("not all requests were counted: there are too many, or they are too large", err=True)
@@ -127,27 +128,30 @@ def _asyncapi(known_ops: dict[str, dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _operation_row(state: OperationState) -> dict[str, Any]:
-    """Return an operation as `mesh ops --json` prints it; `longest_ms` is the longest time of the counted answers."""
-    row: dict[str, Any] = {
+def _operation_facts(state: OperationState) -> dict[str, Any]:
+    """Return an operation as `mesh ops --json` prints it.
+
+    `longest_ms` is the time within which 100 percent of the counted answers came.
+    """
+    facts: dict[str, Any] = {
         "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
         "later": state.later, "answered": len(state.answers), "failed": state.failed,
         "longest_ms": within_ms(state.answers, 100) or 0, "limit": state.limit, "paused": state.paused is not None,
     }  # fmt: skip
-    row |= {name: state.definition.get(name, "") for name in ("service", "version", "summary")}
+    facts |= {name: state.definition.get(name, "") for name in ("service", "version", "summary")}
     if state.paused is not None:
-        row |= {"since": _iso_time(state.paused.since_ms), "by": state.paused.actor}
-    return row
+        facts |= {"since": _iso_time(state.paused.since_ms), "by": state.paused.actor}
+    return facts
 
 
-def _operation_line(row: dict[str, Any]) -> str:
-    databases = " ".join(map(str, row["served_by"]))
-    work = f"{row['waits']} wait, {row['runs']} run, {row['later']} later"
-    answers = f"{row['answered']} answered, {row['failed']} of them failed, longest {row['longest_ms']} ms"
+def _operation_line(facts: dict[str, Any]) -> str:
+    databases = " ".join(map(str, facts["served_by"]))
+    work = f"{facts['waits']} wait, {facts['runs']} run, {facts['later']} later"
+    answers = f"{facts['answered']} answered, {facts['failed']} of them failed, longest {facts['longest_ms']} ms"
     served = f"served by {databases}" if databases else "served by nobody"
-    limit = f"limit {row['limit']};" if row["limit"] else ""
-    paused = f"; paused since {row['since']} by {row['by']}" if row["paused"] else ""
-    parts = (f"{row['op']:<24} {row['kind']:<7}", f"{served};", limit, f"{work};", f"{answers}{paused}")
+    limit = f"limit {facts['limit']};" if facts["limit"] else ""
+    paused = f"; paused since {facts['since']} by {facts['by']}" if facts["paused"] else ""
+    parts = (f"{facts['op']:<24} {facts['kind']:<7}", f"{served};", limit, f"{work};", f"{answers}{paused}")
     return " ".join(part for part in parts if part)
 
 
@@ -177,13 +181,17 @@ def resume(redis_url: str | None, data: Path, op: str) -> None:
     click.echo(f"{op} goes on within a second" if changed else f"{op} was not paused")
 
 
-#: Cancels a thing of a service, such as a job, by its id. Returns a sentence that says what was done, or None if there
-#: is no such thing.
+#: Cancels something of a service that is not a request, such as a job, by its id. Returns a sentence that says what was
+#: done, or None if there is nothing with this id.
 CancelOther = Callable[[Redis, str, Actor], Awaitable[str | None]]
 
 
-def cancel_command(other: CancelOther, what: str) -> click.Command:
-    """Return the command `mesh cancel`. It hands an id that names no request to `other`, which cancels a `what`."""
+def cancel_command(cancel_other: CancelOther, noun: str) -> click.Command:
+    """Return the command `mesh cancel`, which cancels a request or something else, such as a job.
+
+    An id with the form of an entry's id belongs to a request. `cancel_other` gets every other id. `noun` is the word
+    for what it cancels.
+    """
 
     # The id of a job may begin with a hyphen, like an option.
     @click.command(name="cancel", context_settings={"ignore_unknown_options": True})
@@ -191,7 +199,8 @@ def cancel_command(other: CancelOther, what: str) -> click.Command:
     @data_option
     @click.argument("id")
     def cancel(redis_url: str | None, data: Path, id: str) -> None:
-        if ID.fullmatch(id):  # the id of an entry; `Control.cancel` returns the request's stream and operation
+        if ID.fullmatch(id):
+            # `cancelled` is the stream and the operation of the request.
             cancelled = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
             if cancelled is None:
                 raise click.ClickException(
@@ -199,14 +208,14 @@ def cancel_command(other: CancelOther, what: str) -> click.Command:
                 )
             click.echo(f"cancelled {cancelled[1] or 'a request'} on {cancelled[0]}")
             return
-        sentence = on_redis(redis_url, data, lambda redis: other(redis, id, actor()))
+        sentence = on_redis(redis_url, data, lambda redis: cancel_other(redis, id, actor()))
         if sentence is None:
-            raise click.ClickException(f"there is no {what} {id}: it was deleted, or its time is over")
+            raise click.ClickException(f"there is no {noun} {id}: it was deleted, or its time is over")
         click.echo(sentence)
 
     cancel.help = (
         f"Cancel a request that is not answered yet, by the id of its entry (mesh trace, mesh watch, XRANGE show it), "
-        f"or a {what} by its id."
+        f"or a {noun} by its id."
     )
     return cancel
 
@@ -230,8 +239,8 @@ def drain(redis_url: str | None, data: Path, replica: str) -> None:
 def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> None:
     """Show what became of a request. ID is the id of its entry, its name, or the X-Request-Id of its call.
 
-    A gather has a line for each database. An answered request is known for as long as its reply is kept, among the last
-    few hundred of each replica.
+    A gather has a line for each database. An answered request is known while its reply is kept: the stream of replies
+    to a replica keeps the last few hundred.
     """
     steps = on_redis(redis_url, data, lambda redis: Journeys(redis, MeshSettings()).find(reference))
     if not steps:
@@ -270,22 +279,22 @@ def list_letters(redis_url: str | None, data: Path, as_json: bool) -> None:
     groups: dict[tuple[str, str], list[DeadLetter]] = {}
     for letter in letters:
         groups.setdefault((letter.reason, letter.stream), []).append(letter)
-    rows = [
+    facts_of_groups = [
         {
             "count": len(group),
             "stream": stream,
-            "newest": group[0].id,
+            "newest": group[0].id,  # `all` returns the newest letter first
             "at": _iso_time(group[0].at_ms),
             "reason": reason,
         }
         for (reason, stream), group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(facts_of_groups, indent=2))
         return
-    for row in rows:
-        click.echo(f"{row['count']:>6}  {row['stream']}  {row['newest']}  {row['at']}  {row['reason']:.300}")
-    click.echo(counted(len(letters), "dead letter") if rows else "there is no dead letter", err=True)
+    for facts in facts_of_groups:
+        click.echo(f"{facts['count']:>6}  {facts['stream']}  {facts['newest']}  {facts['at']}  {facts['reason']:.300}")
+    click.echo(counted(len(letters), "dead letter") if facts_of_groups else "there is no dead letter", err=True)
 
 
 @dead.command()
@@ -302,7 +311,7 @@ def show(redis_url: str | None, data: Path, id: str) -> None:
 
 _ids_argument = click.argument("ids", nargs=-1)
 _like_option = click.option(
-    "--like", metavar="ID", help="All letters with the reason and stream of this one, none newer."
+    "--like", metavar="ID", help="Take this letter, and all older ones with its reason and stream."
 )
 
 
@@ -316,7 +325,7 @@ def replay(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | 
 
     Requests lose their deadline, and nobody gets their answers. Running this twice is safe: each letter goes back once.
     """
-    _report(_act_on_letters(redis_url, data, ids, like, DeadLetters.replay), "replayed")
+    _print_report(_act_on_letters(redis_url, data, ids, like, DeadLetters.replay), "replayed")
 
 
 @dead.command()
@@ -328,9 +337,9 @@ def replay(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | 
 def discard(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | None, yes: bool) -> None:
     """Delete dead letters. This cannot be undone."""
     if not yes:
-        what = f"all letters like {like}" if like else counted(len(ids), "dead letter")
-        click.confirm(f"Delete {what}, with everything in them?", abort=True)
-    _report(_act_on_letters(redis_url, data, ids, like, DeadLetters.discard), "discarded")
+        chosen = f"all letters like {like}" if like else counted(len(ids), "dead letter")
+        click.confirm(f"Delete {chosen}, with everything in them?", abort=True)
+    _print_report(_act_on_letters(redis_url, data, ids, like, DeadLetters.discard), "discarded")
 
 
 def _act_on_letters(
@@ -346,12 +355,13 @@ def _act_on_letters(
     async def run(redis: Redis) -> Report:
         letters = _dead_letters(redis)
         group: LetterGroup | None = await letters.like(like) if like else None
+        # If the letter of --like is gone, there is no group. The act then gets its id, and reports one letter as gone.
         return await act(letters, group or ids or [str(like)], actor())
 
     return on_redis(redis_url, data, run)
 
 
-def _report(report: Report, verb: str) -> None:
+def _print_report(report: Report, verb: str) -> None:
     """Print what became of the letters. Raises ClickException if the act stopped before the last one."""
     gone = f", {report.gone} gone already" if report.gone else ""
     click.echo(f"{report.done} {verb}{gone}")
@@ -359,7 +369,7 @@ def _report(report: Report, verb: str) -> None:
         raise click.ClickException(f"it stopped: {report.problem}")
 
 
-#: The commands of this module, for the group `mesh`.
+#: The commands of this module, for the group `mesh`. `quart_app.cli` adds `cancel`, which needs a function of /values.
 COMMANDS = (dead, ops, pause, resume, drain, trace)
 
 
