@@ -12,7 +12,6 @@ from mesh.raw import NEVER, Replica, Request
 from quart_app.values import notation
 from quart_app.values.hard import deadline_of
 from quart_app.values.notation import is_small
-from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
 
 #: A value is hard if it is expected to take at least so long. For a faster value, a request of its own is not worth the
@@ -30,10 +29,9 @@ SHOWN_FACTS = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 class Computing:
     """Finds factors for handlers."""
 
-    def __init__(self, replica: Callable[[], Replica], pool: FactorPool, pace: Pace) -> None:
+    def __init__(self, replica: Callable[[], Replica], pool: FactorPool) -> None:
         self._replica = replica
         self._pool = pool
-        self._pace = pace
         #: the factors by request id and value, the oldest first
         self._finished_factors: OrderedDict[tuple[str, str], str] = OrderedDict()
 

@@ -44,7 +44,7 @@ def create(context: Context) -> Service:
         pace=pace,
         helpers=Helpers(replica),
     )
-    computing = Computing(replica, pool, pace)
+    computing = Computing(replica, pool)
     errands = Errands(replica, computing.progress)
     primes = Primes(pace)
 

@@ -79,7 +79,7 @@ class Values:
             def here(place: int = place) -> Replica:
                 return self.replicas[place]
 
-            computing = Computing(here, self.pool, Pace())  # type: ignore[arg-type]
+            computing = Computing(here, self.pool)  # type: ignore[arg-type]
             worker: Worker = handlers(computing, Errands(here, computing.progress), Pace(), self._store_room)
             self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency, **settings))
         return self.replicas
