@@ -243,7 +243,7 @@ class MeshSettings(BaseSettings):
     @property
     def renew_interval_ms(self) -> int:
         """The time between two renewals: six fit in the ttl. After a renewal that failed, the next one comes sooner."""
-        return max(50, self.lease_ttl_ms // 6)
+        return self.lease_ttl_ms // 6
 
     @property
     def keep_alive_ms(self) -> int:

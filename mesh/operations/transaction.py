@@ -36,8 +36,6 @@ K = TypeVar("K", str, int)
 #: the comparison of one costs the server as much as several requests.
 LONG_VALUE = 64 * 1024
 
-_At = tuple[bool, str, str | None]
-
 
 class _Added:
     """Stands for the value of a key after `add`. Only the commit computes this value, so no read can return it."""

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from quart_app.messages.settings import MessageSettings
+from quart_app.messages.settings import LONGEST_PAUSE_MS, MessageSettings
 
 #: The longest answer of a provider that is accepted.
 MAX_ANSWER_BYTES = 1 << 20
@@ -137,8 +137,8 @@ class ProviderClient:
         for attempt in range(1, self._most_tries):
             if not isinstance(outcome, Unsent) or not may_leave():
                 break
-            # Backoff: up to 100 ms before the second try, and twice as long before each further one.
-            await asyncio.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)
+            # Backoff: up to 100 ms before the second try, and twice as long before each further one, up to a bound.
+            await asyncio.sleep(random.uniform(0.5, 1) * min(50 * 2**attempt, LONGEST_PAUSE_MS) / 1000)
             outcome = await self._send_once(message_id, message, may_leave, has_left)
         return outcome
 

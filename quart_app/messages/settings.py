@@ -14,6 +14,8 @@ _LOCAL_PROVIDERS = environment()
 _URL = TypeAdapter(AnyHttpUrl)
 #: The least number of bytes of a signing key for HS256 (RFC 7518, section 3.2).
 SHORTEST_SECRET = 32
+#: The longest pause (ms) between two tries to reach a provider.
+LONGEST_PAUSE_MS = 500
 
 
 class MessageSettings(BaseSettings):
@@ -129,5 +131,5 @@ class MessageSettings(BaseSettings):
     def work_ms(self) -> int:
         """The longest time for a message, besides its `max_wait_ms`: a probe, then both providers at their slowest."""
         # A try may wait for `connect_timeout_ms` twice: for a place in the pool, and for the connection itself.
-        connecting_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
+        connecting_ms = self.connect_tries * (2 * self.connect_timeout_ms + LONGEST_PAUSE_MS)
         return self.probe_wait_ms + 2 * (connecting_ms + self.provider_timeout_ms) + 2_000

@@ -32,9 +32,6 @@ class Cache(Generic[K, V]):
         self._loading: dict[K, asyncio.Task[V | None]] = {}
         #: all loads under way, also those whose key was forgotten
         self._tasks: set[asyncio.Task[V | None]] = set()
-        #: how many calls of `get` found a cached value, and how many loads were started
-        self.hits = 0
-        self.loads = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -43,7 +40,6 @@ class Cache(Generic[K, V]):
         """Return the value, cached or loaded. Raises what `load` raises."""
         expires_at, value = self._entries.get(key, (0.0, None))
         if value is not None and self._clock() < expires_at:
-            self.hits += 1
             self._entries.move_to_end(key)
             return value
         # Shielded: a caller that is cancelled must not cancel the load for the others.
@@ -62,7 +58,6 @@ class Cache(Generic[K, V]):
             await asyncio.wait(self._tasks)
 
     def _start(self, key: K) -> asyncio.Task[V | None]:
-        self.loads += 1
         task = asyncio.create_task(self._load(key))
         self._tasks.add(task)
         self._loading[key] = task

@@ -29,7 +29,7 @@ from quart_app.messages.provider import (
     Unsent,
     retry_after_ms,
 )
-from quart_app.messages.settings import MessageSettings
+from quart_app.messages.settings import LONGEST_PAUSE_MS, MessageSettings
 from tests.support import tls
 
 if TYPE_CHECKING:
@@ -124,6 +124,15 @@ async def test_an_unreachable_provider_got_nothing() -> None:
     async with client_of("http://127.0.0.1:1/", connect_tries=3) as sender:
         assert isinstance(await sender.send("m1", "hello"), Unsent)
     assert 0.1 < time.monotonic() - began < 2
+
+
+async def test_the_pauses_between_tries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message takes no longer than `work_ms` says, however many tries are allowed."""
+    monkeypatch.setattr("quart_app.messages.provider.random.uniform", lambda low, high: high)
+    began = time.monotonic()
+    async with client_of("http://127.0.0.1:1/", connect_tries=6) as sender:
+        assert isinstance(await sender.send("m1", "hello"), Unsent)
+    assert 1.5 < time.monotonic() - began < 5 * LONGEST_PAUSE_MS / 1000
 
 
 async def test_a_request_that_could_not_leave_is_repeated() -> None:
