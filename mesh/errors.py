@@ -138,9 +138,10 @@ class Refused(MeshError):
         super().__init_subclass__(**options)
         if not code:
             return
-        owner = _BY_CODE.get(code)
-        if owner is not None and (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"the code {code!r} belongs to {owner.__qualname__}; give {cls.__qualname__} another one")
+        other = _BY_CODE.get(code)
+        # The same class statement may run again, for example when its module is loaded again.
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"the code {code!r} belongs to {other.__qualname__}; give {cls.__qualname__} another one")
         cls.code = code
         _BY_CODE[code] = cls
 
@@ -299,7 +300,8 @@ def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
 def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
     """Return the error for a reply whose status is this code.
 
-    If this process does not know the code, return a Refused with these facts. It keeps the code when it travels on.
+    If this process does not know the code, or if facts of its class are missing, return a Refused with these facts.
+    This error keeps the code, so a further reply carries the code on.
     """
     cls = _BY_CODE.get(code)
     if cls is not None and issubclass(cls, Refused) and cls is not Refused:

@@ -4,8 +4,9 @@ A request that waits for a replica, or that a replica works on, is an entry of i
 a reply: the sender's stream of replies keeps the last few hundred. A request that was given up is a dead letter. There
 is no other record of requests that have ended.
 
-    accepted (time in the id of the request) --> begun --> answered (time in the id of the reply)
-                                                   '- took_us before the answer, as the worker measured it
+    accepted (time in the id of the request) --> begun --took_us--> answered (time in the id of the reply)
+
+The worker measures `took_us`, the time from the beginning to the answer.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Journeys:
         self._letters = DeadLetters(redis, settings.stream_bound)
 
     async def newest(self, most: int) -> list[JourneyStep]:
-        """Return the `most` newest replies to each replica of the roster, all of them together newest first."""
+        """Return at most `most` replies to each replica of the roster, its newest ones. The list is newest first."""
         steps = await self._replies(await roster.read_directly(self._redis), most)
         return sorted(steps, key=lambda step: step.answered_ms, reverse=True)
 
@@ -86,7 +87,7 @@ class Journeys:
         groups = {step.group for step in steps if step.key != step.group}
         if groups:
             steps += await self._matching(lambda step: step.group in groups)
-        # An id can be looked up directly, while a search reads only the first entries of each stream.
+        # The search reads only the first entries of each stream. A direct look-up of an id also finds a later entry.
         if ID.fullmatch(reference):
             steps += [step for step in await self._unanswered(reference, reference, 1) if step not in steps]
         unique = {(step.stream, step.id, step.key): step for step in steps}
@@ -110,7 +111,7 @@ class Journeys:
             _step_of_reply(id, fields, member.replica)
             for member, entries in zip(members, await _pipeline_answers(pipeline), strict=True)
             for id, fields in entries
-            if "request" in fields
+            if "request" in fields  # not the entry that only opens the stream
         ]
 
     async def _unanswered(self, first_id: str, last_id: str, most: int) -> list[JourneyStep]:
@@ -122,7 +123,7 @@ class Journeys:
         steps = []
         for stream in self._streams:
             entries, pending = next(answers), next(answers)
-            workers = {row["message_id"]: row["consumer"] for row in pending}
+            workers = {delivered["message_id"]: delivered["consumer"] for delivered in pending}
             steps += [_step_of_request(stream, id, fields, workers.get(id, "")) for id, fields in entries]
         return steps
 
@@ -155,9 +156,9 @@ def _step_of_reply(id: str, fields: Mapping[str, str], sender: str) -> JourneySt
     get = fields.get
     request_id, took_us = get("asked", ""), get("took_us", "")
     # A reply does not name the stream of its request. But the name of a part of a gather ends with its address: ".db3".
-    target = get("request", "").rpartition(".")[2] if "." in get("request", "") else ""
+    address = get("request", "").rpartition(".")[2] if "." in get("request", "") else ""
     return JourneyStep(
-        key=get("request", ""), op=get("op", ""), status=get("status", ""), stream=target and keys.REQUESTS + target,
+        key=get("request", ""), op=get("op", ""), status=get("status", ""), stream=address and keys.REQUESTS + address,
         id=request_id, sender=sender, worker=get("from", ""), database=get("db", ""), call=get("call", ""),
         accepted_ms=_moment_ms(request_id), answered_ms=_moment_ms(id),
         took_us=int(took_us) if took_us.isdecimal() else 0,
@@ -178,6 +179,6 @@ def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
 
 
 def within_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
-    """Return the time in which `percent` of these requests were answered; None if no time is known."""
+    """Return the time (ms) within which `percent` of these requests were answered; None if no time is known."""
     times = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
     return times[min(len(times) * percent // 100, len(times) - 1)] if times else None

@@ -31,7 +31,7 @@ LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 #: Most letters that one step moves or drops. The server needs about 2 ms for so many.
 BATCH = 250
 #: Most letters that one step reads, to find those of its group.
-LOOKED_AT = 1000
+MOST_READ_PER_STEP = 1000
 #: Most bytes of each body that are read for a list.
 MOST_BODY_SHOWN = 1000
 #: Most bytes of one body that are read. The body of a request is never longer; that of an event may be.
@@ -104,7 +104,10 @@ class DeadLetters:
     async def look(
         self, most: int, *, newest: str = "+", oldest: str = "-", body: int = MOST_BODY_SHOWN
     ) -> list[DeadLetter]:
-        """Return letters, the newest first; fewer than `most` where bodies are large. Raises redis-py's errors."""
+        """Return letters from the id `newest` down to `oldest`; fewer than `most` where bodies are large.
+
+        `body` is how many bytes of each body are read, at most. Raises redis-py's errors.
+        """
         rows = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
         return [_letter(row) for row in rows]
 
@@ -114,15 +117,15 @@ class DeadLetters:
         Several short steps read the letters, so that none of them keeps the server from other work for long.
         """
         letters: list[DeadLetter] = []
-        while page := await self.look(LOOKED_AT, newest=newest, body=body):
+        while page := await self.look(MOST_READ_PER_STEP, newest=newest, body=body):
             letters += page
-            newest = f"({page[-1].id}"
+            newest = f"({page[-1].id}"  # Redis excludes an id after "("
         return letters
 
     async def like(self, id: str) -> LetterGroup | None:
         """Return the group of a letter: all letters with its reason and stream, up to this one. None if it is gone."""
-        found = await self.find(id, body=0)
-        return LetterGroup(found.reason, found.stream, id) if found else None
+        letter = await self.find(id, body=0)
+        return LetterGroup(letter.reason, letter.stream, id) if letter else None
 
     async def find(self, id: str, *, body: int = MOST_BODY) -> DeadLetter | None:
         """Return one letter, or None if it is gone. Raises Refused if `id` is not the id of an entry."""
@@ -149,11 +152,11 @@ class DeadLetters:
     ) -> Report:
         report = Report()
         common_words = [*script_words, actor.name, actor.source, keys.AUDIT_KEPT]
-        for choice in await self._steps(chosen):
-            after: str = choice[0]
+        for walk_words in await self._walks(chosen):
+            after: str = walk_words[0]
             while not report.problem:
                 # ARGV: the six words of walk.lua, those of the script itself, the actor, and then the named ids.
-                arguments = [after, *choice[1:6], *common_words, *choice[6:]]
+                arguments = [after, *walk_words[1:6], *common_words, *walk_words[6:]]
                 done, gone, after, report.problem = await script.run(self._redis, key_names, *arguments)
                 report.done += done
                 report.gone += gone
@@ -162,17 +165,20 @@ class DeadLetters:
                     break
         return report
 
-    async def _steps(self, chosen: Chosen) -> list[list[Any]]:
+    async def _walks(self, chosen: Chosen) -> list[list[Any]]:
         """Return the words that choose letters: ARGV 1 to 6 of walk.lua, and then the ids of named letters.
 
-        For a group this is one list, with which several steps walk on. Named letters are in lists for one step each.
+        A group has one list, and several steps use it: each goes on where the last one stopped. Named letters have a
+        list for each step.
         """
         if isinstance(chosen, LetterGroup):
             # The act ends at the letter that is the newest now. So a letter that the act replays, and that is given up
             # again meanwhile, is not replayed twice.
             until = chosen.until if chosen.until != "+" else await self._newest()
-            return [["-", until, BATCH, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
-        return [["-", "+", BATCH, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]
+            return [["-", until, BATCH, MOST_READ_PER_STEP, chosen.reason, chosen.stream]] if until else []
+        return [
+            ["-", "+", BATCH, MOST_READ_PER_STEP, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])
+        ]
 
     async def _newest(self) -> str:
         newest = await self.look(1, body=0)

@@ -55,16 +55,16 @@ def document(
     """Return the AsyncAPI document of these operations, on the streams of these classes and databases."""
     schemas, messages, operations = _Schemas(), dict[str, Any](), dict[str, Any]()
     requests, replies = dict[str, Any](), dict[str, Any]()
-    for key, op in _component_names(definitions):
+    for component, op in _component_names(definitions):
         definition = definitions[op]
-        messages[f"{key}.request"] = _request(op, definition, schemas)
-        requests[key] = _ref("components", "messages", f"{key}.request")
-        answers = {f"{key}.reply": _reply(op, definition, schemas), **_error_messages(definition, schemas)}
-        messages |= answers
-        replies |= {name: _ref("components", "messages", name) for name in answers}
+        messages[f"{component}.request"] = _request(op, definition, schemas)
+        requests[component] = _ref("components", "messages", f"{component}.request")
+        reply_messages = {f"{component}.reply": _reply(op, definition, schemas), **_error_messages(definition, schemas)}
+        messages |= reply_messages
+        replies |= {name: _ref("components", "messages", name) for name in reply_messages}
         for channel in ("class", "database"):
-            name = key if channel == "class" else f"{key}.database"
-            operations[name] = _operation(channel, key, list(answers), definition)
+            name = component if channel == "class" else f"{component}.database"
+            operations[name] = _operation(channel, component, list(reply_messages), definition)
     return {
         "asyncapi": "3.0.0",
         "info": {"title": title, "version": version or "0", "description": _DESCRIPTION},
@@ -86,15 +86,18 @@ def _ref(*path: str) -> dict[str, str]:
 
 
 def _component_names(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each operation with the name of its components, which has letters, digits, "_", "." and "-" only."""
+    """Yield a name for the components of each operation, and the operation.
+
+    AsyncAPI allows only letters, digits, "_", "." and "-" in such a name.
+    """
     taken: set[str] = set()
     for op in sorted(definitions):
-        key = base = _NOT_IN_COMPONENT_NAME.sub("_", op) or "_"
+        component = base = _NOT_IN_COMPONENT_NAME.sub("_", op) or "_"
         number = 2
-        while key in taken:
-            key, number = f"{base}-{number}", number + 1
-        taken.add(key)
-        yield key, op
+        while component in taken:
+            component, number = f"{base}-{number}", number + 1
+        taken.add(component)
+        yield component, op
 
 
 def _channels(requests: Schema, replies: Schema, classes: str, databases: int) -> dict[str, Any]:
@@ -122,16 +125,18 @@ def _channels(requests: Schema, replies: Schema, classes: str, databases: int) -
     }
 
 
-def _operation(channel: str, key: str, answers: Sequence[str], definition: Mapping[str, Any]) -> dict[str, Any]:
+def _operation(
+    channel: str, component: str, reply_names: Sequence[str], definition: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "action": "receive",
         "summary": definition.get("summary", ""),
         "channel": _ref("channels", channel),
-        "messages": [_ref("channels", channel, "messages", key)],
+        "messages": [_ref("channels", channel, "messages", component)],
         "reply": {
             "address": {"location": "$message.header#/reply_to"},
             "channel": _ref("channels", "replies"),
-            "messages": [_ref("channels", "replies", "messages", name) for name in answers],
+            "messages": [_ref("channels", "replies", "messages", name) for name in reply_names],
         },
         "tags": [{"name": name} for name in (definition.get("service"), definition.get("kind")) if name],
     }
@@ -164,6 +169,8 @@ def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[st
             **_message(code, headers, payload),
             "summary": error["detail"],
         }
+    # The message for all other failures excludes the codes of the service's own errors. So each service with errors
+    # needs a message of its own.
     other_status = {"not": {"enum": ["ok", *errors]}, **_TEXT}
     payload = {"type": "object", "properties": {"detail": _TEXT}, "required": ["detail"]}
     service = _NOT_IN_COMPONENT_NAME.sub("_", str(definition.get("service") or "")) if errors else ""
@@ -207,7 +214,8 @@ class _Schemas:
     def add(self, owner: str, schema: Mapping[str, Any]) -> Schema:
         """Move the definitions of a schema here, and return the rest of the schema, which refers to them.
 
-        If the name of a definition stands for another schema already, the new name begins with the unique `owner`.
+        If a definition has the name of a different definition that is here already, its new name begins with `owner`.
+        No other call has this owner.
         """
         definitions: Mapping[str, Any] = schema.get("$defs", {})
         names = {name: self._name(owner, name, definitions) for name in definitions}
@@ -218,10 +226,10 @@ class _Schemas:
         return rest_of_schema
 
     def _name(self, owner: str, name: str, definitions: Mapping[str, Any]) -> str:
+        # Two definitions are equal only if all that they refer to is equal, too.
         content = json.dumps(
             {reached: definitions[reached] for reached in sorted(_reachable_names(name, definitions))}, sort_keys=True
         )
-        # Two definitions are equal only if all that they refer to is equal, too.
         new_name = _NOT_IN_COMPONENT_NAME.sub("_", name)
         if self._content_of.setdefault(new_name, content) != content:
             new_name = f"{_NOT_IN_COMPONENT_NAME.sub('_', owner)}.{new_name}"

@@ -1,7 +1,7 @@
 """A replicated log: one stream to which each replica appends, and which all read in the same order and restore from.
 
-Each entry has the identity of the log and a number; the numbers have no gaps. The stream id of an entry is its time. No
-other key belongs to the log: its newest entry tells its identity and its length, so these cannot be lost alone.
+Each entry has the identity of the log and a number; the numbers have no gaps. The stream id of an entry is its time.
+The newest entry tells the identity and the length of the log. So the log needs no other key, which could be lost alone.
 
     position    how far a reader has read, or a snapshot reaches: identity, number and stream id of an entry
     founding    the first entry of the log. With number 1 the log begins with an empty state. With number 2 it begins
@@ -43,7 +43,7 @@ TRIM = Script.beside(__file__, "trim.lua")
 #: The operation of the first entry of a log.
 FOUNDED = "founded"
 #: Most entries in one answer of Redis. More entries would keep the server busy for longer.
-MOST = 256
+MOST_ENTRIES = 256
 #: How long a reader waits for new entries before it checks that the log is still the same. A lost or replaced log is
 #: noticed within this time even if nobody appends.
 BLOCK_MS = 500
@@ -62,7 +62,10 @@ class NoLog(LogError):
 
 
 class Gap(LogError):
-    """Entries that this reader has not read are gone; the reader must restore."""
+    """Entries that this reader has not read are gone; the reader must restore.
+
+    This error also says that the log ends before an entry that this reader has read.
+    """
 
     code: ClassVar[str] = "log-gap"
 
@@ -95,8 +98,9 @@ class Entry:
 
     position: Position
     op: str
-    #: the replica that appended the entry, and the name that this replica gave the entry
+    #: the replica that appended the entry
     writer: str
+    #: the name that this replica gave the entry
     write: str
     #: the content as a JSON text, as it was appended
     body: str
@@ -167,7 +171,7 @@ class Log:
     async def found(
         self, *, body: Mapping[str, Any], after: Position | None = None, instead_of: str = ""
     ) -> Position | None:
-        """Begin a log and return the position of its first entry, or None if there is a log already.
+        """Found a log and return the position of its first entry, or None if there is a log already.
 
         `after` is the position of the founder's state: the new log begins with that state. `instead_of` is the identity
         of a log that may be replaced if the founding is its only entry.
@@ -186,9 +190,10 @@ class Log:
         """Append an entry and return its position.
 
         `reader_at` is the position up to which the writer has read. The id of the entry will be above `floor`, a stream
-        id as one integer (`Position.stamp`). With `within_ms`, Redis refuses an append that arrives later than so many
-        ms after this call. So a command that is still on its way when its sender gives up appends nothing. Raises
-        NoLog, Replaced, Gap (the writer has read entries that the log does not have), Late, and redis-py's errors.
+        id as one integer (`Position.stamp`): an entry that copies older ones must be newer than they are. With
+        `within_ms`, Redis refuses an append that arrives later than so many ms after this call. So the command appends
+        nothing after its sender has given up. Raises NoLog, Replaced, Gap (the writer has read entries that the log
+        does not have), Late, and redis-py's errors.
         """
         # the first ms after the stream id `floor`
         floor_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
@@ -197,6 +202,7 @@ class Log:
         answer = await self._run(
             APPEND, reader_at.log, reader_at.number, floor_ms, not_after, op, self.writer, write, text
         )
+        # {now in ms, reason}, or {now in ms, "done", id, number}
         self._note_clock(answer[0])
         if answer[1] != "done":
             raise _ERROR_OF_REFUSAL[answer[1]]()
@@ -246,6 +252,7 @@ class Log:
         self._clock_ahead_ms = int(now_ms) - _loop_ms()
 
     async def _look(self, redis: Redis, from_id: str, most_entries: int) -> tuple[View | None, list[Entry]]:
+        """Return both ends of the log, and its entries from the id `from_id` on, this one included."""
         now_ms, oldest, newest, entries = await self._run(VIEW, from_id, most_entries, redis=redis)
         self._note_clock(now_ms)
         if not newest:
@@ -259,9 +266,9 @@ class Log:
 class Tail:
     """Reads a log from a position on. Only one task may use a tail."""
 
-    def __init__(self, log: Log, connection: Redis, position: Position) -> None:
+    def __init__(self, log: Log, reader_client: Redis, position: Position) -> None:
         self._log = log
-        self._reader_client = connection
+        self._reader_client = reader_client
         self.position = position
         #: whether the last read has reached the newest entry
         self.at_end = False
@@ -281,15 +288,15 @@ class Tail:
 
     async def _read_new(self) -> list[Entry]:
         """Wait for new entries, for at most BLOCK_MS, without a check of the log."""
-        reply = await self._reader_client.xread({self._log.key: self.position.id}, count=MOST, block=BLOCK_MS)
+        reply = await self._reader_client.xread({self._log.key: self.position.id}, count=MOST_ENTRIES, block=BLOCK_MS)
         entry_lists = list(reply.values()) if isinstance(reply, dict) else [pair[1] for pair in reply or []]
         entries = [read_entry(raw_entry) for raw_entries in entry_lists for raw_entry in _without_wrapping(raw_entries)]
-        self.at_end = len(entries) < MOST
+        self.at_end = len(entries) < MOST_ENTRIES
         return entries
 
     async def _read_and_check(self) -> list[Entry]:
         """Read without waiting, and check the log: a blocked XREAD does not notice that the stream was trimmed."""
-        view, entries = await self._log._look(self._reader_client, self.position.id, MOST)
+        view, entries = await self._log._look(self._reader_client, self.position.id, MOST_ENTRIES)
         following = check_continuity(view, entries, self.position)
         last = following[-1].position if following else self.position
         self.at_end = view is not None and last.number == view.newest.position.number

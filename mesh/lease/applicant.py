@@ -66,14 +66,16 @@ class Grant:
 class Applicant:
     """A replica that has no lease yet. It talks to Redis as the user in the settings, which all replicas share.
 
-    `row` has those fields of the replica's roster row that are known before the grant, such as its address.
+    `roster_fields` are those fields of the replica's roster row that are known before the grant, such as its address.
     """
 
-    def __init__(self, settings: MeshSettings, connections: Connections, replica: str, row: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: MeshSettings, connections: Connections, replica: str, roster_fields: Mapping[str, str]
+    ) -> None:
         self._settings = settings
         self._connections = connections
         self._replica = replica
-        self._roster_fields = row
+        self._roster_fields = roster_fields
         #: what the key `mesh:claim` must have as its value
         self._claim = f"{settings.name} {connections.bus}"
         self._reason_to_wait = ""
@@ -93,12 +95,13 @@ class Applicant:
                     mesh_error = error if isinstance(error, MeshError) else server.refusal(error)
                     if not isinstance(mesh_error, Unavailable):
                         raise mesh_error from error
-                    self._wait(str(mesh_error))
+                    self._note_wait(str(mesh_error))
+                    # Longer than between two looks: it spares a server that is away or starts.
                     await asyncio.sleep(2 * POLL_S)
         finally:
             await client.aclose()
 
-    def _wait(self, reason: str) -> None:
+    def _note_wait(self, reason: str) -> None:
         if reason != self._reason_to_wait:
             log.info("waiting for a lease", reason=reason)
             self._reason_to_wait = reason
@@ -116,7 +119,7 @@ class Applicant:
             rows = await self.survey(client)
             choice = choose(rows, observation.update(rows), self._connections.bus)
             if isinstance(choice, KeepWaiting):
-                self._wait(choice.reason)
+                self._note_wait(choice.reason)
                 await asyncio.sleep(POLL_S)
                 continue
             grant = await self._take(client, choice.database, acl_dialect)
@@ -147,6 +150,7 @@ class Applicant:
         """
         credentials = acl.new_credentials(database, self._connections.bus)
         sent_at = time.monotonic()
+        # `Script.run` cannot run a script in a transaction. So the grant sends its source, with the number of its KEYS.
         commands: list[Command] = [
             ("EVAL", GRANT.source, 7, *self._grant_keys(database), *self._grant_arguments(database))
         ]

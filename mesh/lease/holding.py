@@ -39,7 +39,7 @@ _LOST, _RESTORED = 0, 2
 #: What release.lua answers while requests are on the database's stream.
 _REQUESTS_WAIT = -1
 
-#: The holder stops trusting its lease when this part of the ttl is left.
+#: The holder stops trusting its lease when this part of the ttl is left, in case its clock runs slower than Redis's.
 SAFETY = 0.1
 #: Pause between attempts to release while requests wait for the database.
 RELEASE_POLL_S = 0.01
@@ -54,7 +54,7 @@ class _Renewal:
 
     #: when it was sent, by `time.monotonic()`
     sent_at: float
-    #: the end of the lease, in ms of Redis's clock
+    #: the end of the lease, in ms of Redis's clock; renew.lua restores a missing lease only before this time
     known_until_ms: int
     #: Redis's clock minus `time.monotonic()`
     clock_offset_ms: float
@@ -64,7 +64,8 @@ class Lease:
     """A lease that this replica holds. `run` keeps it; `trusted` says whether the replica may still act as the holder.
 
     The lease's thread and the replica's event loop share `_renewal`, `_lost`, `_loop_ran_at`, `_release_within_s`,
-    `_released`, `_row_extras`, `paused` and `state`. Only one of the two writes each attribute, in one assignment.
+    `_released`, `_row_extras`, `paused` and `state`. Each attribute has one writer, which replaces the value in one
+    assignment. So no lock is needed.
 
     Two kinds of standstill end the lease:
 
@@ -174,7 +175,7 @@ class Lease:
             await self._renew(client)
         except failures.ANY as error:
             if failures.is_fenced(error):
-                self._lose(LeaseLost("the Redis user of this lease was deleted"), error)
+                self._raise_lost(LeaseLost("the Redis user of this lease was deleted"), error)
             log.warning("lease renewal failed", database=self.grant.database, error=failures.text_of(error))
             self._check_trust()
             return min(interval_s, POLL_S)
@@ -192,17 +193,17 @@ class Lease:
 
     def _check_trust(self) -> None:
         if not self.trusted:
-            self._lose(LeaseLost("the lease was not renewed in time"))
+            self._raise_lost(LeaseLost("the lease was not renewed in time"))
 
     def _check_loop(self) -> None:
         """Lose the lease if the replica's event loop hangs or is closed; if not, let the loop run `_loop_ran`."""
         blocked_s = time.monotonic() - self._loop_ran_at
         if blocked_s > HUNG_TTLS * self._settings.lease_ttl_ms / 1000:
-            self._lose(LeaseLost(f"the event loop of this replica has been blocked for {blocked_s:.0f} s"))
+            self._raise_lost(LeaseLost(f"the event loop of this replica has been blocked for {blocked_s:.0f} s"))
         try:
             self._thread.call_back(functools.partial(self._loop_ran, time.monotonic()))
         except RuntimeError as error:
-            self._lose(LeaseLost("the event loop of this replica is closed"), error)
+            self._raise_lost(LeaseLost("the event loop of this replica is closed"), error)
 
     def _loop_ran(self, called_at: float) -> None:
         """Note that the replica's event loop runs, and how late it ran this call."""
@@ -210,7 +211,8 @@ class Lease:
         self.loop_ms = (self._loop_ran_at - called_at) * 1000
         self._row_extras = self.describe()
 
-    def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
+    def _raise_lost(self, error: LeaseLost, cause: BaseException | None = None) -> None:
+        """Note that the lease is lost, and raise the error."""
         # The event loop reads this in `trusted`, even before the error has ended `run`.
         self._lost = error
         raise error from cause
@@ -239,7 +241,7 @@ class Lease:
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
             outcome, now_ms, *rest_of_answer = await RENEW.run(client, key_names, *arguments, *row_fields)
         if outcome == _LOST:
-            self._lose(LeaseLost("the lease has ended, or another replica holds it"))
+            self._raise_lost(LeaseLost("the lease has ended, or another replica holds it"))
         if outcome == _RESTORED:
             log.error("lease restored on an emptied server", database=grant.database, epoch=grant.epoch)
         self._renewal = _Renewal(
@@ -248,7 +250,7 @@ class Lease:
             # Redis read its clock about halfway between the sending and the answer.
             clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) / 2 * 1000,
         )
-        # When work is due next, whether to drain, and the paused operations, as renew.lua answers them.
+        # renew.lua also answers when work is due next, whether to drain, and the paused operations.
         due_ms, drain, *paused = rest_of_answer or ["", 0]
         self.paused = frozenset(paused)
         if due_ms:
@@ -258,7 +260,10 @@ class Lease:
             self._thread.call_back(self.on_drain)
 
     async def _release(self, client: Redis, wait_s: float) -> bool:
-        """Release the lease; return whether it was released. Requests on the stream delay this by at most `wait_s`."""
+        """Release the lease; return whether it was released.
+
+        Requests on the database's stream delay this by at most `wait_s`. Then they stay there for the next holder.
+        """
         grant = self.grant
         key_names = (
             keys.lease(grant.database),

@@ -98,7 +98,7 @@ async def test_a_group_is_replayed_whole_and_alone(
 ) -> None:
     """A group is replayed in batches, however many letters lie between; letters with other reasons stay."""
     monkeypatch.setattr(letters, "BATCH", 4)
-    monkeypatch.setattr(letters, "LOOKED_AT", 5)
+    monkeypatch.setattr(letters, "MOST_READ_PER_STEP", 5)
     for number in range(30):
         await bury(redis, number, "crashed" if number % 3 else "other")
     assert await dead.replay(LetterGroup("crashed", A), ACTOR) == Report(done=20)
@@ -226,7 +226,7 @@ async def test_a_list_has_the_beginning_of_each_body_and_its_size(redis: Any, de
 
 async def test_all_of_many_letters_are_found(redis: Any, dead: DeadLetters, monkeypatch: pytest.MonkeyPatch) -> None:
     """The letters are read page after page."""
-    monkeypatch.setattr(letters, "LOOKED_AT", 3)
+    monkeypatch.setattr(letters, "MOST_READ_PER_STEP", 3)
     for number in range(8):
         await bury(redis, number)
     found = await dead.all()

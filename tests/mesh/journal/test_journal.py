@@ -215,7 +215,7 @@ async def test_more_entries_than_one_answer_holds_arrive_all_and_in_order(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader far behind catches up in bounded steps."""
-    monkeypatch.setattr(module, "MOST", 7)
+    monkeypatch.setattr(module, "MOST_ENTRIES", 7)
     at = await founded(log)
     await appended(log, at, 30)
     assert [entry.content()["n"] for entry in await read_all(log, at)] == list(range(30))
