@@ -46,8 +46,8 @@ class ScheduledOperation:
 class Waiting:
     """What is due first in `mesh:later` and in `mesh:schedules`.
 
-    `count` requests wait; `requests` are those of them that are due first. There are `scheduled` schedules; `schedules`
-    are those of them whose next ticks come first.
+    `count` is the number of all waiting requests, and `requests` has the first of them. `scheduled` is the number of
+    all schedules, and `schedules` has those with the first ticks.
     """
 
     count: int
@@ -62,9 +62,9 @@ async def read_waiting(redis: Redis, most: int) -> Waiting:
     Raises RedisError.
     """
     pipeline = redis.pipeline(transaction=False)
-    for key in (keys.LATER, keys.SCHEDULES):
-        pipeline.zcard(key)
-        pipeline.zrange(key, 0, most - 1, withscores=True)
+    for sorted_set in (keys.LATER, keys.SCHEDULES):
+        pipeline.zcard(sorted_set)
+        pipeline.zrange(sorted_set, 0, most - 1, withscores=True)
     count, first_requests, scheduled, first_schedules = await pipeline.execute()
     pipeline = redis.pipeline(transaction=False)
     for key, _ in first_requests:
@@ -87,7 +87,7 @@ def _request(
     parked: str | None,
     limit: str | None,
 ) -> LaterRequest:
-    # "lane …" alone does not show that it waits for a place: a request that waits for its next try has kept its place.
+    # A request that waits for its next try has a limit "lane …", too, but it has kept its place.
     in_lane = (limit or "").startswith("lane ") and not tries
     waits_for = "pause" if parked else "lane" if in_lane else ""
     # The score is infinite if the request has no deadline and waits for a pause or a lane.

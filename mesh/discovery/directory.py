@@ -26,7 +26,9 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
+#: Reads what all live replicas serve.
 SERVED = Script.beside(__file__, "served.lua")
+#: Looks up whether a replica of one class serves one operation.
 SERVES = Script.beside(__file__, "serves.lua")
 
 #: Levels of options. An option has a level, and may be used while the releases of all live replicas understand this
@@ -60,7 +62,9 @@ class Directory:
         self._lookup: asyncio.Future[Any] | None = None
 
     def allows(self, ops: Iterable[str], level: int = 0) -> bool:
-        """Return whether no lookup is needed: operations are known to be served, and the level to be understood.
+        """Return whether a request may be sent without a lookup.
+
+        This process must know that the operations are served, and that all live replicas understand the level.
 
         The level 0 stands for a request without options, which every release understands.
         """

@@ -72,16 +72,22 @@ class GroupReader:
             return []
         return [(id, 1, flat) for id, flat in answer[0][1]]
 
-    async def pending(self, count: int, after: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
-        """Return pending entries of this consumer (`mine`) or of all, that nobody kept alive for `idle_ms`."""
+    async def pending(self, count: int, start: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
+        """Return pending entries of this consumer (`mine`) or of all, that nobody kept alive for `idle_ms`.
+
+        `start` is the first id, as XPENDING reads it: "-" for the first entry, "(" and an id for the entry after it.
+        """
         consumer_argument = [self.consumer] if mine else []
         rows = await self._commands.shared(
-            "XPENDING", self.stream, self.group, "IDLE", idle_ms, after, "+", count, *consumer_argument
+            "XPENDING", self.stream, self.group, "IDLE", idle_ms, start, "+", count, *consumer_argument
         )
         return [Pending(id, deliveries) for id, _, _, deliveries in rows]
 
     async def claim(self, ids: Sequence[str], idle_ms: int, deliveries: int) -> list[Delivered]:
-        """Claim entries, and set how many deliveries they had. Leave out any that is gone or not idle for `idle_ms`."""
+        """Claim entries, and set the number of their deliveries, this one included.
+
+        Leave out any entry that is gone or not idle for `idle_ms`.
+        """
         rows = await self._commands.shared(
             "XCLAIM", self.stream, self.group, self.consumer, idle_ms, *ids, "RETRYCOUNT", deliveries
         )
@@ -95,7 +101,8 @@ class GroupReader:
     async def hand_back(self, idle_ms: int) -> None:
         """Let other consumers claim the entries of this one at once. Their delivery to this consumer does not count.
 
-        It claims its own entries once more, because XCLAIM can set their idle time and their number of deliveries.
+        This consumer claims its own entries once more, because XCLAIM can set their idle time and their number of
+        deliveries. `idle_ms` is the idle time from which other consumers claim an entry.
         """
         own_entries = sorted(await self.pending(MOST_HANDED_BACK, mine=True), key=attrgetter("deliveries"))
         for deliveries, same_deliveries in itertools.groupby(own_entries, key=attrgetter("deliveries")):

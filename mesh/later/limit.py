@@ -76,8 +76,8 @@ class Limit:
         return 0 if self.rate is None or self.per is None else -(-(self.per // _ONE_US) // (self.rate * 1000))
 
     def words(self, op: str, body: Any) -> str:
-        """Return the limit of one request, as limits.lua reads it. Raises InvalidBody."""
-        # limits.lua counts a rate by the same name as a lane.
+        """Return the limit of one request as one text, which limits.lua reads. Raises InvalidBody."""
+        # A rate has no lane, but limits.lua counts its requests under a name of the same form.
         lane = f"{op}:{self._lane_value(body)}" if self.by else f"{op}:"
         if self.concurrency is not None:
             return f"lane {self.concurrency} {lane}"

@@ -102,6 +102,7 @@ class Schedule:
     def plan(self, due_ms: int, now_ms: int) -> Plan:
         """Decide what to do about the tick that was due at `due_ms`. Times are in ms of Unix time."""
         following_ms = self.after(due_ms)
+        # The following tick may have passed, too. It is then due at once, and gets a run of its own.
         if self.missed is Missed.ALL:
             return Plan(True, 0, following_ms)
         missed_count = 0

@@ -6,6 +6,7 @@
 -- Returns {how many requests were due, when (ms) a request or a schedule is due next or "", name of a request that could not
 --       be moved or "", why not or "", and then each due schedule}
 local later_key, schedules_key, books_key, most = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
+-- After this time a request that could not be put on its stream is tried again. Until then it does not hold up the others.
 local POSTPONED_MS = 1000
 -- Fields of a waiting request that its entry on the stream does not have.
 local OWN = {to = true, ttl = true, parked = true, wants = true, rate = true}
@@ -18,6 +19,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local options = make_options()
 
+-- Outcomes of a due request: it has left mesh:later, it waits on, or it could not be moved.
 local GONE, WAITS, FAILED = 1, 2, 3
 
 -- Ends a request whose deadline has passed while it waited for a place in its lane. If other calls with its idempotency key
@@ -50,12 +52,14 @@ local function put(name, about, words)
     id = append(stream, unpack(words))
   end
   if type(id) ~= 'string' then return FAILED, stream .. ': ' .. tostring(id.err) end
+  -- With 0, the idempotency key keeps its expiry, which already counts from the deadline.
   options.moved(about, stream, id, 0)
   return GONE
 end
 
 -- Returns whether the deadline of a request has passed. A request that waits for a place in its lane is due at its deadline.
--- So a request that is due earlier does not wait for a place. This holds even if somebody has deleted the keys of its lane.
+-- If somebody has deleted the keys of a lane, `limits.waits` is true for all of its requests. So a request counts as one that
+-- waits for a place only if it is also late.
 local function is_late(about)
   local deadline = tonumber(about.deadline or '0') or 0
   return deadline > 0 and deadline <= now
@@ -68,6 +72,7 @@ local function wake(name, due)
     about[field] = value
     if not OWN[field] then words[#words + 1], words[#words + 2] = field, value end
   end
+  -- Somebody has deleted the hash of the request.
   if not about.to then return GONE end
   if is_late(about) and about.limit and options.limits().waits(about.limit) then return expire(name, about), about end
   if about.parked then redis.call('ZREM', 'mesh:parked:' .. about.parked, name) end
@@ -99,5 +104,6 @@ for i = 1, #due, 2 do
 end
 
 --[[ next_due.lua ]]
+-- The next run of this script finds the schedules beyond the first 100.
 local ticks = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
 return {#due / 2, next_due(later_key, schedules_key), failed, reason, unpack(ticks)}

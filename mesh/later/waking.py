@@ -61,7 +61,7 @@ class Waking:
         databases: int,
         now_ms: Callable[[], int],
         schedules: Mapping[str, Schedule],
-        is_understood: Callable[[], Awaitable[bool]],
+        all_know_schedules: Callable[[], Awaitable[bool]],
     ) -> None:
         self._link = link
         self._grant = grant
@@ -69,7 +69,7 @@ class Waking:
         self._now_ms = now_ms
         self._schedules = schedules
         #: returns whether every live replica is of a release that knows schedules
-        self._is_understood = is_understood
+        self._all_know_schedules = all_know_schedules
         self._next_ms: int | None = None
         self._earlier_due = asyncio.Event()
 
@@ -114,13 +114,13 @@ class Waking:
             log.warning("request cannot be put on its stream and waits on", request=failed, reason=reason)
         # Only a replica that serves an operation sends its ticks.
         own_schedules = [name for name in due_schedules if name in self._schedules]
-        if own_schedules and not await self._is_understood():
+        if own_schedules and not await self._all_know_schedules():
             own_schedules = []
-        may_send = [await self._send_tick(name, self._schedules[name]) for name in own_schedules]
-        # If this replica may send no tick, the schedules stay due, and it would look again at once, without end. So it
-        # waits until the next renewal says when to look. It may not send if another release has defined the schedules,
-        # or if a live replica of an earlier release does not know schedules.
-        self._next_ms = int(following_ms) if following_ms and (any(may_send) or not due_schedules) else None
+        sendable = [await self._send_tick(name, self._schedules[name]) for name in own_schedules]
+        # A replica may not send a tick if another release has defined the schedule, or if a live replica of an earlier
+        # release does not know schedules. Then the schedule stays due, and the replica would look again at once, for
+        # ever. So it waits until the next renewal says when to look.
+        self._next_ms = int(following_ms) if following_ms and (any(sendable) or not due_schedules) else None
 
     async def _send_tick(self, name: str, schedule: Schedule) -> bool:
         """Send the tick of a schedule if it is due. Return False if Redis has another definition of the schedule."""
@@ -133,8 +133,9 @@ class Waking:
         if tick_ms is None or int(tick_ms) > now_ms:
             return True
         plan = schedule.plan(int(tick_ms), now_ms)
+        # "*" and the number of databases stand for every live database.
         targets: Sequence[str | int] = ("*", self._databases) if schedule.each else (self._grant.cls,)
-        # tick.lua names these words. The 0 says that the request has no deadline.
+        # tick.lua names these words. A schedule has the name of its operation. The 0: the request has no deadline.
         sent = await self._link.script(
             TICK, [keys.SCHEDULES, keys.schedule(name), keys.BOOKS],
             name, tick_ms, plan.following_ms, int(plan.sends), name, self._grant.replica, 0,
@@ -145,7 +146,7 @@ class Waking:
         return True
 
 
-async def cancel(link: Link, streams: Sequence[str], key: str) -> bool:
-    """Remove a request that has not ended: it waits, is on a stream, or is worked on. Return False if it has ended."""
-    names = [keys.LATER, keys.BOOKS, keys.CANCELLED + secrets.token_hex(8), *streams]
-    return bool(await link.script(CANCEL, names, key, MOST_SEARCHED, CANCELLATION_REMEMBERED_MS))
+async def cancel(link: Link, streams: Sequence[str], request: str) -> bool:
+    """Remove the request with this name, if it waits, is on a stream, or is worked on. Return False if it has ended."""
+    key_names = [keys.LATER, keys.BOOKS, keys.CANCELLED + secrets.token_hex(8), *streams]
+    return bool(await link.script(CANCEL, key_names, request, MOST_SEARCHED, CANCELLATION_REMEMBERED_MS))

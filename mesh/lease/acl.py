@@ -40,7 +40,8 @@ COMMANDS = (
 #: Commands that servers know since 7.2; an earlier server refuses rules that name them.
 SINCE_7_2 = "+client|setinfo +waitaof"
 
-#: A Redis user that `probe` makes and deletes, to find out which rules the server knows. It is off and may do nothing.
+#: A Redis user that `find_dialect` makes and deletes, to learn which rules the server knows. It is off and may do
+#: nothing.
 PROBE = "mesh-probe"
 
 
@@ -49,7 +50,7 @@ class Dialect:
     """Which access rules a server knows."""
 
     #: whether it knows selectors for one database: `(... db=3)`
-    databases: bool
+    rules_per_database: bool
     #: whether it knows the commands that 7.2 added
     since_7_2: bool
 
@@ -73,7 +74,7 @@ def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]
     if dialect.since_7_2:
         arguments += SINCE_7_2.split()
     own_patterns, bus_patterns = [f"~{keys.own(database)}*"], _bus_patterns(database)
-    if not dialect.databases:
+    if not dialect.rules_per_database:
         arguments += COMMANDS.split()
         arguments += [f"+select|{number}" for number in sorted({bus, database})]
         return arguments + own_patterns + bus_patterns
@@ -96,6 +97,7 @@ def _bus_patterns(database: int) -> list[str]:
     The server compares each key of a command with one pattern after the other. So the patterns for keys that every call
     uses come first: if they come last, a call costs the server 3 µs more.
     """
+    # %R~ in a rule allows reads of the keys, and no writes.
     every_call = [
         f"~{keys.REQUESTS}*",
         f"~{keys.BOOKS}",
@@ -129,12 +131,11 @@ def _bus_patterns(database: int) -> list[str]:
         keys.expected(database),
         keys.WRITTEN,
     )
-    # %R~ in a rule allows reads of the keys, and no writes.
     only_read = (f"{keys.LEASES}*", f"{keys.EXPECTED}*")
     return [*every_call, *(f"~{pattern}" for pattern in read_and_written), *(f"%R~{pattern}" for pattern in only_read)]
 
 
-async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
+async def find_dialect(client: Redis, version: tuple[int, ...]) -> Dialect:
     """Find out which rules the server knows. Raises IsolationUnavailable if these credentials may not manage users."""
     # Not a transaction, because Redis 7 allows none when its memory is full.
     async with client.pipeline(transaction=False) as pipeline:
@@ -145,13 +146,16 @@ async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
     if isinstance(answer_to_deluser, redis_errors.ResponseError):
         _raise_refusal(answer_to_deluser)
     return Dialect(
-        databases=not isinstance(answer_to_setuser, redis_errors.ResponseError),
+        rules_per_database=not isinstance(answer_to_setuser, redis_errors.ResponseError),
         since_7_2=version >= (7, 2),
     )
 
 
 def _raise_refusal(error: redis_errors.ResponseError) -> NoReturn:
-    """Raise the error of a probe: as it is if a later try may succeed, else as IsolationUnavailable."""
+    """Raise the error with which the server answered `find_dialect`, if a later try may succeed.
+
+    If none may, raise IsolationUnavailable instead.
+    """
     if failures.classify(error) in {Meaning.PASSING, Meaning.FULL}:
         raise error
     raise IsolationUnavailable(

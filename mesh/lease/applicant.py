@@ -112,7 +112,7 @@ class Applicant:
         # Which access rules (ACL) the server knows; None if only the names of keys isolate replicas.
         acl_dialect = None
         if self._settings.isolation is Isolation.ACL:
-            acl_dialect = await acl.probe(client, version)
+            acl_dialect = await acl.find_dialect(client, version)
         # Only a comparison with earlier surveys shows which leases are renewed.
         observation = Observation(self._settings.lease_ttl_ms)
         while True:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One database as a survey found it.
+    """One database as a survey found it; not a row of the roster.
 
     `lease` is "<epoch> <replica>", or empty if no replica holds the database; `pttl` is the remaining time of the lease
     in ms. `cls` is the database's class, or empty if it never had one. `size` is the number of keys in it, `state` the
@@ -51,9 +51,9 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting
     """Decide which database to take. `alive` are the databases whose leases were seen to be granted or renewed.
 
     A free database that has a class comes first, because its data become readable again. A database that was never used
-    comes second: the lowest number first, the bus last. It is taken only if all leased databases are in `alive`. The
-    holder of any other lease may be dead: it may be the former process of this replica. Then the replica waits for that
-    database, which would otherwise stay without a holder.
+    comes second: the lowest number first, the bus last. The replica takes an unused database only if all leased ones
+    are in `alive`. The holder of any other lease may be dead, such as the former process of this replica. So the replica
+    waits for that database, which would otherwise stay without a holder.
     """
     free = sorted(
         (row for row in rows if row.free and not row.foreign(bus)),
@@ -80,8 +80,8 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting
 class Observation:
     """Compares surveys, and tells which leases are alive: they were granted or renewed after the first survey.
 
-    The remaining time of a lease does not prove that its holder lives: a replica can be killed and started again within
-    a tenth of the lease's ttl.
+    One survey is not enough: a lease with nearly its whole ttl left can still have a dead holder. A replica can be
+    killed and started again within a tenth of the ttl.
     """
 
     def __init__(self, ttl_ms: int) -> None:
@@ -106,5 +106,6 @@ class Observation:
         return set(self._alive)
 
     def _has_missed_renewal(self, row: Row) -> bool:
-        # A holder renews six times in a ttl. If it has missed a renewal, it may have died since the last survey.
+        # A holder renews six times in a ttl, so less than five sixths of the ttl are left only after a missed renewal.
+        # Three quarters allow for a late one. The holder may have died since the last survey.
         return row.pttl < self._ttl_ms * 3 // 4

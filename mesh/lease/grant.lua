@@ -82,8 +82,9 @@ local function expect_all()
 end
 expect_all()
 
--- Notes anew which keys the database holds, as written.lua explains: an older release, or a person, may have written keys
--- without a note. The bus database is left out, because it has too many other keys.
+-- Notes anew which keys the database holds, as written.lua explains. An older release, or a person, may have written keys that
+-- no note names. The bus database is left out, because it has too many other keys. Also deletes the mark that the former
+-- holder left while other replicas stayed: it now has a holder.
 local function count()
   redis.call('SELECT', database)
   local own, set = 'db' .. database .. ':', 'db' .. database .. ':written'
@@ -95,6 +96,7 @@ local function count()
       if string.sub(name, 1, #own) == own and not mine[name] then names[name] = true end
     end
     redis.call('DEL', set)
+    -- If SCAN has not read all keys, the others may never end.
     local last = note_keys(set, names, rest ~= '0' and math.huge or nil, now)
     redis.call('SELECT', bus)
     note_database(database, last)
@@ -106,6 +108,7 @@ count()
 local text = string.format('%.0f', epoch)
 redis.call('SET', epoch_key, text)
 redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
+-- The row of the former holder may have other fields.
 redis.call('DEL', row_key)
 redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
   'since', string.format('%.0f', now), unpack(ARGV, 12))

@@ -9,9 +9,9 @@ import pytest
 
 from mesh.lease import acl
 
-REDIS_7_0 = acl.Dialect(databases=False, since_7_2=False)
-REDIS_8 = acl.Dialect(databases=False, since_7_2=True)
-VALKEY_9_1 = acl.Dialect(databases=True, since_7_2=True)
+REDIS_7_0 = acl.Dialect(rules_per_database=False, since_7_2=False)
+REDIS_8 = acl.Dialect(rules_per_database=False, since_7_2=True)
+VALKEY_9_1 = acl.Dialect(rules_per_database=True, since_7_2=True)
 DIALECTS = pytest.mark.parametrize("dialect", [REDIS_7_0, REDIS_8, VALKEY_9_1], ids=["7.0", "8", "valkey-9.1"])
 
 
