@@ -23,6 +23,7 @@ for k = 3, #KEYS do
     redis.call('HINCRBY', books_key, 'cancelled', 1)
     options.ended(fields, {status = status, body = body, from = actor, asked = id})
     local replies, op = fields.reply_to or '', fields.op or ''
+    -- Only a stream of replies gets the reply, whatever the request names.
     if string.sub(replies, 1, 13) == 'mesh:replies:' then
       redis.pcall('XADD', replies, 'NOMKSTREAM', '*', 'request', fields.request or '', 'op', op, 'from', actor, 'status',
         status, 'forwards', '0', 'body', body, 'asked', id)

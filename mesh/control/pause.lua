@@ -13,6 +13,7 @@ if pause then
   changed = redis.call('HSETNX', paused_key, op, now .. ' ' .. actor)
 else
   changed = redis.call('HDEL', paused_key, op)
+  -- Lua's `unpack` fails at about 8000 words, and each name has two.
   local names, MOST_UNPACKED = redis.call('ZRANGE', parked_key, 0, -1), 2000
   for first = 1, #names, MOST_UNPACKED do
     local words = {}

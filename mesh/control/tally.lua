@@ -4,6 +4,7 @@
 -- ARGV: most entries, most bytes of bodies
 -- Returns {1 if all entries were counted or else 0, and then for each operation: op, how many wait, how many are worked on}
 local stream, most, bytes = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+-- Entries are read in portions: their bodies may be large, and `bytes` is checked after each portion.
 local AT_ONCE = 16
 if redis.call('EXISTS', stream) == 0 or redis.call('TYPE', stream).ok ~= 'stream' then return {1} end
 

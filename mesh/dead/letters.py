@@ -124,8 +124,8 @@ class DeadLetters:
 
     async def like(self, id: str) -> LetterGroup | None:
         """Return the group of a letter: all letters with its reason and stream, up to this one. None if it is gone."""
-        letter = await self.find(id, body=0)
-        return LetterGroup(letter.reason, letter.stream, id) if letter else None
+        found = await self.find(id, body=0)
+        return LetterGroup(found.reason, found.stream, id) if found else None
 
     async def find(self, id: str, *, body: int = MOST_BODY) -> DeadLetter | None:
         """Return one letter, or None if it is gone. Raises Refused if `id` is not the id of an entry."""

@@ -8,6 +8,7 @@
 local dead_key, most_bytes = KEYS[1], tonumber(ARGV[4])
 
 --[[ letter.lua ]]
+-- The script ends after it has read so many bytes of bodies, because larger reads would keep the server from other work.
 local MOST_READ = 16 * 1024 * 1024
 local found, before, read = {}, ARGV[1], 0
 for _ = 1, tonumber(ARGV[3]) do

@@ -1,5 +1,5 @@
 -- Puts dead letters back on the streams that they came from, all letters of a call in one step. The same step deletes them
--- from the dead letters. So a call that is repeated finds its letters gone, and so does the later one of two equal calls.
+-- from the dead letters. So of two equal calls the later one finds its letters gone, such as a call that is sent again.
 -- A request comes back without its deadline, which has passed, and without its reply stream, because its caller no longer
 -- waits. A request with an idempotency key takes this key again, so a later call with the key gets its answer.
 -- An event comes back with the fields that it had. A stream of events has one consumer group, so the group that gave the
@@ -18,6 +18,7 @@ local bound = tonumber(ARGV[7])
 --[[ record.lua ]]
 -- Returns the fields of the new entry of a request. bury.lua keeps at most 4000 words of an entry, and Lua's `unpack` can
 -- pass so many.
+-- `first` is the position of the first field that is not the letter's own.
 local function request_of(fields, first)
   local words = {}
   for i = first, #fields, 2 do
@@ -47,6 +48,7 @@ end
 --[[ ../requests/options.lua ]]
 -- A request is not replayed if a later request has used its idempotency key.
 local options = make_options()
+-- Returns why the request `id` is not replayed; nothing if it may be.
 local function later_one(id, about)
   if about.once and about.op and options.once.find(about.op, about.once) then
     return id .. ' has the idempotency key ' .. about.once .. ', which a later request has used'
@@ -56,6 +58,7 @@ end
 local function take_key(about, stream, id)
   if not (about.once and about.op) then return end
   options.once.open(about.op, about.once, about.sha or '', about.request or '', stream, id, about.keep)
+  -- The request counts as sent, so no caller waits: it has no name, no deadline and no stream.
   options.once.wait(about.op, about.once, '', '0', '')
 end
 

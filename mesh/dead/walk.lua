@@ -3,7 +3,8 @@
 -- is bounded. The walk ends early if `act` returns a text, which says why a letter cannot be dealt with.
 -- ARGV 1 to 6: id after which to begin ("-": the first letter), last id, most letters to act on, most letters to look at,
 --       reason, stream
--- The ids of named letters are ARGV[named] and all later arguments. If there are none, the reason and the stream choose.
+-- The ids of named letters are ARGV[named] and all later arguments. If no letter is named, all letters with the reason and the
+-- stream are chosen.
 -- Returns how many letters `act` has dealt with, how many named letters are gone, the id to go on after ("": there are no
 -- more letters), and the text of `act` or ""
 local function chosen(letter) return letter.reason == ARGV[5] and letter.stream == ARGV[6] end
@@ -23,6 +24,7 @@ local function walk_named(named, act)
   return called, gone, '', ''
 end
 
+-- A walk ends after it has read so many bytes, because larger reads would keep the server from other work.
 local MOST_BYTES = 16 * 1024 * 1024
 local function walk_all(act)
   local after, called, bytes = ARGV[1], 0, 0

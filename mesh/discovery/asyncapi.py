@@ -219,8 +219,8 @@ class _Schemas:
         """
         definitions: Mapping[str, Any] = schema.get("$defs", {})
         names = {name: self._name(owner, name, definitions) for name in definitions}
-        for name, definition in definitions.items():
-            self.by_name[names[name]] = _translated(definition, names)
+        for name, named_schema in definitions.items():
+            self.by_name[names[name]] = _translated(named_schema, names)
         without_defs = {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
         rest_of_schema: Schema = _translated(without_defs, names)
         return rest_of_schema

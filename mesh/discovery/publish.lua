@@ -23,6 +23,7 @@ for i = 4, #ARGV, 2 do
 end
 if #names > 0 or overwrites then redis.call('HSET', served_key, digest, table.concat(names, ' ')) end
 
+-- `live` has the digests of the tables of live replicas, and `kept` the operations in these tables.
 local live, kept, gone, all_are_known = {[digest] = true}, {}, {}, true
 for n = 0, databases - 1 do
   local replica, its = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
@@ -39,8 +40,8 @@ for i = 1, #tables, 2 do
     gone[#gone + 1] = tables[i + 1]
   end
 end
--- A release that is gone may have written these definitions. If live replicas serve such an operation, too, they write their
--- own definition when they next look.
+-- A release that is gone may have written these definitions, so they are deleted even if live replicas serve the operation,
+-- too. At their next sweep these replicas write their own definition. So no definition is lost for long.
 for _, text in ipairs(gone) do
   each_name(text, function(name) redis.call('HDEL', operations_key, name) end)
 end
@@ -49,7 +50,8 @@ for _, name in ipairs(redis.call('HKEYS', operations_key)) do
 end
 
 -- A schedule that no live replica runs leaves the list of next ticks, so that no replica wakes for it. Replicas that run it
--- may come back, and then its missed ticks count. So the schedule itself is kept for a year.
+-- may come back, and then its missed ticks count. So the schedule itself is kept for a year. All tables must be known, because
+-- a schedule that rests by mistake would miss ticks.
 local YEAR_MS = 366 * 24 * 60 * 60 * 1000
 if all_are_known then
   for _, name in ipairs(redis.call('ZRANGE', schedules_key, 0, -1)) do

@@ -22,7 +22,10 @@ PUBLISH = Script.beside(__file__, "publish.lua")
 
 
 class Publication:
-    """The definitions of one replica's operations: name -> JSON. `readers` are the names of those without an effect."""
+    """The definitions of one replica's operations: name -> JSON.
+
+    `readers` has the names of the operations without an effect, with spaces between them.
+    """
 
     def __init__(self, definitions: Mapping[str, str], readers: str) -> None:
         self._readers = readers
@@ -49,5 +52,5 @@ class Publication:
     async def _run_script(self, link: Link, overwrites: int, definitions: Mapping[str, str]) -> bool:
         """Run publish.lua; return whether Redis has this table of operations and the definitions of all of them."""
         words = [word for pair in definitions.items() for word in pair]
-        names = [keys.OPERATIONS, keys.SERVED, keys.SCHEDULES]
-        return bool(await link.script(PUBLISH, names, keys.MOST_DATABASES, self.digest, overwrites, *words))
+        key_names = [keys.OPERATIONS, keys.SERVED, keys.SCHEDULES]
+        return bool(await link.script(PUBLISH, key_names, keys.MOST_DATABASES, self.digest, overwrites, *words))

@@ -31,6 +31,8 @@ for n = 0, tonumber(ARGV[1]) - 1 do
     end
   end
 end
+-- Lua's `unpack` cannot return many more.
 if #names > 4000 then known = 0 end
+-- If no replica is live, no release is too old for any level.
 if not found then known, oldest[1] = 0, 2 ^ 31 end
 return {known, oldest[1], oldest[2], oldest[3], oldest[4], unpack(names, 1, 4000)}

@@ -34,7 +34,10 @@ class DeliveredEvent:
 
 
 class OneAtATime:
-    """Runs the commands of several tasks over one connection, one after the other."""
+    """Runs the commands of several tasks over one connection, one after the other.
+
+    While a read blocks, for at most BLOCK_MS, all other commands wait.
+    """
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection

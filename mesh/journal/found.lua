@@ -1,5 +1,5 @@
--- Begins a log if there is none. A caller may also name a log that is to be replaced. That log is replaced only if its
--- founding is its only entry: its founder died before anything was appended, and nobody could ever restore from that log.
+-- Begins a log if there is none. A caller may also name a log that is to be replaced, because that log began empty or because
+-- nobody has the state with which it began. It is replaced only if its founding is its only entry, so no other entry is lost.
 -- KEYS: log
 -- ARGV: identity of the new log, number of its founding entry, least ms of the id of this entry, writer, body, identity of
 --       the log that may be replaced or ""

@@ -6,7 +6,7 @@
 -- Returns 1 if the request was removed, 0 if it has ended
 local books_key, attempt_key = KEYS[2], KEYS[3]
 local key, most, remembered_ms = unpack(ARGV)
--- If the attempt is remembered, it has removed the request before, and only its answer was lost on the way.
+-- If the attempt is remembered, an earlier run of this script has removed the request, but its answer was lost.
 if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 
 --[[ ../requests/append.lua ]]
@@ -15,6 +15,7 @@ if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 
 local options = make_options()
 local CANCELLED = {status = 'cancelled', body = '{"detail":"the request was cancelled"}', from = '', asked = ''}
+-- Ends the removed request: frees its key and its place, counts it as cancelled, and remembers the attempt.
 local function count(fields)
   options.ended(options.named(fields), CANCELLED)
   redis.call('HINCRBY', books_key, 'cancelled', 1)

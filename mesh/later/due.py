@@ -45,6 +45,7 @@ class Due:
         if not isinstance(at, datetime) or at.tzinfo is None:
             raise UsageError(f"at= is a datetime with a time zone such as datetime.now(UTC), not {at!r:.100}")
         at_ms = int(at.timestamp() * 1000)
+        # 2**47 ms are in the year 6429. Lua calculates exactly with such numbers.
         if not 0 <= at_ms <= 2**47:
             raise UsageError(f"at= is a moment between 1970 and 6429, not {at!r:.100}")
         return cls(str(at_ms))

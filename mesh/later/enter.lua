@@ -25,9 +25,11 @@ local fields, named, name = taken(stream, id, consumer)
 if not fields then return {'not-mine', ''} end
 if not about.first then fields[#fields + 1], fields[#fields + 2] = 'first', id end
 local to = string.match(stream, '[^:]+$')
+-- The id of the new entry; nothing if the request waits.
 local again = options.limits().place(limit, name, to, fields, deadline)
 -- The stream takes no more entries if somebody has written an entry with the highest possible id by hand.
 if type(again) == 'table' then return {'wrong-type', stream} end
 leave(stream, id)
+-- With 0, the idempotency key keeps its expiry, which already counts from the deadline.
 if named.once then options.once.moved(named, again and stream or later_key, again or name, 0) end
 return {'placed', ''}

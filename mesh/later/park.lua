@@ -21,7 +21,9 @@ local entry_key, deadline = later_key .. ':' .. name, named.deadline or '0'
 redis.call('HSET', entry_key, unpack(fields))
 redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'parked', op)
 redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
+-- In the order of acceptance.
 redis.call('ZADD', parked_key, string.match(named.first, '^%d+'), name)
 leave(stream, id)
+-- With 0, the idempotency key keeps its expiry, which already counts from the deadline.
 make_options().moved(named, later_key, name, 0)
 return 'parked'

@@ -27,5 +27,5 @@ class Parked(StrEnum):
 
 async def park(link: Link, stream: str, id: str, consumer: str, op: str, most: int) -> Parked:
     """Let a request of a paused operation wait until the operation goes on."""
-    names = [stream, keys.LATER, keys.PAUSED, keys.parked(op)]
-    return Parked(await link.script(PARK, names, id, consumer, op, most))
+    key_names = [stream, keys.LATER, keys.PAUSED, keys.parked(op)]
+    return Parked(await link.script(PARK, key_names, id, consumer, op, most))

@@ -4,7 +4,7 @@ local function leave(stream, id)
   redis.call('XDEL', stream, id)
 end
 
--- Reads a request that is pending for a consumer, before the script stores it elsewhere and then calls `leave`.
+-- Reads a request that is pending for a consumer. The script then stores the request elsewhere, and calls `leave`.
 -- Returns its fields as a list of names and values, its fields by name, and its name in mesh:later; nothing if it is not
 -- pending for this consumer.
 local function taken(stream, id, consumer)
@@ -17,8 +17,8 @@ local function taken(stream, id, consumer)
   local named = {}
   for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
   if not string.match(named.first or '', '^%d+%-%d+$') then named.first = id end
-  -- The parts of a request that was forwarded have the same key, so the first id of each becomes a part of its name. A
-  -- request without a caller needs no id in its name, because it has a key of its own.
+  -- The parts of a request that was forwarded have the same key, so each name also has the first id of its part. A request
+  -- without a caller has a key of its own, so the key is its whole name.
   local name = named.request or ''
   if (named.reply_to or '') ~= '' or name == '' then name = name .. '@' .. named.first end
   -- A name has no spaces, because the field `limit` has the name as one word.

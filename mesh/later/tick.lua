@@ -13,8 +13,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition'))
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
--- A request of the last tick may have left the entry that was noted, because its limit appended it again or lets it wait. So
--- it is also looked for by its key: in mesh:later, and in at most so many entries of its stream.
+-- The noted entry of a request may be gone although the request has not ended: its limit appended it again, or lets it wait.
+-- So it is also looked for by its key: in mesh:later, and in at most so many entries of its stream.
 local SEARCHED = 1000
 local function has_moved(stream, key)
   if redis.call('ZSCORE', 'mesh:later', key) then return true end
@@ -25,6 +25,7 @@ local function has_moved(stream, key)
   end
 end
 
+-- `each` is one address of the tick: a class or "db<n>".
 local function key_of(moment, each) return name .. '.' .. moment .. '.' .. each end
 
 -- Returns whether a request of the last tick has not ended. The schedule notes the entries of these requests as

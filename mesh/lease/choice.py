@@ -52,8 +52,8 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting
 
     A free database that has a class comes first, because its data become readable again. A database that was never used
     comes second: the lowest number first, the bus last. The replica takes an unused database only if all leased ones
-    are in `alive`. The holder of any other lease may be dead, such as the former process of this replica. So the replica
-    waits for that database, which would otherwise stay without a holder.
+    are in `alive`. The holder of any other lease may be dead, such as the former process of this replica. So the
+    replica waits for that database, which would otherwise stay without a holder.
     """
     free = sorted(
         (row for row in rows if row.free and not row.foreign(bus)),
