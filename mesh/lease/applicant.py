@@ -96,7 +96,6 @@ class Applicant:
                     if not isinstance(mesh_error, Unavailable):
                         raise mesh_error from error
                     self._note_wait(str(mesh_error))
-                    # Longer than between two looks: it spares a server that is away or starts.
                     await asyncio.sleep(2 * POLL_S)
         finally:
             await client.aclose()

@@ -39,7 +39,7 @@ _LOST, _RESTORED = 0, 2
 #: What release.lua answers while requests are on the database's stream.
 _REQUESTS_WAIT = -1
 
-#: The holder stops trusting its lease when this part of the ttl is left, in case its clock runs slower than Redis's.
+#: The holder stops trusting its lease when this part of the ttl is left. So it stops before the server ends the lease.
 SAFETY = 0.1
 #: Pause between attempts to release while requests wait for the database.
 RELEASE_POLL_S = 0.01
