@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from mesh.errors import ManyParts, UsageError
 from mesh.operations.operation import Operation
-from mesh.operations.sending import sendable
+from mesh.operations.sending import checked_request
 from mesh.requests.answers import Answer, Ask, Replies
 from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address, Decode
@@ -113,12 +113,13 @@ class Caller:
         return answer.bodies
 
     def _ask_for(self, op: Operation[Any, Any], body: Any, to: Address | None) -> Ask:
-        name, text = sendable(op, body)
+        op_name, body_json = checked_request(op, body)
         if to is None:
             to = self._default_address
         if to is None:
-            raise UsageError(f'{name} needs an address: to=Class("A") or to=Database(3)')
-        return Ask(to, name, text, None, "" if op.limit is None else op.limit_of(body))
+            raise UsageError(f'{op_name} needs an address: to=Class("A") or to=Database(3)')
+        # No idempotency key: `call` adds it.
+        return Ask(to, op_name, body_json, None, "" if op.limit is None else op.limit_of(body))
 
     @overload
     async def gather(self, op: Operation[None, R], *, deadline: timedelta | None = ...) -> Replies[R]: ...
@@ -134,10 +135,12 @@ class Caller:
         expects one back. The error's `missing` lists these databases; after a timeout, `partial` has the other replies.
         Other MeshErrors are possible.
         """
-        name, text = sendable(op, body)
+        op_name, body_json = checked_request(op, body)
         if op.limit is not None:
-            raise UsageError(f"{name} has a limit, and cannot be gathered: a gather asks all databases at one moment")
-        return await self._asking.gather(name, text, deadline_ms=milliseconds(deadline), decode=op.decode_reply)
+            raise UsageError(
+                f"{op_name} has a limit, and cannot be gathered: a gather asks all databases at one moment"
+            )
+        return await self._asking.gather(op_name, body_json, deadline_ms=milliseconds(deadline), decode=op.decode_reply)
 
 
 def milliseconds(deadline: timedelta | None) -> int | None:

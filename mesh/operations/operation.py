@@ -1,4 +1,4 @@
-"""One operation: a name, the type of its body, the type of its reply. Callers pass it as a value.
+"""One operation: a name, the type of its body, the type of its reply. Calls get the operation itself, not its name.
 
 A contract for a caller in another program has no handler:
 

@@ -22,7 +22,7 @@ MOST_ELEMENTS = 1000
 #: Methods of a transaction that queries and snapshots do not have.
 _WRITES = frozenset({"set", "add", "delete", "insert", "put", "remove", "send", "forward"})
 
-_At = tuple[bool, str, str | None]
+_KeyAndField = tuple[bool, str, str | None]
 
 
 class Reads:
@@ -55,7 +55,7 @@ class Reads:
 
     async def get(self, key: Readable[R]) -> R:
         """Return a value. If nothing is stored, return the default of a `Key`, or None for a `Field`."""
-        place = placed(key)
+        place = checked_slot(key)
         return key.read(await self._text(place))
 
     async def many(self, keys: Sequence[Readable[R]]) -> list[R]:
@@ -65,7 +65,7 @@ class Reads:
         hash. Values that one command reads were stored at the same moment.
         """
         check(keys, (list, tuple), "many() takes a list of values and fields of hashes")
-        texts = await self._texts([placed(key) for key in keys])
+        texts = await self._texts([checked_slot(key) for key in keys])
         return [key.read(text) for key, text in zip(keys, texts, strict=True)]
 
     async def items(self, hash: Hash[K, T]) -> dict[K, T]:
@@ -119,19 +119,19 @@ class Reads:
 
     async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
         """Read several keys and fields: one command reads all own keys, one all shared keys, and one each hash."""
-        # One command reads one source: (is shared, None) are keys, (is shared, name of a hash) are fields of this hash.
+        # Each command reads one source: keys, if it is (is shared, None); fields, if it is (is shared, name of a hash).
         names_of: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
         for shared, name, field in dict.fromkeys(place.at for place in places):
             names_of[shared, None if field is None else name].append(name if field is None else field)
-        answers = await asyncio.gather(*(self._read_group(*source, names) for source, names in names_of.items()))
-        text_at: dict[_At, str | None] = {}
-        for (shared, hash_name), texts in zip(names_of, answers, strict=True):
+        text_lists = await asyncio.gather(*(self._read_source(*source, names) for source, names in names_of.items()))
+        text_at: dict[_KeyAndField, str | None] = {}
+        for (shared, hash_name), texts in zip(names_of, text_lists, strict=True):
             for name, text in zip(names_of[shared, hash_name], texts, strict=True):
                 text_at[(shared, name, None) if hash_name is None else (shared, hash_name, name)] = text
         return [text_at[place.at] for place in places]
 
     # The `names` are keys, or with `hash_name` fields of this hash.
-    async def _read_group(self, shared: bool, hash_name: str | None, names: Sequence[str]) -> list[str | None]:
+    async def _read_source(self, shared: bool, hash_name: str | None, names: Sequence[str]) -> list[str | None]:
         reader = self._reader(shared)
         return await (reader.mget(*names) if hash_name is None else reader.hmget(hash_name, *names))
 
@@ -145,7 +145,7 @@ class Query(Reads):
     __slots__ = ()
 
 
-def placed(key: Any) -> Slot[Any]:
+def checked_slot(key: Any) -> Slot[Any]:
     """Return `key` if it names a value or a field of a hash. Raises UsageError for anything else."""
     if not isinstance(key, Slot):
         raise UsageError(f"get(), many() and add() take a value or the field of a hash, not {key!r:.100}")

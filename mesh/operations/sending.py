@@ -16,20 +16,20 @@ def dispatch(
     effects: Effects, op: Operation[Any, Any], body: Any, to: Address, due: Due | None, once: Once | None
 ) -> Ticket:
     """Add a request without a caller to a transaction. Raises UsageError, InvalidBody, KeyReused."""
-    name, text = sendable(op, body)
-    ticket, limit = ticket_of(name, once), op.limit_of(body)
+    op_name, body_json = checked_request(op, body)
+    ticket, limit = ticket_of(op_name, once), op.limit_of(body)
     # With `place`, the commit looks at the idempotency key and the limit. A request for later without a key meets its
     # limit only when it is due.
     if once is not None or (limit and due is None):
-        effects.place(checked_address(to), name, text, key=ticket.key, limit=limit, once=once, due=due)
+        effects.place(checked_address(to), op_name, body_json, key=ticket.key, limit=limit, once=once, due=due)
     elif due is not None:
-        effects.send_later(checked_address(to), name, text, due, key=ticket.key, limit=limit)
+        effects.send_later(checked_address(to), op_name, body_json, due, key=ticket.key, limit=limit)
     else:
-        effects.send(checked_address(to), name, text, key=ticket.key)
+        effects.send(checked_address(to), op_name, body_json, key=ticket.key)
     return ticket
 
 
-def sendable(op: Operation[Any, Any], body: Any) -> tuple[str, bytes]:
+def checked_request(op: Operation[Any, Any], body: Any) -> tuple[str, bytes]:
     """Return an operation's name and the JSON of a body. Raises UsageError, InvalidBody."""
     if not isinstance(op, Operation):
         raise UsageError(

@@ -1,6 +1,6 @@
 """What operations keep in Redis, as typed names: values, hashes, sets, sorted sets.
 
-A name has a key and a type, and no value. Transactions and queries read the value.
+A typed name has a key and the type of the value, but not the value itself: transactions and queries read it.
 """
 
 from __future__ import annotations

@@ -212,10 +212,10 @@ class Operations:
             )
 
         def decorate(handler: Any) -> Operation[Any, Any]:
-            tx_type, body, reply = _types_of(handler)
+            first_type, body, reply = _types_of(handler)
             if (body, reply) != (op.body, op.reply):
                 raise UsageError(f"the types of {_where(handler)} are not those of {op!r}")
-            self._add_handler(op, handler, tx_type)
+            self._add_handler(op, handler, first_type)
             return op
 
         return decorate
@@ -225,24 +225,24 @@ class Operations:
     ) -> Operation[Any, Any]:
         if not isinstance(name, str):
             raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
-        tx_type, body, reply = _types_of(handler)
-        if tx_type is not wanted_type:
+        first_type, body, reply = _types_of(handler)
+        if first_type is not wanted_type:
             kind, other_kind = ("command", "query") if wanted_type is Transaction else ("query", "command")
             raise UsageError(
                 f"{_where(handler)}: a {kind} gets a {wanted_type.__name__}, and this one asks for a "
-                f"{name_of(tx_type)}; change the annotation, or make it a {other_kind}"
+                f"{name_of(first_type)}; change the annotation, or make it a {other_kind}"
             )
         op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply, limit=limit)
         self._add_handler(op, handler, wanted_type, retry)
         return op
 
-    def _add_handler(self, op: Operation[Any, Any], handler: Any, tx_type: type, retry: Retry | None = None) -> None:
-        is_command = tx_type is Transaction
+    def _add_handler(self, op: Operation[Any, Any], handler: Any, first_type: type, retry: Retry | None = None) -> None:
+        is_command = first_type is Transaction
         if op.limit is not None and not is_command:
             raise UsageError(f"{op.name} is a query, and only a command can have a limit")
         handle = _command_handle(handler, op) if is_command else _query_handle(handler, op)
-        # `define` makes the entry for `mesh:operations` when the replica joins. Only then are the errors of the service
-        # known, because a module may define them after its handlers.
+        # `define` is called when the replica joins. The errors of the service, which it lists, may not be known before:
+        # a module may define them after its handlers.
         try:
             self.worker.add(
                 Handler(
@@ -256,7 +256,7 @@ class Operations:
                     define=lambda: define(op, self.name, handler),
                 )
             )
-        except ValueError as error:
+        except ValueError as error:  # the operation has a handler already
             raise UsageError(str(error)) from error
         op.handler = handler
         self.operations[op.name] = op
@@ -285,12 +285,12 @@ def _types_of(handler: Any) -> tuple[Any, Any, Any]:
     untyped = [name for name in [*names, "return"] if name not in hints]
     if untyped:
         raise UsageError(f"{_where(handler)}: write the type of {', '.join(untyped)}; the mesh needs it")
-    tx_type, *body = (hints[name] for name in names)
-    if tx_type not in (Transaction, Query):
+    first_type, *body = (hints[name] for name in names)
+    if first_type not in (Transaction, Query):
         raise UsageError(
-            f"{_where(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, not {name_of(tx_type)}"
+            f"{_where(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, not {name_of(first_type)}"
         )
-    return tx_type, body[0] if body else None, hints["return"]
+    return first_type, body[0] if body else None, hints["return"]
 
 
 def _command_handle(handler: Any, op: Operation[Any, Any]) -> Handle:

@@ -18,8 +18,8 @@ from mesh.errors import GuardTooLarge, ReadAfterWrite, UsageError
 from mesh.later.due import LONGEST, Due, Ticket
 from mesh.operations.codec import name_of
 from mesh.operations.operation import Operation
-from mesh.operations.reads import MOST_ELEMENTS, Reads, check, placed
-from mesh.operations.sending import checked_address, dispatch, sendable
+from mesh.operations.reads import MOST_ELEMENTS, Reads, check, checked_slot
+from mesh.operations.sending import checked_address, checked_request, dispatch
 from mesh.operations.state import Deletable, Field, Hash, Key, Set, Slot, SortedSet
 from mesh.requests.effects import Effects, Writer
 from mesh.requests.once import KEEP, Once
@@ -174,7 +174,7 @@ class Transaction(Reads):
 
         The commit does the addition. So the handler need not read the integer, and `add` causes no conflict.
         """
-        shared, name, field = placed(key).at
+        shared, name, field = checked_slot(key).at
         if key.codec.kind is not int:
             raise UsageError(f"add() is for integers, and {key} is of {name_of(key.codec.kind)}; use get() and set()")
         if type(by) is not int:
@@ -201,7 +201,7 @@ class Transaction(Reads):
             raise UsageError(f"delete() takes a value, field, hash or set that Operations defined, not {key!r:.100}")
         self._writer(key.shared).delete(key.name)
         if self._known:
-            # What was read of or written to single fields does not hold any more. The commit still checks the reads.
+            # Forget the texts of single fields. Their expectations stay, so the commit still checks what was read.
             for at in [at for at in self._known if at[:2] == (key.shared, key.name)]:
                 del self._known[at]
         self._touched = {**(self._touched or {}), (key.shared, key.name): True}
@@ -280,10 +280,10 @@ class Transaction(Reads):
         The other replica gets a request with this `body`. A handler that forwards the whole request returns None: then
         it gives no reply of its own.
         """
-        name, text = sendable(op, body)
-        if name != self.request.op:
-            raise UsageError(f"{self.request.op} cannot be forwarded as {name}; use send()")
-        self._effects.forward(checked_address(to), text)
+        op_name, body_json = checked_request(op, body)
+        if op_name != self.request.op:
+            raise UsageError(f"{self.request.op} cannot be forwarded as {op_name}; use send()")
+        self._effects.forward(checked_address(to), body_json)
 
 
 def _milliseconds(ttl: timedelta) -> int:
@@ -299,11 +299,11 @@ def _score(score: float) -> str:
     return repr(float(score))
 
 
-def _known_text(place: Slot[Any], known: str | _Added | None) -> str | None:
+def _known_text(place: Slot[Any], text: str | _Added | None) -> str | None:
     """Return the text of a key or field, as this transaction knows it. Raises ReadAfterWrite after `add`."""
-    if isinstance(known, _Added):
+    if isinstance(text, _Added):
         raise ReadAfterWrite(f"{place} is read after add(); read it before, or use set()")
-    return known
+    return text
 
 
 def _warn_once(place: Slot[Any], length: int) -> None:

@@ -14,7 +14,7 @@ from mesh.later.due import Due, Ticket
 from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import checked_address, key_of, sendable, ticket_of
+from mesh.operations.sending import checked_address, checked_request, key_of, ticket_of
 from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address
 from mesh.roster import Member
@@ -77,11 +77,11 @@ class MeshClient(Caller):
         KeyReused says that the body was another one. Raises UsageError, InvalidBody, Busy, KeyReused, and NoReplica for
         a request that begins at once.
         """
-        name, text = sendable(op, body)
+        op_name, body_json = checked_request(op, body)
         due, once = Due.of(after, at), Once.of(key, keep)
-        ticket = ticket_of(name, once)
+        ticket = ticket_of(op_name, once)
         await self.client.send(
-            checked_address(to), name, text, key=ticket.key, due=due, once=once, limit=op.limit_of(body)
+            checked_address(to), op_name, body_json, key=ticket.key, due=due, once=once, limit=op.limit_of(body)
         )
         return ticket
 

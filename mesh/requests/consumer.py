@@ -70,7 +70,7 @@ LONGEST_PAUSE_S = 0.2
 MOST_READ = 64
 #: How long an ending consumer waits for its cancelled handlers to end.
 CANCELLED_WAIT_S = 1.0
-#: If memory is full, a request without a caller on a database's stream runs again after this pause.
+#: If the commit has no room for its effect, a request without a caller on a database's stream waits this long.
 FULL_PAUSE_S = 1.0
 
 
@@ -116,9 +116,9 @@ class Consumer(GroupConsumer[Work]):
         """Take requests and work on them until stopped. Raises LeaseLost."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                failure = tasks.create_task(self._raise_failure())
+                failure_task = tasks.create_task(self._raise_failure())
                 await super().run()
-                failure.cancel()
+                failure_task.cancel()
         finally:
             await self._end_all()
 
@@ -170,7 +170,7 @@ class Consumer(GroupConsumer[Work]):
 
     async def _read_all(self) -> None:
         await super()._read_all()
-        await self._idle.wait()
+        await self._idle.wait()  # `stop` lets the requests in progress end
 
     async def _abandon(self) -> bool:
         works = list(self._works.values())
@@ -191,7 +191,7 @@ class Consumer(GroupConsumer[Work]):
             await self._in_order(works)
         else:
             self._tasks.begin(works)
-            # In the first turn of the loop the new tasks run; in the second the link sends their first commands.
+            # Two turns of the loop before the next read: the new tasks run, then the link sends their commands.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
@@ -270,7 +270,7 @@ class Consumer(GroupConsumer[Work]):
                 work.request = replace(work.request, found=None)
             work.contended = contended_key(answer)
             self._turns.take(work, work.contended)
-        elif outcome is Outcome.NOT_ALLOWED and not work.request.reply_to:  # nobody would get a refusal: wait for room
+        elif outcome is Outcome.NOT_ALLOWED and not work.request.reply_to:  # no caller would get a refusal: try later
             self._turns.leave(work)
             if self._ordered:
                 self._begin(work, after_s=FULL_PAUSE_S)
@@ -353,7 +353,7 @@ class Consumer(GroupConsumer[Work]):
         if not deliveries:
             return Outcome.NOT_MINE, ""
         work.request = replace(work.request, deliveries=deliveries, found=None)
-        work.conflicts, work.begun = 0, 0.0  # both count from the beginning of a delivery
+        work.conflicts, work.begun = 0, 0.0  # both belong to one delivery, not to the request
         return None
 
     def _pause_s(self, request: Request) -> float:
