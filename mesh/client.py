@@ -341,7 +341,7 @@ def _error_of_absence(error: BaseException) -> MeshError:
         error = error.__cause__
     if isinstance(error, MeshError):
         return error if isinstance(error, SetupError) else Unavailable(error.detail, retry_after=1)
-    return server.refusal(error)
+    return server.to_mesh_error(error)
 
 
 @contextlib.asynccontextmanager

@@ -63,7 +63,7 @@ class Memory:
 
     async def run(self) -> None:
         """Look at the server's memory twice a second."""
-        with contextlib.suppress(_Unknown):
+        with contextlib.suppress(_UsageUnknown):
             while True:
                 await self._look()
                 await asyncio.sleep(LOOK_S)
@@ -74,15 +74,16 @@ class Memory:
             text = str(await self._link.shared("INFO", "memory", "stats"))
         except redis_errors.ResponseError as error:
             log.warning("memory of the server unknown", error=str(error))
-            raise _Unknown from error
+            raise _UsageUnknown from error
         except MeshError:
-            # If the error ends the membership, the link raises it, too.
+            # Look again later. An error that ends the membership is also raised where the link runs.
             return
         used_match, limit_match = _USED.search(text), _LIMIT.search(text)
         was_full = self.is_full
         self.used = int(used_match[1]) if used_match else 0
         self.limit = int(limit_match[1]) if limit_match else 0
-        # `_stored` keeps what was stored since the question. What was stored before it counts until the next look.
+        # What was stored after the question stays in `_stored`. What was stored before it moves to `_stored_before`,
+        # and so counts until the next look.
         self._stored_before = stored_until_now
         self._stored -= stored_until_now
         self._look_for_eviction(text)
@@ -121,7 +122,10 @@ class Memory:
         return self.room is not None and self.room <= 0
 
     def store(self, amount: int = 0) -> None:
-        """Count bytes that are about to be stored. Raises Busy if there is no room for them."""
+        """Count bytes that are about to be stored. Raises Busy if there is no room for them.
+
+        Without an amount, only refuse if the memory is full.
+        """
         room = self.room
         if room is None or amount < room:
             self._stored += amount
@@ -133,5 +137,5 @@ class Memory:
         )
 
 
-class _Unknown(Exception):
+class _UsageUnknown(Exception):
     """The server does not say how much memory it uses."""

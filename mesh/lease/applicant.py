@@ -92,7 +92,7 @@ class Applicant:
                 except (Unavailable, *failures.ANY) as error:
                     # A SetupError is not caught here: it ends `apply`. An error of redis-py or of the network becomes
                     # Unavailable if waiting may help, or else a SetupError.
-                    mesh_error = error if isinstance(error, MeshError) else server.refusal(error)
+                    mesh_error = error if isinstance(error, MeshError) else server.to_mesh_error(error)
                     if not isinstance(mesh_error, Unavailable):
                         raise mesh_error from error
                     self._note_wait(str(mesh_error))

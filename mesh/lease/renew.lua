@@ -4,7 +4,7 @@
 -- enforces isolation. Then only the Redis user of this epoch can run this script, so no other replica was granted the
 -- database since. Second, the lease cannot have ended by itself before now. This matters because a renewal may lie in a
 -- buffer until its sender is long dead. If a condition does not hold, the lease is lost.
--- KEYS: lease, roster row, reply stream, expected, paused operations, request that this replica drains, later, schedules
+-- KEYS: lease, roster row, reply stream, expected, paused operations, order to drain, later, schedules
 -- ARGV: holder ("<epoch> <replica>"), lease ttl (ms), state, 1 if the server enforces isolation, bus database, database,
 --       class, end of the lease (ms) as the holder knows it, how long after its lease the holder is expected back (ms),
 --       then field, value, ... of the whole roster row
@@ -20,6 +20,7 @@ local now = string.format('%.0f', now_ms)
 local found, outcome = redis.call('GET', lease_key), 1
 if not found and enforced and now_ms < known_until then
   redis.call('SET', lease_key, holder)
+  -- The server was emptied, so the class of the database is gone, too.
   redis.call('SELECT', database)
   redis.call('SET', 'db' .. database .. ':class', class, 'NX')
   redis.call('SELECT', bus)
@@ -33,6 +34,7 @@ redis.call('HSET', row_key, 'state', state, unpack(ARGV, 10))
 -- successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 redis.call('SET', expected_key, class, 'PX', ttl + tonumber(ARGV[9]))
+-- An empty stream, because no reply creates it: see grant.lua.
 if redis.call('EXISTS', replies_key) == 0 then
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end

@@ -23,7 +23,7 @@ async def check(client: Redis) -> tuple[int, ...]:
     try:
         info = await client.info()
     except failures.ANY as error:
-        raise refusal(error) from error
+        raise to_mesh_error(error) from error
     version_text = str(info.get("redis_version", "0"))
     version = tuple(int(part) for part in version_text.split(".")[:3])
     if version < MINIMUM_VERSION:
@@ -46,19 +46,19 @@ def check_claim(claim: str, ours: str) -> None:
     )
 
 
-def check_format(found: int, where: str) -> None:
+def check_format(data_format: int, where: str) -> None:
     """Raise SetupError if a newer release has written data that this release may misread.
 
-    `found` is the format of the data. The text of the error says where they are, such as "to this mesh".
+    The text of the error says where they are, such as "to this mesh".
     """
-    if found > FORMAT:
+    if data_format > FORMAT:
         raise SetupError(
-            f"a newer release has written {where} (format {found}, this release knows {FORMAT}); "
+            f"a newer release has written {where} (format {data_format}, this release knows {FORMAT}); "
             "run that release or a later one"
         )
 
 
-def refusal(error: BaseException) -> MeshError:
+def to_mesh_error(error: BaseException) -> MeshError:
     """Return the error for a replica without a lease: Unavailable if waiting may help, else a SetupError."""
     code, text = failures.code_of(error), failures.text_of(error)
     match failures.classify(error):

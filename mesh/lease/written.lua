@@ -15,10 +15,11 @@ local function end_with_last(set)
   return last
 end
 
--- Notes keys of the selected database: the keys of the table `names`. `unnamed` is the moment at which the last of the other
--- keys ends; nil if there are no others.
+-- Notes keys of the selected database. `names` is a table with the name of each key as an index. `unnamed` is the moment at
+-- which the last of the other keys ends; nil if there are no others.
 -- Returns the moment at which the last of all keys ends; nil if the database has no keys.
 local function note_keys(set, names, unnamed, now)
+  -- `n` is the number of `words`, which are two for each key.
   local words, n, room = {}, 0, MOST_NAMED - redis.call('ZCARD', set)
   for name in pairs(names) do
     local ends = redis.call('PEXPIRETIME', name)

@@ -11,7 +11,7 @@ from mesh.operations.operation import Operation
 
 
 def define(op: Operation[Any, Any], service: str, handler: Any) -> dict[str, Any]:
-    """Return the definition of an operation: schemas of its request and reply, and the errors of its service."""
+    """Return the definition of an operation: schemas of its request and reply, and its service's own errors."""
     summary = (inspect.getdoc(handler) or "").partition("\n")[0]
     return {
         "service": service,
@@ -19,10 +19,10 @@ def define(op: Operation[Any, Any], service: str, handler: Any) -> dict[str, Any
         "request": None if op.body is None else schema_of(op.body, written=False),
         "reply": schema_of(op.reply, written=True),
         "errors": {
-            cls.code: {
-                "detail": (inspect.getdoc(cls) or cls.__name__).partition("\n")[0],
+            error_type.code: {
+                "detail": (inspect.getdoc(error_type) or error_type.__name__).partition("\n")[0],
                 "facts": {name: schema_of(kind, written=True) for name, kind in facts.items()},
             }
-            for cls, facts in refusals_of(service)
+            for error_type, facts in refusals_of(service)
         },
     }

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 from redis.asyncio import Redis
 
-from mesh import replica as members
+from mesh import replica as replicas
 from mesh.control.control import Control
 from mesh.dead.letters import Actor
 from mesh.errors import UsageError
@@ -50,7 +50,7 @@ class Mesh(Caller):
         #: says whether the server's memory has room for new data
         self.memory: Memory = replica.memory
         self._control = Control(replica.shared, replica.settings)
-        #: the name under which `mesh:audit` notes pauses of this replica; its address is not noted
+        #: the actor that `mesh:audit` names when this program pauses or resumes an operation; it has no address
         self._actor = Actor(replica.id, "")
 
     @overload
@@ -216,7 +216,7 @@ def join(
     false the roster says `starting` until `announce` is called. Raises SetupError if the mesh cannot work with this
     server or these credentials. Raises LeaseLost if the lease was lost: join again then.
     """
-    replica_block = members.join(
+    replica_block = replicas.join(
         worker_of(operations),
         chosen(settings),
         connections=connections,

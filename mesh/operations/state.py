@@ -106,24 +106,24 @@ class _Collection:
 class Hash(_Collection, Generic[K, T]):
     """A hash: `seen[name]` is one of its fields."""
 
-    __slots__ = ("_codec", "_fields")
+    __slots__ = ("_codec", "_field_type")
 
     def __init__(self, name: str, fields: type[K], codec: StoredCodec[T], shared: bool) -> None:
         super().__init__(name, shared)
         #: the type of the names of its fields: str or int
-        self._fields: type[K] = fields
+        self._field_type: type[K] = fields
         self._codec = codec
 
     def __getitem__(self, field: K) -> Field[T]:
         # `isinstance` would accept True as an int, and its name in Redis would be "True".
-        if type(field) is not self._fields:
-            raise UsageError(f"a field of {self.name} is named by {self._fields.__name__}, not by {field!r:.100}")
+        if type(field) is not self._field_type:
+            raise UsageError(f"a field of {self.name} is named by {self._field_type.__name__}, not by {field!r:.100}")
         return Field(self.name, self._codec, self.shared, str(field))
 
     def read(self, flat: list[str]) -> dict[K, T]:
         """Return the hash as a dict. `flat` is the answer to HGETALL: field, value, field, value, ..."""
         return {
-            self._fields(name): self[self._fields(name)].decode(text)
+            self._field_type(name): self[self._field_type(name)].decode(text)
             for name, text in zip(flat[::2], flat[1::2], strict=True)
         }
 
@@ -131,17 +131,17 @@ class Hash(_Collection, Generic[K, T]):
 class Values(_Collection, Generic[K, T]):
     """Values of one type, each with a key of its own: `stored[7]` is one of them, and may have a ttl."""
 
-    __slots__ = ("_codec", "_ids")
+    __slots__ = ("_codec", "_id_type")
 
     def __init__(self, name: str, ids: type[K], codec: StoredCodec[T], shared: bool) -> None:
         super().__init__(name, shared)
         #: the type of the ids: str or int
-        self._ids: type[K] = ids
+        self._id_type: type[K] = ids
         self._codec = codec
 
     def __getitem__(self, id: K) -> Field[T]:
-        if type(id) is not self._ids:
-            raise UsageError(f"a value of {self.name} is named by {self._ids.__name__}, not by {id!r:.100}")
+        if type(id) is not self._id_type:
+            raise UsageError(f"a value of {self.name} is named by {self._id_type.__name__}, not by {id!r:.100}")
         return Field(f"{self.name}:{id}", self._codec, self.shared)
 
 

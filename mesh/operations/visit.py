@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
-from mesh import client as visitors
+from mesh import client as clients
 from mesh.client import Client
 from mesh.later.due import Due, Ticket
 from mesh.operations.block import Block
@@ -112,7 +112,7 @@ def connect(
     `connect` does not wait for Redis: while Redis cannot be reached, calls raise Unavailable. Raises SetupError if the
     server or the credentials are not those of this mesh.
     """
-    client_block = visitors.connect(url, settings=settings, connections=connections)
+    client_block = clients.connect(url, settings=settings, connections=connections)
     return Block("async with connect(url) as mesh:", _yield_client(client_block))
 
 

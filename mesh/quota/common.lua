@@ -43,8 +43,8 @@ local function last_send_by()
 end
 
 -- Returns when (ms) the provider takes requests again; 0 while it takes them. The block begins when the provider sees the
--- last request that it takes. At the latest, that is when we have the answer to this request. If the request has no outcome,
--- it is when the request can no longer be sent.
+-- last request that it takes. We know only the latest possible moment of this: when the answer to the request came; or, if
+-- the request has no outcome, when it can no longer be sent.
 local function reopens()
   if blocked_until > 0 then return blocked_until end
   if taken < limit then return 0 end

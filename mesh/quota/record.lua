@@ -10,8 +10,9 @@ local TOO_SLOW = -1
 local id, outcome, retry_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
 -- Counts a success while there is caution. One success for each doubt, and one more, prove that the provider's count and
--- ours agree. Only the first successes of a window prove this: at later ones, a count that is behind may be far from full.
--- The first ones prove nothing either if the provider can have blocked and opened again between them.
+-- ours agree. They must be the first successes of a window. If the provider's count is behind then, it is nearly full, so the
+-- provider would refuse one of these requests. They must also be quick: after `block_ms`, the provider can have blocked and
+-- opened again between them, and they prove nothing.
 local function note_success(reserved_at)
   if run == 0 then run_since = reserved_at end
   if run >= 0 then run = run + 1 end
@@ -19,7 +20,7 @@ local function note_success(reserved_at)
   if run >= caution then caution, run, run_since = 0, 0, 0 end
 end
 
--- Nil if the outcome was recorded before, or if the window of the request is over.
+-- Until when (ms) the request may be sent. Nil if its outcome was recorded before, or if its window is over.
 local send_by = tonumber(redis.call('ZSCORE', held, id) or nil)
 
 if outcome == 'refused' then

@@ -41,7 +41,7 @@ class Ask:
 
     def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> str:
         """Return the word from which submit.lua reads the ttl, the due time and the options."""
-        # Without an idempotency key submit.lua reads the due time and the limit as words, not as JSON: see its head.
+        # A request for later without an idempotency key has its due time and its limit as words: see submit.lua.
         if self.once is None and due is not None:
             return f"{later_bound} {due.word}{f' {self.limit}' if self.limit else ''}"
         if self.once is None and not self.limit:
@@ -76,7 +76,7 @@ class Answer:
         self.limit = limit
         self.bodies: list[Any] = []
         self.error: MeshError | None = None
-        #: its address is no longer live
+        #: its address is no longer live; a gather then has no reply of this address
         self.gone = False
         #: how many replies are still to come
         self.outstanding = 1
@@ -88,7 +88,7 @@ class Answer:
         """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Ended`."""
         if self.once is not None:
             return (*self.once, self.key)
-        # If a request waits for its limit, submit.lua answers "@" and its name in place of an id.
+        # If a request waits for its limit, submit.lua answers "@" and the request's `key` in place of an id.
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
     def take(self, status: str, forwards: str, text: str, decode: Decode) -> None:
@@ -216,7 +216,10 @@ class CallInProgress:
         return [answer for answer in self.answers.values() if answer.outstanding > 0]
 
     def complete_if_answered(self) -> None:
-        """Complete the call if all replies are there. `_open` passes each answer once, so many replies cost little."""
+        """Complete the call if all replies are there.
+
+        `_open` moves past each answer only once. So no reply costs a look at all answers of a large gather.
+        """
         if not self.submitted or self.complete.done():
             return
         while self._open is None or self._open.outstanding <= 0:

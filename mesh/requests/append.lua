@@ -1,6 +1,7 @@
 -- Appends entries to request streams; a part of the scripts that do so. The id of an entry is its time on the mesh's clock.
 -- The mesh's clock is the server's, except that it stands still when the server's clock steps back. So the ids of different
--- streams are in the order in which the entries were appended. An expiry that is counted from an id does not come too early.
+-- streams are in the order in which the entries were appended. No id is earlier than the server's clock, so an expiry that is
+-- counted from an id does not come too early.
 local stamp
 -- Sets the time of all ids of this script. `time` is the answer of TIME, and `clock` is the text of the key mesh:clock.
 local function begin_stamps(time, clock)

@@ -16,6 +16,7 @@ local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end
 local entry = redis.call('XRANGE', stream, id, id)[1]
 redis.call('XACK', stream, 'workers', id)
+-- The entry was deleted from outside: count_by_hand.lua counts the request as lost.
 if not entry then return 0 end
 -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
 local fields, key, op = {unpack(entry[2], 1, 4000)}, '', ''

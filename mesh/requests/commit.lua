@@ -5,8 +5,9 @@
 -- A line such as `[[ batch.lua ]]` in a comment stands for that file: scripts.py puts it there. scripts.py also makes three
 -- variants of the script:
 --   complete            the server refuses it when memory is full, and room.lua when the batch would exceed `maxmemory`
---   for a full memory   the link then sends the batch again, to this one (`allow-oom`; `memory_is_full` is true). It applies
---                       only the transactions that store nothing more. These finish accepted requests, which frees memory.
+--   for a full memory   gets a batch that was refused because memory is full (`allow-oom`; `memory_is_full` is true). It
+--                       applies only the transactions that store nothing more. These finish accepted requests, which frees
+--                       memory.
 --   plain               lacks commit_seldom.lua. The link chooses it for batches that need nothing of that file, because it
 --                       saves time: see submit.lua.
 -- KEYS: lease, books, committed
@@ -59,16 +60,17 @@ local function go_to(number)
 end
 
 -- Selects the database of an expectation or a write; `word` is its first word. The word begins with "0" for shared keys,
--- which are in the bus database. It begins with "1" for own keys, and with "2" for own keys that are only read.
+-- which are in the bus database. It begins with "1" for own keys, and with "2" for own keys that are only read. SHARED and
+-- OWN are the bytes of "0" and "1".
 local SHARED, OWN = 48, 49
 local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or database) end
 
--- The number of the argument that has the batch, for batch.lua. That file reads it into `words`.
+-- The number of the argument that has the batch. batch.lua reads this argument into `words`.
 local PLACE = 7
 --[[ batch.lua ]]
 
 -- `tx` has the words of all transactions, and `heads` the position of the first word of each. The present transaction begins
--- at tx[head]. Its expectations, writes and sends begin at tx[head + FIRST].
+-- at tx[head], with FIRST words about the request and its reply. Then its expectations, writes and sends follow.
 local FIRST = 14
 local tx, heads, head, total = words, {}, 1, #words
 -- By stream: the ids of the first and the last of its requests in the batch, and the number of these requests.
@@ -90,7 +92,8 @@ local stored = total - FIRST * #heads
 
 -- By stream and id: true if the request is pending for this consumer, and false once this batch has ended it. Requests end
 -- nearly in the order of their arrival. So one XPENDING, from the first to the last request of the batch, finds nearly all
--- of them. `commit` looks up each request that is not found in this way.
+-- of them. It asks for twice as many entries as the batch has, because requests that are still in progress may lie between
+-- them. `commit` looks up each request that is not found in this way.
 local mine = {}
 local function look_up(stream, first, last, most)
   go_to(bus)
@@ -110,8 +113,9 @@ end
 
 -- How many requests the sends of the batch have put on streams: the books count these as accepted.
 local accepted = 0
--- What the verb `ends` of the present transaction says: the options of its request, which end with the request (see
--- options.lua). It is nil if the transaction has no such verb. It is the last verb, so no write fails after it.
+-- The words of the verb `ends` of the present transaction: the options of its request (see options.lua). It is nil if the
+-- transaction has no such verb. The verb is the last one of its transaction, so `commit` always takes these words over:
+-- no write can fail after it and leave them to the next transaction.
 local ending
 -- By database and key: when the key is to expire at the earliest (ms). The verb `keep` of commit_verbs.lua fills it. Many
 -- transactions of a batch name the same key, so the script sets its expiry once, after all of them.

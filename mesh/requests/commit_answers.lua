@@ -1,6 +1,6 @@
 -- Runs a reading command again, and compares its answer with the one that the handler got. A part of commit_seldom.lua.
--- There `tx` has, from position `at`: how to compare (list, set or hash), number of elements of the handler's answer, number
--- of words of the command, the words of the command, and the elements.
+-- From position `at`, `tx` has: how to compare (list, set or hash), number of elements of the handler's answer, number of
+-- words of the command, the words of the command, and the elements.
 local function make_answers()
   -- By reading command: the command that counts the members of its key, and how many elements of the answer each member
   -- makes. If the number of members has changed, the key is not read, because it may have grown beyond all bounds.
@@ -13,6 +13,8 @@ local function make_answers()
     return type(count) == 'number' and count * per_count[verb] == number
   end
 
+  -- Each function compares an answer with as many elements of tx, which stand after position `before`. A set or hash has
+  -- nothing twice. So it is enough to find all that the answer has among these elements.
   local compare = {}
   function compare.list(answer, before)
     for k = 1, #answer do

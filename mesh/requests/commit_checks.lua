@@ -1,7 +1,8 @@
 -- Checks before a write that look at more than the type of a key. A part of commit_seldom.lua. Each check returns the reason
 -- if the write is not possible.
 
--- The largest magnitude that a counter may reach. It is below 2^63, because Lua rounds numbers above 2^53.
+-- The largest magnitude that a counter may reach. Lua rounds numbers above 2^53, and near 2^63 to multiples of 1024. So the
+-- bound is a little lower than the 64 bits of Redis allow.
 local MOST_INTEGER = 2 ^ 63 - 4096
 -- By name of a counter: by how much the transaction changes it, as the sum of magnitudes. Nil until a counter is checked.
 local changes
@@ -35,21 +36,22 @@ local function wrong_stream(key)
   end
 end
 
--- How many of the requests that were checked so far will wait in mesh:later.
+-- How many requests of this transaction that were checked so far will wait in mesh:later.
 local delayed = 0
--- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, which has at most tx[k + 2] members.
+-- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, which may have tx[k + 2] members.
 local function wrong_size(k)
   local wrong = wrong_type(tx[k], 'zset')
   if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
   delayed = delayed + 1
 end
 
--- By limit: how many requests with this limit were checked so far. Nil until a limit is checked.
+-- By limit: how many requests of this transaction with this limit were checked so far. Nil until a limit is checked.
 local limited
 local function wrong_limit(k, limit)
   limited = limited or {}
   local before = limited[limit] or 0
   limited[limit] = before + 1
+  -- The request has no deadline: '0'.
   local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, before)
   if code then return code .. ' ' .. about end
   if waits then delayed = delayed + 1 end
@@ -79,4 +81,5 @@ function seldom.check(wanted, k)
   return wrong_type(tx[k], wanted)
 end
 
+-- Forgets the counts of the transaction before. `possible` of commit.lua calls this before it checks a transaction.
 function seldom.begin_checks() changes, limited, delayed = nil, nil, 0 end

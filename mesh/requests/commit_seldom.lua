@@ -24,6 +24,7 @@ end
 
 --[[ commit_checks.lua ]]
 
+-- The verb `keep`. Its words are tx[first], the verb itself, and then the key and the moment (ms).
 local function keep(first)
   local key, ms = tx[first + 1], tx[first + 2]
   kept[at] = kept[at] or {}
@@ -31,7 +32,7 @@ local function keep(first)
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
 end
 
--- By verb: true if the verb removes data. Services add their own verbs to this table.
+-- By verb: true if the verb removes data. `seldom.adds` fills it when memory is full. Services add their own verbs to it.
 local frees = {}
 
 --[[ commit_verbs.lua ]]
@@ -59,6 +60,7 @@ function seldom.adds(first, writes, sends)
     -- Of ZADD only the members count, not the scores. So a sweep that removes a group of values, and adds it again with a
     -- later time, stores no more than it removes.
     for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #tx[k] end
+    -- Commands whose first word begins with "2" (byte 50) only read. They store nothing; nor do those that set an expiry.
     if frees[verb] then
       added = added - bytes
     elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends'
@@ -70,6 +72,7 @@ function seldom.adds(first, writes, sends)
   return added > 0
 end
 
+-- How many words a send has; and by stream: true if its key can take entries.
 local SEND, sendable = 8, {}
 -- Makes the sends of a transaction, all or none. Returns the reason if one of them is not possible. Sends are made before
 -- the writes, because the script can undo a send, but not a write.
@@ -95,7 +98,8 @@ function seldom.send(first, count)
   accepted = accepted + count
 end
 
--- Ends the options of the present request. `words` are those of the verb `ends`: names and values of fields.
+-- Does what options.lua does for a request that ends: frees its idempotency key or keeps the answer, and frees its place in a
+-- lane. `words` are those of the verb `ends`: names and values of fields.
 function seldom.end_options(words)
   options = options or make_options()
   local fields = options.named(words)

@@ -23,7 +23,7 @@ class Deadlines(Generic[T]):
     def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
         self._loop = asyncio.get_running_loop()
-        #: by number of a step, which is the time of the event loop at its end divided by STEP_S
+        #: The items of each step that has a timer. Step n ends when the clock of the event loop shows n * STEP_S.
         self._items_by_step: dict[int, set[T]] = {}
 
     @property

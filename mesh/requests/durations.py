@@ -12,8 +12,8 @@ from bisect import bisect_left
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-#: How many requests are collected before their durations are sorted into the histograms.
-WAITING = 256
+#: When so many durations are collected, they are sorted into the histograms.
+MOST_UNSORTED = 256
 
 
 class DurationHistogram:
@@ -33,16 +33,16 @@ class Durations:
     work     the handler alone
     """
 
-    __slots__ = ("_by_op", "_waiting")
+    __slots__ = ("_by_op", "_unsorted")
 
     def __init__(self) -> None:
         self._by_op: dict[str, tuple[DurationHistogram, DurationHistogram]] = {}
-        self._waiting: list[tuple[str, float, float]] = []
+        self._unsorted: list[tuple[str, float, float]] = []
 
     def add(self, op: str, total_s: float, work_s: float) -> None:
         """Count one request of an operation that this replica handles, with its two durations."""
-        self._waiting.append((op, total_s, work_s))
-        if len(self._waiting) == WAITING:
+        self._unsorted.append((op, total_s, work_s))
+        if len(self._unsorted) == MOST_UNSORTED:
             self._sort()
 
     @property
@@ -52,9 +52,9 @@ class Durations:
         return self._by_op
 
     def _sort(self) -> None:
-        for request in self._waiting:
+        for request in self._unsorted:
             self._add_to_histograms(*request)
-        self._waiting.clear()
+        self._unsorted.clear()
 
     def _add_to_histograms(self, op: str, total_s: float, work_s: float) -> None:
         histograms = self._by_op.get(op)

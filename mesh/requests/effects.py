@@ -64,6 +64,7 @@ class Writer:
         self._writes.write(self._side, verb, self._prefix + key, args)
 
     def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
+        """Write with a verb that takes any number of fields or members; do nothing if there are none."""
         if args:
             self._writes.grow(self._side, verb, (self._prefix + key,), args)
 
@@ -117,7 +118,7 @@ class Writer:
         for number in numbers:
             if not (number.isascii() and number.isdecimal()):
                 raise ValueError(f"a filter has numbers of decimal digits, not {number!r:.100}")
-        # Each command of the verb must know the size of the filter, and which numbers the filter has already.
+        # Each command begins with the size of the filter, and with the number below which the filter has all numbers.
         self.write_with("mark", [filter.key], numbers, [filter.bits, filter.below])
 
     def zrem(self, key: str, *members: Text) -> None:
@@ -192,7 +193,7 @@ class Effects(Writer):
         self.forwards = 0
         #: status and body of the reply
         self._answer = (OK, "{}")
-        #: whether later calls with the idempotency key of the request get the same answer
+        #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
         self._is_kept = True
         #: the highest level of the options of its sends
         self._level = 0
@@ -210,7 +211,10 @@ class Effects(Writer):
         return self._shared
 
     def send(self, to: Address, op: str, body: Body | bytes, *, deadline: int = NEVER, key: str = "") -> None:
-        """Send a request that no caller waits for. Without a deadline (ms of Redis's clock), it never expires."""
+        """Send a request that no caller waits for. Without a deadline (ms of Redis's clock), it never expires.
+
+        `key` is the name of the request, not an idempotency key.
+        """
         self._send(to, op, body, key=key, reply_to="", deadline=deadline)
         self.asked.append(op)
 
@@ -237,8 +241,9 @@ class Effects(Writer):
     ) -> None:
         """Send a request that waits until it is due and its limit lets it begin.
 
-        If an earlier request has the same idempotency key and body, nothing is sent. If the request is refused, the
-        commit applies nothing. Raises KeyReused if this transaction has already sent another body with the key.
+        `key` is the name of the request; `once` has the idempotency key. If an earlier request has the same idempotency
+        key and body, nothing is sent. If the limit or the key forbids this request, the commit applies nothing. Raises
+        KeyReused if this transaction has already sent another body with the idempotency key.
         """
         _check_address_and_op(to, op)
         text = encode_body(body)
@@ -347,6 +352,7 @@ class Effects(Writer):
         expectations, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         if options:
             # The verb `ends` tells commit.lua how to end a request with options, such as to keep the answer.
+            # Its side is "0", because the keys that belong to options are in the bus database.
             ending: list[Text] = [
                 "ends",
                 "op",
@@ -364,7 +370,7 @@ class Effects(Writer):
         ]  # fmt: skip
         groups = [*expectations, *writes, *sends]
         words += [word if word.__class__ is str else text_of(word) for group in groups for word in group]
-        # The second argument says whether the plain variant of commit.lua can run this transaction: it lacks sends.
+        # The second argument says whether the plain variant of commit.lua can run it. That variant makes no sends.
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:
