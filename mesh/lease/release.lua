@@ -9,6 +9,7 @@ local replies_key, submitted_key, committed_key, expected_key = KEYS[4], KEYS[5]
 local bus, database, databases = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 if redis.call('GET', lease_key) ~= ARGV[1] then return 0 end
 if ARGV[2] ~= '1' and redis.call('XLEN', requests_key) > 0 then return -1 end
+-- No later holder needs the reply stream, or the kept results of the last batches (submitted, committed).
 redis.call('DEL', lease_key, replies_key, submitted_key, committed_key, expected_key)
 redis.call('HSET', row_key, 'state', 'left')
 

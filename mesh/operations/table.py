@@ -111,6 +111,7 @@ class Operations:
         return SortedSet(self._key(name, f"sorted set of {name_of(kind)}", shared), StoredCodec(kind), shared)
 
     def _key(self, name: str, description: str, shared: bool) -> str:
+        """Return a key's full name, and remember its description. Raises UsageError."""
         if not isinstance(name, str) or not name or any(character.isspace() for character in name):
             raise UsageError(f"a key is named by text without spaces, not by {name!r:.100}")
         # One key may be defined several times, as long as the definitions agree on its type and default.

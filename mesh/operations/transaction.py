@@ -154,6 +154,7 @@ class Transaction(Reads):
             raise UsageError(f"set() takes a value or the field of a hash, not {key!r:.100}")
         at = shared, name, field = key.at
         text = key.encode(value)
+        # `_writer` and `_remember` are written out in this method, to save two calls.
         writer = self._effects.shared if shared else self._effects
         if field is not None:
             if ttl is not None:

@@ -295,6 +295,7 @@ for stream, ids in pairs(ids_of) do
   redis.call('XACK', stream, 'workers', unpack(ids))
   redis.call('XDEL', stream, unpack(ids))
 end
+-- Everything is applied by now. So an error at the books, whose key may have another type, must not end the script.
 if accepted > 0 then redis.pcall('HINCRBY', books_key, 'accepted', accepted) end
 if answered > 0 then redis.pcall('HINCRBY', books_key, 'answered', answered) end
 if expired > 0 then redis.pcall('HINCRBY', books_key, 'expired', expired) end
