@@ -36,7 +36,7 @@ from mesh.requests import streams
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, operation_of, unreadable
 from mesh.requests.refusals import not_applied
-from mesh.requests.runner import Found, Runner
+from mesh.requests.runner import OutcomeAndReason, Runner
 from mesh.requests.settlement import (
     DONE,
     Bury,
@@ -131,7 +131,7 @@ class Consumer(GroupConsumer[Work]):
         self._has_room.set()
         await super().stop(wait_s)
 
-    def _begin(self, work: Work, known_outcome: Found | None = None, after_s: float = 0) -> None:
+    def _begin(self, work: Work, known_outcome: OutcomeAndReason | None = None, after_s: float = 0) -> None:
         """Begin a task that runs a request after `after_s` seconds, or only settles it, as `known_outcome` says."""
         # The consumer keeps and cancels these tasks itself. With a TaskGroup a request would cost a tenth more.
         work.task = self._loop.create_task(self._work(work, known_outcome, after_s))
@@ -234,7 +234,7 @@ class Consumer(GroupConsumer[Work]):
             if work.ended is not None:
                 await work.ended
 
-    async def _work(self, work: Work, outcome_and_reason: Found | None = None, after_s: float = 0) -> None:
+    async def _work(self, work: Work, outcome_and_reason: OutcomeAndReason | None = None, after_s: float = 0) -> None:
         try:
             while True:
                 try:
@@ -338,7 +338,7 @@ class Consumer(GroupConsumer[Work]):
         if due_ms:
             host.learn(due_ms)
 
-    async def _redeliver(self, work: Work) -> Found | None:
+    async def _redeliver(self, work: Work) -> OutcomeAndReason | None:
         """Deliver a request to this consumer again, after a pause. Return an outcome if its handler must not run.
 
         Redis counts the deliveries, so that a request that kills its process each time is buried at last.

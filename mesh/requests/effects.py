@@ -55,7 +55,7 @@ class Writer:
                 self._expects.add(self._side, "", prefix + key, value)
 
     def expect_answer(self, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
-        """Commit only if a reading command still gets this answer. `mesh.requests.verbs.ANSWERS` has these commands."""
+        """Commit only if a reading command of `mesh.requests.verbs.GUARDABLE_READS` still gets this answer."""
         check_words(args)
         self._expects.add_answer(self._side, verb, self._prefix + key, args, answer)
 
@@ -324,7 +324,7 @@ class Effects(Writer):
         are the keys of the verb.
         """
         check_words(words)
-        self.writes.read(verb, [self._prefix + name for name in names], words)
+        self.writes.add_read(verb, [self._prefix + name for name in names], words)
 
     def refuse(self, error: MeshError) -> None:
         """Answer the request with an error, and have no other effect.

@@ -36,17 +36,17 @@ MOST_CONFLICTS = 100
 ENTER_AGAIN_S = 0.25
 #: Longest wait of a request that is handed on, because only other replicas of our class serve its operation.
 LONGEST_HAND_ON_MS = 250
-#: How many durations `Runner.took_us` keeps: those of the last requests.
+#: How many durations `Runner.took_us` keeps. The roster row shows their median and their 99th percentile.
 DURATIONS_KEPT = 512
 #: If a handler blocks the event loop for longer than this, the log names its operation.
 BLOCKED_S = 0.1
 
 #: The outcome of an attempt at a request, and its reason as text: for the log, for a dead letter, or "".
-Found = tuple[Outcome, str]
-Attempt = Callable[[Work, float], Awaitable[Found | None]]
+OutcomeAndReason = tuple[Outcome, str]
+Attempt = Callable[[Work, float], Awaitable[OutcomeAndReason | None]]
 #: The result of a check that does not end the attempt: `_handle` comes next. It runs the handler or, if the request
 #: cannot be handled, makes the error the answer. Code compares with `is`; the content does not matter.
-_GO_ON: Found = (Outcome.DONE, "")
+_GO_ON: OutcomeAndReason = (Outcome.DONE, "")
 
 
 class Runner:
@@ -64,7 +64,7 @@ class Runner:
         #: without a transaction, returns the outcome and its reason. Raises LeaseLost.
         self.attempt: Attempt = self._attempt_in_span if tracing.is_on() else self._attempt
 
-    async def _attempt_in_span(self, work: Work, after_s: float) -> Found | None:
+    async def _attempt_in_span(self, work: Work, after_s: float) -> OutcomeAndReason | None:
         request = work.request
         tracing.TRACEPARENT.set(request.traceparent)
         name, attributes = tracing.processing(request.stream, request.op, request.id, request.deliveries)
@@ -77,9 +77,9 @@ class Runner:
         return outcome_and_reason
 
     # `request.call` is the X-Request-Id of the HTTP request that caused this request, or another name that the sender
-    # has set. If the sender creates spans and has set no name, the request has a traceparent alone.
+    # has set. A sender that creates spans may have set no name: then `call` is empty, but `traceparent` is not.
     # `delivery_traceparent` is the context of the span of this delivery. The class of transactions is `Effects`.
-    async def _attempt(self, work: Work, after_s: float, delivery_traceparent: str = "") -> Found | None:
+    async def _attempt(self, work: Work, after_s: float, delivery_traceparent: str = "") -> OutcomeAndReason | None:
         host, request, handler = self._host, work.request, work.handler
         if after_s:
             await asyncio.sleep(after_s)
@@ -115,7 +115,7 @@ class Runner:
                     request.op, (now_ms - request.at_ms) / 1000 + run_ended - attempt_began, run_ended - first_run_began
                 )
             encoded = transaction.wire(took_us)
-            transaction.end()
+            transaction.end()  # a task that the handler did not await gets an error if it still writes
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
@@ -124,20 +124,20 @@ class Runner:
             if isinstance(error, LeaseLost) and host.link.closed:
                 raise  # the membership is over; while the link is open, the handler itself has raised LeaseLost
             return self._outcome_of_exception(work, error)
-        host.link.commit(encoded, work, first=work.conflicts > 0)  # else new requests cause its next conflict
+        host.link.commit(encoded, work, first=work.conflicts > 0)  # behind new requests it would meet the next conflict
         for due in transaction.dues:
             host.learn(due.moment_ms(host.now_ms()))  # at this time our replica wakes what is due
         work.committing = True
         return None
 
-    async def _wait_refuse_or_fail(self, work: Work, handler: Handler | None) -> Found | None:
+    async def _wait_refuse_or_fail(self, work: Work, handler: Handler | None) -> OutcomeAndReason | None:
         """Do what `_wait_or_refuse` does. If the limit cannot read the body or a script fails, return CRASHED."""
         try:
             return await self._wait_or_refuse(work, handler)
         except (InvalidBody, redis_errors.ResponseError) as error:
             return Outcome.CRASHED, describe(error)
 
-    async def _wait_or_refuse(self, work: Work, handler: Handler | None) -> Found | None:
+    async def _wait_or_refuse(self, work: Work, handler: Handler | None) -> OutcomeAndReason | None:
         """Return _GO_ON if a request may run now. Otherwise let it wait, or refuse it.
 
         Returns None if a refusal is with the link already.
@@ -154,7 +154,7 @@ class Runner:
             host.learn(host.now_ms() + limit.interval_ms)
         return _GO_ON if limit is None or request.is_limited else await self._apply_limit(work, limit)
 
-    async def _without_handler(self, work: Work) -> Found | None:
+    async def _without_handler(self, work: Work) -> OutcomeAndReason | None:
         """Hand on a request whose operation has no handler here, if another replica of our class has one.
 
         On the stream of our database nothing is handed on, because no other replica reads it. If nobody serves the
@@ -173,11 +173,11 @@ class Runner:
             return Outcome.ELSEWHERE, error.detail
         return _GO_ON if request.reply_to else (Outcome.HOPELESS, error.detail)
 
-    async def _apply_limit(self, work: Work, limit: Limit) -> Found | None:
+    async def _apply_limit(self, work: Work, limit: Limit) -> OutcomeAndReason | None:
         """Apply the limit of its operation to a request whose sender did not know this limit.
 
         If the decoder could not read the body, an InvalidBody stands in its place, and no limit can be applied. Then
-        this returns _GO_ON: `handle` raises the InvalidBody, and so the caller gets it.
+        this returns _GO_ON: the handler's `handle` raises the InvalidBody, and so the caller gets it.
         """
         host, request = self._host, work.request
         if request.body.__class__ is InvalidBody:
@@ -201,7 +201,7 @@ class Runner:
             # Our database's next requests must not run before this one, so it cannot be given back.
             await asyncio.sleep(ENTER_AGAIN_S)
 
-    async def _refuse_or_park(self, work: Work) -> Found | None:
+    async def _refuse_or_park(self, work: Work) -> OutcomeAndReason | None:
         """Refuse a request of a paused operation if a caller waits for it, or else park it.
 
         Returns _GO_ON if the pause has ended meanwhile. Returns _GO_ON also for a request without a caller on the
@@ -249,15 +249,16 @@ class Runner:
                 body = await rest_of_handler
             # `asked` are the operations of the transaction's sends, and `level` is the highest level of their options.
             # The check raises an error if nobody serves an operation, or if a live replica does not know the level.
-            # Without a caller, nobody would learn of this error, and the effect of the request would be lost. So then
-            # the sends go out unchecked, and a send whose operation nobody serves becomes a dead letter.
+            # If a request has neither a caller nor an idempotency key (`is_answered`), nobody would learn of this
+            # error, and the effect of the request would be lost. So then the sends go out unchecked, and a send whose
+            # operation nobody serves becomes a dead letter.
             if request.is_answered:
                 _add_answer(handler, transaction, body)
                 if transaction.asked:
                     await self._host.directory.check(transaction.asked, transaction.level)
         except LeaseLost:  # is a MeshError, but not an answer
             raise
-        except GeneratorExit as generator_exit:  # it would look as if the event loop had closed this coroutine
+        except GeneratorExit as generator_exit:  # unchanged, it would end our task as if the event loop had closed it
             raise exited() from generator_exit
         except MeshError as error:
             if isinstance(error, InvalidReply):
@@ -281,7 +282,7 @@ class Runner:
         transaction.refuse(error)
 
     @staticmethod
-    def _log_crash(work: Work, error: BaseException) -> Found:
+    def _log_crash(work: Work, error: BaseException) -> OutcomeAndReason:
         """Log an exception, and return its outcome.
 
         The log gets no traceback if the last attempt at this request failed for the same reason.
@@ -294,7 +295,7 @@ class Runner:
         work.reason = reason
         return Outcome.CRASHED, reason
 
-    def _outcome_of_exception(self, work: Work, error: BaseException) -> Found:
+    def _outcome_of_exception(self, work: Work, error: BaseException) -> OutcomeAndReason:
         """Return the outcome for an exception of a handler. A Retry of its operation may allow another try later.
 
         On a database's stream the next requests wait for this one. So the Retry is ignored there, and the request is
@@ -319,7 +320,7 @@ class Runner:
 def _add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
     """Make what a handler returned the answer of its transaction. Raises InvalidReply."""
     if handler.encode is not None:
-        # An empty text tells the caller only how many replies follow.
+        # The other addresses send the replies. This one has no body: it only says how many replies the caller gets.
         only_forwards = body is None and transaction.forwards
         transaction.reply_json(b"" if only_forwards else handler.encode(body))
     elif body is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mesh import keys
-from mesh.requests.verbs import ANSWERS, Text, check_words
+from mesh.requests.verbs import GUARDABLE_READS, Text, check_words
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
@@ -50,8 +50,8 @@ class Reader:
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def read(self, verb: str, key: str, *args: Text) -> Any:
-        """Read with a verb that a transaction can guard: see `mesh.requests.verbs.ANSWERS`."""
-        if verb not in ANSWERS:
+        """Read with a verb that a transaction can guard: see `mesh.requests.verbs.GUARDABLE_READS`."""
+        if verb not in GUARDABLE_READS:
             raise ValueError(f"{verb} is not a verb that a transaction can guard")
         return await self._run(verb, self.prefix + key, *_sendable(*args))
 

@@ -18,7 +18,8 @@ Check = Callable[[Sequence[Text]], Sequence[Text]]
 
 #: Most words of one command: Lua can pass about 8,000 to a function.
 MOST_WORDS = 4000
-#: Largest value of a counter. Redis's integers have 64 bits, but Lua compares them as doubles, which are less exact.
+#: Largest value of a counter. Redis's integers have 64 bits, but Lua compares them as doubles, which near 2**63 are
+#: rounded to multiples of 1,024. The bound is 4,096 below 2**63, which is more than this rounding.
 MOST_INTEGER = 2**63 - 4096
 #: Latest moment of an expiry, in ms since 1970: up to here Lua compares numbers exactly. Redis refuses moments that
 #: overflow.
@@ -31,9 +32,11 @@ _SCORE = re.compile(r"[-+]?([0-9.]+(e[-+]?[0-9]+)?|inf|infinity|nan)", re.ASCII 
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 #: the types of words that need no check
 _TEXT_ONLY = frozenset((str,))
+#: Handlers without a type checker also pass float and bytes.
 _SENDABLE = (str, int, float, bytes)
-#: `check_words` prints an integer of more bits, to see whether Python can: if not, the C client would end the process.
-_MOST_BITS = 2000
+#: Python prints each integer of so many bits. It refuses to print one of some thousand digits, and the C client would
+#: then end the process. So `check_words` prints larger integers, and raises the error before the client meets them.
+_PRINTABLE_BITS = 2000
 
 
 def check_words(words: Sequence[Text]) -> None:
@@ -45,12 +48,12 @@ def check_words(words: Sequence[Text]) -> None:
             continue
         if word.__class__ is not int and (isinstance(word, bool) or not isinstance(word, _SENDABLE)):
             raise TypeError(f"Redis stores text and numbers, not {type(word).__name__}: {word!r:.100}")
-        if isinstance(word, int) and word.bit_length() > _MOST_BITS:
+        if isinstance(word, int) and word.bit_length() > _PRINTABLE_BITS:
             str(word)  # raises ValueError if it has more digits than Python prints
 
 
 def text_of(word: object) -> str:
-    """Return the text that Redis stores for a word that passed `check_words`. Raises ValueError for other bytes."""
+    """Return the text that Redis stores for a word that passed `check_words`. ValueError: the bytes are not UTF-8."""
     if word.__class__ is int or isinstance(word, int | float):
         return str(word)
     return word.decode() if isinstance(word, bytes) else str.__str__(word)
@@ -184,8 +187,8 @@ class Verb:
     grows: bool = False
 
 
-def _verb_on(kind: str, check: Check, *, grows: bool = False) -> Verb:
-    return Verb((kind,), check, grows=grows)
+def _verb_on(key_type: str, check: Check, *, grows: bool = False) -> Verb:
+    return Verb((key_type,), check, grows=grows)
 
 
 #: Verbs in small letters are not Redis's, but those of commit_verbs.lua. `Writer` or `Effects` has a method for each.
@@ -232,7 +235,7 @@ class ServiceVerbs:
         return {name: Verb(needs, _nothing) for name, needs in self.needs.items()}
 
 
-class Order(StrEnum):
+class Comparison(StrEnum):
     """How commit.lua compares the answer of a reading command with the answer that the handler got."""
 
     #: element by element
@@ -245,12 +248,12 @@ class Order(StrEnum):
 
 #: Verbs that read one key and change nothing, and how their answers are compared. A transaction can expect that such a
 #: verb has the same answer in the commit.
-ANSWERS = {
-    "HGETALL": Order.HASH,
-    "SMEMBERS": Order.SET,
-    "SISMEMBER": Order.LIST,
-    "ZRANGEBYSCORE": Order.LIST,
-    "ZSCORE": Order.LIST,
+GUARDABLE_READS = {
+    "HGETALL": Comparison.HASH,
+    "SMEMBERS": Comparison.SET,
+    "SISMEMBER": Comparison.LIST,
+    "ZRANGEBYSCORE": Comparison.LIST,
+    "ZSCORE": Comparison.LIST,
 }
 
 

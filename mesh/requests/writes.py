@@ -8,7 +8,7 @@ from typing import Any
 
 from mesh.requests.verbs import (
     ABSENT,
-    ANSWERS,
+    GUARDABLE_READS,
     LATEST_MS,
     MOST_INTEGER,
     MOST_WORDS,
@@ -36,7 +36,7 @@ class Expectations:
         self._answers: list[list[Text]] = []
 
     def add(self, side: int, hash: str, name: str, value: str | None) -> None:
-        """Expect that a field of a hash, or a key if `hash` is "", has this value. None: that it is absent."""
+        """Expect that a field of a hash, or a key if `hash` is "", has this value. With None, expect its absence."""
         if value is None:
             self.add_absent(side, hash, [name])
             return
@@ -50,11 +50,11 @@ class Expectations:
 
     def add_answer(self, side: int, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
         """Expect this answer (a list, one element, or None) of a reading command. Raises ValueError for other verbs."""
-        if verb not in ANSWERS:
+        if verb not in GUARDABLE_READS:
             raise ValueError(f"{verb} is not a verb that a transaction can guard")
         elements = answer if isinstance(answer, list) else [] if answer is None else [answer]
         words: list[Text] = [verb, key, *args]
-        self._answers.append([f"{side}r", ANSWERS[verb], len(elements), len(words), *words, *elements])
+        self._answers.append([f"{side}r", GUARDABLE_READS[verb], len(elements), len(words), *words, *elements])
 
     @property
     def are_plain(self) -> bool:
@@ -87,14 +87,16 @@ class Expectations:
 
 #: The word of each side: the shared keys, and our own database.
 _SIDE_WORDS = ("0", "1")
-#: Replaces the side in a command that only reads our own database.
-_OWN_READ_WORD = "2"
+#: Stands in place of the side in a command of a service's verb that only reads our own database, for the reply.
+#: Expectations are no commands: a reading command that is guarded has the word "0r" or "1r".
+_READ_FOR_REPLY_WORD = "2"
 #: Verbs whose key or field must hold an integer, and the name of this check in commit.lua.
 _COUNTER_CHECKS = {"INCRBY": "integer", "HINCRBY": "field"}
 #: The check of a key whose type this transaction decides: there is nothing to check.
 _NO_CHECK = "any"
-#: Checks of other things than a type: whether there is room, and whether a request's options allow it. They are made
-#: for each command, even if the transaction has written the key before.
+#: Checks that are no type: "bounded" is whether `mesh:later` has room, and "placed" is whether the limit and the
+#: idempotency key of a request that is sent allow it now. commit.lua makes them for each command, even if the
+#: transaction has written the key before.
 _CHECKS_BEYOND_TYPES = frozenset(("bounded", "placed"))
 
 #: A command: its first word (the side, and the checks of its keys), the number of all later words, its verb, its keys,
@@ -119,15 +121,16 @@ def are_plain(commands: Iterable[Command]) -> bool:
     return True
 
 
-class Sums:
+class CounterBounds:
     """Bounds for the counters at one key, after the writes of one transaction so far.
 
     A field is "" if the key itself is the counter. A bound is the value that was set, plus all later changes, each
-    without its sign. So the bound also holds if an expiry in the past removes the key between two writes.
+    without its sign. So the bound is never too small: it also holds if the key expires between two writes of the
+    transaction, and the counter begins again at 0.
     """
 
     def __init__(self, history: Iterable[Command]) -> None:
-        #: by field: the largest value without its sign; None if the transaction has written something else there
+        #: by field: the largest absolute value; None if the transaction has written text there that is no integer
         self._bounds: dict[str, int | None] = {}
         #: whether the transaction deletes or replaces the key, so that its former value does not matter
         self._replaced = False
@@ -185,7 +188,7 @@ class Writes:
     value of a counter. The first word of a command names these, and commit.lua makes them before it writes.
     """
 
-    __slots__ = ("_commands", "_histories", "_lifetimes", "_set", "_sums", "verbs")
+    __slots__ = ("_commands", "_counter_bounds", "_earliest_expiries", "_histories", "_set", "verbs")
 
     def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:
         self.verbs = verbs
@@ -193,10 +196,10 @@ class Writes:
         #: by side and key: its commands, oldest first
         self._histories: dict[tuple[int, str], list[Command]] = {}
         #: by side and key: the moment (ms) until which it lives at least
-        self._lifetimes: dict[tuple[int, str], int] = {}
+        self._earliest_expiries: dict[tuple[int, str], int] = {}
         #: by side: the keys that `set_all` has set
         self._set: tuple[set[str], set[str]] = (set(), set())
-        self._sums: dict[tuple[int, str], Sums] = {}
+        self._counter_bounds: dict[tuple[int, str], CounterBounds] = {}
 
     def write(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
         """Add a command of Redis on one key. Raises ValueError or TypeError if Redis would not accept it."""
@@ -216,8 +219,9 @@ class Writes:
                 self._histories[side, key] = [command]
             else:
                 history.append(command)
-        # `_sums` gets a key at its first INCRBY or HINCRBY, from the commands before. Later commands are noted here.
-        if self._sums:
+        # `_check_of_counter` makes the bounds of a key at its first INCRBY or HINCRBY, from the earlier commands.
+        # From then on each further command is noted here.
+        if self._counter_bounds:
             self._note(side, verb, keys, args)
 
     def grow(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
@@ -232,44 +236,44 @@ class Writes:
             if extended is not None and extended[2] == verb and len(extended) + len(part) <= MOST_WORDS:
                 extended.extend(part)
                 extended[1] = len(extended) - 2
-                if self._sums:
+                if self._counter_bounds:
                     self._note(side, verb, keys, part)
             else:
                 self.add(side, verb, keys, part)
 
-    def read(self, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+    def add_read(self, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
         """Add a command that only reads our own database. Raises ValueError as `add` does."""
         self.add(1, verb, keys, args)
         command = self._commands[-1]
-        command[0] = _OWN_READ_WORD + str(command[0])[1:]
+        command[0] = _READ_FOR_REPLY_WORD + str(command[0])[1:]
 
     def set_all(self, side: int, keys: Sequence[str], value: Text, at_ms: int) -> None:
         """Set each of these keys to one value that expires at `at_ms` (ms since 1970). Raises ValueError, TypeError."""
         check_words((value,))
         until = str(integer(at_ms, 1, LATEST_MS))
         for part in parts(keys):
-            # The verb `set-all` has the expiry where other verbs have their key.
+            # The verb `set-all` has the expiry where other verbs have their key, and its keys come after the value.
             self.add(side, "set-all", (until,), [value, *part])
         self._set[side].update(keys)
 
     def keep_until(self, side: int, key: str, at_ms: int) -> None:
         """Let a key live at least until `at_ms`, or until a later moment of another call. Raises ValueError."""
         at_ms = integer(at_ms, 1, LATEST_MS)
-        self._lifetimes[side, key] = max(at_ms, self._lifetimes.get((side, key), 0))
+        self._earliest_expiries[side, key] = max(at_ms, self._earliest_expiries.get((side, key), 0))
 
     def clear(self) -> None:
         """Remove all commands."""
-        for collected in (self._commands, self._histories, self._lifetimes, *self._set, self._sums):
+        for collected in (self._commands, self._histories, self._earliest_expiries, *self._set, self._counter_bounds):
             collected.clear()
 
     def commands(self) -> list[Command]:
         """Return all commands. Those that set lifetimes come last, because their keys must exist by then."""
-        if not self._lifetimes:
+        if not self._earliest_expiries:
             return self._commands
-        lifetimes: list[Command] = [
-            [_SIDE_WORDS[side], 3, "keep", key, at_ms] for (side, key), at_ms in self._lifetimes.items()
+        keep_commands: list[Command] = [
+            [_SIDE_WORDS[side], 3, "keep", key, at_ms] for (side, key), at_ms in self._earliest_expiries.items()
         ]
-        return self._commands + lifetimes
+        return self._commands + keep_commands
 
     def _command_to_extend(self, side: int, keys: Sequence[str]) -> Command | None:
         """Return the command that is the last one on each of these keys, if it has them in this order; else None."""
@@ -285,8 +289,8 @@ class Writes:
 
     def _note(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
         for key in keys:
-            if (side, key) in self._sums:
-                self._sums[side, key].note(verb, args)
+            if (side, key) in self._counter_bounds:
+                self._counter_bounds[side, key].note(verb, args)
 
     def _first_word(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> str:
         """Return a command's first word: its side, and the check of each of its keys. Raises ValueError."""
@@ -318,12 +322,12 @@ class Writes:
 
     def _type(self, side: int, key: str) -> str:
         """Return the type that this transaction has given a key so far; "" if it has given none."""
-        # The histories lack the keys of `set-all`. What is returned for them is no type but a part of the error: a verb
-        # that needs a type is refused for such a key.
+        # The histories lack the keys of `set-all` (`Writer.set_until` of effects.py). For such a key this returns no
+        # type, so `_check_of_key` refuses each verb that needs a type. Its error then ends with this text.
         if key in self._set[side]:
             return "text by set_until()"
         for command in reversed(self._histories.get((side, key), ())):
-            verb_facts = self.verbs[str(command[2])]
+            verb_facts = self.verbs[str(command[2])]  # the keys begin at command[3]
             given_type = verb_facts.needs[command.index(key, 3) - 3] if verb_facts.needs else verb_facts.makes
             if given_type:
                 return given_type
@@ -334,13 +338,13 @@ class Writes:
         type_check = self._check_of_key(side, verb, key, VERBS[verb].needs[0])
         *names, by = args
         field = str(names[0]) if names else ""
-        sums = self._sums.get((side, key))
-        if sums is None:
-            sums = self._sums[side, key] = Sums(self._histories.get((side, key), ()))
-        if not sums.knows(field):
+        bounds = self._counter_bounds.get((side, key))
+        if bounds is None:
+            bounds = self._counter_bounds[side, key] = CounterBounds(self._histories.get((side, key), ()))
+        if not bounds.knows(field):  # then only the database knows the value, and commit.lua checks it
             return _COUNTER_CHECKS[verb]
         try:
-            sums.check(field, int(by))
+            bounds.check(field, int(by))
         except ValueError as error:
             raise ValueError(f"{verb} of {key} {field}: {error}") from error
         return type_check
