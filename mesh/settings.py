@@ -23,7 +23,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
     """Return how a settings class reads the environment. Names are in upper case; secrets can also be in files."""
     return SettingsConfigDict(
         env_prefix=prefix,
-        secrets_dir=SECRETS_DIR if _is_there(SECRETS_DIR) else None,
+        secrets_dir=SECRETS_DIR if _may_exist(SECRETS_DIR) else None,
         env_ignore_empty=True,
         # The end of a line (CRLF in a file from Windows) is not part of a value.
         str_strip_whitespace=True,
@@ -36,7 +36,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
     )
 
 
-def _is_there(folder: str) -> bool:
+def _may_exist(folder: str) -> bool:
     """Return whether a folder exists or cannot be looked at; in the latter case, reading it raises an error later."""
     try:
         return Path(folder).is_dir()
@@ -107,7 +107,7 @@ def _check_address(url: str) -> None:
     try:
         port = parts.port
     except ValueError:
-        # Python's message would repeat the wrong port, which is the password if the host is missing.
+        # Python's message would repeat the text in place of the port. If the host is missing, this is the password.
         port = 0
     if port == 0:
         raise ValueError("the port of the address must be a number from 1 to 65535")
@@ -150,7 +150,7 @@ class RedisSettings(BaseSettings):
 
     @field_validator("url")
     @classmethod
-    def _readable(cls, value: SecretStr | None) -> SecretStr | None:
+    def _usable_address(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             _check_address(value.get_secret_value())
         return value
@@ -249,7 +249,7 @@ class MeshSettings(BaseSettings):
     def keep_alive_ms(self) -> int:
         """The pause before work in progress is kept alive again.
 
-        At least four pauses fit in `claim_idle_ms`. Redis then also tells which requests were cancelled, so a
-        cancelled request frees its worker within 250 ms.
+        At least four pauses fit in `claim_idle_ms`. Each time, Redis also tells which of the requests were cancelled.
+        So a cancelled request frees its worker within 250 ms.
         """
         return min(250, self.claim_idle_ms // 4)

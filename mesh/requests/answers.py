@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def options(self) -> bool | tuple[str, ...]:
-        """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Ended`."""
+        """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Removal`."""
         if self.once is not None:
             return (*self.once, self.key)
         # If a request waits for its limit, submit.lua answers "@" and the request's `key` in place of an id.

@@ -82,7 +82,7 @@ class Calls:
         self._numbers = itertools.count(1)
         self._in_progress: dict[str, CallInProgress] = {}
         #: requests that nobody waits for any more: `_end_requests` removes them
-        self._requests_to_end: asyncio.Queue[streams.Ended] = asyncio.Queue()
+        self._requests_to_end: asyncio.Queue[streams.Removal] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         #: the error of all later calls, once the replica has left the mesh
         self._closed: MeshError | None = None

@@ -5,7 +5,8 @@
 -- ARGV: JSON list of {stream, id, outcome, option}. The outcome is "expired" or "cancelled". The option is:
 --         false                             the request has no options
 --         true                              it has options
---         {limit, name}                     it has waited for its limit, so its caller does not know where it is
+--         {limit, name}                     it waits or has waited for its limit, so its caller does not know its stream and
+--                                           id: they are looked up here
 --         {op, idempotency key, request}    a call with this key leaves: remove the request only if no other call waits
 -- Returns how many of the requests were removed
 local books_key, ended = KEYS[1], 0
@@ -42,6 +43,7 @@ local function end_entry(stream, id, outcome, has_options)
   if entry then end_early(stream, id, entry[2], outcome) end
 end
 
+-- `e` is one item of the list in ARGV.
 for _, e in ipairs(cjson.decode(ARGV[1])) do
   local stream, id, outcome, option = unpack(e)
   if type(option) == 'table' then stream, id = where(option) end

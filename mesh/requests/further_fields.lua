@@ -11,6 +11,7 @@ local function further_fields(words)
   local fields = {}
   for word in string.gmatch(words, '%S+') do fields[#fields + 1] = word end
   if fields[#fields - 1] ~= 'read' then return fields end
+  -- `found` has the texts of all keys, and `one` the text of the latest key.
   local found, one = {}, nil
   for key in string.gmatch(fields[#fields], '[^,]+') do
     one = found_at(key)

@@ -72,7 +72,8 @@ class Rest(Generic[T]):
 def exited() -> HandlerMistake:
     """Return the error for a handler that raised GeneratorExit.
 
-    The event loop closes coroutines with this exception, so a handler that raises it would seem closed, and not failed.
+    The event loop closes coroutines with this exception. Without this error in its place, it would look as if the event
+    loop had closed the handler, and not as if the handler had failed.
     """
     return HandlerMistake("the handler raised GeneratorExit")
 
@@ -91,15 +92,15 @@ def traceback_of(error: BaseException) -> str:
 
     Logging libraries are not used for this: their tracebacks may show secrets (local variables), take seconds, or fail.
     """
-    first_outside = error.__traceback__
+    handler_traceback = error.__traceback__
     # The first frames belong to this package, which called the handler.
-    while first_outside is not None and first_outside.tb_frame.f_globals.get("__package__") == __package__:
-        first_outside = first_outside.tb_next
+    while handler_traceback is not None and handler_traceback.tb_frame.f_globals.get("__package__") == __package__:
+        handler_traceback = handler_traceback.tb_next
     try:
-        text = "".join(traceback.format_exception(type(error), error, first_outside or error.__traceback__))
+        text = "".join(traceback.format_exception(type(error), error, handler_traceback or error.__traceback__))
     except Exception as format_error:
         text = f"there is no traceback: {type(format_error).__name__}"
-    return printable(text, 10 * MOST_CHARACTERS)
+    return printable(text, 10 * MOST_CHARACTERS)  # it only goes into the log, so it may be longer than a reason
 
 
 def printable(text: str, most: int = MOST_CHARACTERS) -> str:

@@ -13,9 +13,11 @@
 --   mesh:lane:{lane}      list     names of the requests that wait for a place, in order; the requests are in mesh:later
 --   mesh:lanes            set      lanes in which a request has a place, or waits for one
 --   mesh:rate:{lane}      string   "<accepted> <written> <begun>", all in µs. `written` is the time of the last change. The
---                                  other two are theoretical arrival times (GCRA): the time at which the next request would
---                                  be on time. `accepted` counts all accepted requests, `begun` only those that have begun
---   mesh:later:{name}     hash     a request that waits; while a rate delays it, its field `rate` is "<µs> <burst> <lane>"
+--                                  other two are theoretical arrival times (GCRA): each request moves such a time on by one
+--                                  interval. `accepted` counts all accepted requests, `begun` only those that have begun
+--   mesh:later:{name}     hash     a request that waits; while a rate delays it, its field `rate` is "<µs> <burst> <lane>".
+--                                  A request that was sent for later also has `wants`, the limit to apply when it is due,
+--                                  and `ttl`, the time (ms) from then to its deadline
 -- A script includes this file after append.lua.
 local function make_limits(options)
   local limits, named = {}, options.named
@@ -39,14 +41,15 @@ local function make_limits(options)
   end
 
   local function write_rate(lane, accepted, begun)
+    -- Once both times have passed, the key says no more than an absent one. So it expires then, at the next whole ms.
     local ms = math.ceil((math.max(accepted, begun) - now_us) / 1000) + 1
     local text = string.format('%.0f %.0f %.0f', accepted, now_us, begun)
     redis.call('SET', 'mesh:rate:' .. lane, text, 'PX', string.format('%.0f', ms))
   end
 
   -- Returns when (µs) the next request may begin if only the requests that have begun count, and the value of `begun` after it.
-  -- `begun` is never more than a burst ahead of the clock, because no request begins before its time. If it is, the server's
-  -- clock has stepped back; then the function lowers it to this bound.
+  -- No request begins before its time, so `begun` is at most a burst ahead of the clock. If it is further ahead, the server's
+  -- clock has stepped back. Then the function lowers `begun` to a burst ahead of the clock.
   local function start_after_begun(interval, burst, begun)
     begun = math.max(math.min(begun, now_us + burst * interval), now_us) + interval
     return begun - burst * interval, begun
@@ -66,8 +69,8 @@ local function make_limits(options)
     return begins_us, accepted, begins_us <= now_us and begun_after or begun
   end
 
-  -- lane -> `begun`, and one interval more for each request that this run of the script has postponed. So each postponed
-  -- request gets a later time than the one before.
+  -- By lane: the value that `begun` would have if the requests that this run of the script has postponed had begun. So each
+  -- postponed request gets a time one interval later than the one before.
   local postponed = {}
   -- Counts a delayed request, whose time has come, as begun. If the rate does not allow that yet, returns a later time (ms).
   -- This happens when the times of several requests have passed while no replica ran, or the server was down. The rate then lets
@@ -92,8 +95,8 @@ local function make_limits(options)
   end
 
   -- Puts waiting requests on their streams, the oldest first, while the lane has free places. The oldest request says how many
-  -- places the lane has. So when an upgrade changes the concurrency, the new one applies once no request of the earlier release
-  -- waits.
+  -- places the lane has. So when an upgrade changes the concurrency, requests of the earlier release still begin under the old
+  -- number, and the new number applies after them.
   local function fill_places(lane)
     local running, list = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
     while true do
@@ -211,7 +214,7 @@ local function make_limits(options)
     end)
   end
 
-  -- Notes the new stream and id of a request that has a place in its lane.
+  -- Notes the new stream and id of a request that has a place in its lane. `options.moved` calls this.
   function limits.moved(limit, stream, id)
     local _, name, lane = lane_of(limit)
     if lane then redis.pcall('HSET', 'mesh:running:' .. lane, name, stream .. ' ' .. id) end

@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- Corrects the books, and adds them to the stream of minutes once a minute. The first replica that runs this script in a
--- minute adds the entry.
+-- Corrects the books for what somebody changed by hand (see count_by_hand.lua), and adds them to the stream of minutes once a
+-- minute. The first replica that runs this script in a minute adds the entry.
 -- KEYS: books, minutes, stream, ...   (all possible request streams)
 -- ARGV: most entries that are kept, one a minute
 -- Returns 1 if this call has added the entry, 0 if the entry of this minute was there
 local books_key, minutes_key = KEYS[1], KEYS[2]
 
 --[[ count_by_hand.lua ]]
-local counts = corrected(books_key, 3)
+local counts = corrected(books_key, 3) -- the request streams begin at KEYS[3]
 local now = redis.call('TIME')[1]
 local id = string.format('%.0f-0', (now - now % 60) * 1000)
 -- XADD refuses an id that is not higher than the last id of the stream. So a second entry for the same minute is refused.

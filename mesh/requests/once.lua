@@ -19,6 +19,7 @@ local function is_there(stream, id)
   return #found > 0
 end
 
+-- Writes a reply. If its stream is gone, nobody reads it any more, so it is not created again (NOMKSTREAM).
 local function reply(stream, request, op, answer)
   redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', request, 'op', op, 'from', answer.from, 'status',
     answer.status, 'forwards', '0', 'body', answer.body, 'asked', answer.asked, 'db', answer.db or '')
@@ -101,8 +102,8 @@ function once.ended(fields, answer, keeps)
   end
 end
 
--- Notes where a request is from now on. Its key then expires no earlier than `ms` and `keep` from now. `ms` is nil if the
--- request has no deadline.
+-- Notes where a request is from now on. `ms` is the time until its deadline; nil if it has none. The expiry of its key may
+-- move to a later time by this, but never to an earlier one (GT).
 function once.moved(fields, stream, id, ms)
   if not held(fields) then return end
   local name = key_of(fields.op, fields.once)
@@ -121,8 +122,8 @@ function once.leave(op, key, request)
   return facts.stream, facts.id
 end
 
--- Returns the latest deadline (ms) of all calls that wait for a request; "0" if the request must go on without a deadline;
--- nothing if all deadlines have passed.
+-- Returns the latest deadline (ms) of all calls that wait for a request, as text. "0" if one of them has no deadline, or if
+-- the request was also sent without a caller: then it must go on. Nothing if all deadlines have passed.
 function once.latest(fields, now)
   local facts = held(fields)
   if not facts then return end

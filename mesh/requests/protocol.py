@@ -4,7 +4,7 @@ People can read an entry, too: its fields have plain names, their values are tex
 
     request   op request from reply_to deadline body
               call, traceparent   if its sender has them
-              once, sha, keep     if it has an idempotency key
+              once, sha, keep     if it has an idempotency key; see options.lua
               limit               if it has passed a limit
               first               if it has waited
               try, error          if a try has failed
@@ -47,7 +47,10 @@ Decode = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """The address of a class: any one of its replicas handles the request. Raises UsageError for any other name."""
+    """The address of a class: any one of its replicas handles the request.
+
+    Raises UsageError unless the name is a letter from A to D.
+    """
 
     name: str
     #: the name of this address in scripts; the name of its stream ends with it
@@ -67,7 +70,7 @@ class Class:
 class Database:
     """The address of a database: the replica that holds it handles the request.
 
-    Raises UsageError for any other number.
+    Raises UsageError unless the number is from 0 to 15.
     """
 
     number: int
@@ -148,8 +151,9 @@ class Request:
     #: if it has waited: an id that begins with the time at which it was sent
     first: str = ""
     #: The value that the shared key named by the sender had when the request was sent; "" if it had none. A JSON list
-    #: of values if the sender has named several keys. None if the value is not known, and in each run after the first
-    #: one. The handler has to expect the value unchanged.
+    #: of values if the sender has named several keys. The handler uses the value as if it had read the key, and has to
+    #: expect it unchanged at the commit. None if the value is not known. None also in each run after the first one,
+    #: because the value may have changed.
     found: str | None = None
     #: names and values of its options, in turn; see options.lua
     options: tuple[str, ...] = ()
@@ -202,12 +206,16 @@ class Request:
 
 
 def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
+    # An entry without `keep`, which somebody has written by hand, keeps no answer.
     once_options = ("once", fields["once"], "keep", fields.get("keep", "0")) if "once" in fields else ()
     return (*once_options, "limit", fields["limit"]) if "limit" in fields else once_options
 
 
 def unreadable(stream: str, id: str, flat: Sequence[str], deliveries: int) -> Request:
-    """Return a request without an operation for an entry that is not a request, so that its caller can be answered."""
+    """Return a request without an operation for an entry that is not a request.
+
+    The consumer makes it a dead letter, and so can answer its caller.
+    """
     fields = fields_of(flat)
     return Request(stream, id, "", fields.get("request", ""), "", reply_stream(fields), NEVER, {}, deliveries)
 

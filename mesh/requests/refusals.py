@@ -14,7 +14,11 @@ FORBIDDEN = "forbidden"
 
 
 def refusal(code: str, about: str) -> MeshError:
-    """Return the error for a code of submit.lua; `about` is an address, a key, or numbers of databases."""
+    """Return the error for a code of submit.lua.
+
+    It depends on the code what `about` is: an address, a key, an idempotency key, numbers of databases, the error of
+    Redis, or the two parts that `limited` reads.
+    """
     if code == NoReplica.code:
         return roster.absence(about, expected=False)
     if code == MISSING and about[0].isdigit():
@@ -29,7 +33,7 @@ def refusal(code: str, about: str) -> MeshError:
         )
     if code == KeyReused.code:
         return key_reused(about)
-    # Where commit.lua uses these codes, a space and further words follow.
+    # These two constants end with a space, because commit.lua puts further words behind them. submit.lua does not.
     if code == LIMITED.strip():
         return limited(about)
     if code == TOO_MANY.strip():

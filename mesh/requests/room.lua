@@ -2,7 +2,7 @@
 -- its memory is full. The server compares its memory with the limit only before a script begins, and a large batch may go
 -- beyond the limit afterwards. If the server does not tell its memory, the batch is not refused.
 -- `stored` is how many words the batch may store, and `bytes` the length of all its words.
--- For a batch that needs fewer bytes than this, the memory is not compared.
+-- A batch that needs fewer bytes than this is not refused here, and costs no INFO.
 local SMALL = 131072
 -- About how many bytes the server needs for a short word that becomes an entry of a hash or a sorted set.
 local WORD = 128

@@ -21,8 +21,8 @@ from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
 
-#: About so many replies stay on the stream after they were read, so that people can look at them. Only the last one
-#: stays if the replies since the last trim have more bytes than this.
+#: About so many replies stay on the stream after they were read, so that people can look at them. But if the bodies of
+#: the replies since the last trim are longer than this together, the next trim leaves only the last reply.
 REPLIES_KEPT, REPLY_BYTES_KEPT = 256, 1 << 20
 #: After parsing replies for this long, the reader lets the event loop run other tasks.
 PARSE_S = 0.004
@@ -41,7 +41,7 @@ class RequestReader(GroupReader):
         self._streams = [stream, *(other for other in all_streams if other != stream)]
 
     async def _create(self) -> None:
-        await self._commands.script(OPEN, [keys.BOOKS, *self._streams], 1)
+        await self._commands.script(OPEN, [keys.BOOKS, *self._streams], 1)  # 1: create the first stream only
 
     async def redeliver(self, id: str) -> int:
         """Deliver an entry to this consumer again; return the number of its deliveries, or 0 if it is not ours."""
@@ -61,12 +61,12 @@ class RequestReader(GroupReader):
 #: A request to remove without an effect: stream, id, "expired" or "cancelled", and a fourth item. This says whether the
 #: request has options; but it is (limit, name) if the request waits or has waited for its limit, and (operation,
 #: idempotency key, request) if a caller with an idempotency key no longer waits.
-Ended = tuple[str, str, str, bool | tuple[str, ...]]
+Removal = tuple[str, str, str, bool | tuple[str, ...]]
 
 
-async def end(link: Link, ended: Sequence[Ended]) -> int:
+async def end(link: Link, removals: Sequence[Removal]) -> int:
     """Remove requests without an effect. Return how many were removed: they existed, and no other caller waits."""
-    return int(await link.script(END, [keys.BOOKS], json.dumps(ended)))
+    return int(await link.script(END, [keys.BOOKS], json.dumps(removals)))
 
 
 async def sweep(link: Link, streams: Sequence[str]) -> int:
@@ -103,8 +103,8 @@ class ReplyReader:
         self._last_id = "0"
         #: ids of the replies that were read and are still on the stream
         self._kept_ids: list[str] = []
-        #: bytes of the replies that were read since the last trim
-        self._kept_bytes = 0
+        #: about how many bytes the bodies of the replies have that were read since the last trim
+        self._bytes_since_trim = 0
 
     async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
         """Wait for new replies, at most BLOCK_MS; call `take` with each and the words of its entry; trim old ones."""
@@ -112,8 +112,8 @@ class ReplyReader:
         commands: list[tuple[Any, ...]] = [
             ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last_id)
         ]
-        most_kept = 0 if self._kept_bytes > REPLY_BYTES_KEPT else REPLIES_KEPT
-        # A trim waits until twice as many are there. So few reads need one.
+        most_kept = 0 if self._bytes_since_trim > REPLY_BYTES_KEPT else REPLIES_KEPT
+        # A trim is due when more than twice as many replies are on the stream, so that few reads need a trim.
         if is_trim_due := len(self._kept_ids) > 2 * most_kept:
             commands.insert(0, ("XTRIM", self._stream, "MINID", self._kept_ids[-most_kept - 1]))
         answers = await self._connection.send(commands)
@@ -122,7 +122,7 @@ class ReplyReader:
                 raise result
         if is_trim_due:
             self._kept_ids = self._kept_ids[-most_kept - 1 :]
-            self._kept_bytes = 0
+            self._bytes_since_trim = 0
         answer = answers[-1]
         if not answer:
             await not_too_fast(read_began)  # a server that does not block must not make this loop spin
@@ -133,7 +133,7 @@ class ReplyReader:
         for id, flat in entries:
             self._kept_ids.append(id)
             if (reply := reply_of(flat)) is not None:
-                self._kept_bytes += len(reply[3])
+                self._bytes_since_trim += len(reply[3])
                 take(reply, flat)
             if time.monotonic() > pause_at:
                 await asyncio.sleep(0)

@@ -51,7 +51,7 @@ if not held then return redis.error_reply('LEASEGONE there is no lease at the mo
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
--- The number of the argument that has the batch, for batch.lua. That file reads it into `words`.
+-- The number of the argument that has the batch, for batch.lua, which reads it into `words`. It is no place in a lane.
 local PLACE = 9
 --[[ batch.lua ]]
 
@@ -95,7 +95,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- Returns how long (ms) the next unread request of a class has waited. Returns 0 while the replicas of the class work on
--- less than half of the requests that they can work on at once: then they have room for more, or they do not run.
+-- less than half of the requests that they can work on at once. Then a wait does not show that they have too much work:
+-- they have room for more, or they do not run. `group` is the consumer group, and `concurrency` holds for one replica.
 local function delay_of(class)
   local stream = 'mesh:requests:' .. class
   local found, group = redis.pcall('XINFO', 'GROUPS', stream), {}
@@ -117,6 +118,7 @@ end
 -- request has waited for more than a tenth of the ttl. This leaves time: while a queue grows, each request waits longer than
 -- the one before it, and a request that begins just before its deadline is not finished in time. The stream of a database
 -- has one worker, so only its length is bounded.
+-- By address: `waiting` is the number of entries on the stream, with those of this batch; `delays` is what `delay_of` says.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
   local number = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
@@ -132,8 +134,8 @@ end
 -- The functions that few batches need are created together, when one of them is needed for the first time: see commit.lua.
 local seldom
 
--- Two tables by the ttl of a request, as the words have it: `deadlines` has the deadline, and `options` the options that
--- follow the ttl. `read_options` adds the options, and returns the ttl in ms.
+-- The keys of both tables are the fourth words of requests: a ttl, perhaps with options after it. `deadlines` has the
+-- deadline, and `options` the options. `read_options` adds the options, and returns the ttl in ms.
 local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
@@ -146,8 +148,8 @@ local function refused(first, last, only_reads)
     end
     local with = options[ttl]
     if with and with.once then
-      -- Two requests with the same ttl and options share one table `with`, even if they call different operations. So
-      -- `known` is set anew for each request.
+      -- `known` is the earlier request with the idempotency key, or nil. Two requests with the same ttl and options share one
+      -- table `with`, even if they call different operations. So `known` is set anew for each request.
       with.known, code, about = seldom().option().once.check(groups[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end
@@ -172,9 +174,12 @@ local function refused(first, last, only_reads)
   end
 end
 
+-- Appends the request whose words begin at groups[at] to its stream, with further fields. `seldom().put` is for gathers and
+-- for requests with options.
 local accepted = 0
 local function put(at, to, key, reply_to, ...)
   accepted = accepted + 1
+  -- `stamp`, the time of all ids of this script, is of append.lua. Set here, it needs no further command: see `clock`.
   if not stamp then begin_stamps(time, clock) end
   local id = append('mesh:requests:' .. to, 'op', groups[at + 1], 'request', key, 'from', sender,
     'reply_to', reply_to, 'deadline', deadlines[groups[at + 3]], 'body', groups[at + 4], ...)

@@ -3,14 +3,14 @@
 -- in lanes of requests that are gone.
 -- KEYS: books, stream, ...
 -- ARGV: how long after its deadline a request is removed (ms), most entries to look at on one stream
--- Returns how many were removed; -1 if the plain variant has found work for which the complete script has to run
+-- Returns how many were removed. The plain variant returns -1 if there is a request to remove or a lane; then the caller has
+-- to run the complete script
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
 -- How many lanes one sweep searches for places of requests that are gone, and how many places in all. A place takes about
 -- 2 µs.
 local LANES, PLACES = 100, 1000
 
--- The plain variant of this script (see scripts.py) lacks the next part. It is enough if there is nothing to remove and no
--- lane; else it returns -1.
+-- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need".
 local is_complete = false
 -- What few sweeps need.
 --[[ append.lua ]]

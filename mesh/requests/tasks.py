@@ -44,6 +44,7 @@ class Tasks:
 
     def _begin_shared_task(self, works: deque[Work], context: Context) -> None:
         # No reference to the task is needed here: when a request waits and keeps the task, `Work.task` refers to it.
+        # `context` is without the changes of any handler; each task gets a copy of its own.
         if works:
             self._loop.create_task(self._one_after_another(works, context), context=context.copy())
 
@@ -62,12 +63,13 @@ class Tasks:
                     work.task = None
                 else:
                     self._ops_with_own_tasks.add(work.request.op)
-                    remaining, works = works, deque()
+                    remaining, works = works, deque()  # so that `finally` finds none of them
                     self._begin_shared_task(remaining, context)
                     # The runner itself measures how long a handler blocks the event loop, so 0 s will do here.
                     await Rest(steps_of(coroutine), waits_for, 0)
                     return
-                # Later requests must not see these context variables, nor be cancelled in place of this request.
+                # The handler has changed context variables, or somebody has cancelled this task. The later requests get
+                # another task: they must not see these variables, nor be cancelled in place of this request.
                 if copy_context() != context or (task is not None and task.cancelling()):
                     self._ops_with_own_tasks.add(work.request.op)
                     return
