@@ -16,12 +16,11 @@ from mesh.wire.script import Script
 ROSTER = Script.beside(__file__, "roster.lua")
 MISSING = Script.beside(__file__, "missing.lua")
 
-
 #: How many seconds a refused caller should wait before it tries again. A lost replica is back within seconds.
 RETRY_AFTER_S = 1
 
-
-#: Fields of a row that are not part of `Member.load`. Each of them but `reads` is an attribute of `Member`.
+#: Fields of a row that are not part of `Member.load`. Each is an attribute of `Member`, except for `reads`, the highest
+#: level of options that the replica knows: only scripts read this field.
 _FIELDS_BESIDE_LOAD = {
     "class", "epoch", "replica", "pid", "public", "private", "state", "since", "version", "not_ready", "readers",
     "serves", "reads",

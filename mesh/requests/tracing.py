@@ -12,7 +12,7 @@ is also a span. `activate` looks for it once; without it nothing here creates a 
     SERVER    POST /values               quart_app.http.application
     PRODUCER  send mesh:requests:A       from the submission to the last reply; events: submitted, and each reply
     CONSUMER  process mesh:requests:A    each delivery, from the handler to the commit
-    INTERNAL  commit
+    INTERNAL  commit                     until the result of the commit is there; `Work` ends it
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 CALL: ContextVar[str] = ContextVar("mesh_call", default="")
 TRACEPARENT: ContextVar[str] = ContextVar("mesh_traceparent", default="")
-#: Collects the address and the fields of each reply to the requests of this call; None: nobody wants them.
+#: Collects the address and the fields of each reply to the requests of this call, for the journey that the HTTP answer
+#: can show. None if nobody wants them.
 TRAIL: ContextVar[list[tuple[str, Mapping[str, str]]] | None] = ContextVar("mesh_trail", default=None)
 
 #: A name that may be a field of an entry: readable, and without spaces.
@@ -94,10 +95,10 @@ def _messaging(stream: str, op: str) -> dict[str, Any]:
     return {"messaging.system": "redis", "messaging.destination.name": stream, "messaging.operation.name": op}
 
 
-async def traced(work: Awaitable[T], kind: str, name: str, attributes: Mapping[str, Any]) -> T:
+async def traced(awaitable: Awaitable[T], kind: str, name: str, attributes: Mapping[str, Any]) -> T:
     """Await something within a span."""
     with span(kind, name, attributes):
-        return await work
+        return await awaitable
 
 
 @contextlib.contextmanager
@@ -123,14 +124,19 @@ def begin(kind: str, name: str, attributes: Mapping[str, Any]) -> Any:
 
 
 def _parent() -> Any:
-    """Return the context of a new span's parent: None for the current span, or else that of TRACEPARENT's span."""
+    """Return the context that makes a new span a child of the span in TRACEPARENT.
+
+    Returns None, which makes it a child of the current span, if TRACEPARENT is not set or names the same trace as the
+    current span.
+    """
     current_context, current_traceparent = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
     if not current_traceparent or (
         current_context.is_valid and f"{current_context.trace_id:032x}" == current_traceparent[3:35]
     ):
         return None
-    _, trace, parent, flags = current_traceparent.split("-")
-    remote = _trace.SpanContext(int(trace, 16), int(parent, 16), True, _trace.TraceFlags(int(flags, 16)))
+    _, trace_hex, span_hex, flags_hex = current_traceparent.split("-")
+    # True: the span is of another process or of another task.
+    remote = _trace.SpanContext(int(trace_hex, 16), int(span_hex, 16), True, _trace.TraceFlags(int(flags_hex, 16)))
     return _trace.set_span_in_context(_trace.NonRecordingSpan(remote))
 
 

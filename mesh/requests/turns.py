@@ -45,7 +45,8 @@ class _Queue(Generic[W]):
         self.holder: W | None = None
         self.waiting: dict[W, None] = {}
         self.timer: asyncio.TimerHandle | None = None
-        #: when the current run of a request began, for the holder and for requests that run on without the turn
+        #: when the current run of a request began, on the event loop's clock: for the holder of the turn, and for
+        #: requests that run on without it
         self.run_began_at: dict[W, float] = {}
         #: how long the last runs took, in seconds
         self.run_durations_s: deque[float] = deque(maxlen=RUNS_REMEMBERED)
@@ -75,7 +76,7 @@ class Turns(Generic[W]):
         self._begin = begin
         self._queues: dict[str, _Queue[W]] = {}
         self._key_of: dict[W, str] = {}
-        #: by key: how many conflicts there were
+        #: by key: how many conflicts there were; the metrics show the highest of these numbers
         self.conflicts: Counter[str] = Counter()
 
     def take(self, work: W, key: str) -> None:
@@ -87,7 +88,7 @@ class Turns(Generic[W]):
         if queue.holder == work:
             self._run(work, queue)
             return
-        # The request may have the turn at another key, or run on without the turn that it had.
+        # The request may still hold the turn at another key. Or its turn here was too long and has passed on.
         self.leave(work)
         self._key_of[work] = key
         queue.waiting[work] = None

@@ -16,7 +16,7 @@ from mesh.wire.link import Link
 
 
 class Committer(Protocol):
-    """Learns the results of commits."""
+    """Learns the results of commits. `answer` is commit.lua's answer, and not the answer of the request."""
 
     def committed(self, work: Work, answer: str) -> None: ...
 
@@ -44,7 +44,7 @@ class Work:
         self.reason = ""
         #: Its result no longer matters here: another consumer has it or will get it, or its deadline has passed.
         self.given_away = False
-        #: how long it waits on no stream, before its next try or because it is handed on, in ms
+        #: for how long (ms) it leaves its stream and waits: before its next try, or because it is handed on
         self.pause_ms = 0
         #: its deadline passed while it was in progress
         self.late = False
@@ -79,15 +79,20 @@ class Work:
 
 @dataclass(slots=True)
 class Counters:
-    """What a consumer has done since it started."""
+    """What a consumer has done since it started. The metrics have one counter for each field."""
 
+    #: requests that a commit has ended
     done: int = 0
+    #: requests whose answer is an error
     refused: int = 0
     conflicts: int = 0
+    #: attempts that failed, after which the request is delivered again or waits for its next try
     crashed: int = 0
     expired: int = 0
     buried: int = 0
+    #: entries that were delivered before, to this or another consumer
     reclaimed: int = 0
+    #: requests that were not this consumer's any more at the end; the books do not count these as lost
     lost: int = 0
 
 

@@ -23,9 +23,9 @@ Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
 class Handler:
     """One operation and its handler. Without an `effect` it only reads.
 
-    On a database's stream, requests without an effect that follow each other run side by side. `decode` reads the body
-    of a request. `encode` makes JSON of what `handle` returns; without `encode`, `handle` returns a dict or None.
-    `define` returns the description of the operation that the key `mesh:operations` gets.
+    The requests on a database's stream run one after the other, but neighbours without an effect run side by side.
+    `decode` reads the body of a request. `encode` makes JSON of what `handle` returns; without `encode`, `handle`
+    returns a dict or None. `define` returns the description of the operation that the key `mesh:operations` gets.
     """
 
     op: str
@@ -39,7 +39,7 @@ class Handler:
 
 
 class Worker:
-    """The table of operations.
+    """The table of operations of a replica. It runs nothing itself: `Runner` runs the handlers.
 
     worker = Worker()
 
@@ -104,7 +104,7 @@ class Worker:
 
     @property
     def readers(self) -> frozenset[str]:
-        """The operations that are known to have no effect."""
+        """The names of the operations that only read."""
         return frozenset(op for op, handler in self._handlers.items() if not handler.effect)
 
     def definitions(self, version: str) -> dict[str, str]:
@@ -123,6 +123,7 @@ def _definition(handler: Handler, version: str) -> dict[str, Any]:
         definition["limit"] = str(handler.limit)
     if handler.define is not None:
         return {**definition, **handler.define()}
+    # A handler that was registered with `Worker.handles` has no types: its bodies and replies are any objects.
     any_object = {"type": "object"}
     return {
         **definition,

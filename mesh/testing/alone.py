@@ -40,7 +40,7 @@ MOST_LATER = 1000
 
 
 class Alone:
-    """Stands in for a replica's link: sends what a handler reads and commits to fakeredis."""
+    """Stands in for a replica's link: passes the handler's reads and its commit on to fakeredis."""
 
     def __init__(self, database: int) -> None:
         self._database = database
@@ -71,6 +71,7 @@ class Alone:
         text, _, long_words, _ = effects.wire()
         # Holder, how long Redis keeps the result (ms), database, bus, consumer, number of the batch.
         fixed_words = (ALONE_LEASE, 1000, self._database, self._bus, "alone", 1)
+        # batch.lua reads all words from one JSON list, but for the long ones, which follow it.
         command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed_words, b"[%b]" % text, *long_words)
         (result,) = decode(await self.shared(*command))
         if result != DONE:
@@ -98,18 +99,18 @@ class Ran(Generic[R]):
         """Return the value that is stored after the run."""
         if not isinstance(place, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
-        stored: T = read_directly(self._alone.sync_client, place, self._database)
+        stored: T = read_stored(self._alone.sync_client, place, self._database)
         return stored
 
 
-def read_directly(sync_client: Any, place: Key[Any] | Field[Any], database: int) -> Any:
+def read_stored(sync_client: Any, key_or_field: Key[Any] | Field[Any], database: int) -> Any:
     """Return the value of a key or field, read with a synchronous client."""
-    shared, name, field = place.at
+    shared, name, field = key_or_field.at
     if not shared:
         sync_client.select(database)
     try:
         key = (keys.SHARED if shared else keys.own(database)) + name
-        return place.read(sync_client.get(key) if field is None else sync_client.hget(key, field))
+        return key_or_field.read(sync_client.get(key) if field is None else sync_client.hget(key, field))
     finally:
         # Shared keys are read without a SELECT, from database 0: the bus.
         sync_client.select(0)
@@ -125,9 +126,10 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
     if not isinstance(state, Mapping):
         raise UsageError(f"state= is a dict of stored values, such as {{total: 3}}, not {state!r:.100}")
     alone = Alone(database)
-    # `Alone` has the methods of a link that a store calls.
+    # `Alone` has the methods of a link that a store calls. The class "A" is any class: no other replica is there.
     store = Store(cast(Link, alone), database, "A")
-    # A request that was sent now and is on no stream, without key, reply stream and deadline; its body comes later.
+    # A request that was sent now and is on no stream. It has no key, no reply stream and no deadline. Its body is None,
+    # because the handler gets the body as an argument below.
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
     await _prepare(alone, state, database)
     effects = Effects(database, "alone", request, later_bound=MOST_LATER)
@@ -145,10 +147,10 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
 
 async def _prepare(alone: Alone, state: Mapping[Any, Any], database: int) -> None:
     """Store the values that the test gives."""
-    for place, value in state.items():
-        if not isinstance(place, Slot):
-            raise UsageError(f"the keys of state= are values and fields of hashes, not {place!r:.100}")
-        shared, name, field = place.at
+    for key_or_field, value in state.items():
+        if not isinstance(key_or_field, Slot):
+            raise UsageError(f"the keys of state= are values and fields of hashes, not {key_or_field!r:.100}")
+        shared, name, field = key_or_field.at
         send, prefix = (alone.shared, keys.SHARED) if shared else (alone.own, keys.own(database))
-        text = place.encode(value)
+        text = key_or_field.encode(value)
         await (send("SET", prefix + name, text) if field is None else send("HSET", prefix + name, field, text))

@@ -16,7 +16,7 @@ from mesh.settings import Isolation, RedisSettings
 from mesh.wire.clients import Connections, heeding_cancellation
 from mesh.wire.connection import RedisConnection, pack
 
-#: The answer to INFO: the lines that the mesh reads. `maxmemory:0` says that the server has no limit.
+#: The answer to INFO over a connection: the lines that the mesh reads. `maxmemory:0`: the server has no limit.
 INFO = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
 
 
@@ -50,7 +50,7 @@ class FakeConnection(RedisConnection):
     """A connection to fakeredis that returns replies as a real server sends them."""
 
     def __init__(self, client: FakeClient, server: fakeredis.FakeServer) -> None:
-        super().__init__(client, timeout_s=5)
+        super().__init__(client, timeout_s=5)  # `send` below has no time-out
         self._fake = client
         self._server = server
         self._client_id = 0
@@ -65,7 +65,8 @@ class FakeConnection(RedisConnection):
             return [await self._send_one(command) for command in commands]
         except BaseException:
             # A server ends a read that blocks when its connection is closed. fakeredis would let it go on, and the read
-            # would take entries that nobody gets.
+            # would take entries that nobody gets. The next
+            # `send` asks for the id anew, because it may use another connection.
             fakeredis.FakeRedis(server=self._server).client_unblock(self._client_id)
             self._client_id = 0
             raise
@@ -99,7 +100,10 @@ def _for_fake_xpending(command: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class FakeConnections(Connections):
-    """Clients of a fakeredis server, which is an object in this process."""
+    """Clients of a fakeredis server, which is an object in this process.
+
+    fakeredis has no sockets and no pools, so `block_ms` and `shared` have no effect here.
+    """
 
     def __init__(self, settings: RedisSettings, server: fakeredis.FakeServer | None = None) -> None:
         super().__init__(settings)
