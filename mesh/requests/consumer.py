@@ -353,7 +353,7 @@ class Consumer(GroupConsumer[Work]):
         if not deliveries:
             return Outcome.NOT_MINE, ""
         work.request = replace(work.request, deliveries=deliveries, found=None)
-        work.conflicts, work.begun = 0, 0.0  # both belong to one delivery, not to the request
+        work.conflicts, work.began_at = 0, 0.0  # both belong to one delivery, not to the request
         return None
 
     def _pause_s(self, request: Request) -> float:

@@ -97,7 +97,7 @@ class Runner:
         if needs_checks and (outcome_and_reason := await self._wait_refuse_or_fail(work, handler)) is not _GO_ON:
             return outcome_and_reason
         run_began = perf_counter() if needs_checks else attempt_began
-        first_run_began = work.begun = work.begun or run_began
+        first_run_began = work.began_at = work.began_at or run_began
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
         try:
             if work.conflicts >= MOST_CONFLICTS:

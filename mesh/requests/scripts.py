@@ -66,6 +66,7 @@ def variants(script: Script) -> Variants:
 
 def when_full(script: Script) -> Script:
     """Return the variant of a script that the server runs even when memory is full: it refuses what would add data."""
+    # With this first line and no flag, the server refuses a script when memory is full.
     header, flag = "#!lua\n", "local memory_is_full = false\n"
     if not script.source.startswith(header) or script.source.count(flag) != 1:
         raise ValueError("this script has no variant for a full memory")

@@ -32,8 +32,8 @@ TRACEPARENT: ContextVar[str] = ContextVar("mesh_traceparent", default="")
 #: can show. None if nobody wants them.
 TRAIL: ContextVar[list[tuple[str, Mapping[str, str]]] | None] = ContextVar("mesh_trail", default=None)
 
-#: A name that may be a field of an entry: readable, and without spaces.
-NAME = re.compile(r"[!-~]{1,200}")
+#: The values that the field `call` of an entry may have: readable, and without spaces.
+_VALUE_OF_CALL = re.compile(r"[!-~]{1,200}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: the module `opentelemetry.trace`, and our tracer; None if no spans are created
@@ -71,7 +71,7 @@ def about() -> str:
     call, traceparent = CALL.get(), TRACEPARENT.get()
     if not call and not traceparent:
         return ""
-    call_field = f"call {call}" if call and NAME.fullmatch(call) else ""
+    call_field = f"call {call}" if call and _VALUE_OF_CALL.fullmatch(call) else ""
     return f"{call_field} traceparent {traceparent}" if traceparent else call_field
 
 

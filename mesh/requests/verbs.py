@@ -89,6 +89,10 @@ def score(word: Text | float) -> Text:
     return repr(number)
 
 
+# Each function from here to `_entry` checks the arguments of some verbs. It returns them as they are sent, or raises
+# ValueError.
+
+
 def _unix_ms(word: Text) -> int:
     return integer(word, 1, LATEST_MS)
 

@@ -27,7 +27,7 @@ class Work:
     """One request in progress, and the waiter of its commit: it passes the result of the commit to the consumer."""
 
     __slots__ = (
-        "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "handler", "late",
+        "_committer", "began_at", "committing", "conflicts", "contended", "ended", "given_away", "handler", "late",
         "pause_ms", "reason", "request", "span", "task",
     )  # fmt: skip
 
@@ -51,7 +51,7 @@ class Work:
         #: resolved when the work ends; only on a database's stream, where the next requests wait for that
         self.ended: asyncio.Future[None] | None = None
         #: when work on this delivery began, by `perf_counter`; 0: it has not
-        self.begun = 0.0
+        self.began_at = 0.0
         #: the span of its commit, where there are spans
         self.span: Any = None
         self._committer = committer

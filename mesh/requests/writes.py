@@ -188,7 +188,7 @@ class Writes:
     value of a counter. The first word of a command names these, and commit.lua makes them before it writes.
     """
 
-    __slots__ = ("_commands", "_counter_bounds", "_earliest_expiries", "_histories", "_set", "verbs")
+    __slots__ = ("_commands", "_counter_bounds", "_earliest_expiries", "_histories", "_set_all_keys", "verbs")
 
     def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:
         self.verbs = verbs
@@ -198,7 +198,7 @@ class Writes:
         #: by side and key: the moment (ms) until which it lives at least
         self._earliest_expiries: dict[tuple[int, str], int] = {}
         #: by side: the keys that `set_all` has set
-        self._set: tuple[set[str], set[str]] = (set(), set())
+        self._set_all_keys: tuple[set[str], set[str]] = (set(), set())
         self._counter_bounds: dict[tuple[int, str], CounterBounds] = {}
 
     def write(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
@@ -254,7 +254,7 @@ class Writes:
         for part in parts(keys):
             # The verb `set-all` has the expiry where other verbs have their key, and its keys come after the value.
             self.add(side, "set-all", (until,), [value, *part])
-        self._set[side].update(keys)
+        self._set_all_keys[side].update(keys)
 
     def keep_until(self, side: int, key: str, at_ms: int) -> None:
         """Let a key live at least until `at_ms`, or until a later moment of another call. Raises ValueError."""
@@ -263,7 +263,13 @@ class Writes:
 
     def clear(self) -> None:
         """Remove all commands."""
-        for collected in (self._commands, self._histories, self._earliest_expiries, *self._set, self._counter_bounds):
+        for collected in (
+            self._commands,
+            self._histories,
+            self._earliest_expiries,
+            *self._set_all_keys,
+            self._counter_bounds,
+        ):
             collected.clear()
 
     def commands(self) -> list[Command]:
@@ -280,7 +286,7 @@ class Writes:
         latest: Command | None = None
         for key in keys:
             history = self._histories.get((side, key))
-            if history is None or key in self._set[side] or (latest is not None and history[-1] is not latest):
+            if history is None or key in self._set_all_keys[side] or (latest is not None and history[-1] is not latest):
                 return None
             latest = history[-1]
         if len(keys) > 1 and latest is not None and latest[3 : 3 + len(keys)] != [*keys]:
@@ -300,9 +306,9 @@ class Writes:
         if verb in _COUNTER_CHECKS:
             return f"{_SIDE_WORDS[side]} {self._check_of_counter(side, verb, keys[0], args)}"
         # If the transaction has not written the keys before, the first word depends on the verb alone.
-        if not (self._histories or self._set[side]):
+        if not (self._histories or self._set_all_keys[side]):
             return _first_word_for_unwritten_keys(side, needs)
-        if not self._set[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
+        if not self._set_all_keys[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
             return _first_word_for_unwritten_keys(side, needs)
         return " ".join([_SIDE_WORDS[side], *map(functools.partial(self._check_of_key, side, verb), keys, needs)])
 
@@ -324,7 +330,7 @@ class Writes:
         """Return the type that this transaction has given a key so far; "" if it has given none."""
         # The histories lack the keys of `set-all` (`Writer.set_until` of effects.py). For such a key this returns no
         # type, so `_check_of_key` refuses each verb that needs a type. Its error then ends with this text.
-        if key in self._set[side]:
+        if key in self._set_all_keys[side]:
             return "text by set_until()"
         for command in reversed(self._histories.get((side, key), ())):
             verb_facts = self.verbs[str(command[2])]  # the keys begin at command[3]

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 #: The value of the only lease: epoch 1, and "alone" as the name of its holder.
 ALONE_LEASE = "1 alone"
-#: Most requests that may wait for their time.
+#: Most requests that may wait for their time. A mesh has the setting `later_bound` for this.
 MOST_LATER = 1000
 
 

@@ -56,9 +56,9 @@ class Clock:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         if not hasattr(loop, "_selector"):
-            kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
+            loop_class = f"{type(loop).__module__}.{type(loop).__qualname__}"
             raise MeshError(
-                f"MeshKit cannot move the clock of {kind}: run this test on asyncio's own event loop, or with "
+                f"MeshKit cannot move the clock of {loop_class}: run this test on asyncio's own event loop, or with "
                 'MeshKit(..., redis="redis://...") in real time'
             )
         self._loop: Any = loop
@@ -104,10 +104,10 @@ class Clock:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Let the event loop use this clock. Afterwards the loop's time runs on from there, so it never steps back."""
-        in_executor = self._loop.run_in_executor
+        run_in_executor = self._loop.run_in_executor
         self._loop.time = self.monotonic
         self._selector.select = self._select_or_jump
-        self._loop.run_in_executor = lambda *arguments: self._count_pool_call(in_executor(*arguments))
+        self._loop.run_in_executor = lambda *arguments: self._count_pool_call(run_in_executor(*arguments))
         try:
             yield
         finally:

@@ -25,9 +25,9 @@ def without_flags(script: str) -> str:
     return script.partition("\n")[2] if script.startswith("#!lua") else script
 
 
-def _for_fake_eval(words: tuple[Any, ...]) -> tuple[Any, ...]:
+def _for_fake_eval(command: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a command as fakeredis can read it: EVAL gets the script without its flags."""
-    return ("EVAL", without_flags(words[1]), *words[2:]) if words[0] == "EVAL" else words
+    return ("EVAL", without_flags(command[1]), *command[2:]) if command[0] == "EVAL" else command
 
 
 class FakeClient(fakeredis.FakeAsyncRedis):
