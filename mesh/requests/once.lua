@@ -102,8 +102,8 @@ function once.ended(fields, answer, keeps)
   end
 end
 
--- Notes where a request is from now on. `ms` is the time until its deadline; nil if it has none. The expiry of its key may
--- move to a later time by this, but never to an earlier one (GT).
+-- Notes where a request is from now on. `ms` is the time until its deadline; nil if it has none. Its key then expires `keep`
+-- after the deadline, or later if it had a later expiry (GT).
 function once.moved(fields, stream, id, ms)
   if not held(fields) then return end
   local name = key_of(fields.op, fields.once)

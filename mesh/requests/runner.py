@@ -258,7 +258,7 @@ class Runner:
                     await self._host.directory.check(transaction.asked, transaction.level)
         except LeaseLost:  # is a MeshError, but not an answer
             raise
-        except GeneratorExit as generator_exit:  # unchanged, it would end our task as if the event loop had closed it
+        except GeneratorExit as generator_exit:  # unchanged, it would look as if the event loop had closed us
             raise exited() from generator_exit
         except MeshError as error:
             if isinstance(error, InvalidReply):

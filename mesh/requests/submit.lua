@@ -179,7 +179,8 @@ end
 local accepted = 0
 local function put(at, to, key, reply_to, ...)
   accepted = accepted + 1
-  -- `stamp`, the time of all ids of this script, is of append.lua. Set here, it needs no further command: see `clock`.
+  -- Sets `stamp` of append.lua, the time of all ids. `append` itself would need two more commands for it: `time` and `clock`
+  -- are known here.
   if not stamp then begin_stamps(time, clock) end
   local id = append('mesh:requests:' .. to, 'op', groups[at + 1], 'request', key, 'from', sender,
     'reply_to', reply_to, 'deadline', deadlines[groups[at + 3]], 'body', groups[at + 4], ...)
