@@ -1,4 +1,4 @@
-"""Commands that wait for the next round trip of a link."""
+"""What waits for the next round trip of a link: commands, requests and transactions, each with its waiter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mesh.wire.connection import WORD_BITS
 
 T = TypeVar("T")
 
-#: Most commands of one kind that may wait for a round trip.
+#: Most commands of one kind that may wait for a round trip. The sender of one more gets Busy.
 MOST_WAITING = 20_000
 
 
@@ -25,7 +25,7 @@ class Waiter(Protocol):
     def set_exception(self, error: BaseException, /) -> None: ...
 
 
-#: Items, each with its waiter and the number of words for which it counts.
+#: Items, each with its waiter and its weight: the number of words for which it counts in a round trip.
 Items = list[tuple[T, Waiter, int]]
 
 
@@ -37,28 +37,31 @@ def fail(items: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None
 
 
 def weight_of(words: Sequence[Any]) -> int:
-    """Return for how many words a list of words counts in a round trip: a long word counts for several."""
+    """Return the weight of a command: for how many words it counts in a round trip.
+
+    A long word counts for several words (see WORD_BITS).
+    """
     return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
 
 
 class Batch(Generic[T]):
-    """Commands of one kind that wait for the next round trip, each with its waiter."""
+    """Items of one kind that wait for the next round trip, each with its waiter and its weight in words."""
 
     def __init__(self, bound: int = MOST_WAITING) -> None:
         self._bound = bound
         self.items: deque[tuple[T, Waiter, int]] = deque()
-        #: for how many words all items count
+        #: the weight of all items together
         self._weight = 0
 
     def add(self, item: T, waiter: Waiter, weight: int) -> None:
-        """Append an item that counts for so many words. Raises Busy when the batch is full."""
+        """Append an item with its weight. Raises Busy when as many items wait as may wait."""
         if len(self.items) >= self._bound:
             raise Busy(f"{self._bound} commands already wait to be sent to Redis; retry after 1 s", retry_after=1)
         self.items.append((item, waiter, weight))
         self._weight += weight
 
     def take(self, most_words: int) -> Items[T]:
-        """Remove and return the oldest items: at most so many words, but at least one item."""
+        """Remove and return the oldest items: together at most `most_words`, but at least one item."""
         items = self.items
         if self._weight <= most_words:
             taken = [*items]

@@ -21,7 +21,7 @@ from mesh.errors import Busy
 from mesh.settings import RedisSettings
 from mesh.wire.connection import RedisConnection
 
-#: Most connections of the client that services share. While all are in use, a further command waits.
+#: Most connections of the client that all services of a replica share. While all are in use, a further command waits.
 SHARED_CONNECTIONS = 16
 
 
@@ -34,14 +34,14 @@ class Credentials:
 
 
 class QuickConnection(Connection):
-    """A connection that packs commands in C; redis-py's asyncio connections do so in Python."""
+    """A connection that packs commands with hiredis, in C. redis-py's own asyncio connections pack in Python."""
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
         return [b"".join(map(_packed, commands))]
 
 
 def _packed(command: Iterable[Any]) -> bytes:
-    """Return the bytes of one command. redis-py gives some a name of two words, such as "XINFO STREAM"."""
+    """Return the bytes of one command. The name that redis-py gives it may have two words, such as "XINFO STREAM"."""
     name, *arguments = command
     packed: bytes = hiredis.pack_command((*name.split(), *arguments))
     return packed
@@ -140,7 +140,8 @@ class Connections:
     def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
         """Return a client with one connection or, if `shared`, with a small pool.
 
-        Its commands may block for `block_ms`; the time-out of the socket is longer by `timeout_ms` of the settings.
+        A command may block in Redis for `block_ms`. So the time-out of the socket is `block_ms` plus the setting
+        `timeout_ms`.
         """
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
         pool_size = SHARED_CONNECTIONS if shared else 1
@@ -157,7 +158,7 @@ class Connections:
     ) -> Redis:
         settings = self.settings
         options: dict[str, Any] = {
-            **self._server(),
+            **self._server_options(),
             "db": db,
             "max_connections": pool_size,
             "timeout": connection_wait_s,  # longest wait for a free connection of the pool
@@ -176,7 +177,7 @@ class Connections:
         options.setdefault("connection_class", QuickConnection)
         return heeding_cancellation(Redis.from_pool(_Pool(**options)))
 
-    def _server(self) -> dict[str, Any]:
+    def _server_options(self) -> dict[str, Any]:
         """Return redis-py's options for the address and the user.
 
         The URL overrides the other settings, and the user of an epoch overrides both.
@@ -191,7 +192,8 @@ class Connections:
 
     def _sentinel_client(self, options: dict[str, Any]) -> Redis:
         settings = self.settings
-        # For an address with rediss://, redis-py's `parse_url` names SSLConnection. TLS applies to the sentinels, too.
+        # For a URL with rediss://, redis-py's `parse_url` returns SSLConnection as the class of connections. Then the
+        # sentinels are asked over TLS, too.
         options["ssl"] = options.pop("connection_class", None) is SSLConnection
         tls_options = {name: value for name, value in options.items() if name.startswith("ssl")}
         sentinel_options = {
@@ -202,7 +204,8 @@ class Connections:
             **_login_options(settings.sentinel_username, settings.sentinel_password),
             **tls_options,
         }
-        # The constructor would make clients of the class Redis, which errors name with all their options.
+        # From addresses the constructor would make clients of the class Redis, and errors name these with all options.
+        # So it gets no addresses, and the clients are made here.
         sentinel = Sentinel([])
         sentinel.sentinels = [
             _SentinelClient(host=host, port=port, **sentinel_options) for host, port in settings.sentinel_addresses

@@ -21,13 +21,14 @@ class Durability:
         self._commands = (
             # WAIT counts the copies that have the last write of its own connection. For a connection that has written
             # nothing, Valkey counts all connected copies. So a write comes before each WAIT.
+            # It sets an expiry that each renewal of `key` sets, too.
             ("PEXPIRE", key, keep_ms),
             ("WAIT", copies, timeout_ms),
         )
         self._copies = copies
         self._connection_lost = False
         self._round_wanted = asyncio.Event()
-        #: the result of the next round that begins: why the writes are not confirmed, or ""
+        #: done at the end of the next round that begins. Its result says why the writes are not confirmed; "" if they are.
         self._next_result = self._new_result()
 
     @staticmethod

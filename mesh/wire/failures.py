@@ -79,7 +79,8 @@ CODES: dict[str, Meaning] = {
     "LEASELOST": Meaning.FENCED,
 }
 
-#: A part of an error's text -> what it means. For errors whose code is ERR, or whose text redis-py has changed.
+#: A part of an error's text -> what it means. This decides for the code ERR, and if `code_of` finds no code because
+#: redis-py has changed the text.
 PHRASES: dict[str, Meaning] = {
     "max number of clients": Meaning.PASSING,
     "server is shutting down": Meaning.PASSING,
@@ -110,11 +111,12 @@ REMEDIES = {
     "unknown subcommand": "the server does not have this command, or it was renamed",
 }
 
-#: What people are told about a key whose value has another type. The server does not say which key: only the log tells
-#: what the replica was doing.
+#: What people are told about a key whose value has another type (`Meaning.OVERWRITTEN`). The server does not name the
+#: key: only the log tells what the replica was doing.
 OVERWRITTEN = "a key of the mesh was overwritten with a value of another type; delete it, or restore it from a backup"
 
-#: Errors, for an `except` clause, that mean that Redis cannot be reached, or cannot serve, for now.
+#: The classes of errors whose meaning is `Meaning.PASSING`, for an `except` clause: Redis cannot be reached, or cannot
+#: serve, for now.
 PASSING = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -209,7 +211,10 @@ def remedy(error: BaseException) -> str:
 
 
 def translate(error: BaseException) -> MeshError | None:
-    """Return the MeshError that a caller gets for an error of Redis; None if its meaning is OURS."""
+    """Return the MeshError that a caller gets for an error of Redis.
+
+    Returns None if its meaning is OURS or SCRIPT: callers never see such an error.
+    """
     match classify(error):
         case Meaning.PASSING:
             return Unavailable(f"Redis cannot be used now: {text_of(error)}", retry_after=1)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 #: one argument of a command, or one element of the list that a script gets. A long word counts for several
 #: (`weight_of`), so this bounds the bytes, too.
 MOST_WORDS = 20_000
-#: Wait before a failed round trip is sent again.
+#: Wait before a failed round trip is sent again. Without it the link would try at full speed while Redis is down.
 RETRY_S = 0.05
 
 
@@ -43,10 +43,11 @@ class Link:
     round trip, by which the server recognises what it has done already. All other commands have the same effect when
     they run twice.
 
-    `submit` and `commit` are the scripts of the batches, each in its variants and with its first arguments; a client
-    has no `commit`. After those arguments the link passes the number of the round trip and the batch, as `batch.lua`
-    reads it. It runs the plain variant if every item of the batch can do with it. If the server's memory is full and
-    the server refuses a batch, the link sends that batch again to the variant for a full memory.
+    `submit` and `commit` are the scripts that run the two batches. Each comes with its variants and its first
+    arguments. A client makes no commits, so its `commit` is None. After the first arguments the link passes the number
+    of the round trip and the batch, as `batch.lua` reads it. If the plain variant can run every item of the batch, the
+    link chooses it, because it is faster. If the server's memory is full and the server refuses a batch, the link sends
+    that batch again to the variant for a full memory.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Link:
         self._own: Batch[tuple[Any, ...]] = Batch()
         self._submissions: Batch[Encoded] = Batch()
         self._commits: Batch[Encoded] = Batch()
-        #: in the order in which `_take` returns their items, and `_commands` and `_resolve_waiters` take them
+        #: `_take` returns the items of the batches in this order. `_commands` and `_resolve_waiters` have their
+        #: parameters in the same order.
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
-        self._queues = tuple(batch.items for batch in self._batches)
+        #: the items of the batches, to see quickly whether anything waits
+        self._item_queues = tuple(batch.items for batch in self._batches)
         #: done when an item waits to be sent
         self._wake: asyncio.Future[None] = self._loop.create_future()
         #: the number of the last trip; a trip that is sent again keeps its number
@@ -118,7 +121,10 @@ class Link:
         self._send_soon()
 
     def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:
-        """Commit a transaction; the waiter gets its outcome from commit.lua. `first`: before all that wait already."""
+        """Commit a transaction; the waiter gets its outcome from commit.lua.
+
+        With `first` the transaction goes before all that wait already, because an earlier commit of it had a conflict.
+        """
         if self._closed is not None:
             raise self._closed
         if first:
@@ -153,7 +159,7 @@ class Link:
         """Make round trips until cancelled. Raises LeaseLost."""
         try:
             while True:
-                while any(self._queues):
+                while any(self._item_queues):
                     await self._trip()
                 self._wake = self._loop.create_future()  # an asyncio.Event costs a trip 2 µs more
                 await self._wake
@@ -244,8 +250,8 @@ class Link:
                     sendable.append(waiting_item)
             batch.put_first(sendable)
         if all_sendable:
-            words = max(sum(weight for _, _, weight in items) for items in taken)
-            self._most_words = min(self._most_words, words) // 2
+            largest_weight = max(sum(weight for _, _, weight in items) for items in taken)
+            self._most_words = min(self._most_words, largest_weight) // 2
 
     def _commands(
         self, shared: Items[Any], own: Items[Any], submissions: Items[Any], commits: Items[Any]
@@ -265,7 +271,10 @@ class Link:
         return commands
 
     def _batch_command(self, script_and_arguments: Numbered, items: Items[Encoded]) -> tuple[Any, ...]:
-        """Return the EVALSHA that runs a batch: its first arguments, the number of the trip, the items, long words."""
+        """Return the EVALSHA that runs a batch.
+
+        Its arguments are the first arguments, the number of the trip, the items as one JSON list, and the long words.
+        """
         variants, first_arguments = script_and_arguments
         script = variants.plain
         texts: list[bytes] = []
@@ -287,9 +296,9 @@ class Link:
         commits: Items[Any],
     ) -> None:
         remaining = iter(answers)
-        for batch in (commits, submissions):
-            if batch:
-                self._resolve_batch(next(remaining), batch)
+        for items in (commits, submissions):
+            if items:
+                self._resolve_batch(next(remaining), items)
         for _, waiter, _ in shared:
             _give_answer(waiter, next(remaining))
         if own:

@@ -1,8 +1,8 @@
 """A Lua script, named by the hash of its source, so that two releases can run on one server at the same time.
 
-Each script is a file beside the Python module that runs it. KEYS has the keys that the script itself uses. Only the
-writes of a commit name further keys, in two databases. The server checks each of these against the access rules of the
-Redis user.
+Each script is a file beside the Python module that runs it. KEYS has the keys that the script itself uses. One kind of
+script uses further keys: the writes of a commit name keys in the leased database and in the bus. The server checks each
+of these keys against the access rules of the Redis user.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Script:
         """Read the file `name` in the folder of a module; pass the module's `__file__`.
 
         Each of `parts` is the path of a file, seen from that folder. The text of the file replaces the comment that
-        names it: `--[[ part.lua ]]`. A part may contain such a comment for a later part in the part's own folder.
+        names it: `--[[ part.lua ]]`. A part can itself contain such comments for later parts. If a later part is in
+        another folder than the script, its comment may name the file alone.
         """
         folder = Path(module).parent
         source = (folder / name).read_text("utf-8")
@@ -50,11 +51,14 @@ class Script:
                 source = source.replace(f"--[[ {name_in_comment} ]]", text)
         return cls(source)
 
-    def without(self, part: str) -> Script:
-        """Return the script without the piece that matches a pattern. Raises ValueError unless there is just one."""
-        source, count = re.subn(part, "", self.source, flags=re.DOTALL)
+    def without(self, pattern: str) -> Script:
+        """Return the script without the text that matches a pattern. Raises ValueError unless there is just one match.
+
+        The plain variants of scripts are made so: see `SELDOM` in requests/scripts.py.
+        """
+        source, count = re.subn(pattern, "", self.source, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"the script has {count} pieces like {part!r}, not one")
+            raise ValueError(f"the script has {count} pieces like {pattern!r}, not one")
         return Script(source)
 
     async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
@@ -74,8 +78,8 @@ class Script:
 class Variants:
     """Three variants of one script. Each batch runs one of them.
 
-    `complete` can run all batches; `plain` lacks the parts that few batches need. When its memory is full, the server
-    runs only `when_full`.
+    `complete` can run all batches. `plain` lacks the parts that few batches need, and is faster. `when_full` is for a
+    server whose memory is full: that server refuses the other two.
     """
 
     complete: Script
@@ -87,5 +91,5 @@ class Variants:
         return self.complete, self.plain, self.when_full
 
 
-#: A script whose batches are numbered, in its variants, and its arguments before the number of the batch.
+#: A script that runs numbered batches: its variants, and its first arguments. The number of the batch comes after them.
 Numbered = tuple[Variants, Sequence[Any]]

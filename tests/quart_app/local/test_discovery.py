@@ -53,7 +53,7 @@ def test_a_server_named_by_its_parts_is_announced_as_an_address(settings: dict[s
     named = RedisSettings(**settings)  # type: ignore[arg-type]
     assert discovery.url_of(named) == url
     if url and named.url is None:
-        options = Connections(RedisSettings(url=SecretStr(url)))._server()
+        options = Connections(RedisSettings(url=SecretStr(url)))._server_options()
         assert options["host"] == named.host and options.get("password") == (settings.get("password"))
 
 
