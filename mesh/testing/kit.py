@@ -42,13 +42,13 @@ R = TypeVar("R")
 
 #: Longest wait for the lease of a new replica, in s of the kit's clock.
 START_TIMEOUT_S = 60
-#: While something is due and no replica has woken it, `advance` moves the clock by steps of this length, at most so
-#: many.
+#: If something is due and no replica has woken it, `advance` moves the clock by OVERDUE_STEP_S, and looks again. After
+#: MOST_OVERDUE_STEPS such steps it moves the clock to the end.
 OVERDUE_STEP_S, MOST_OVERDUE_STEPS = 1.0, 30
 #: An operation, or the name of one.
 AnyOperation = Operation[Any, Any] | str
 
-#: Longest time for which `advance` waits on a real server.
+#: Longest time for which `advance` waits on a real server. A test that needs more should run over fakeredis.
 LONGEST_REAL_WAIT_S = 60
 
 
@@ -165,12 +165,13 @@ class MeshKit(AsyncOnly):
         connections = KitConnections(self._server.connections, gate, self._faults, self._observed)
         chosen = self._settings.model_copy(update=settings)
         member = KitReplica(worker, chosen, connections, gate)
-        # With a virtual clock, the wait for the lease takes no real time, and the others need not renew more often.
+        # On a real server the other members renew often, to shorten the wait for the lease: see `wait_for_lease`. With
+        # a virtual clock this wait takes no real time.
         other_members = [] if self._has_virtual_clock else list(self._members)
         self._members.append(member)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                return await member.joined(other_members)
+                return await member.wait_for_lease(other_members)
         except TimeoutError as error:
             await member.kill(self._server)
             raise MeshError(
@@ -215,8 +216,8 @@ class MeshKit(AsyncOnly):
         """
         if before not in ("handler", "commit"):
             raise UsageError(f'before= is "handler" or "commit", not {before!r:.100}')
-        failing = self._runs.failing if before == "handler" else self._faults.failing
-        failing[self._name_of(op)] += times
+        failures_left = self._runs.failing_runs if before == "handler" else self._faults.failing_commits
+        failures_left[self._name_of(op)] += times
 
     # Time
 
@@ -228,9 +229,10 @@ class MeshKit(AsyncOnly):
     async def advance(self, **time: float) -> None:
         """Let time pass. The arguments are those of `timedelta`: `await kit.advance(hours=24)`.
 
-        The clock jumps to each moment at which a request or a schedule is due. Meanwhile no lease ends, except those of
-        frozen replicas. Everything that is due by the end happens before `advance` returns. On a real server `advance`
-        waits in real time, and raises MeshError for more than a minute.
+        The clock jumps to each moment at which a request or a schedule is due. Meanwhile all leases are held, as if
+        they were renewed in time; only the lease of a frozen replica can end. Everything that is due by the end happens
+        before `advance` returns. On a real server `advance` waits in real time, and raises MeshError for more than a
+        minute.
         """
         self._check_open()
         try:
@@ -256,8 +258,8 @@ class MeshKit(AsyncOnly):
             if (ahead_s := next_due_s - self._clock.time()) > 0:
                 await self._jump(self._clock, min(left_s, ahead_s))
             else:
-                # Something is due, and not woken yet. A replica that cannot reach Redis now wakes it later. But what no
-                # replica can wake stays due for ever, so the number of steps has a bound.
+                # Something is due, and not woken yet. If a replica cannot reach Redis now, it wakes it in a later step.
+                # But what no replica can wake stays due for ever, so the number of steps has a bound.
                 await self._jump(
                     self._clock, min(left_s, OVERDUE_STEP_S) if overdue_steps < MOST_OVERDUE_STEPS else left_s
                 )
@@ -273,12 +275,14 @@ class MeshKit(AsyncOnly):
     def _next_due_s(self) -> float:
         """Return when a replica wakes the next request or schedule, in s since 1970; infinity if nothing waits.
 
-        The replica of the highest database wakes last, and it may be the only live one: see STAGGER_MS.
+        The higher the number of its database, the later a replica wakes what is due (see STAGGER_MS). The only live
+        replica may have the highest database, so this is the time at which that replica wakes it.
         """
+        # The synchronous client does not need the event loop, so no task runs while it asks.
         sync_client: Any = self._server.sync_client
-        first_entries = (sync_client.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
-        scores = [score for entries in first_entries for _, score in entries]
-        return (min(scores) + STAGGER_MS * self._settings.databases) / 1000 if scores else math.inf
+        earliest_members = (sync_client.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
+        due_times_ms = [score for members in earliest_members for _, score in members]
+        return (min(due_times_ms) + STAGGER_MS * self._settings.databases) / 1000 if due_times_ms else math.inf
 
     # What happened
 
@@ -315,7 +319,8 @@ class MeshKit(AsyncOnly):
     async def read(self, key: Any, *, database: int) -> Any:
         """Return a value of a database, even if no replica holds the database now.
 
-        A `key` of type str, without its prefix `db{n}:`, names a stored text.
+        `key` is a value or a field of a service's state. Or it is a str: the name of a stored text, without its prefix
+        `db{n}:`.
         """
         if isinstance(key, str):
             return await self.redis(database).get(keys.own(database) + key)

@@ -31,7 +31,7 @@ class KitReplica:
         self._leave_event = asyncio.Event()
         #: done when this replica has its lease, or could not join
         self._replica_future: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
-        #: whether the test has killed or frozen this replica, so that its membership may end by an error
+        #: whether the test has killed or frozen this replica. Then an error may end its membership (see `check`).
         self._may_end_by_error = False
         self._task = asyncio.create_task(self._run_membership(), name="kit-replica")
 
@@ -45,11 +45,11 @@ class KitReplica:
                 raise
             self._replica_future.set_exception(error)
 
-    async def joined(self, others: Sequence[KitReplica] = ()) -> Mesh:
+    async def wait_for_lease(self, others: Sequence[KitReplica] = ()) -> Mesh:
         """Wait for the lease. Raises what `join` raises.
 
-        A new replica gets a lease only after it has seen that all leases are renewed. The `others` renew theirs often
-        meanwhile, so that this takes less time.
+        A new replica takes an unused database only after it has seen a renewal of every other lease. So the `others`
+        renew theirs often meanwhile, which shortens this wait.
         """
         while others and not self._replica_future.done():
             await asyncio.wait([self._replica_future], timeout=RENEW_PAUSE_S)
@@ -84,7 +84,7 @@ class KitReplica:
         await asyncio.wait([self._task])
 
     async def kill(self, server: KitServer) -> None:
-        """End as at a SIGKILL: nothing is handed back. The lease ends at once, and not after its ttl."""
+        """End as at a SIGKILL: nothing is handed back. The lease ends at once, so that no test waits for its ttl."""
         self._may_end_by_error = self._gate.dead = True
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -111,7 +111,10 @@ class KitReplica:
         return self._gate.frozen
 
     def hold_lease_over(self, seconds: float, server: KitServer) -> None:
-        """Extend the lease by the `seconds` that the clock will jump, as if the lease were renewed all the time."""
+        """Extend the lease by the `seconds` that the clock will jump, as if the lease were renewed meanwhile.
+
+        The keys that each renewal extends get the longer ttl, and the `Lease` of the replica gets the new times.
+        """
         replica, lease = self.replica, self.replica._lease
         for key in (keys.lease(replica.database), keys.row(replica.database), keys.replies(replica.id)):
             left_ms = server.sync_client.pttl(key)

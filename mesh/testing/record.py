@@ -17,17 +17,18 @@ from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
 
-#: Positions in a command that runs commit.lua: the number of the batch, and the transactions as one JSON text. The long
-#: words of the transactions follow this text.
+#: Positions in a command that runs commit.lua. At BATCH is the number of the batch. At TRANSACTIONS is one JSON text
+#: with all transactions of the batch; their long words follow it. The words before BATCH are EVALSHA, hash, number of
+#: keys, three keys, holder, how long the result is kept, database, bus and consumer.
 BATCH, TRANSACTIONS = 11, 12
-#: Number of words of each send at the end of a transaction: to, op, key, reply stream, deadline, body, from, further
-#: fields.
+#: Number of words of each send at the end of a transaction. They are: to, op, key, reply stream, deadline, body, from,
+#: further fields.
 WORDS_PER_SEND = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A transaction that the server applied. `op` is "" for one that belongs to no request."""
+    """A transaction that the server applied. If it belongs to no request, its `op` is ""."""
 
     op: str
     database: int
@@ -65,9 +66,9 @@ class Buried:
 
 
 def is_commit(command: Command) -> bool:
-    """Return whether a command runs commit.lua. The script differs with the verbs of services; its keys do not.
+    """Return whether a command runs commit.lua.
 
-    The words of the command are EVALSHA, a hash, the number of keys and the keys: `command[5]` is the third key.
+    Services add verbs to this script, so its hash differs, but its keys do not: `command[5]` is the third key.
     """
     return command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.committed(""))
 
@@ -79,32 +80,32 @@ def is_numbered(command: Command) -> bool:
     )
 
 
-def transactions(commit: Sequence[Any]) -> list[list[Any]]:
-    """Return the words of each transaction of a batch; the order of the words is in commit.lua.
+def transactions(command: Sequence[Any]) -> list[list[Any]]:
+    """Return the words of each transaction that a command carries to commit.lua. That file has the order of the words.
 
     In the batch, a number before each transaction says how many words it has, this number included. A null stands for
     a long word.
     """
-    long_words = iter(commit[TRANSACTIONS + 1 :])
-    words = [next(long_words) if word is None else word for word in decode(commit[TRANSACTIONS])]
-    split, start = [], 0
+    long_words = iter(command[TRANSACTIONS + 1 :])
+    words = [next(long_words) if word is None else word for word in decode(command[TRANSACTIONS])]
+    separated, start = [], 0
     while start < len(words):
-        split.append(words[start + 1 : start + words[start]])
+        separated.append(words[start + 1 : start + words[start]])
         start += words[start]
-    return split
+    return separated
 
 
 def op_of(transaction: Sequence[Any]) -> str:
-    """Return the operation whose handler made a transaction, or ""."""
+    """Return the operation of the request to which a transaction belongs; "" if it belongs to none."""
     return str(transaction[4])
 
 
 class Observed:
-    """Collects what the commits of all replicas did, in the order of the server."""
+    """What the commits of all replicas did, in the order in which the server applied them."""
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        #: batches that are noted already: the key that holds the results, and the number of the batch
+        #: batches that are noted already: the key with the replica's results, and the number of the batch
         self._noted_batches: set[tuple[str, int]] = set()
         #: one future for each trip with commits that is under way
         self._trips: set[asyncio.Future[None]] = set()
@@ -122,29 +123,31 @@ class Observed:
             self._trips.discard(trip_ended)
             trip_ended.set_result(None)
 
-    async def up_to_date(self) -> None:
-        """Wait until the trips that are under way have ended.
+    async def wait_until_noted(self) -> None:
+        """Wait until the trips with commits that are under way have ended, and their commits are noted here.
 
-        Another connection may see the effect of a commit before the commit is answered. After this wait the commit is
-        noted here.
+        Another connection may see the effect of a commit before the commit is answered. So each answer waits here: a
+        test that sees an effect finds its commit in `MeshKit.committed`.
         """
         if self._trips:
             await asyncio.wait(self._trips)
 
-    def take(self, commit: Sequence[Any], answer: Any) -> None:
-        """Note the commits of a batch that the server has applied. A batch that was sent again counts once."""
-        batch = (str(commit[5]), int(commit[BATCH]))
+    def note_batch(self, command: Sequence[Any], answer: Any) -> None:
+        """Note the transactions of a batch that the server has applied. A batch that was sent again counts once."""
+        batch = (str(command[5]), int(command[BATCH]))
         if not isinstance(answer, str) or batch in self._noted_batches:
             return
         self._noted_batches.add(batch)
-        for transaction, result in zip(transactions(commit), decode(answer), strict=True):
+        for transaction, result in zip(transactions(command), decode(answer), strict=True):
+            # Word 5 is the status of the reply: a refusal is applied, too, but has no effect.
             if result == DONE and transaction[5] == OK:
-                self._note(transaction, database=int(commit[8]))
+                self._note_transaction(transaction, database=int(command[8]))
 
-    def _note(self, words: Sequence[Any], database: int) -> None:
+    def _note_transaction(self, words: Sequence[Any], database: int) -> None:
         op = op_of(words)
         if not op or op in self._runs.effects:
-            # The words 1, 2 and 7 are the id of the request, the stream for the reply, and the body of the reply.
+            # The words 1, 2 and 7 are the id of the request, the stream for the reply, and the body of the reply. The
+            # last two are "" if there is no reply.
             reply = self._runs.reply_of(op, words[7]) if words[2] and words[7] else None
             self.committed.append(Committed(op, database, str(words[1]), reply))
         self.sent.extend(sent_of(words, self._runs.body_of))
@@ -154,7 +157,8 @@ def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterato
     """Yield the requests that a transaction sends.
 
     Requests that begin at once are the last words of a transaction, and its word 10 is their number. A request for
-    later, or with an idempotency key or a limit, is a write with the verb `later` or `place`.
+    later, or with an idempotency key or a limit, is a write with the verb `later` or `place`. After the verb come two
+    keys and a bound, and then what commit_verbs.lua reads.
     """
     for start in range(len(words) - WORDS_PER_SEND * int(words[10]), len(words), WORDS_PER_SEND):
         to, op, _, _, _, body, *_ = words[start : start + WORDS_PER_SEND]

@@ -23,7 +23,8 @@ from mesh.wire.connection import Command, RedisConnection
 
 #: A frozen replica looks this often whether it has been thawed.
 THAW_LOOK_S = 0.05
-#: The result of a transaction that `MeshKit.fail` has kept from the server. The caller's `GivenUp` repeats this text.
+#: The result of a transaction that `MeshKit.fail` has kept from the server. When its request is given up, the caller's
+#: `GivenUp` has this text.
 FAILED_RESULT = "the kit let it fail before its commit"
 
 
@@ -33,8 +34,8 @@ class Faults:
 
     lost_requests: int = 0
     lost_answers: int = 0
-    #: operation -> how many of its next transactions fail before the server gets them
-    failing: Counter[str] = field(default_factory=Counter)
+    #: operation -> how many of its next transactions are kept from the server, as if their commits had failed
+    failing_commits: Counter[str] = field(default_factory=Counter)
 
     def lose_request(self) -> None:
         """Raise ConnectionError if this trip is to be lost on its way to Redis."""
@@ -48,11 +49,11 @@ class Faults:
             self.lost_answers -= 1
             raise redis.exceptions.ConnectionError("the kit lost the answer on its way")
 
-    def fails(self, op: str) -> bool:
+    def fail_commit(self, op: str) -> bool:
         """Return whether the next transaction of this operation is to fail, and count the failure."""
-        if self.failing[op] <= 0:
+        if self.failing_commits[op] <= 0:
             return False
-        self.failing[op] -= 1
+        self.failing_commits[op] -= 1
         return True
 
 
@@ -63,7 +64,7 @@ class Gate:
         self.frozen = False
         self.dead = False
 
-    async def passed(self) -> None:
+    async def pass_through(self) -> None:
         """Wait while the replica is frozen. Raises ConnectionError if it is dead."""
         while self.frozen and not self.dead:
             await asyncio.sleep(THAW_LOOK_S)
@@ -74,12 +75,12 @@ class Gate:
 class KitConnections(Connections):
     """The connections of one replica of a kit, to fakeredis or to a real server."""
 
-    def __init__(self, inner: Connections, gate: Gate, faults: Faults, record: Observed) -> None:
+    def __init__(self, inner: Connections, gate: Gate, faults: Faults, observed: Observed) -> None:
         super().__init__(inner.settings)
         self._inner = inner
         self._gate = gate
         self._faults = faults
-        self._observed = record
+        self._observed = observed
 
     def as_user(self, credentials: Credentials) -> KitConnections:
         return KitConnections(self._inner.as_user(credentials), self._gate, self._faults, self._observed)
@@ -89,11 +90,11 @@ class KitConnections(Connections):
         execute: Any = client.execute_command
 
         async def gated(*words: Any, **options: Any) -> Any:
-            # The second look at the gate keeps the answer from a replica that was frozen or killed meanwhile.
-            await self._gate.passed()
+            # The second wait at the gate keeps the answer from a replica that was frozen or killed meanwhile.
+            await self._gate.pass_through()
             answer = await execute(*words, **options)
-            await self._observed.up_to_date()
-            await self._gate.passed()
+            await self._observed.wait_until_noted()
+            await self._gate.pass_through()
             return answer
 
         client.execute_command = gated  # type: ignore[method-assign]
@@ -106,23 +107,23 @@ class KitConnections(Connections):
 class KitConnection(RedisConnection):
     """One connection of a replica of a kit."""
 
-    def __init__(self, inner: RedisConnection, gate: Gate, faults: Faults, record: Observed) -> None:
+    def __init__(self, inner: RedisConnection, gate: Gate, faults: Faults, observed: Observed) -> None:
         self._inner = inner
         self._gate = gate
         self._faults = faults
-        self._observed = record
-        #: the number of the last batch, and the positions of its transactions that fail: the same ones if the batch is
-        #: sent again
+        self._observed = observed
+        #: the number of the last batch, and the positions of those of its transactions that fail. If the batch is sent
+        #: again, the same ones fail. The number 0 is that of no batch.
         self._last_failed: tuple[int, set[int]] = (0, set())
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        await self._gate.passed()
+        await self._gate.pass_through()
         if any(map(is_numbered, commands)):
             answers = await self._send_numbered(commands)
         else:
             answers = await self._inner.send(commands)
-            await self._observed.up_to_date()
-        await self._gate.passed()
+            await self._observed.wait_until_noted()
+        await self._gate.pass_through()
         return answers
 
     async def _send_numbered(self, commands: Sequence[Command]) -> list[Any]:
@@ -132,31 +133,34 @@ class KitConnection(RedisConnection):
             answers = await self._inner.send(reduced)
             for position, command in enumerate(reduced):
                 if is_commit(command):
-                    self._observed.take(command, answers[position])
+                    self._observed.note_batch(command, answers[position])
                     answers[position] = self._with_failed(answers[position])
         self._faults.lose_answer()
         return answers
 
-    def _without_failed(self, commit: Command) -> Command:
-        """Return the command without the transactions that the test lets fail, so that the server does not see them."""
-        all_transactions = transactions(commit)
-        if self._last_failed[0] != commit[BATCH]:
+    def _without_failed(self, command: Command) -> Command:
+        """Return a command of commit.lua without the transactions that the test lets fail.
+
+        The server never gets these, so they have no effect.
+        """
+        all_transactions = transactions(command)
+        if self._last_failed[0] != command[BATCH]:
             positions = {
-                position for position, words in enumerate(all_transactions) if self._faults.fails(op_of(words))
+                position for position, words in enumerate(all_transactions) if self._faults.fail_commit(op_of(words))
             }
-            self._last_failed = (commit[BATCH], positions)
+            self._last_failed = (command[BATCH], positions)
         if not self._last_failed[1]:
-            return commit
+            return command
         remaining = [words for position, words in enumerate(all_transactions) if position not in self._last_failed[1]]
         # As in the original, a number before each transaction says how many words it has, this number included. There
         # are no long words any more: `transactions` has put them into their places.
         return (
-            *commit[:TRANSACTIONS],
+            *command[:TRANSACTIONS],
             ENCODER.encode([word for words in remaining for word in (len(words) + 1, *words)]),
         )
 
     def _with_failed(self, answer: Any) -> Any:
-        """Insert results for the transactions that were left out, so that each transaction has a result again."""
+        """Return the answer with a result for each transaction that was left out, as the link expects it."""
         if not isinstance(answer, str) or not self._last_failed[1]:
             return answer
         results = list(json.loads(answer))

@@ -27,39 +27,45 @@ class Runs:
 
     def __init__(self) -> None:
         self.count: Counter[str] = Counter()
-        self.failing: Counter[str] = Counter()
+        self.failing_runs: Counter[str] = Counter()
         #: the operations that any replica of the kit serves; `effects` are those of them that have an effect
         self.known: set[str] = set()
         self.effects: set[str] = set()
-        self._typed: dict[str, Operation[Any, Any]] = {}
+        self._typed_operations: dict[str, Operation[Any, Any]] = {}
 
     def watch(self, tables: Sequence[Operations | Worker]) -> Worker:
-        """Return one table with the operations of all tables, whose runs are counted here."""
+        """Return one table with the operations of all tables; runs of their handlers are counted here."""
         merged = WatchedWorker(self)
         merged.include(worker_of(tables))
         for table in tables:
             if isinstance(table, Operations):
-                self._typed |= table.operations
+                self._typed_operations |= table.operations
         return merged
 
     def body_of(self, op: str, text: str) -> Any:
-        """Read the body of a request, as the type that its operation takes; without typed operation, as JSON."""
-        typed = self._typed.get(op)
-        return decode(text) if typed is None else typed.decode_body(text)
+        """Read the body of a request, as the type that its operation takes.
+
+        If the operation has no types (`mesh.raw`), the body is read as JSON.
+        """
+        operation = self._typed_operations.get(op)
+        return decode(text) if operation is None else operation.decode_body(text)
 
     def reply_of(self, op: str, text: str) -> Any:
-        """Read a reply, as the type that its operation returns; as JSON if the text is not of that type."""
-        typed = self._typed.get(op)
+        """Read a reply, as the type that its operation returns.
+
+        If the text is not of that type, or the operation has no types (`mesh.raw`), it is read as JSON.
+        """
+        operation = self._typed_operations.get(op)
         with contextlib.suppress(ValueError):
-            if typed is not None:
-                return typed.decode_reply(text)
+            if operation is not None:
+                return operation.decode_reply(text)
         return decode(text)
 
     def begin(self, op: str) -> None:
         """Count a run. Raises LetFail if this run is to fail."""
         self.count[op] += 1
-        if self.failing[op] > 0:
-            self.failing[op] -= 1
+        if self.failing_runs[op] > 0:
+            self.failing_runs[op] -= 1
             raise LetFail("the kit let it fail before its handler ran")
 
 

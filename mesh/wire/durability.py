@@ -28,7 +28,7 @@ class Durability:
         self._copies = copies
         self._connection_lost = False
         self._round_wanted = asyncio.Event()
-        #: done at the end of the next round that begins. Its result says why the writes are not confirmed; "" if they are.
+        #: done when the round that begins next has ended. The result says why the writes are not confirmed, or is "".
         self._next_result = self._new_result()
 
     @staticmethod
