@@ -44,7 +44,7 @@ class Operators:
         #: whether anybody may act: whether PAGE_PASSWORD is set
         self.exist = bool(settings.page_password.get_secret_value())
         self._auth = BasicAuth("page", OPERATOR, settings.page_password)
-        #: The membership whose Redis clients `_auth` uses. After a lost lease the next one has others.
+        #: The membership whose Redis clients `_auth` uses. After a lost lease the next membership has other clients.
         self._opened_for: Mesh | None = None
 
     async def is_signed_in(self, request: Request, replica: Mesh) -> bool:
@@ -56,7 +56,7 @@ class Operators:
 
     async def check(self, request: Request, replica: Mesh) -> Actor:
         """Return who acts. Raises Problem: 401, 403, 429."""
-        if is_foreign(request.method, request.headers, frozenset()):
+        if is_foreign(request.method, request.headers, frozenset()):  # no other site is allowed
             raise Problem(403, "this request was made by a page of another site")
         if not self.exist:
             raise Problem(403, "this page is read-only; set PAGE_PASSWORD to act on it")
@@ -75,11 +75,11 @@ async def about_of(request: Request) -> About:
     return {name: value if isinstance(value, str) else " ".join(value) for name, value in fields.items()}
 
 
-def find(name: str, among: Mapping[str, Act]) -> Act:
-    """Return an act by its name. Raises Problem where there is none."""
-    if name not in among:
-        raise Problem(404, f"there is no act {shortened(name, 50)!r}; there are {', '.join(among)}")
-    return among[name]
+def find(name: str, acts: Mapping[str, Act]) -> Act:
+    """Return an act by its name. Raises Problem if there is none of this name."""
+    if name not in acts:
+        raise Problem(404, f"there is no act {shortened(name, 50)!r}; there are {', '.join(acts)}")
+    return acts[name]
 
 
 # Dead letters
@@ -95,30 +95,30 @@ async def _chosen_letters(replica: Mesh, about: About) -> Chosen:
         if not (ids := about.get("ids", "").split()):
             raise Refused("name letters by their ids, or a group of them by `like`")
         return ids
-    # If the letter that `like` names is gone, so are the others of its group, because the newest one is handled last.
-    # Then act on this letter alone: the report will count it as gone.
+    # `like` names the newest letter of a group. An act handles the newest letter last, so if it is gone, the others are
+    # gone, too. Then the act gets this one id, and the report counts it as gone.
     return await _dead_letters(replica).like(about["like"]) or [about["like"]]
 
 
 async def _describe_chosen(replica: Mesh, about: About) -> tuple[str, str, str]:
-    """Return the chosen letters in words ("3 dead letters"), their stream, and a phrase with their reason.
+    """Return how many letters were chosen ("3 dead letters"), their stream, and a phrase with their reason.
 
-    If single letters were chosen, stream and phrase are "".
+    Only a group has one stream and one reason. If letters were named by their ids, stream and phrase are "".
     """
     chosen = await _chosen_letters(replica, about)
     if not isinstance(chosen, LetterGroup):
         return counted(len(chosen), "dead letter"), "", ""
     count = await _dead_letters(replica).counts(chosen)
-    reason = f" with the reason “{shortened(chosen.reason, REASON_SHOWN)}”"
-    return counted(count, "dead letter"), chosen.stream, reason
+    reason_phrase = f" with the reason “{shortened(chosen.reason, REASON_SHOWN)}”"
+    return counted(count, "dead letter"), chosen.stream, reason_phrase
 
 
 async def _ask_replay(replica: Mesh, about: About) -> ActQuestion:
-    letters, stream, reason = await _describe_chosen(replica, about)
+    how_many, stream, reason_phrase = await _describe_chosen(replica, about)
     target = f"to {stream}" if stream else "to the streams that they came from"
     return ActQuestion(
-        f"Replay {letters}?",
-        f"{letters}{reason} will go back {target}. Each is worked on once more, now and without a deadline; "
+        f"Replay {how_many}?",
+        f"{how_many}{reason_phrase} will go back {target}. Each is worked on once more, now and without a deadline; "
         "nobody waits for the answers. What fails again becomes a dead letter again.",
         about,
     )
@@ -131,10 +131,10 @@ async def _replay(replica: Mesh, about: About, actor: Actor) -> Done:
 
 
 async def _ask_discard(replica: Mesh, about: About) -> ActQuestion:
-    letters, stream, reason = await _describe_chosen(replica, about)
+    how_many, stream, reason_phrase = await _describe_chosen(replica, about)
     return ActQuestion(
-        f"Discard {letters}?",
-        f"{letters}{f' of {stream}' if stream else ''}{reason} will be deleted with everything in them. "
+        f"Discard {how_many}?",
+        f"{how_many}{f' of {stream}' if stream else ''}{reason_phrase} will be deleted with everything in them. "
         "This cannot be undone.",
         about,
     )
@@ -147,12 +147,12 @@ async def _discard(replica: Mesh, about: About, actor: Actor) -> Done:
 
 
 def _done_with_letters(verb: str, report: Report) -> Done:
-    """Return what an act on dead letters did; the facts are the members of the report."""
+    """Return what an act on dead letters did, as a sentence and with the fields of the report as facts."""
     parts = [f"{report.done:,} {verb}"]
     if report.gone:
         parts.append(f"{report.gone:,} {'was' if report.gone == 1 else 'were'} gone already")
-    stopped = f" It stopped: {report.problem}." if report.problem else ""
-    return Done(f"{', '.join(parts)}.{stopped}", asdict(report))
+    why_stopped = f" It stopped: {report.problem}." if report.problem else ""
+    return Done(f"{', '.join(parts)}.{why_stopped}", asdict(report))
 
 
 # Operations, requests, replicas
@@ -164,11 +164,11 @@ def _control(replica: Mesh) -> Control:
 
 async def _ask_pause(replica: Mesh, about: About) -> ActQuestion:
     op = about.get("op", "")
-    hint = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
+    warning = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
     return ActQuestion(
         f"Pause {shortened(op, REASON_SHOWN)}?",
         "Every replica will refuse its calls with 503 until you resume it. Requests to a class wait until then if no "
-        f"caller waits for them; requests to a database go on.{hint}",
+        f"caller waits for them; requests to a database go on.{warning}",
         about,
     )
 
@@ -206,10 +206,10 @@ async def _cancel(replica: Mesh, about: About, actor: Actor) -> Done:
 
 
 async def _ask_drain(replica: Mesh, about: About) -> ActQuestion:
-    name = about.get("replica", "")
-    members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
-    cls = next((member.cls for member in members if member.replica == name), "")
-    others_of_class = sum(member.cls == cls for member in members) - 1
+    drained_replica = about.get("replica", "")
+    ready_members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
+    cls = next((member.cls for member in ready_members if member.replica == drained_replica), "")
+    others_of_class = sum(member.cls == cls for member in ready_members) - 1
     outlook = f"{counted(others_of_class, 'replica')} of class {cls} will be left."
     if not cls:
         outlook = "No ready replica has this name now."
@@ -218,7 +218,7 @@ async def _ask_drain(replica: Mesh, about: About) -> ActQuestion:
             f"It is the last replica of class {cls}: requests to this class wait or are refused until one is ready."
         )
     return ActQuestion(
-        f"Drain {shortened(name, REASON_SHOWN)}?",
+        f"Drain {shortened(drained_replica, REASON_SHOWN)}?",
         f"It finishes what it works on, gives its database back and ends its process. {outlook}",
         about,
     )
@@ -230,7 +230,8 @@ async def _drain(replica: Mesh, about: About, actor: Actor) -> Done:
     return Done(text, {"changed": changed})
 
 
-#: The acts on the mesh itself. Services have further ones.
+#: The acts on the mesh itself, by name. Services have further ones. The texts of each act are its name, the text of the
+#: button, the word that the operator must type ("": none), and the view that offers the act.
 ACTS = {
     act.name: act
     for act in (

@@ -1,7 +1,7 @@
 """What the live page shows, read from Redis in a few commands that are sent at once.
 
-    accounts      books.lua, at one moment
-    places        the roster, the missing databases, and PTTL of each lease
+    books         books.lua, at one moment
+    places        one for each database: the roster, the missing databases, and PTTL of each lease
     streams       XINFO STREAM, GROUPS and CONSUMERS of each request stream, and its oldest entry
     dead letters  XLEN, and look.lua: the newest of the last hour
     paused        HGETALL of the operations that are paused
@@ -23,9 +23,9 @@ from mesh import Member, Mesh, Missing, keys
 from mesh.control import Control, PausedOperation
 from mesh.dead import DeadLetter, DeadLetters
 
-#: Most rates that are kept of each number: one minute at one look per second.
+#: Most rates that are kept for each number. With one look per second these are the rates of the last minute.
 KEPT_RATES = 60
-#: A longer pause between two looks ends the history, because the rate in between is not known.
+#: A longer pause between two looks of this page ends the history, because the rates of the pause are not known.
 LONGEST_PAUSE_MS = 5000
 #: Most dead letters of the last hour that a look reads. If there are as many, the page says "50 or more".
 RECENT_DEAD = 50
@@ -39,8 +39,9 @@ class DatabaseFigures:
     """One database and the replica that holds it. A free database has no replica."""
 
     database: int
-    #: free, starting, ready, draining, left, lost or missing. Lost: the lease ended without a release. Missing: no
-    #: replica holds the database, and it holds data or its replica is expected back.
+    #: free, starting, ready, draining, left, lost or missing. Left: the replica has released the lease. Lost: the lease
+    #: ended without a release, and its roster row still exists. Missing: no replica holds the database, and the database
+    #: holds data or its replica is expected back.
     state: str
     member: Member | None = None
     lease_ms: int = 0
@@ -84,7 +85,10 @@ class StreamFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The mesh at one moment; `at_ms` is Redis's clock. Rates are per second, oldest first."""
+    """The mesh at one moment; `at_ms` is Redis's clock. Rates are per second, oldest first.
+
+    `dead` is the number of all dead letters. `recent_dead` has the newest letters of the last hour, without bodies.
+    """
 
     at_ms: int
     books: Mapping[str, int]
@@ -112,14 +116,14 @@ class FiguresReader:
     async def read(self) -> Figures:
         """Read all figures now. Raises RedisError, MeshError."""
         replica = self._replica
-        # A bare time is the lowest id of its millisecond.
+        # An id without a sequence number, such as this one, counts as the first one of its millisecond.
         oldest_id = str(replica.now_ms() - HOUR_MS)
         books, members, missing, pipeline_answers, recent_dead, paused = await asyncio.gather(
             replica.books(),
             replica.roster(),
             replica.missing(),
             self._ask_redis(),
-            self._letters.look(RECENT_DEAD, oldest=oldest_id, body=0),
+            self._letters.look(RECENT_DEAD, oldest=oldest_id, body=0),  # body=0: without the bodies
             self._control.paused(),
         )
         at_ms = pipeline_answers.pop_clock()
@@ -194,13 +198,13 @@ def _database_figures(
     for stream in streams:
         for consumer in stream.consumers:
             in_hand[consumer.replica] += consumer.pending
-    holders = {member.database: member for member in members}
-    missing_ones = {entry.database: entry for entry in missing}
+    member_at = {member.database: member for member in members}
+    missing_at = {missing_one.database: missing_one for missing_one in missing}
     return [
         DatabaseFigures(database, _state(member), member, max(0, lease_ms), in_hand[member.replica])
-        if (member := holders.get(database))
+        if (member := member_at.get(database))
         else DatabaseFigures(
-            database, "missing" if database in missing_ones else "free", missing=missing_ones.get(database)
+            database, "missing" if database in missing_at else "free", missing=missing_at.get(database)
         )
         for database, lease_ms in enumerate(leases)
     ]
@@ -224,7 +228,7 @@ class History:
         self._rates: dict[str, deque[float]] = {}
 
     def add(self, at_ms: int, values: Mapping[str, int]) -> Rates:
-        """Add the values of a moment, and return the known rates per second of the last minute, oldest first."""
+        """Add the values of a moment. Return the rates per second of each number in the last minute, oldest first."""
         passed_ms = at_ms - self._last_at_ms
         if not 0 < passed_ms <= LONGEST_PAUSE_MS:
             self._rates.clear()

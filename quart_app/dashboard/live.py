@@ -5,9 +5,9 @@
     GET /mesh/events/{view}                     text/event-stream: what has changed, once a second
     /mesh/sign-in, /mesh/confirm, /mesh/acts    see `acts`
 
-When anything in a section of the page changes, its viewers get the whole section as HTML. When nothing changes, they
-get an empty event. All viewers of a replica share one read per second. A new connection gets every section at once, so
-no past event is sent again.
+If anything in a section of the page changes, the viewers of the page get the whole section as HTML. If nothing
+changes, they get an empty event. All viewers of a replica share one read per second. A new connection gets every
+section at once, so no past event is sent again.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from quart_app.dashboard.pages import OVERVIEW, VIEWS, WANTED, Entries, Pages, P
 from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
-#: Most answers that the list of the view of requests shows.
+#: Most answers in the list on the view of requests.
 SHOWN_ROWS = 40
-#: Most characters of a reference to a request.
-MOST_REFERENCE = 200
+#: Most characters that are used of a reference, or of another text by which the view of requests is searched.
+MOST_SEARCHED = 200
 #: Most viewers of one replica. The next viewer is told to try again later, and the balancer may choose another replica.
 MOST_VIEWERS = 50
+#: A Referer that names one of the live page's views; `path` is the part that leads back to the view.
 _REFERER = re.compile(r"https?://[^/?#]+(?P<path>/mesh/(?P<view>\w+)(\?[^#\s]*)?)")
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -52,12 +53,12 @@ HEADERS = {
 class LivePage:
     """The live page: views of the mesh, as this replica sees it."""
 
-    def __init__(self, context: Context, leaving: Callable[[], bool], services: Sequence[Service] = ()) -> None:
+    def __init__(self, context: Context, is_unready: Callable[[], bool], services: Sequence[Service] = ()) -> None:
         self._context = context
         self._services = services
         self._acts = {**acts.ACTS, **{act.name: act for service in services for act in service.acts}}
-        #: Returns whether this replica is not ready. Then viewers should connect to another replica.
-        self._leaving = leaving
+        #: returns whether this replica is not ready. Then the event streams end, so that viewers go to another replica.
+        self._is_unready = is_unready
         self._assets = Assets()
         self._pages = Pages(self._assets)
         self._operators = acts.Operators(context.settings)
@@ -133,34 +134,39 @@ class LivePage:
             yield "retry: 1000\n\n"  # ms until the browser connects again
             sent: Mapping[str, str] = {}
             seen_number = 0
-            while not self._leaving():
+            while not self._is_unready():
                 looks = self._current_looks()
                 try:
                     figures = await looks.figures.next(seen_number)
                     seen_number = looks.figures.number
                     sections = await self._sections(looks, (name, tuple(sorted(arguments.items())), may_act), figures)
                 except (RedisError, MeshError, OSError, TimeoutError):
-                    await asyncio.sleep(LOOK_S)  # the page keeps its figures and says since when
+                    # Meanwhile the page shows the last figures, and for how long it has got no news.
+                    await asyncio.sleep(LOOK_S)
                     continue
                 yield looks.event(sent, sections)
                 sent = sections
-            yield "event: bye\ndata: \n\n"
+            yield "event: bye\ndata: \n\n"  # the page connects again, and the balancer chooses another replica
         finally:
             self._viewers -= 1
 
     async def _sections(
         self, looks: Looks, key: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
     ) -> Mapping[str, str]:
-        """Return the sections of a view. They are made once for all viewers who see the same."""
-        async with looks.making:
-            cached = looks.sections.get(key)
-            if cached is None or cached[0] is not figures:
-                if len(looks.sections) >= MOST_VIEWERS:  # clients choose the arguments, so the keys have no end
+        """Return the sections of a view. They are made once for all viewers who see the same.
+
+        `key` has the name of the view, its arguments, and whether the viewer may act.
+        """
+        async with looks.sections_lock:
+            figures_and_sections = looks.sections.get(key)
+            if figures_and_sections is None or figures_and_sections[0] is not figures:
+                # Clients choose the arguments, so there is no end of keys. One key for each viewer is enough.
+                if len(looks.sections) >= MOST_VIEWERS:
                     looks.sections.clear()
                 name, arguments, may_act = key
                 view = await self._page_view(name, dict(arguments), figures, may_act)
-                cached = looks.sections[key] = figures, self._pages.sections(view)
-            return cached[1]
+                figures_and_sections = looks.sections[key] = figures, self._pages.sections(view)
+            return figures_and_sections[1]
 
     def _current_looks(self) -> Looks:
         """Return what the viewers of the present membership share. Raises Unavailable while there is no membership."""
@@ -181,13 +187,13 @@ class LivePage:
             entries = await looks.entries(chosen_stream)
         if name == "dead":
             letters = await looks.letters.newest()
-        facts: dict[str, Any] = {}
+        fields_of_view: dict[str, Any] = {}
         if name == "requests":
-            facts = await self._facts_of_requests(looks, arguments, figures)
+            fields_of_view = await self._fields_of_requests(looks, arguments, figures)
         if name == "services":
-            facts["services"] = await looks.services.newest()
+            fields_of_view["services"] = await looks.services.newest()
         if name == OVERVIEW:
-            facts |= {"minutes": await looks.minutes.newest(), "answers": await looks.answers.newest()}
+            fields_of_view |= {"minutes": await looks.minutes.newest(), "answers": await looks.answers.newest()}
         settings = looks.replica.settings
         return PageView(
             name=name,
@@ -202,13 +208,13 @@ class LivePage:
             can_sign_in=self._operators.exist,
             may_act=may_act,
             acts=self._acts,
-            **facts,
+            **fields_of_view,
         )
 
-    async def _facts_of_requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
+    async def _fields_of_requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
         """Return the fields of `PageView` that only the view of requests has."""
-        reference = arguments.get("request", "").strip()[:MOST_REFERENCE]
-        wanted = {name: arguments.get(name, "").strip()[:MOST_REFERENCE] for name in WANTED}
+        reference = arguments.get("request", "").strip()[:MOST_SEARCHED]
+        wanted = {name: arguments.get(name, "").strip()[:MOST_SEARCHED] for name in WANTED}
         steps = await looks.find(reference) if reference else ()
         return {
             "reference": reference,

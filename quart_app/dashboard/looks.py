@@ -26,7 +26,8 @@ from quart_app.service import Service
 LOOK_S = 1.0
 DEAD_LOOK_S = 5.0
 MINUTES_LOOK_S = 10.0
-#: This read counts requests by operation, up to a thousand of each stream, so it comes less often.
+#: The read of operations counts requests, up to a thousand on each stream. It costs more than the others, so it has a
+#: longer interval.
 OPERATIONS_LOOK_S = 5.0
 #: Most bytes of a dead letter's body that are shown.
 BODY_SHOWN = 300
@@ -36,10 +37,10 @@ SHOWN_ENTRIES = 5
 REPLIES_READ = 20
 #: Entries of the audit log that are shown.
 SHOWN_AUDIT = 10
-#: Most events that are kept for further viewers: one or two for each view.
+#: Most events that are kept, so that viewers of the same view get the same event. Each view needs one or two of them.
 KEPT_EVENTS = 10
-#: Most references whose requests are kept for all viewers. If one more is asked for, all of them are dropped.
-MOST_REFERENCES = 50
+#: Most references whose requests are kept for all viewers. If a viewer asks for one more, all kept ones are dropped.
+KEPT_REFERENCES = 50
 
 
 class Looks:
@@ -60,9 +61,10 @@ class Looks:
         self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
         #: the newest events: the sections before an event, those after it, and its text
         self._events: deque[tuple[Mapping[str, str], Mapping[str, str], str]] = deque(maxlen=KEPT_EVENTS)
-        #: held while sections are made, so that viewers of the same view find them made
-        self.making = asyncio.Lock()
-        #: the letters of the last read, and the length and the count of the stream at that time
+        #: held while sections are made. So only the first viewer of a view makes them, and the others find them made.
+        self.sections_lock = asyncio.Lock()
+        #: the letters of the last read, and the state of their stream at that time: its length, and the number of all
+        #: entries that were ever added to it. The state 0 is that of an empty stream.
         self._letters: Sequence[DeadLetter] = ()
         self._letters_state: Any = 0
         #: reference to a request -> the read of the requests that it names
@@ -72,7 +74,7 @@ class Looks:
     async def find(self, reference: str) -> Sequence[JourneyStep]:
         """Return the requests that a reference names. They are read at most once a second for all viewers."""
         if reference not in self._tickers_by_reference:
-            if len(self._tickers_by_reference) >= MOST_REFERENCES:
+            if len(self._tickers_by_reference) >= KEPT_REFERENCES:
                 self._tickers_by_reference.clear()
             self._tickers_by_reference[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
         return await self._tickers_by_reference[reference].newest()
@@ -83,7 +85,7 @@ class Looks:
         return entries or ()
 
     def expire(self) -> None:
-        """Let the next look read everything anew, because an operator has acted."""
+        """Let the next look read anew what an operator can have changed by an act."""
         for ticker in (self.figures, self.letters, self.steps, self.operations, self.services):
             ticker.expire()
 
@@ -94,8 +96,8 @@ class Looks:
         that its connection is alive.
         """
         # `is` is enough: all viewers of a view share the same objects.
-        for known_before, known_now, text in self._events:
-            if known_before is before and known_now is now:
+        for kept_before, kept_now, text in self._events:
+            if kept_before is before and kept_now is now:
                 return text
         changed = {id: html for id, html in now.items() if before.get(id) != html}
         text = f"event: sections\ndata: {json.dumps(changed)}\n\n"
@@ -107,7 +109,7 @@ class Looks:
 
     async def _read_minutes(self) -> Sequence[float]:
         # The number of answers in a minute is the difference of two entries, so one more entry is read.
-        newest_first: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.MINUTES + 1)
+        newest_first: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.SHOWN_MINUTES + 1)
         return minutes.answered(newest_first[::-1])
 
     async def _read_operations(self) -> OperationStates:
@@ -121,7 +123,7 @@ class Looks:
         return ServicesView(await self.operations.newest(), audit or (), panels)
 
     async def _read_panel(self, service: Service) -> Panel:
-        """Read the panel of a service. If the service raises MeshError, return a panel that shows the reason."""
+        """Read the panel of a service that has one. If the service raises MeshError, return a panel with the reason."""
         assert service.panel is not None
         try:
             return await service.panel(self.replica)
