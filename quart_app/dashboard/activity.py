@@ -14,7 +14,10 @@ from mesh.control import JourneyStep, grouped
 
 @dataclass(frozen=True, slots=True)
 class TimelineLane:
-    """One request of a timeline. Positions are percentages of the timeline's width, from 0 to 100."""
+    """One request on a line of the timeline. It waits from `wait_from` to `work_from`, and is worked on until `end`.
+
+    These positions are percentages of the timeline's width, from 0 to 100.
+    """
 
     step: JourneyStep
     wait_from: float
@@ -30,10 +33,11 @@ class AnswerRow:
     parts: int
 
 
-def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> list[AnswerRow]:
-    """Return the newest answers, at most `most`, that have what is wanted: `op`, `status`, and `to`.
+def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most_rows: int) -> list[AnswerRow]:
+    """Return the newest answers that fit all of the texts in `wanted`; an empty text fits any answer.
 
-    `op` is the beginning of an operation's name, and `to` a worker or a database. A gather is one row.
+    `op` is the beginning of an operation's name, `status` a status, and `to` a worker or a database. A gather is one
+    row.
     """
     fitting = [
         step
@@ -42,12 +46,13 @@ def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> 
         and wanted.get("status", "") in ("", step.status)
         and wanted.get("to", "") in ("", step.worker, step.database, f"db{step.database}")
     ]
-    slowest = [AnswerRow(max(parts, key=lambda step: step.total_ms), len(parts)) for parts in grouped(fitting)]
-    return slowest[:most]
+    answer_rows = [AnswerRow(max(parts, key=lambda step: step.total_ms), len(parts)) for parts in grouped(fitting)]
+    return answer_rows[:most_rows]
 
 
 def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineLane]:
-    """Return the lanes of one request, on one scale from its first acceptance to its last answer."""
+    """Return the lines of one request and its parts, on one scale from the first acceptance to the last answer."""
+    # `accepted_ms` is 0 if the moment of the acceptance is not known.
     dated_steps = [step for step in steps if step.accepted_ms]
     if not dated_steps:
         return [TimelineLane(step, 0, 0, 0) for step in steps]
@@ -70,7 +75,10 @@ def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineLane]:
 
 
 def target(step: JourneyStep) -> str:
-    """Return the class or database of the stream that a request went to, or else its database, in words for people."""
+    """Return for people where a request went: the class or database of its stream, or else the database that answered.
+
+    Returns "" if neither is known.
+    """
     if step.stream.startswith(keys.REQUESTS):
         return step.stream.removeprefix(keys.REQUESTS)
     return f"database {step.database}" if step.database else ""

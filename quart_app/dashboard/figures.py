@@ -40,8 +40,8 @@ class DatabaseFigures:
 
     database: int
     #: free, starting, ready, draining, left, lost or missing. Left: the replica has released the lease. Lost: the lease
-    #: ended without a release, and its roster row still exists. Missing: no replica holds the database, and the database
-    #: holds data or its replica is expected back.
+    #: ended without a release, and the roster row still exists. Missing: no replica holds the database, and it has data
+    #: or its replica is expected back.
     state: str
     member: Member | None = None
     lease_ms: int = 0

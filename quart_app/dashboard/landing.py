@@ -16,21 +16,21 @@ from quart_app.dashboard.templating import environment
 from quart_app.security.secrets import is_loopback
 
 
-def routes(live: str) -> Sequence[Blueprint]:
+def routes(live_page_url: str) -> Sequence[Blueprint]:
     """Return the routes GET / and the files that the page loads.
 
-    `live` is the address of the live page; "": no visitor gets a link.
+    If `live_page_url` is "", no visitor gets a link to the live page.
     """
     assets = Assets()
     template = environment(assets).get_template("landing.html")
-    page, page_with_link = (template.render(live=address).encode() for address in ("", live))
-    live_is_local = is_loopback(_host_of(live))
+    page, page_with_link = (template.render(live=address).encode() for address in ("", live_page_url))
+    link_is_local = is_loopback(_host_of(live_page_url))
     blueprint = Blueprint("landing", __name__)
 
     @blueprint.get("/")
     async def landing() -> Response:
-        # A visitor who uses a loopback address is on this machine, where a link to a loopback address works.
-        can_follow = not live_is_local or is_loopback(_host_of(f"//{request.host}"))
+        # A link to a loopback address works only for a visitor on this machine, who uses a loopback address, too.
+        can_follow = not link_is_local or is_loopback(_host_of(f"//{request.host}"))
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
         return Response(
             page_with_link if can_follow else page, content_type="text/html; charset=utf-8", headers=headers

@@ -45,8 +45,8 @@ def _until(request: LaterRequest, now_ms: int) -> str:
     if request.waits_for == "pause":
         return "until its operation goes on"
     if request.waits_for == "lane":
-        bound = "" if request.due_ms is None else f", for {duration(max(0, request.due_ms - now_ms))} at most"
-        return f"for its turn in its lane{bound}"
+        longest_wait = "" if request.due_ms is None else f", for {duration(max(0, request.due_ms - now_ms))} at most"
+        return f"for its turn in its lane{longest_wait}"
     return "due never" if request.due_ms is None else _due(request.due_ms, now_ms)
 
 

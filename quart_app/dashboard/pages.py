@@ -74,12 +74,13 @@ class PageView:
     chosen: str = ""
     entries: Entries = ()
     groups: Sequence[ShownGroup] = ()
-    #: view of requests: the reference that was asked for, its timeline, the newest answers, and how they were chosen
+    #: view of requests: the reference that the viewer searches for, the timeline of its requests, the newest answers,
+    #: and the texts by which these were chosen
     reference: str = ""
     lanes: Sequence[TimelineLane] = ()
     rows: Sequence[AnswerRow] = ()
     wanted: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(WANTED, ""))
-    #: overview: the number of answers in each of the last minutes, and the newest answers to each replica
+    #: overview: how many requests were answered in each of the last minutes, and the newest answers to each replica
     minutes: Sequence[float] = ()
     answers: Sequence[JourneyStep] = ()
     services: ServicesView = field(default_factory=ServicesView)
@@ -131,7 +132,8 @@ class Pages:
             "services_headline": services_headline,
             "shown_letters": SHOWN_LETTERS,
         }
-        # The macros are a global. An import in the templates would not do: a block that is rendered alone has none.
+        # The templates get the macros as a global. They cannot import the macros: `sections` renders blocks alone, and
+        # then the imports of their template do not run.
         self._environment.globals["pictures"] = self._environment.get_template("macros.html").module
 
     def page(self, view: PageView, events: str) -> str:
@@ -139,7 +141,7 @@ class Pages:
         return self.still(view, view.name, events=events)
 
     def still(self, view: PageView, template: str, *, events: str = "", **facts: Any) -> str:
-        """Render the template of this name, with the menu of a view. Without `events` the page follows no changes."""
+        """Return a page from the template of this name, with the menu of a view. Without `events` it never changes."""
         context = {**self._template_context(view), **facts, "events": events}
         return self._environment.get_template(f"{template}.html").render(context)
 
@@ -150,8 +152,8 @@ class Pages:
         base = self._environment.get_template("base.html")
         sections = {}
         for block in ("menu", *BLOCKS[view.name]):
-            owner = template if block in template.blocks else base
-            html = "".join(owner.blocks[block](context)).strip()
+            template_with_block = template if block in template.blocks else base
+            html = "".join(template_with_block.blocks[block](context)).strip()
             match = _ID_OF_ELEMENT.match(html)
             assert match is not None, f"the block {block} begins with an element that has an id"
             sections[match[1]] = html
@@ -170,11 +172,14 @@ class Pages:
 
 
 def _places_by_class(figures: Figures) -> list[tuple[str, list[Any]]]:
-    """Return each class with its databases that a replica holds; a class that is expected back may have none."""
+    """Return each class with those of its databases that have a roster row.
+
+    If the only replica of a class is expected back, the class has no such database.
+    """
     places_of: dict[str, list[Any]] = defaultdict(list)
     for place in figures.places:
         if place.cls:
-            held_places = places_of[place.cls]
+            held_places = places_of[place.cls]  # so that a class without such a database is in the result, too
             if place.member is not None:
                 held_places.append(place)
     return sorted(places_of.items())

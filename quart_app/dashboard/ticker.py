@@ -27,7 +27,7 @@ class Ticker(Generic[T]):
         self.number = 0
 
     async def newest(self) -> T:
-        """Return the newest result, or read anew if that is older than the interval."""
+        """Return the newest result. If it is older than the interval, read anew first."""
         if time.monotonic() - self._last_read_at < self._every_s and self._newest is not None:
             return self._newest
         return await self.next(self.number)
@@ -37,7 +37,10 @@ class Ticker(Generic[T]):
         self._last_read_at = float("-inf")
 
     async def next(self, after: int) -> T:
-        """Wait for a result with a higher number than `after`, and return the newest. Raises what the read raises."""
+        """Wait until the newest result has a higher number than `after`, and return it. Raises what the read raises.
+
+        A caller that waits for changes passes the number of the result that it has.
+        """
         async with self._read_lock:
             if self.number <= after or self._newest is None:
                 await asyncio.sleep(self._last_read_at + self._every_s - time.monotonic())

@@ -20,7 +20,10 @@ AVERAGED_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One thing that needs attention. `bad`: because of it, the mesh cannot do something."""
+    """One thing that needs attention: `what` it is, and a `text` about it. `bad`: the mesh cannot do something now.
+
+    `view` is the view that shows more of it; "": none.
+    """
 
     key: str
     what: str
@@ -36,13 +39,13 @@ class Words:
     headline: str
     summary: str
     notes: Sequence[Note]
-    #: how many more requests were accepted than the other accounts add up to; 0 when the books balance
+    #: the number of accepted requests, less the sum of all other counts in the books; 0 when the books balance
     difference: int
 
 
 def words(figures: Figures) -> Words:
     """Say what the figures mean."""
-    difference = figures.books["accepted"] - sum(n for name, n in figures.books.items() if name != "accepted")
+    difference = figures.books["accepted"] - sum(count for name, count in figures.books.items() if name != "accepted")
     notes = [*_about_classes(figures), *_about_places(figures), *_about_books(difference), *_about_streams(figures)]
     notes += [*_about_paused(figures), *_about_dead_letters(figures), *_about_versions(figures)]
     notes.sort(key=lambda note: not note.bad)
@@ -58,18 +61,18 @@ def _headline(notes: Sequence[Note]) -> str:
 
 
 def _summary(figures: Figures) -> str:
-    live = sum(place.state == "ready" for place in figures.places)
-    verb = "holds" if live == 1 else "hold"
+    ready = sum(place.state == "ready" for place in figures.places)
+    verb = "holds" if ready == 1 else "hold"
     rate = averaged(figures.rates.get("answered", ()))
     answered = f"{rate:,.0f} requests are answered per second" if rate >= 1 else "No requests arrive"
     waiting = sum(stream.waiting for stream in figures.streams)
     waits = f"{counted(waiting, 'request')} wait{'s' if waiting == 1 else ''}" if waiting else "nothing waits"
-    return f"{counted(live, 'replica')} {verb} {live} of {len(figures.places)} databases. {answered}; {waits}."
+    return f"{counted(ready, 'replica')} {verb} {ready} of {len(figures.places)} databases. {answered}; {waits}."
 
 
 def _about_classes(figures: Figures) -> Iterator[Note]:
-    live = {place.cls for place in figures.places if place.state == "ready"}
-    for name in sorted({place.cls for place in figures.places if place.cls} - live):
+    ready_classes = {place.cls for place in figures.places if place.state == "ready"}
+    for name in sorted({place.cls for place in figures.places if place.cls} - ready_classes):
         text = "has no ready replica: requests to it wait or are refused until one is ready."
         yield Note(f"class-{name}", f"Class {name}", text, bad=True)
 
@@ -107,6 +110,7 @@ def _about_books(difference: int) -> Iterator[Note]:
         yield Note("books", "The books do not balance", text, bad=True)
 
 
+#: The end of the sentence about the books if more requests ended than were accepted.
 MORE_ENDED = "ended than were accepted. Entries that are written to a stream by hand have this effect"
 
 
