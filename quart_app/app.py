@@ -29,7 +29,8 @@ class App:
     services: Services
     public: Application
     private: Application
-    #: why requests should go to another replica; "" when this replica is ready
+    #: why clients should send requests to another replica, as far as the process knows: it starts, drains, or has lost
+    #: its lease; else "". `why_not_ready` looks at more.
     reason: str = "starting"
     operations: list[Operations | Worker] = field(default_factory=list)
 
@@ -42,27 +43,31 @@ def create_app(context: Context) -> App:
     services = [_create_service(name, context) for name in context.settings.service_names]
     requests = metrics.Requests(context.metrics)
 
-    def leaving() -> bool:
-        return bool(app.reason)  # also while this replica starts or has lost its lease
+    # The functions below are called only when `app` exists.
+    def is_unready() -> bool:
+        return bool(app.reason)  # while this replica starts or drains, or has lost its lease
 
-    public_app, private_app = (Application(n, context.settings, requests, leaving) for n in ("public", "private"))
+    public_app, private_app = (
+        Application(name, context.settings, requests, is_unready) for name in ("public", "private")
+    )
     app = App(context, Services(services, context.metrics), public_app, private_app)
     for service in services:
         app.operations += service.operations
     public = [blueprint for service in services for blueprint in service.public]
     private = [blueprint for service in services for blueprint in service.private]
 
-    def reason() -> str:
+    def reason_not_ready() -> str:
         return why_not_ready(app)
 
+    # Two applications and two documents have these routes, and each of the four gets a blueprint of its own.
     def health_routes() -> Blueprint:
-        return health.routes(context, reason, app.services.not_ready)
+        return health.routes(context, reason_not_ready, app.services.not_ready)
 
     docs = openapi.routes([*public, health_routes()], VERSION, private)
     private_docs = openapi.routes([health_routes()], VERSION, private)
     settings = context.settings
     landing = landing_routes(settings.page_url if settings.page else "") if settings.page_public else ()
-    live_routes = LivePage(context, leaving, services).routes() if settings.page else ()
+    live_routes = LivePage(context, is_unready, services).routes() if settings.page else ()
     _register(app.public, [health_routes(), *public, docs, *landing])
     _register(app.private, [health_routes(), *private, metrics.routes(context), *live_routes, private_docs])
     return app

@@ -29,7 +29,8 @@ OTHERS = frozenset(
 )
 #: Ends of the variables that Docker links and Kubernetes make for a service called redis or mesh.
 SERVICE_VARIABLES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
-#: How similar a name must be to a known name, from 0 to 1, to count as a misspelling of it.
+#: How similar a name must be to a known name to count as a misspelling of it. `difflib` measures this, from 0 (nothing in
+#: common) to 1 (equal).
 LEAST_SIMILARITY = 0.86
 #: The words of every sentence about an unknown name; `mesh up` looks for them in the output of this module.
 NO_SETTING = "is no setting"
@@ -47,8 +48,8 @@ def load() -> None:
     A variable that is set already keeps its value. Values are taken as they are written: `$NAME` has no meaning in
     them. Raises UnreadableFile.
 
-    From then on it is an error if pydantic would skip the file of a secret with a warning (a folder, a link that leads
-    out of SECRETS_DIR). Otherwise a default would be in force in place of the secret.
+    From then on one warning of pydantic is an error: that it skips the file of a secret, because this is a folder, or a
+    link that leads out of SECRETS_DIR. Otherwise a default would be in force in place of the secret.
     """
     warnings.filterwarnings("error", message="(attempted to load )?secret file", category=UserWarning)
     path = Path(os.environ.get("ENV_FILE") or ".env")
@@ -83,7 +84,7 @@ UNUSABLE = (UnreadableFile, ValidationError, SettingsError, OSError, UnicodeDeco
 
 
 def known_names() -> dict[type[BaseSettings], set[str]]:
-    """Return the names that each class of settings reads; only classes that are imported are known."""
+    """Return the names that each class of settings reads. Only imported classes are known: `main` imports all."""
     return {kind: set(_names_of(kind)) for kind in BaseSettings.__subclasses__()}
 
 
@@ -102,13 +103,11 @@ def unknown_names(environ: Mapping[str, str]) -> list[str]:
     known = OTHERS.union(*names_by_class.values())
     prefixes = tuple(str(prefix) for kind in names_by_class if (prefix := kind.model_config.get("env_prefix")))
     return [
-        sentence
-        for name in sorted(environ)
-        if name not in known and (sentence := _sentence_about(name, known, prefixes))
+        warning for name in sorted(environ) if name not in known and (warning := _warning_about(name, known, prefixes))
     ]
 
 
-def _sentence_about(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
+def _warning_about(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
     if not name.isupper() or SERVICE_VARIABLES.search(name):
         return ""
     similar = difflib.get_close_matches(name, known, 1, LEAST_SIMILARITY) if len(name) >= SHORTEST_COMPARED else []
@@ -121,8 +120,8 @@ def main() -> None:
     for module in SERVICES.values():
         import_module(f"{module.rpartition('.')[0]}.settings")
     import_module("quart_app.settings")
-    for sentence in unknown_names(os.environ):
-        sys.stdout.write(f"{sentence}\n")
+    for warning in unknown_names(os.environ):
+        sys.stdout.write(f"{warning}\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from quart_app.addresses.phone import NotAPhone
 
 
 def phone_of(query: bytes) -> str:
-    """Return the text of the one parameter `phone`. Raises NotAPhone when it is missing, repeated or not UTF-8."""
+    """Return the text of the parameter `phone`. Raises NotAPhone if it is missing, repeated or not UTF-8."""
     values = [value for name, _, value in _pairs(query) if name == "phone"]
     if len(values) != 1:
         raise NotAPhone("give one phone, not several" if values else "the parameter phone is missing")
@@ -23,10 +23,12 @@ def phone_of(query: bytes) -> str:
 
 
 def _pairs(query: bytes) -> list[tuple[str, str, str]]:
+    """Return name, "=" and value of each parameter, still percent-encoded."""
     return [pair.partition("=") for pair in query.decode("latin-1").split("&")]
 
 
 def _join(parts: list[str]) -> str:
+    """Join the parts between raw `+`, with a plus sign or a space in place of each `+`."""
     text = parts[0]
     for part in parts[1:]:
         begins_number = text[-1:] in ("", ":", "=", "(") and part[:1].isdecimal()

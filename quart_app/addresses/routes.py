@@ -20,7 +20,7 @@ from quart_app.service import Context
 _CUSTOMER_ADDRESS = TypeAdapter(CustomerAddress)
 _NEW_ADDRESS = TypeAdapter(NewAddress)
 _tagged = tag(["addresses"])
-#: About how many bytes Redis takes for a record beside the text of its address.
+#: About how many bytes Redis takes for one record, without the text of the address.
 ENTRY_BYTES = 150
 
 
@@ -80,7 +80,7 @@ class AddressRoutes:
     @document_response(Updated)
     async def update_at(self, phone: str) -> Response:
         """Replace the address of the phone in the path."""
-        # "" points to no field of the body.
+        # The phone is not in the body, so its error points to no field ("").
         phone_in_path = self._phone_to_write(phone, pointer="")
         given = await read_json(_NEW_ADDRESS)
         if given.phone is not None and self._phone_to_write(given.phone) != phone_in_path:
@@ -115,6 +115,7 @@ class AddressRoutes:
         return jsonify(_answer_body(Updated, phone, address))
 
     def _store_room(self, address: str) -> None:
+        """Count the bytes of a record that is about to be stored. Raises Busy if Redis has no room for them."""
         self._context.mesh.memory.store(ENTRY_BYTES + len(address.encode()))
 
     async def _delete_address(self, phone: Phone) -> tuple[str, int]:

@@ -15,7 +15,7 @@ _PATH_SEGMENT = re.compile(r"[\w.~-]+")
 
 
 class AddressSettings(BaseSettings):
-    """The names are those of the task text."""
+    """The settings of the address service. Their names have no prefix, because the task text gives them so."""
 
     model_config = settings_config("")
 

@@ -16,7 +16,7 @@ from quart_app.addresses.phone import Phone
 
 
 class Addresses:
-    """The addresses of all customers. Every method raises Unavailable when Redis fails."""
+    """The addresses of all customers. Every method raises Busy if Redis is full, and Unavailable if Redis fails."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -56,6 +56,6 @@ async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        if isinstance(busy := failures.translate(error), Busy):
-            raise busy from None
+        if isinstance(mesh_error := failures.translate(error), Busy):
+            raise mesh_error from None
         raise Unavailable(f"the addresses cannot be reached: Redis failed ({type(error).__name__})") from None

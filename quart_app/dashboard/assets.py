@@ -15,6 +15,7 @@ from werkzeug.exceptions import NotFound
 
 FOLDER = Path(__file__).parent / "static"
 PREFIX = "/assets"
+#: The files that the folder may have, by suffix, with their content types.
 TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 #: One year, the longest time that RFC 9111 caches are expected to honour.
 FOR_EVER = "public, max-age=31536000, immutable"

@@ -40,8 +40,8 @@ COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 SHARDS_PER_STEP = 16
 #: Most bytes that one step unpacks. A few packed bytes can unpack to far more.
 UNPACKED_PER_STEP = 1 << 18
-#: Most bytes of the line of a record: a user id of the greatest length (up to 4 bytes a character, and each quote is
-#: doubled), and all numbers.
+#: Most bytes of the line of a record. A user id has up to USER_ID_MAX characters of up to 4 bytes, and CSV doubles each
+#: quote in it. The 1024 bytes are for all numbers and stamps.
 LINE_MAX = 4 * USER_ID_MAX * 2 + 1024
 #: Most bytes of the first line, which names the logs that this log continues.
 HEADER_MAX = 8192
@@ -86,7 +86,7 @@ class Header:
 
 
 def describe(state: Frozen, position: Position, continues: tuple[str, ...], now_ms: int) -> Header:
-    """Return the header for a backup of this state."""
+    """Return the header for a backup of this state. `position` is that of its last entry, `now_ms` Redis's clock."""
     time = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Header(position.log, position.number, position.id, continues, time, state.count, state.digest)
 
@@ -95,7 +95,7 @@ def describe(state: Frozen, position: Position, continues: tuple[str, ...], now_
 
 
 def write(header: Header, state: Frozen) -> Iterator[bytes]:
-    """Yield a backup in chunks, some of them empty."""
+    """Yield a backup in chunks. Some chunks are empty, because zlib collects data before it returns any."""
     packer, sha = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, GZIP), hashlib.sha256()
     for text in _lines(header, state):
         data = text.encode()
@@ -141,7 +141,7 @@ class BackupReader:
     def __init__(self, max_records: int) -> None:
         self._unpacker = zlib.decompressobj(GZIP)
         self._sha = hashlib.sha256()
-        #: the begun line at the end of the text so far
+        #: the last line of the text so far, of which only the beginning has come
         self._unfinished_line = b""
         self._max_records = max_records
         self._records_read = 0
@@ -156,12 +156,12 @@ class BackupReader:
             if self._unpacker.eof:
                 raise BadBackup("data follow the end of the backup")
             try:
-                plain = self._unpacker.decompress(data, UNPACKED_PER_STEP)
+                unpacked = self._unpacker.decompress(data, UNPACKED_PER_STEP)
             except zlib.error as error:
                 raise BadBackup(f"the backup is not valid gzip: {error}") from error
-            # What is left of the piece: packed data of this backup, or data after its end.
+            # The rest of the piece: packed data beyond UNPACKED_PER_STEP, or data after the end of the backup.
             data = self._unpacker.unconsumed_tail or self._unpacker.unused_data
-            self._take_text(plain)
+            self._take_text(unpacked)
 
     def result(self) -> tuple[Header, Storage]:
         """Return the header and the records of a valid backup. Call it after the last piece."""
@@ -177,8 +177,8 @@ class BackupReader:
         """Free what was read so far. Call it in a thread: it may take long."""
         self._storage.forget()
 
-    def _take_text(self, plain: bytes) -> None:
-        *lines, self._unfinished_line = (self._unfinished_line + plain).split(b"\n")
+    def _take_text(self, text: bytes) -> None:
+        *lines, self._unfinished_line = (self._unfinished_line + text).split(b"\n")
         if len(self._unfinished_line) > max(LINE_MAX, HEADER_MAX):
             raise BadBackup("a line of the backup is too long")
         # The index of the line that is read next.
@@ -199,10 +199,10 @@ class BackupReader:
                 raise BadBackup("the columns are not those of this format")
             self._has_columns = True
         elif records_left := self.header.count - self._records_read:
-            rows = lines[:records_left]
-            self._sha.update(b"\n".join(rows) + b"\n")
-            self._add_rows(rows)
-            return len(rows)
+            record_lines = lines[:records_left]
+            self._sha.update(b"\n".join(record_lines) + b"\n")
+            self._add_records(record_lines)
+            return len(record_lines)
         else:
             self._read_footer(lines[0])
         return 1
@@ -210,6 +210,7 @@ class BackupReader:
     def _read_header(self, line: bytes) -> Header:
         try:
             header = _HEADER.validate_json(_uncomment(line), strict=True)
+            # `pack_id` raises ValueError if the id is not one of a log; what it returns is always below 2**63.
             is_known_format = header.format == FORMAT and pack_id(header.id) < 2**63
         except ValueError as error:
             raise BadBackup("the first line is not that of a backup") from error
@@ -224,7 +225,7 @@ class BackupReader:
             raise BadBackup("the count or the checksum in the last line does not fit the content")
         self._has_footer = True
 
-    def _add_rows(self, lines: list[bytes]) -> None:
+    def _add_records(self, lines: list[bytes]) -> None:
         assert self.header is not None
         newest_stamp = self.header.position.stamp
         try:
