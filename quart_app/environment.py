@@ -29,8 +29,8 @@ OTHERS = frozenset(
 )
 #: Ends of the variables that Docker links and Kubernetes make for a service called redis or mesh.
 SERVICE_VARIABLES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
-#: How similar a name must be to a known name to count as a misspelling of it. `difflib` measures this, from 0 (nothing in
-#: common) to 1 (equal).
+#: How similar a name must be to a known name to count as a misspelling of it. `difflib` measures this: 0 for nothing in
+#: common, 1 for equal names.
 LEAST_SIMILARITY = 0.86
 #: The words of every sentence about an unknown name; `mesh up` looks for them in the output of this module.
 NO_SETTING = "is no setting"

@@ -15,9 +15,9 @@ _PATH_SEGMENT = re.compile(r"[\w.~-]+")
 
 
 class AddressSettings(BaseSettings):
-    """The settings of the address service. Their names have no prefix, because the task text gives them so."""
+    """The names are those of the task text."""
 
-    model_config = settings_config("")
+    model_config = settings_config("")  # the names of the task text have no common prefix
 
     endpoint_prefix: str = Field("/addr_by_phone", description="the path of the address routes")
     default_region: str = Field(
