@@ -213,7 +213,7 @@ def remedy(error: BaseException) -> str:
 def translate(error: BaseException) -> MeshError | None:
     """Return the MeshError that a caller gets for an error of Redis.
 
-    Returns None if its meaning is OURS or SCRIPT: callers never see such an error.
+    Returns None if its meaning is OURS or SCRIPT.
     """
     match classify(error):
         case Meaning.PASSING:
