@@ -2,8 +2,8 @@
 
 Python's parser accepts `NaN`, duplicate keys and lone surrogates. It turns deep nesting into RecursionError or, from
 3.14 on, accepts most of it. None of that may reach a handler. With hooks that refuse all this, Python's parser is
-several times as slow as msgspec's. So msgspec parses first. If it is certain that Python's parser would return the same
-value, the value is used. Otherwise Python's parser parses the text again, with the hooks.
+several times as slow as msgspec's. So msgspec parses first. Its value is used if the text has nothing about which the
+two parsers may disagree. Otherwise Python's parser parses the text again, with the hooks.
 
 A parser blocks the event loop until it ends. So bodies that are not small are parsed one after the other, and in
 pieces:
@@ -68,7 +68,7 @@ class Checker(Protocol[T_co]):
 
 
 class _Unacceptable(ValueError):
-    """A text that Python's parser accepts and we do not; `status` is that of the answer."""
+    """A text that Python's parser accepts and we do not. `status` is the HTTP status of our answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -87,7 +87,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise _Unacceptable(400, f"{name} is not JSON")
 
 
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _bounded_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MAX_KEYS:
         raise _Unacceptable(422, f"an object of {len(pairs)} keys is too large; at most {MAX_KEYS} are accepted")
     members = dict(pairs)
@@ -103,37 +103,42 @@ _BRACKET = re.compile(r"[\[\]{}]")
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
 #: Made once: `json.loads` makes a decoder for each call that has options.
-_decoder = json.JSONDecoder(parse_int=_bounded_integer, parse_constant=_refuse_constant, object_pairs_hook=_object_of)
+_python_decoder = json.JSONDecoder(
+    parse_int=_bounded_integer, parse_constant=_refuse_constant, object_pairs_hook=_bounded_object
+)
 
 
-_quick_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
-_quick_encoder = msgspec.json.Encoder()
-_LONG_INTEGER = b"0" * MAX_INTEGER_DIGITS
+_msgspec_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_msgspec_encoder = msgspec.json.Encoder()
+#: An accepted integer of the greatest length, once `_AS_ZEROS` has turned all digits into zeros. msgspec accepts longer
+#: integers, so a text with such a run of digits is left to Python's parser.
+_LONGEST_INTEGER = b"0" * MAX_INTEGER_DIGITS
 _AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 def parse_json(data: bytes | str) -> Any:
     """Return the value that this JSON stands for. Raises Problem (400, 422) if we do not accept it."""
     text = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    value = _parsed_quickly(text)
-    return _parsed_carefully(data) if value is None else value
+    value = _parsed_by_msgspec(text)  # None also for `null`, which is then parsed again
+    return _parsed_by_python(data) if value is None else value
 
 
-def _parsed_quickly(text: bytes) -> Any:
+def _parsed_by_msgspec(text: bytes) -> Any:
     """Return the value that msgspec finds, or None if Python's parser with our hooks might not agree."""
-    if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONG_INTEGER in text.translate(_AS_ZEROS)):
+    if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONGEST_INTEGER in text.translate(_AS_ZEROS)):
         return None
     try:
-        value = _quick_decoder.decode(text)
+        value = _msgspec_decoder.decode(text)
     except (ValueError, RecursionError):
         return None
     # If an object names a key twice, msgspec keeps one of the two. Then the text has more quotes than the value.
     quotes = text.count(b'"')
-    if _quick_encoder.encode(value).count(b'"') != quotes:
+    if _msgspec_encoder.encode(value).count(b'"') != quotes:
         return None
-    # A key has two quotes, and a level has an opening bracket. So a text with few of both has no more than the bounds.
-    is_small = quotes <= 2 * MAX_KEYS and text.count(b"[") + text.count(b"{") <= MAX_DEPTH
-    return value if is_small or _is_flat(value, text) else None
+    # Each key needs two quotes, and each level an opening bracket. So a text with few of them has at most MAX_KEYS keys
+    # and MAX_DEPTH levels.
+    is_within_bounds = quotes <= 2 * MAX_KEYS and text.count(b"[") + text.count(b"{") <= MAX_DEPTH
+    return value if is_within_bounds or _is_flat(value, text) else None
 
 
 def _is_flat(value: Any, text: bytes) -> bool:
@@ -146,12 +151,12 @@ def _is_flat(value: Any, text: bytes) -> bool:
     )
 
 
-def _parsed_carefully(data: bytes | str) -> Any:
+def _parsed_by_python(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         if _is_too_deep(text):
             raise _Unacceptable(400, TOO_DEEP)
-        value = _decoder.decode(text)
+        value = _python_decoder.decode(text)
         if "\\u" in text:  # an escape may be half a surrogate pair, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Unacceptable as error:
@@ -184,28 +189,29 @@ async def read_json(adapter: Checker[T]) -> T:
 
 
 async def read_items(
-    adapter: Checker[list[T]], most: int, quick: Callable[[bytes], list[T] | None] = lambda _: None
+    adapter: Checker[list[T]], most_items: int, quick: Callable[[bytes], list[T] | None] = lambda _: None
 ) -> list[T]:
-    """Return the body of the current request as a list of up to `most` items; raises Problem as `read_json` does.
+    """Return the body of the current request as a list of up to `most_items`; raises Problem as `read_json` does.
 
     The items are checked in slices of SLICE items, and the event loop runs between two slices. The error names the
     wrong items of one slice only, the first that has some.
 
     `quick` is tried first. It returns the items that it reads from the text, or None if it is not sure that they are
-    valid. For a text longer than PIECE it runs in a thread, and must let other threads run.
+    valid. A text longer than PIECE is given to it in a thread. There it must not hold the interpreter's lock for long,
+    because the event loop needs the lock.
     """
     data = await _json_text()
     if len(data) <= PIECE:
         items = quick(data)
     else:
-        async with _quick_turn:
+        async with _thread_turn:
             items = await asyncio.to_thread(quick, data)
     if items is not None:
         return items
-    value = await _parse(data, most)
+    value = await _parse(data, most_items)
     if not isinstance(value, list):
         return _checked(adapter, value)
-    _refuse_too_many(value, most)
+    _refuse_too_many(value, most_items)
     items = []
     for start in range(0, len(value), SLICE):
         if start:
@@ -251,17 +257,17 @@ async def _whole_body() -> bytes:
 #: At most one body is parsed at a time, and at most one is read by `quick` in a thread. Otherwise several bodies that
 #: arrive together would hold the event loop one after the other. Threads would hold it, too, because each keeps the
 #: interpreter's lock while it decodes.
-_turn, _quick_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
+_parsing_turn, _thread_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
 
 async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
-    async with _turn:
-        await asyncio.sleep(0)
+    async with _parsing_turn:
+        await asyncio.sleep(0)  # so that the event loop runs between two bodies
         text = data.strip(b" \t\r\n")
         if len(text) > PIECE and text.startswith(b"["):
             return await _parse_list(text, most_items)
         if len(text) <= PIECE or _has_few_values(text):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # counting the values has taken time, too
             return parse_json(text)
         raise _refusal(text, 422, f"a body of more than {PIECE} bytes must be a list of objects or have few values")
 
@@ -294,10 +300,10 @@ async def _parse_list(text: bytes, most_items: int | None) -> list[Any]:
     values: list[Any] = []
     begin, stop = 1, len(text) - 1
     while begin <= stop:
-        part, begin = await _parse_piece(text, begin, stop)
-        if not part and values:
+        piece_values, begin = await _parse_piece(text, begin, stop)
+        if not piece_values and values:
             raise Problem(400, "the body is not JSON: the list ends with a comma")
-        values += part
+        values += piece_values
         _refuse_too_many(values, most_items)
         await asyncio.sleep(0)
     return values

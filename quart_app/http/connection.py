@@ -20,7 +20,7 @@ from quart_app.http.problems import Problem
 log = structlog.get_logger(__name__)
 
 #: Seconds without a request after which a connection is closed (`server.configuration` gives this number to Hypercorn's
-#: settings). FIRST_REQUEST_S holds until the first request of a connection.
+#: settings). A new connection has only FIRST_REQUEST_S until its first request.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
 #: If an answer comes before the end of its request, the client may go on sending for so many seconds, or so many bytes.
@@ -29,11 +29,12 @@ LINGER_S = 1.0
 LINGER_BYTES = 32 << 20
 #: How long a client may leave an answer unread before its connection is cut.
 UNREAD_S = 30.0
-#: Most connections beyond MAX_CONNECTIONS that may wait for their 503 at the same time. Others are cut without it.
+#: Most connections beyond MAX_CONNECTIONS that may wait for their 503 at the same time, each for up to LINGER_S.
+#: Others are cut without it.
 MOST_TURNED_AWAY = 200
 #: Most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. Then the event loop runs other
 #: work before the next piece.
-MOST_PIECES = 1000
+MOST_PIECES_IN_A_ROW = 1000
 #: More bytes than asyncio's stream reader can hold: so one read empties its buffer before we take the connection over.
 MORE_THAN_BUFFERED = 1 << 30
 
@@ -49,7 +50,7 @@ class Settings(Config):
         #: counts the connections of each source
         self.clients = clients
         #: the connections that are being served
-        self.connections: set[Connection] = set()
+        self.open_connections: set[Connection] = set()
         #: how many connections wait for their 503 now
         self.turned_away = 0
         #: set by `stop`: each answer is then the last one of its connection
@@ -58,13 +59,13 @@ class Settings(Config):
     def stop(self) -> None:
         """Close each connection once its request is answered, and idle connections at once."""
         self.is_stopping = True
-        for connection in list(self.connections):
+        for connection in list(self.open_connections):
             connection.close_when_idle()
 
-    def end(self) -> None:
+    def cancel_requests(self) -> None:
         """Cancel every request that is not answered yet."""
-        for connection in list(self.connections):
-            connection.end()
+        for connection in list(self.open_connections):
+            connection.cancel_request()
 
 
 class Connection(asyncio.Protocol):
@@ -117,7 +118,7 @@ class Connection(asyncio.Protocol):
         self.server = parse_socket_addr(socket.family, socket.getsockname())
         if writer.get_extra_info("ssl_object") is not None:
             self.scheme = "https"
-        self.config.connections.add(self)
+        self.config.open_connections.add(self)
         try:
             async with asyncio.timeout(self._idle_left_s()):
                 first_bytes = await reader.read(MORE_THAN_BUFFERED)
@@ -125,16 +126,16 @@ class Connection(asyncio.Protocol):
                 self._transport.set_protocol(self)
                 self._check_idle()
                 self.data_received(first_bytes)
-                if reader.at_eof():  # the end came before our protocol did
+                if reader.at_eof():  # asyncio's own protocol has read the end already
                     self.eof_received()
                 await self._closed
         except asyncio.CancelledError:
-            self.end()
+            self.cancel_request()
             raise
         finally:
             if self._exchange is not None:
-                await self._exchange.ended()
-            self.config.connections.discard(self)
+                await self._exchange.wait_until_ended()
+            self.config.open_connections.discard(self)
             self._close_transport()
             self._clean_up()
 
@@ -206,13 +207,13 @@ class Connection(asyncio.Protocol):
         except TimeoutError:
             self._transport.abort()
 
-    def body_was_read(self) -> None:
+    def body_was_taken(self) -> None:
         self._parse()
 
     def answered(self, exchange: Exchange, *, keep: bool) -> None:
         self._exchange = None
         if not keep or self.config.is_stopping:
-            self._close(linger=not exchange.is_complete)
+            self._close(linger=not exchange.body_is_complete)
             return
         self._idle_since = self._loop.time()
         if self._input:
@@ -225,24 +226,25 @@ class Connection(asyncio.Protocol):
         if self._exchange is None:
             self._close(linger=False)
 
-    def end(self) -> None:
-        """Cancel the request in progress; its client is answered with 503."""
+    def cancel_request(self) -> None:
+        """Cancel the request in progress, if there is one. Its client is answered with 503."""
         if self._exchange is not None:
             self._exchange.cancel()
 
     def _must_wait(self) -> bool:
         """Return whether parsing must wait: for an answer, or until the application has read the body so far."""
         exchange = self._exchange
-        return exchange is not None and (exchange.is_complete or exchange.unread >= MAX_UNREAD)
+        return exchange is not None and (exchange.body_is_complete or exchange.unread >= MAX_UNREAD)
 
     def _parse(self) -> None:
         """Parse as much of the input as may be parsed now. Read from the socket only while little input is left."""
-        if self._is_parsing:  # a guard: today `feed` and `_refuse` call no method that parses
+        # `feed` and `_refuse` call nothing that parses. If that ever changes, no piece may be parsed twice.
+        if self._is_parsing:
             return
         self._is_parsing = True
         data, parsed = self._input, 0
         try:
-            for _ in range(MOST_PIECES):
+            for _ in range(MOST_PIECES_IN_A_ROW):
                 if parsed == len(data) or self._is_discarding or self._must_wait():
                     break
                 parsed = self._parser.feed(data, parsed)
@@ -262,7 +264,7 @@ class Connection(asyncio.Protocol):
             (self._transport.resume_reading if should_read else self._transport.pause_reading)()
 
     def _refuse(self, error: Unreadable) -> None:
-        """Answer bytes that are no valid request, or no valid body of the request in progress."""
+        """Answer that what has come is no valid request, or no valid body of the request in progress."""
         self._is_discarding = True
         if self._exchange is None:
             # No head was read, so this one is made up. The method matters, because an answer to HEAD has no body.
@@ -329,7 +331,7 @@ async def _serve_if_room(connection: Connection, reader: asyncio.StreamReader, w
 
 
 async def _turn_away(config: Settings, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer the first request of a connection beyond the bound with 503.
+    """Answer the first request of a connection beyond the bound with 503. This takes LINGER_S at most.
 
     The answer is not sent before the client has sent something: a balancer that gets an answer before it has sent a
     request takes the connection for broken.

@@ -35,7 +35,7 @@ unrouted_log = RequestLog()
 #: from its socket. So the client has to wait.
 MAX_UNREAD = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-#: The versions of ASGI that the scope of each request names.
+#: The versions of ASGI that the scope of each request names, as Hypercorn's scopes do.
 ASGI = {"spec_version": "2.1", "version": "3.0"}
 _STATUS_LINES = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
@@ -56,7 +56,7 @@ class Wire(Protocol):
     async def drain(self) -> None:
         """Wait until the client has read enough of what was written."""
 
-    def body_was_read(self) -> None:
+    def body_was_taken(self) -> None:
         """Deliver more of the body, because the application has taken what came before."""
 
     def answered(self, exchange: Exchange, *, keep: bool) -> None:
@@ -72,8 +72,8 @@ class Exchange:
 
     def __init__(self, wire: Wire, head: Head) -> None:
         self.head = head
-        #: whether the whole body has arrived
-        self.is_complete = False
+        #: whether the whole body of the request has arrived
+        self.body_is_complete = False
         #: how many bytes of the body the application has not taken yet
         self.unread = 0
         #: the problem that the client gets instead of the application's answer
@@ -87,7 +87,7 @@ class Exchange:
         self._client_has_gone = False
         self._task: asyncio.Task[None] | None = None
         #: whether the task has made its first step
-        self._is_running = False
+        self._has_started = False
         #: the head of the answer, until it is written together with the first part of the body
         self._unsent_head: bytes | None = None
         #: whether the head of the answer is written
@@ -95,12 +95,13 @@ class Exchange:
         #: whether the answer is complete or cut off
         self._is_over = False
         #: whether the answer must not have a body
-        self._has_no_body = False
+        self._answer_has_no_body = False
         #: whether the connection takes a further request after the answer
         self._keep_alive = False
+        #: whether the body of the answer is sent in chunks
         self._in_chunks = False
         #: how many of the announced bytes the application has still to send; None: it has announced no length
-        self._bytes_left: int | None = None
+        self._answer_bytes_left: int | None = None
 
     def start(self, app: Any, context: contextvars.Context) -> None:
         """Run the application in a new task with this context."""
@@ -113,10 +114,10 @@ class Exchange:
 
     def has_arrived(self) -> bool:
         """Return whether the whole body has arrived (the ASGI extension HAS_ARRIVED)."""
-        return self.is_complete
+        return self.body_is_complete
 
     def body_ended(self) -> None:
-        self.is_complete = True
+        self.body_is_complete = True
         self._wake_receive()
 
     def refuse(self, problem: Problem) -> None:
@@ -131,10 +132,10 @@ class Exchange:
         """Cancel the application. The client gets 503, or the problem of `refuse`."""
         if self._task is not None:
             self._task.cancel()
-            if not self._is_running:  # a task that is cancelled before its first step never runs `_run`
+            if not self._has_started:  # a task that is cancelled before its first step never runs `_run`
                 self._answer_with(self.refusal or _stopping_problem())
 
-    async def ended(self) -> None:
+    async def wait_until_ended(self) -> None:
         """Wait until the task of the request has ended."""
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -148,16 +149,16 @@ class Exchange:
     async def receive(self) -> dict[str, Any]:
         """Wait for more of the body and return it, or `http.disconnect` if the client has gone (ASGI `receive`)."""
         while not (self._client_has_gone or self._is_over):
-            if self._unread_parts or (self.is_complete and not self._end_was_received):
+            if self._unread_parts or (self.body_is_complete and not self._end_was_received):
                 body = self._unread_parts[0] if len(self._unread_parts) == 1 else b"".join(self._unread_parts)
                 self._unread_parts.clear()
                 self.unread = 0
-                more_follows = not self.is_complete
+                more_follows = not self.body_is_complete
                 self._end_was_received = not more_follows
                 if more_follows:
-                    self._wire.body_was_read()
+                    self._wire.body_was_taken()
                 return {"type": "http.request", "body": body, "more_body": more_follows}
-            if self.head.expects_continue and not (self._head_is_written or self.is_complete):
+            if self.head.expects_continue and not (self._head_is_written or self.body_is_complete):
                 self.head.expects_continue = False
                 self._wire.write(CONTINUE)
             self._receive_wakeup = asyncio.get_running_loop().create_future()
@@ -167,15 +168,15 @@ class Exchange:
     async def send(self, message: Any) -> None:
         """Send one part of the answer (ASGI `send`). The head is written together with the first part of the body.
 
-        So the client wakes up once. If the process dies between the two, a balancer has no part of the answer, and may
-        ask another replica.
+        So the client wakes up once. If the process dies after it has the head alone, a balancer has got no part of the
+        answer, and may ask another replica.
         """
         if self._client_has_gone or self._is_over:
             return
         kind = message["type"]
         if kind == "http.response.start":
             self._begin_answer(message["status"], message.get("headers", ()))
-            if self._bytes_left is None and not self._has_no_body:
+            if self._answer_bytes_left is None and not self._answer_has_no_body:
                 self._write(b"")  # an answer without a length is a stream: its first part may come much later
         elif kind == "http.response.body":
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
@@ -185,8 +186,8 @@ class Exchange:
         if self._head_is_written or self._unsent_head is not None:
             raise RuntimeError("the answer has begun already")
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        # After an answer that comes before the end of the body, the rest of the body is not worth reading.
-        keep = self.head.keep_alive and self.is_complete and not self._wire.is_last()
+        # If the answer comes before the end of the request's body, the rest of the body is not worth reading.
+        keep = self.head.keep_alive and self.body_is_complete and not self._wire.is_last()
         length = None
         for name, value in headers:
             if name == b"connection":
@@ -197,10 +198,11 @@ class Exchange:
             elif name == b"transfer-encoding":
                 continue  # this class frames the body itself
             lines.append(b"%b: %b\r\n" % (name, value))
-        self._has_no_body = suppress_body(self.head.method, status)
-        self._bytes_left = 0 if self._has_no_body else length
-        # 204 and 304 never have a body. An answer to HEAD has the headers that the answer to GET would have.
-        if length is None and not (self._has_no_body and status in {204, 304}):
+        self._answer_has_no_body = suppress_body(self.head.method, status)
+        self._answer_bytes_left = 0 if self._answer_has_no_body else length
+        # A body of unknown length is sent in chunks. The head of an answer to HEAD says so, too, because it is the head
+        # of the answer to GET. An answer 204 or 304 never has a body.
+        if length is None and not (self._answer_has_no_body and status in {204, 304}):
             self._in_chunks = self.head.version == "1.1"
             if self._in_chunks:
                 lines.append(b"transfer-encoding: chunked\r\n")
@@ -220,11 +222,11 @@ class Exchange:
     def _send_body(self, data: bytes, *, more: bool) -> None:
         if self._unsent_head is None and not self._head_is_written:
             raise RuntimeError("the answer has no head yet")
-        if self._has_no_body:
+        if self._answer_has_no_body:
             data = b""
-        elif self._bytes_left is not None:
-            self._bytes_left -= len(data)
-            if self._bytes_left < 0 or (self._bytes_left and not more):
+        elif self._answer_bytes_left is not None:
+            self._answer_bytes_left -= len(data)
+            if self._answer_bytes_left < 0 or (self._answer_bytes_left and not more):
                 raise RuntimeError("the answer is not as long as it says")
         elif self._in_chunks:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
@@ -250,13 +252,13 @@ class Exchange:
             self._receive_wakeup.set_result(None)
 
     async def _run(self, app: Any) -> None:
-        self._is_running = True
+        self._has_started = True
         try:
             # Hypercorn's wrapper of the application takes two functions more, which an ASGI application does not use.
             await app(self._scope(), self.receive, self.send, None, None)
             if not self._is_over:
                 self._answer_with(Problem(500, "the application has not answered"))
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # not raised again: this answer is the end of the task
             self._answer_with(self.refusal or _stopping_problem())
         except HTTPException as error:
             self._answer_with(Problem(error.code or 400, error.description or ""))
@@ -269,12 +271,13 @@ class Exchange:
         if self._is_over:
             return
         if not self._client_has_gone and not self._head_is_written:
+            # "none" in place of a route, as in the lines of `Application.handle_request`.
             unrouted_log.write(self.head.method, "none", problem.status, problem.detail)
             self._unsent_head = None
             self.head.keep_alive = False
             document = problem.document()
             self._begin_answer(problem.status, last_headers(problem))
-            self._write(b"" if self._has_no_body else document)
+            self._write(b"" if self._answer_has_no_body else document)
         self._finish(keep=False)
 
     def _scope(self) -> dict[str, Any]:

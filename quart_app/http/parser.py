@@ -12,13 +12,13 @@ from typing import Protocol
 
 import httptools
 
-#: Most bytes that llhttp gets at once while a request may end anywhere in them: in a head, or in a body of chunks.
+#: Most bytes of a head, or of a body in chunks, that llhttp gets at once. A request may end anywhere in them.
 MOST_PIECE_BYTES = 4096
 #: The end of every head, and of every body of chunks. llhttp refuses line feeds without carriage returns.
 BLANK_LINE = b"\r\n\r\n"
-#: Most bytes of a request's head, and most bytes between two parts of a body (chunk sizes, trailers).
+#: Most bytes of a request's head, or of what stands between two parts of a body in chunks (chunk sizes, trailers).
 MAX_HEAD = 32 * 1024
-#: Most digits of a Content-Length.
+#: Most digits of a Content-Length, so that it fits into 64 bits.
 MAX_LENGTH_DIGITS = 18
 #: The methods that llhttp knows, except CONNECT and the methods of other protocols.
 METHODS = {
@@ -30,7 +30,7 @@ METHODS = {
         b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE",
     )
 }  # fmt: skip
-TWO_LENGTHS = "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0"
+FORBIDDEN_TRANSFER_ENCODING = "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0"
 #: Status of a refusal -> its text, if `Unreadable` is raised without one.
 DEFAULT_DETAILS = {
     400: "the request is not valid HTTP/1.1",
@@ -38,7 +38,7 @@ DEFAULT_DETAILS = {
     501: "Transfer-Encoding can only be chunked",
 }
 UNKNOWN_METHOD = "this server does not know the method of the request"
-#: A request line of valid form: if llhttp refuses it, then because of its method.
+#: A request line of valid form. If llhttp calls its method invalid, llhttp does not know the method.
 _REQUEST_LINE = re.compile(rb"[\r\n]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
 #: The names of the two headers that say how long a body is.
 _FRAMING = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
@@ -141,11 +141,11 @@ class Parser:
         if self._body_bytes_left:
             return begin + self._body_bytes_left
         if self._tail:
-            position = (self._tail + data[begin : begin + 3]).find(BLANK_LINE)
-            if position >= 0:
-                return begin + position + len(BLANK_LINE) - len(self._tail)
-        position = data.find(BLANK_LINE, begin, begin + MOST_PIECE_BYTES)
-        return begin + MOST_PIECE_BYTES if position < 0 else position + len(BLANK_LINE)
+            offset = (self._tail + data[begin : begin + 3]).find(BLANK_LINE)
+            if offset >= 0:
+                return begin + offset + len(BLANK_LINE) - len(self._tail)
+        blank_line_at = data.find(BLANK_LINE, begin, begin + MOST_PIECE_BYTES)
+        return begin + MOST_PIECE_BYTES if blank_line_at < 0 else blank_line_at + len(BLANK_LINE)
 
     # llhttp calls these methods.
 
@@ -162,7 +162,8 @@ class Parser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # headers after the body are trailers, which nobody reads
             name = name.lower()
-            # llhttp does not know `chunked` with a space behind it, so the space stays, and `_checked` refuses it.
+            # llhttp does not recognise `chunked` if a space follows. So the space stays in the value, and `_checked`
+            # refuses the value.
             self._headers.append((name, value if name == b"transfer-encoding" else value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -188,7 +189,8 @@ class Parser:
         self._taker.body_came(data)
 
     def on_message_complete(self) -> None:
-        if self._upgrading_head is None:  # or else llhttp only stops at the offer, and the body is still to come
+        # If a head offers an upgrade, llhttp reports the end at once, but the body is still to come.
+        if self._upgrading_head is None:
             self._taker.request_ended()
 
     def _checked(self) -> Head:
@@ -214,8 +216,8 @@ class Parser:
             elif name == b"expect":
                 head.expects_continue = version == "1.1" and value.lower() == b"100-continue"
             elif version == "1.0":
-                raise Unreadable(400, TWO_LENGTHS)
-            elif head.length or value.lower() != b"chunked":
+                raise Unreadable(400, FORBIDDEN_TRANSFER_ENCODING)
+            elif head.length or value.lower() != b"chunked":  # the body has a length already, or another encoding
                 raise Unreadable(501)
             else:
                 head.length = -1
@@ -241,7 +243,7 @@ class Parser:
     def _refusal_for(self, error: httptools.HttpParserError) -> Unreadable:
         """Return the refusal that fits an error of llhttp."""
         if self._in_head and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING.findall(self._head_so_far)}) > 1:
-            return Unreadable(400, TWO_LENGTHS)
+            return Unreadable(400, FORBIDDEN_TRANSFER_ENCODING)
         if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._head_so_far):
             return Unreadable(501, UNKNOWN_METHOD)
         return Unreadable(501 if "Transfer-Encoding" in str(error) else 400)

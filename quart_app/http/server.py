@@ -76,6 +76,6 @@ def _stop_trigger(
         for listening in sockets:
             refuse(listening)
         config.stop()
-        asyncio.get_running_loop().call_later(grace_s, config.end)
+        asyncio.get_running_loop().call_later(grace_s, config.cancel_requests)
 
     return trigger

@@ -181,7 +181,7 @@ def test_both_parsers_say_the_same(value: object, plain: bool, place: int, added
     """They agree about JSON, about keys that stand twice, and about JSON with something inserted."""
     text = written(value, plain=plain)
     sent = (text[:place] + added + text[place:]).encode("utf-8", "surrogatepass")
-    assert outcome(parse_json, sent) == outcome(body._parsed_carefully, sent)
+    assert outcome(parse_json, sent) == outcome(body._parsed_by_python, sent)
 
 
 def keys(count: int) -> str:
@@ -209,14 +209,14 @@ TRICKY = {
 def test_both_parsers_say_the_same_of_what_is_tricky(name: str) -> None:
     """The cases are many keys, long numbers and quotes in strings."""
     text = f"[{','.join(TRICKY[name])}]".encode()
-    assert outcome(parse_json, text) == outcome(body._parsed_carefully, text)
+    assert outcome(parse_json, text) == outcome(body._parsed_by_python, text)
 
 
 def test_the_quick_parser_takes_what_is_plain() -> None:
     """Bodies that nearly every client sends do not need the careful parser."""
     items = [{"value": (1 << 70) + n, "ttl": 300, "cls": "A"} for n in range(1000)]
     for value in (items, items[:1], {"a": [1, {"b": "ü"}]}):
-        assert body._parsed_quickly(json.dumps(value, ensure_ascii=False).encode()) == value
+        assert body._parsed_by_msgspec(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
 async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart) -> None:
@@ -283,7 +283,7 @@ def test_pieces_make_the_same_list_or_are_refused(values: list[object], plain: b
         patch.setattr(body, "PIECE_ENDS", (4, 12, 24))
         found = outcome(lambda data: asyncio.run(body._parse_list(data, None)), sent)
     if not found.startswith(("400 ", "422 ")):
-        assert found == outcome(body._parsed_carefully, sent)
+        assert found == outcome(body._parsed_by_python, sent)
 
 
 def test_a_list_in_pieces_is_read_completely() -> None:
