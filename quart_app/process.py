@@ -38,7 +38,7 @@ from quart_app import environment, logs
 from quart_app.app import VERSION, App, create_app, why_not_ready
 from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
 from quart_app.http import health, server
-from quart_app.http.drain import last_call
+from quart_app.http.drain import stop_accepting
 from quart_app.http.sockets import BACKLOG, Sockets, listen
 from quart_app.security.secrets import refuse_open_redis
 from quart_app.service import Context
@@ -46,7 +46,7 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: Time for accepted connections to send their request (`last_call`), as a share of DRAIN_MS and in addition to it.
+#: Time for accepted connections to send their request (`stop_accepting`), as a share of DRAIN_MS and in addition to it.
 SETTLE_SHARE = 0.25
 #: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
 END_OF_WORK_S = 10.0
@@ -124,7 +124,7 @@ class Process:
 
         async def stop_public() -> None:
             await self._close_http.wait()
-            await last_call(sockets.public, self._drain_ms / 1000 * SETTLE_SHARE)
+            await stop_accepting(sockets.public, self._drain_ms / 1000 * SETTLE_SHARE)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(

@@ -101,7 +101,10 @@ class _Asgi(ASGIHTTPConnection):
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
     async def _send_stream(self, receive: ASGIReceiveCallable, send: ASGISendCallable, response: ResponseTypes) -> None:
-        """Send an answer that may have no end, until its client has gone. This works with any ASGI server."""
+        """Send an answer that may have no end, until its client has gone.
+
+        Our server then cancels the request. Another server only sends `http.disconnect`, which this method waits for.
+        """
 
         async def until_client_leaves() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -206,19 +209,21 @@ class Application(Quart):
     request_class = HttpRequest
     url_map_class = _Routes
 
-    def __init__(self, name: str, settings: AppSettings, requests: Requests, leaving: Callable[[], bool]) -> None:
+    def __init__(
+        self, name: str, settings: AppSettings, request_metrics: Requests, leaving: Callable[[], bool]
+    ) -> None:
         super().__init__(name, static_folder=None)
         self.clients = Clients(settings)
         self._hosts = Hosts(settings)
-        self._request_metrics = requests
+        self._request_metrics = request_metrics
         self._request_log = RequestLog()
         self._leaving = leaving
         #: the two parts of the ids that are made for requests without a valid X-Request-ID
-        self._id_prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
+        self._id_prefix, self._id_numbers = secrets.token_hex(4), itertools.count(1)
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
         self.config["RESPONSE_TIMEOUT"] = None  # Quart's default is 60 s
-        #: finds routes for every host, so it is bound to no name of a host
+        #: finds the routes of requests to any host (see `find_route`)
         self._route_adapter = self.url_map.bind("")
         #: endpoint -> the functions that answer its requests, found at its first request
         self._handlings: dict[str, _Handling] = {}
@@ -233,11 +238,12 @@ class Application(Quart):
     async def handle_request(self, request: QuartRequest) -> ResponseTypes:
         """Answer a request, also one that fails. Add the headers of every answer, count the request, and log it.
 
-        This overrides Quart's method. Hooks would do, but each would have to look up request, answer and route again.
+        This overrides Quart's method. Functions that Quart calls before and after a request could do the same, but each
+        would have to look up the request and its route again.
         """
         started_s = time.perf_counter()
         given_id = request.headers.get("X-Request-ID", "")
-        request_id = given_id if REQUEST_ID.fullmatch(given_id) else f"{self._id_prefix}{next(self._numbers):08x}"
+        request_id = given_id if REQUEST_ID.fullmatch(given_id) else f"{self._id_prefix}{next(self._id_numbers):08x}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
         trail: list[tuple[str, Mapping[str, str]]] = []
         tracing.CALL.set(request_id)
@@ -280,14 +286,14 @@ class Application(Quart):
         """
         request.routing_exception = None
         try:
-            route = self._route_adapter.match(request.path, request.method, return_rule=True)
+            rule_and_arguments = self._route_adapter.match(request.path, request.method, return_rule=True)
         except HTTPException:
             try:
-                route = cast("MapAdapter", self.create_url_adapter(request)).match(return_rule=True)
+                rule_and_arguments = cast("MapAdapter", self.create_url_adapter(request)).match(return_rule=True)
             except HTTPException as error:
                 request.routing_exception = error
                 return
-        request.url_rule, request.view_args = route  # type: ignore[assignment]
+        request.url_rule, request.view_args = rule_and_arguments  # type: ignore[assignment]
 
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> ResponseTypes:
         """Answer a request. Requests meant for another host are refused, whatever their path."""
@@ -298,6 +304,7 @@ class Application(Quart):
         result: Any = None
         try:
             self._hosts.check(request.headers.get("Host", ""))
+            # Quart itself answers a request without a route, and OPTIONS if the route leaves it to Quart.
             if handling is None or (request.method == "OPTIONS" and cast("QuartRule", rule).provide_automatic_options):
                 result = await self.dispatch_request(context)
             else:

@@ -10,7 +10,7 @@ from quart_app.settings import AppSettings, split
 
 
 class Proxies:
-    """The proxies whose X-Forwarded-For header counts."""
+    """The proxies whose X-Forwarded-For header is believed."""
 
     def __init__(self, trusted: str) -> None:
         self._networks = [ipaddress.ip_network(network) for network in split(trusted)]
@@ -26,11 +26,11 @@ class Proxies:
         Each proxy appends the address from which the request came to it. So this reads the addresses from the last one
         back, and stops at the first that is not a trusted proxy. A client can forge only the addresses before that one.
         """
-        client = peer
+        address = peer
         hops = [hop.strip() for line in forwarded_for for hop in line.split(",")]
-        while hops and self.trusts(client) and is_address(hops[-1]):
-            client = hops.pop()
-        return client
+        while hops and self.trusts(address) and is_address(hops[-1]):
+            address = hops.pop()
+        return address
 
     def _decide(self, address: str) -> bool:
         if not is_address(address):
@@ -57,7 +57,7 @@ class Occupancy:
         self._most = most
         self._most_per_source = most_per_source
         #: source -> the amount that it has in use; none with 0, so that the dictionary does not grow for ever
-        self._of: dict[str, int] = {}
+        self._amounts: dict[str, int] = {}
         self.total = 0
 
     def take(self, source: str, amount: int, *, is_proxy: bool = False) -> bool:
@@ -65,21 +65,21 @@ class Occupancy:
 
         A proxy sends requests of many clients, so the bound per source does not hold for it.
         """
-        used_by_source = self._of.get(source, 0) + amount
+        used_by_source = self._amounts.get(source, 0) + amount
         if self.total + amount > self._most or (used_by_source > self._most_per_source and not is_proxy):
             return False
-        self._of[source] = used_by_source
+        self._amounts[source] = used_by_source
         self.total += amount
         return True
 
     def give_back(self, source: str, amount: int) -> None:
         """Undo `take` for this amount."""
         self.total -= amount
-        remaining = self._of[source] - amount
+        remaining = self._amounts[source] - amount
         if remaining:
-            self._of[source] = remaining
+            self._amounts[source] = remaining
         else:
-            del self._of[source]
+            del self._amounts[source]
 
 
 class Clients:
@@ -88,7 +88,7 @@ class Clients:
     def __init__(self, settings: AppSettings) -> None:
         self.proxies = Proxies(settings.trusted_proxies)
         self.connections = Occupancy(settings.max_connections, settings.max_connections_per_source)
-        #: bytes of the bodies of requests that are not answered yet
+        #: bytes of the bodies of requests that are not answered yet; a single body of the greatest size always has room
         self.bodies = Occupancy(
             max(settings.max_open_bodies_bytes, settings.max_body_bytes),
             max(settings.max_open_bodies_bytes_per_source, settings.max_body_bytes),

@@ -15,7 +15,7 @@ _IMPLICIT = {"HEAD", "OPTIONS"}
 
 
 def find(app: Quart) -> str:
-    """Return a sentence about the first collision, or "" when each request has at most one route."""
+    """Return a sentence about the first collision, or "" if there is none. Routes of one blueprint may overlap."""
     rules_by_blueprint: dict[str, list[Rule]] = {}
     for rule in app.url_map.iter_rules():
         rules_by_blueprint.setdefault(rule.endpoint.rpartition(".")[0], []).append(rule)
@@ -35,17 +35,17 @@ def _copy(rule: Rule) -> Rule:
 def _shared_method(rule: Rule, routes: Map) -> str:
     """Return the first method for which `routes` answers an example path of the rule, or ""."""
     example = _PLACEHOLDER.sub("7", rule.rule)  # valid as a text and as an integer
-    return next((method for method in _methods(rule) if _answers(routes, example, method)), "")
+    return next((method for method in _methods(rule) if _has_route(routes, example, method)), "")
 
 
 def _methods(rule: Rule) -> Iterable[str]:
     return sorted((rule.methods or set()) - _IMPLICIT)
 
 
-def _answers(routes: Map, path: str, method: str) -> bool:
+def _has_route(routes: Map, path: str, method: str) -> bool:
     try:
         routes.bind("example").match(path, method)
-    except RequestRedirect:  # the path with or without a slash at its end is a route
+    except RequestRedirect:  # to the same path with a slash at its end, which is a route
         return True
     except HTTPException:
         return False

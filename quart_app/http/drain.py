@@ -17,20 +17,20 @@ import socket
 import time
 
 
-async def last_call(listening: socket.socket, settle_s: float) -> None:
+async def stop_accepting(listening: socket.socket, request_wait_s: float) -> None:
     """Refuse new connections, and return when accepted ones had time to send their request.
 
-    The caller can then close the socket. `settle_s` is the longest time from a connection to its request; with 0 this
-    does nothing. The refusal applies to the socket in every process, so no other process may accept from it.
+    The caller can then close the socket. `request_wait_s` is the longest time from a connection to its request; with 0
+    this does nothing. The refusal applies to the socket in every process, so no other process may accept from it.
     """
-    if settle_s <= 0:
+    if request_wait_s <= 0:
         return
-    deadline_s = time.monotonic() + settle_s
+    deadline_s = time.monotonic() + request_wait_s
     while _accept_queue_has_connection(listening) and time.monotonic() < deadline_s:
         await asyncio.sleep(0)  # the event loop accepts them
     # No await is allowed here: a client could connect between the check and the shutdown.
     refuse(listening)
-    await asyncio.sleep(settle_s)
+    await asyncio.sleep(request_wait_s)
 
 
 def refuse(listening: socket.socket) -> None:

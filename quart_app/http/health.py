@@ -56,10 +56,10 @@ def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], 
         `not_ready` names the services that answer 503 while the replica serves the others, each with the reason. `full`
         is true while Redis has no room: nothing new is stored then, and reads go on.
         """
-        why = reason()
-        if why:
+        current_reason = reason()
+        if current_reason:
             # Balancers ask all the time; `report` logs the reason.
-            raise Problem(503, why, retry_after=1, is_known=True, not_ready=dict(not_ready()))
+            raise Problem(503, current_reason, retry_after=1, is_known=True, not_ready=dict(not_ready()))
         replica = context.mesh
         return jsonify(
             {

@@ -3,9 +3,9 @@
     Mesh-Place: replica-1f2e3d4c;db=5;class=A, replica-5b6a7988;db=2
     Server-Timing: total;dur=3.1, work;dur=0.4
 
-A place has a class if the request was sent to that class, and not to one database. Both times are in ms. `work` is the
-longest time that one handler took. The rest of `total` is the way through Redis, the wait for a replica, and the work
-of the replica that answers.
+A place is a replica and its database. It has a class if the request was sent to that class, and not to one database.
+Both times are in ms. `work` is the longest time that one handler took. The rest of `total` is the way through Redis,
+the wait for a replica, and the work of the replica that answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 Trail = Sequence[tuple[str, Mapping[str, str]]]
 
 
-def headers_for(trail: Trail, seconds: float) -> dict[str, str]:
+def headers_for(trail: Trail, total_s: float) -> dict[str, str]:
     """Return the two headers for an answer to which these replies led; none if no reply names a replica."""
     places: dict[str, None] = {}
     work_us = 0
@@ -37,7 +37,7 @@ def headers_for(trail: Trail, seconds: float) -> dict[str, str]:
             places[place] = None
     if not places:
         return {}
-    timing = f"total;dur={seconds * 1000:.1f}, work;dur={work_us / 1000:.1f}"
+    timing = f"total;dur={total_s * 1000:.1f}, work;dur={work_us / 1000:.1f}"
     return {"Mesh-Place": ", ".join(places), "Server-Timing": timing}
 
 

@@ -54,25 +54,28 @@ class Requests:
         )
 
         #: (method, route, status) -> the counter and the histogram of these labels
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._metrics_of: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request to this route, and how long its answer took."""
         method = method if method in METHODS else "other"
-        count, duration = self._children.get((method, route, status)) or self._keep_children(method, route, status)
-        count.inc()
-        duration.observe(seconds)
+        counter, histogram = self._metrics_of.get((method, route, status)) or self._keep_metrics(method, route, status)
+        counter.inc()
+        histogram.observe(seconds)
 
     def expect(self, method: str, route: str) -> None:
         """Create the counters of failures at 0, because Prometheus sees no increase in a counter that begins at 1."""
         for status in FAILURES:
             self._request_counter.labels(method, route, status)
 
-    def _keep_children(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    def _keep_metrics(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         """Look up two metrics and keep them: each look-up takes a lock and turns the labels into strings."""
-        child = self._request_counter.labels(method, route, status), self._duration_histogram.labels(route)
-        self._children[method, route, status] = child
-        return child
+        counter_and_histogram = (
+            self._request_counter.labels(method, route, status),
+            self._duration_histogram.labels(route),
+        )
+        self._metrics_of[method, route, status] = counter_and_histogram
+        return counter_and_histogram
 
 
 class MeshCollector(Collector):
@@ -82,7 +85,7 @@ class MeshCollector(Collector):
         self._context = context
 
     def collect(self) -> Iterable[Metric]:
-        replica = self._context.membership
+        replica = self._context.membership  # None while this process holds no lease
         leased = GaugeMetricFamily("mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"])
         if wanted_replicas := self._context.settings.replicas:
             yield GaugeMetricFamily("mesh_replicas_wanted", "how many replicas there should be", value=wanted_replicas)
@@ -121,7 +124,7 @@ def _work_metrics(statistics: Mapping[str, float]) -> Iterator[Metric]:
 
 def _duration_metric(durations: Durations) -> Metric:
     """Return the histograms of all operations. `part` is total (time since the acceptance) or work (in the handler)."""
-    description = "time since a request was accepted (total) and of its handler (work), by operation"
+    description = "by operation: the time since a request was accepted (total), and the time in its handler (work)"
     family = HistogramMetricFamily("mesh_operation_duration_seconds", description, labels=["op", "part"])
     for op, histograms in list(durations.by_op.items()):
         for part, histogram in zip(("total", "work"), histograms, strict=True):
@@ -152,20 +155,20 @@ class _WholeMesh(Collector):
         )
         accounts = CounterMetricFamily("mesh_books", description, labels=["account"])
         for account, value in self._books.items():
-            # These two also fall, so each is a gauge of its own.
+            # A counter never falls, and these two accounts do. So each of them is a gauge below.
             if account not in ("in_flight", "waiting"):
                 accounts.add_metric([account], value)
         yield accounts
         yield GaugeMetricFamily("mesh_books_in_flight", "accepted requests in flight", value=self._books["in_flight"])
         description = "accepted requests that wait for their time"
         yield GaugeMetricFamily("mesh_books_waiting", description, value=self._books["waiting"])
-        entries = GaugeMetricFamily("mesh_stream_entries", "requests on the stream", labels=["stream"])
-        oldest = GaugeMetricFamily("mesh_stream_oldest_seconds", "age of the oldest one; 0: none", labels=["stream"])
+        lengths = GaugeMetricFamily("mesh_stream_entries", "requests on the stream", labels=["stream"])
+        ages = GaugeMetricFamily("mesh_stream_oldest_seconds", "age of the oldest one; 0: none", labels=["stream"])
         for name, queue in self._queues.items():
-            entries.add_metric([name], queue.length)
-            oldest.add_metric([name], queue.oldest_s)
-        yield entries
-        yield oldest
+            lengths.add_metric([name], queue.length)
+            ages.add_metric([name], queue.oldest_s)
+        yield lengths
+        yield ages
         missing_with_data = sum(missing.has_data for missing in self._missing)
         description = "databases that hold data and have no replica"
         yield GaugeMetricFamily("mesh_missing_databases", description, value=missing_with_data)
@@ -196,18 +199,18 @@ async def _read_queues(replica: Mesh) -> dict[str, Queue]:
     for name in names:
         pipeline.xlen(name)
         pipeline.xrange(name, count=1)
-    (seconds, microseconds), *answers = await pipeline.execute()
+    (seconds, microseconds), *lengths_and_entries = await pipeline.execute()
     now_s = int(seconds) + int(microseconds) / 1e6
     return {
         name.removeprefix(keys.REQUESTS): Queue(
             length, now_s - int(oldest[0][0].partition("-")[0]) / 1000 if oldest else 0
         )
-        for name, length, oldest in zip(names, answers[::2], answers[1::2], strict=True)
+        for name, length, oldest in zip(names, lengths_and_entries[::2], lengths_and_entries[1::2], strict=True)
     }
 
 
 async def _text_of_whole_mesh(context: Context) -> bytes:
-    """Return the text of the metrics of the whole mesh, or an empty text while Redis cannot be reached."""
+    """Return the text of the metrics of the whole mesh; "" without a lease, or while Redis cannot be reached."""
     try:
         replica = context.mesh
         books, queues, missing = await asyncio.gather(replica.books(), _read_queues(replica), replica.missing())

@@ -31,9 +31,10 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 
-START = "SwaggerUIBundle({url: '/openapi.json', dom_id: '#swagger-ui', deepLinking: true, validatorUrl: null})\n"
+START_SCRIPT = "SwaggerUIBundle({url: '/openapi.json', dom_id: '#swagger-ui', deepLinking: true, validatorUrl: null})\n"
 
-#: The page loads files of this server only, runs no script of its own text, and sends no data elsewhere.
+#: What the page may do: it loads files of this server only, runs no script that its HTML contains, and sends no data
+#: elsewhere.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -109,7 +110,7 @@ async def _encoded(public: Sequence[Blueprint], version: str, private: Sequence[
 
 
 def _describe_problems(document: dict[str, Any]) -> None:
-    """Describe all answers that are errors, and give each operation without a described answer a successful one."""
+    """Describe all errors as the `default` answer. An operation that describes no answer also gets a successful one."""
     document["components"]["schemas"]["Problem"] = PROBLEM
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in document["paths"].values():
@@ -145,7 +146,7 @@ def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprin
 
     @blueprint.get("/docs/assets/start.js")
     async def start() -> Response:
-        return Response(START, content_type="text/javascript; charset=utf-8")
+        return Response(START_SCRIPT, content_type="text/javascript; charset=utf-8")
 
     @blueprint.get("/docs/assets/<path:name>")
     async def asset(name: str) -> Response:

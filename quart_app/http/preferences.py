@@ -15,8 +15,8 @@ MAX_DIGITS = 9
 def preferences(headers: Iterable[str]) -> dict[str, str]:
     """Return the preferences that the `Prefer` headers of a request name, in lower case, with their values.
 
-    A preference without a value gets "". If two have one name, the first counts. Parameters are dropped, because no
-    preference that we know has any.
+    A preference without a value gets "". If a name comes twice, its first value counts. Parameters are dropped, because
+    no preference that we know has any.
     """
     preferred: dict[str, str] = {}
     for item in (item for header in headers if len(header) <= MAX_LENGTH for item in parse_list_header(header)):

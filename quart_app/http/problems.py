@@ -63,7 +63,7 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
 
 
 class ProblemResponse(Response):
-    """The answer that a problem becomes. The log shows `detail`, unless it is known (`is_known`) from another line."""
+    """The answer that a problem becomes. `RequestLog.write` gets `detail` and `is_known` from it."""
 
     detail = ""
     is_known = False
@@ -72,8 +72,8 @@ class ProblemResponse(Response):
 class Problem(Exception):
     """An answer that is an error; raise it anywhere below a route.
 
-    Each of `errors` is `{"pointer": "/0/value", "message": "..."}`. `facts` become further members of the answer. A
-    problem that `is_known` is in the log already, so the log line of its request is for debugging only.
+    Each of `errors` is `{"pointer": "/0/value", "message": "..."}`. `facts` become further members of the answer. If a
+    problem `is_known`, another line of the log has it already, so the line of its request is for debugging only.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Problem(Exception):
 
 def from_mesh(error: mesh.MeshError) -> Problem:
     """Return the problem for a failure of the mesh; its members are the error's facts."""
+    # An error may bring a status of its own, as 429 for too many wrong passwords.
     status = error.facts.get("status") or _status_of(type(error))
     facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
     retry_after = error.retry_after
@@ -130,19 +131,20 @@ def from_mesh(error: mesh.MeshError) -> Problem:
 
 
 def _status_of(kind: type[mesh.MeshError]) -> int:
-    # A service's own subclass of Refused is about the request, so a new try would be refused, too.
-    own = 409 if issubclass(kind, mesh.Refused) and kind.code != mesh.Refused.code else 503
-    return next((STATUS_OF[cls] for cls in kind.__mro__ if cls in STATUS_OF), own)
+    # The status of a class that the table does not have. A service's own subclass of Refused is about the request: the
+    # same request would be refused again. A 503 would ask the client to send it again.
+    default = 409 if issubclass(kind, mesh.Refused) and kind.code != mesh.Refused.code else 503
+    return next((STATUS_OF[cls] for cls in kind.__mro__ if cls in STATUS_OF), default)
 
 
-def from_validation(error: ValidationError, first: int = 0) -> Problem:
-    """Return a problem that names each wrong place with a JSON pointer (RFC 6901).
+def from_validation(error: ValidationError, first_index: int = 0) -> Problem:
+    """Return a problem that names each wrong place with a JSON pointer (RFC 6901), up to 100 of them.
 
-    If only a slice of a list was checked, `first` is the place of the first item of the slice.
+    If only a slice of a list was checked, `first_index` is the index of the slice's first item in the list.
     """
     errors = [
-        {"pointer": pointer(_with_offset(entry["loc"], first)), "message": entry["msg"]}
-        for entry in error.errors(include_url=False, include_context=False, include_input=False)[:100]
+        {"pointer": pointer(_with_offset(wrong["loc"], first_index)), "message": wrong["msg"]}
+        for wrong in error.errors(include_url=False, include_context=False, include_input=False)[:100]
     ]
     return Problem(422, f"{error.error_count()} of the values are not valid", errors=errors)
 
@@ -174,6 +176,7 @@ def install(app: Quart) -> None:
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
+        # An answer 405 must name the methods of the route (RFC 9110).
         headers = dict(error.get_headers()) if error.code == 405 else {}
         allow = {"Allow": headers["Allow"]} if "Allow" in headers else None
         detail = error.description or TITLES.get(error.code or 500, "Error")

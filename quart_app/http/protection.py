@@ -17,10 +17,11 @@ from quart_app.http.clients import is_address
 from quart_app.http.problems import Problem
 from quart_app.settings import AppSettings, split
 
+#: The header that says what a page may load. Our HTML pages have their own policy in place of the one in `HEADERS`.
+POLICY_HEADER = "Content-Security-Policy"
 #: Headers of every answer. They tell a browser to believe the content type, and neither to run the answer nor to show
-#: it in a frame. Our HTML pages have their own policy in place of this one.
-POLICY = "Content-Security-Policy"
-HEADERS = {"X-Content-Type-Options": "nosniff", POLICY: "default-src 'none'; frame-ancestors 'none'"}
+#: it in a frame.
+HEADERS = {"X-Content-Type-Options": "nosniff", POLICY_HEADER: "default-src 'none'; frame-ancestors 'none'"}
 #: Ends of names that no registry gives to anybody (RFC 6761, RFC 6762, RFC 8375, and ICANN for `internal`).
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa", ".test")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
@@ -30,10 +31,10 @@ _ALLOWED_SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
 
 def protect(headers: Headers) -> None:
     """Add `HEADERS` to an answer. If the answer has a policy already, that one stays."""
-    # Not `POLICY in headers`: to find out that a header is not there, Werkzeug raises an exception inside.
-    has_policy = any(name == POLICY for name, _ in headers)
+    # Not `POLICY_HEADER in headers`: to find out that a header is not there, Werkzeug raises an exception inside.
+    has_policy = any(name == POLICY_HEADER for name, _ in headers)
     for name, value in HEADERS.items():
-        if name != POLICY or not has_policy:
+        if name != POLICY_HEADER or not has_policy:
             headers.add(name, value)
 
 
@@ -43,8 +44,8 @@ class Hosts:
     def __init__(self, settings: AppSettings) -> None:
         sites = [_ALLOWED_SITE.fullmatch(site.lower()) for site in split(settings.allowed_hosts)]
         names = {site["name"] for site in sites if site is not None and site["name"]}
-        #: from ALLOWED_HOSTS: `*`, the ends of the names `*.example.org`, and the other names
         self._allows_any = "*" in names
+        #: `.example.org` for each name `*.example.org`
         self._allowed_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
         self._allowed_names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
         self._is_allowed = lru_cache(maxsize=1024)(self._decide)

@@ -40,4 +40,4 @@ def test_an_occupancy_is_bounded_in_all_and_per_source() -> None:
     assert occupancy.take("a", 4, is_proxy=True)
     assert occupancy.total == 10
     occupancy.give_back("a", 10)
-    assert occupancy.total == 0 and not occupancy._of
+    assert occupancy.total == 0 and not occupancy._amounts

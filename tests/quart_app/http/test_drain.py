@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quart_app.http.drain import last_call
+from quart_app.http.drain import stop_accepting
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -42,7 +42,7 @@ async def test_who_had_connected_is_served(listening: socket.socket) -> None:
     with connect(listening) as early:
         early.sendall(b"question")
         serving = asyncio.create_task(serve_one(listening, 0.05))
-        await last_call(listening, 0.5)
+        await stop_accepting(listening, 0.5)
         listening.close()
         await serving
         assert early.recv(100) == b"answer to question"
@@ -50,7 +50,7 @@ async def test_who_had_connected_is_served(listening: socket.socket) -> None:
 
 async def test_who_comes_later_is_refused_at_once(listening: socket.socket) -> None:
     """A refused client has sent nothing, so a balancer may send any request to another replica."""
-    closing = asyncio.create_task(last_call(listening, 5))
+    closing = asyncio.create_task(stop_accepting(listening, 5))
     await asyncio.sleep(0.05)
     began = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
@@ -62,7 +62,7 @@ async def test_who_comes_later_is_refused_at_once(listening: socket.socket) -> N
 async def test_a_connection_may_send_its_request_late(listening: socket.socket) -> None:
     """A connection whose request has not arrived yet is not closed as idle."""
     began = time.monotonic()
-    await last_call(listening, 0.2)
+    await stop_accepting(listening, 0.2)
     assert time.monotonic() - began >= 0.2
 
 
@@ -70,14 +70,14 @@ async def test_a_socket_whose_queue_is_never_empty_stops_listening(listening: so
     """If nothing accepts, the wait still ends."""
     with connect(listening):
         async with asyncio.timeout(5):
-            await last_call(listening, 0.1)
+            await stop_accepting(listening, 0.1)
         with pytest.raises(ConnectionRefusedError):
             connect(listening)
 
 
 async def test_without_time_to_settle_nothing_is_touched(listening: socket.socket) -> None:
     """Without a balancer in front, there is nothing to wait for."""
-    await last_call(listening, 0)
+    await stop_accepting(listening, 0)
     connect(listening).close()
 
 
@@ -85,4 +85,4 @@ async def test_a_socket_that_never_listened_is_no_error() -> None:
     """A replica may be told to stop before it was ready."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        await last_call(bound, 0.01)
+        await stop_accepting(bound, 0.01)
