@@ -50,7 +50,7 @@ class CarryOver:
             known if self.lost_log_state is None else await asyncio.to_thread(merge, self.lost_log_state, known)
         )
 
-    def founded_on(self, base: KnownState | None) -> None:
+    def note_base(self, base: KnownState | None) -> None:
         """Note that the present log begins with this state."""
         self._contained_positions = {base.position} if base else set()
         self.lost_log_state = None
@@ -86,10 +86,11 @@ class CarryOver:
             lost_state.storage.snapshot(),
             known.storage.snapshot(),
         )
-        shards = difference(lost_records, present_records)
-        while shard_changes := await asyncio.to_thread(lambda: list(itertools.islice(shards, SHARDS_PER_STEP))):
+        differences = difference(lost_records, present_records)
+        while shard_changes := await asyncio.to_thread(lambda: list(itertools.islice(differences, SHARDS_PER_STEP))):
             for body in entries.carry_bodies(lost_position.log, itertools.chain.from_iterable(shard_changes)):
-                # `floor`: the entry must be newer than all fields that it carries (`entries.effect`).
+                # `floor` makes the stamp of the entry higher than the stamps of all fields that it carries; a reader
+                # refuses any other entry (`entries.effect`). Nobody waits for the entry by its name.
                 write_name = secrets.token_hex(8)
                 last_position = await grades_log.append(
                     entries.CARRY, body, reader_at=known.position, write=write_name, floor=lost_position.stamp
@@ -98,7 +99,7 @@ class CarryOver:
         return last_position
 
     async def _stray_snapshots(self, grades_log: Log) -> list[Snapshot]:
-        """Return the snapshots that the present log does not continue from."""
+        """Return the snapshots from which no replica can follow the present log."""
         on_disk = await self._keeper.snapshots.on_disk()
         return [snapshot for snapshot in on_disk if not await grades_log.holds(snapshot.position)]
 

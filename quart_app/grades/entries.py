@@ -66,7 +66,7 @@ def set_body(update: GradeUpdate) -> dict[str, Any]:
 
 
 def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
-    """Yield bodies of entries that carry records over from the log `of`, at most CARRIED_AT_ONCE records in each."""
+    """Yield bodies of entries that carry records over from the log `of`, at most MOST_CARRIED_RECORDS in each."""
     batch: list[dict[str, Any]] = []
     for user_id, changes in records:
         fields = {FIELDS[index]: [value, unpack_id(stamp)] for index, (value, stamp) in changes.items()}
@@ -81,7 +81,7 @@ def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[di
 def effect(entry: Entry) -> Effect:
     """Return what an entry changes. Raises UnreadableEntry."""
     try:
-        match entry.op:
+        match entry.op:  # with literals, because a bare name such as SET would match every operation
             case "set":
                 return _effect_of_set(entry)
             case "carry":
@@ -103,7 +103,7 @@ def _effect_of_set(entry: Entry) -> Effect:
 def _effect_of_carry(entry: Entry) -> Effect:
     carried = Carried.model_validate(entry.content())
     changes = [
-        (record.user_id, {FIELD_AT[name]: (value, pack_id(at)) for name, (value, at) in record.set.items()})
+        (record.user_id, {FIELD_AT[name]: (value, pack_id(entry_id)) for name, (value, entry_id) in record.set.items()})
         for record in carried.records
     ]
     newest = max((stamp for _, fields in changes for _, stamp in fields.values()), default=0)

@@ -11,7 +11,7 @@ from quart_app.grades import backup
 from quart_app.grades.backup import Header
 from quart_app.grades.storage import Frozen, Storage
 
-#: Most ancestors that a log remembers.
+#: Most ancestors that a log remembers. The first line of each backup names all of them.
 LINEAGE_MAX = 32
 
 
@@ -29,7 +29,7 @@ class KnownState:
         """All logs whose changes may be in the records."""
         return union(self.continues, (self.position.log,))
 
-    def describe(self, now_ms: int | None, *, orphaned: bool = False) -> tuple[Header, Frozen]:
+    def header_and_records(self, now_ms: int | None, *, orphaned: bool = False) -> tuple[Header, Frozen]:
         """Return the header of a backup and the records of this moment.
 
         `now_ms` is the time of Redis's clock. If it is None, the header has the time of the last entry.
@@ -52,10 +52,11 @@ def merge(first: KnownState, second: KnownState) -> KnownState:
         for user_id, record in shard.items():
             newer.storage.add(user_id, record)
     older.storage.forget()
+    # The log of `newer` is in its position, and no log continues itself.
     return KnownState(newer.storage, newer.position, union(older.lineage, newer.continues))
 
 
-async def stream(header: Header, state: Frozen) -> AsyncGenerator[bytes, None]:
+async def backup_chunks(header: Header, state: Frozen) -> AsyncGenerator[bytes, None]:
     """Yield a backup in chunks, each made in a thread. The records in `state` are freed afterwards."""
     chunks = backup.write(header, state)
     try:

@@ -9,7 +9,7 @@ from mesh.journal import View
 from quart_app.panels import Panel, PanelFigure, PanelItem, counted
 
 #: The field of the roster row that says how far a replica has applied the log; "" while it restores.
-POSITION = "grades"
+POSITION_FIELD = "grades"
 
 
 def panel_of(view: View | None, members: Sequence[Member]) -> Panel:
@@ -19,8 +19,8 @@ def panel_of(view: View | None, members: Sequence[Member]) -> Panel:
     """
     newest = view.newest.position.number if view else 0
     oldest = view.oldest.position.number if view else 0
-    followers = [member for member in members if member.leased and POSITION in member.load]
-    restoring = [member for member in followers if not member.load[POSITION]]
+    followers = [member for member in members if member.leased and POSITION_FIELD in member.load]
+    restoring = [member for member in followers if not member.load[POSITION_FIELD]]
     phrase = f"{counted(len(restoring), 'replica')} restoring grades" if restoring else ""
     return Panel(
         "grades",
@@ -36,7 +36,7 @@ def panel_of(view: View | None, members: Sequence[Member]) -> Panel:
 
 
 def _item(member: Member, newest: int) -> PanelItem:
-    text = member.load[POSITION]
+    text = member.load[POSITION_FIELD]
     if not text.isdecimal():
         return PanelItem(member.replica, "restoring", ["It answers 503 until it has the state."], bad=True)
     behind = max(0, newest - int(text))

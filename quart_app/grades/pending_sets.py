@@ -59,9 +59,9 @@ class PendingSets:
         finally:
             del self._pending[write_name]
 
-    def confirm(self, write: str, storage: Storage) -> None:
+    def confirm(self, write_name: str, storage: Storage) -> None:
         """Answer a change whose entry has just been applied."""
-        pending = self._pending.get(write)
+        pending = self._pending.get(write_name)
         if pending is not None:
             _answer_with_record(pending, storage)
 

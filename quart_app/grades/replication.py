@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 RETRY_S = 0.25
 #: Longest time in seconds that applying entries holds the event loop.
 APPLY_SLICE_S = 0.01
-#: Time limit, in seconds, of a leaving replica's question to Redis: can a replica with this state still follow the log?
+#: How long, in seconds, a leaving replica waits for Redis to say whether the log continues from the replica's state.
 LOG_CHECK_TIMEOUT_S = 1.0
 
 
@@ -65,7 +65,7 @@ MOVES = {
 
 
 class Replication:
-    """The grades of one replica. Inside a block of `following` they follow a log. Their state outlives the block."""
+    """The grades of one replica. They follow a log while a block of `following` runs, and are kept after it."""
 
     def __init__(self, settings: GradesSettings, metrics: GradesMetrics) -> None:
         self._metrics = metrics
@@ -99,7 +99,7 @@ class Replication:
 
     def get(self, user_id: str) -> UserGrade | None:
         """Return a user's grade after the last entry that this replica applied. Raises Unavailable while restoring."""
-        return self._ready_state().storage.get(user_id)
+        return self._require_known().storage.get(user_id)
 
     async def set(self, update: GradeUpdate) -> UserGrade:
         """Append a change to the log, wait until this replica has applied it, and return the merged record.
@@ -107,14 +107,14 @@ class Replication:
         Raises Unavailable. If the grades are being restored or the log cannot be reached, nothing was changed. If the
         log did not confirm the change in time, the change may still be applied later.
         """
-        reader_at = self._ready_state().position
+        reader_at = self._require_known().position
         if not self._reachable:
             raise Unavailable("the log cannot be reached; nothing was changed, retry after 1 s", retry_after=1)
-        return await self.sets.set(update, self._open_log, reader_at)
+        return await self.sets.set(update, self._present_log, reader_at)
 
-    def describe(self) -> tuple[Header, Frozen]:
+    def header_and_records(self) -> tuple[Header, Frozen]:
         """Return a backup of this moment: its header, and its records. Raises Unavailable while restoring."""
-        return self._ready_state().describe(self._open_log.now_ms())
+        return self._require_known().header_and_records(self._present_log.now_ms())
 
     # Restoring and following the log
 
@@ -154,6 +154,7 @@ class Replication:
             except (RedisError, MeshError, OSError) as error:
                 self._reachable = False
                 log.warning("log cannot be followed", reason=str(error))
+            # Random, so that the replicas do not all come back to Redis at the same moment.
             await asyncio.sleep(RETRY_S * (0.5 + random.random()))
 
     def _move(self, new_state: State, explanation: str = "") -> None:
@@ -165,14 +166,14 @@ class Replication:
         self.state, self.explanation = new_state, explanation
         (self._ready.set if new_state is State.READY else self._ready.clear)()
 
-    def _ready_state(self) -> KnownState:
+    def _require_known(self) -> KnownState:
         if self.state is not State.READY or self._known is None:
             raise Unavailable(self.explanation, retry_after=1)
         return self._known
 
     async def _restore(self) -> None:
         while self._known is None:
-            restored = await self._restorer.restore(self._open_log, self._peers)
+            restored = await self._restorer.restore(self._present_log, self._peers)
             if restored is None:
                 if self._restorer.explanation:
                     self._move(State.RESTORING, self._restorer.explanation)
@@ -180,38 +181,39 @@ class Replication:
                 continue
             # The whole state was verified before this assignment, so no part of a bad backup is ever served.
             self._known, self._ready_at_number = restored.known, None
-            # Both are entry numbers. The next snapshot is due `snapshot_every` entries after this entry.
+            # The number of an entry. The next snapshot is due `snapshot_every` entries after it.
             self.keeper.counted_from = restored.snapshot_from
             # `_apply` never sees the entries that the restored state contains, so their changes are answered here.
             self.sets.confirm_up_to(restored.known)
             if restored.must_save:
-                # The empty set: when this snapshot is on disk, no carried-over file is deleted.
-                await self.keeper.save(restored.known, self._open_log, set())
+                # The empty set, so no carried-over file is deleted: its content may be in an earlier log only, and not
+                # in this state.
+                await self.keeper.save(restored.known, self._present_log, set())
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         known = self._known
         assert known is not None
-        async with self._open_log.follow(known.position) as tail:
+        async with self._present_log.follow(known.position) as tail:
             while True:
                 await self._apply(known, await tail.read())
                 self._reachable = True
                 if tail.at_end and self.state is not State.READY:
                     await self._finish_restoring(known)
                 if self.state is State.READY and self.keeper.is_due(known.position):
-                    self.keeper.start(tasks, self._ready_state, self._open_log, self._carry_over.carried_files)
+                    self.keeper.start(tasks, self._require_known, self._present_log, self._carry_over.carried_files)
 
     async def _apply(self, known: KnownState, batch: Sequence[Entry]) -> None:
         """Apply entries. Position and records change together, so other tasks always see a consistent state."""
         pause_at = time.perf_counter() + APPLY_SLICE_S
         for entry in batch:
             try:
-                _apply_one(known, entries.effect(entry))
+                _apply_effect(known, entries.effect(entry))
             except entries.UnreadableEntry as error:
                 self._metrics.unreadable.inc()
                 log.error("unreadable entry skipped", reason=str(error))
             known.position = entry.position
             self._metrics.applied.inc()
-            if entry.writer == self._open_log.writer:
+            if entry.writer == self._present_log.writer:
                 # `entry.write` is the name that this replica gave to the change when it appended the change.
                 self.sets.confirm(entry.write, known.storage)
             if time.perf_counter() > pause_at:
@@ -224,7 +226,7 @@ class Replication:
         Called while this replica is at the end of the log.
         """
         if self._ready_at_number is None:
-            self._ready_at_number = await self._carry_over.carry(known, self._open_log)
+            self._ready_at_number = await self._carry_over.carry(known, self._present_log)
         if known.position.number >= self._ready_at_number:
             self._move(State.READY)
             self._restorer.reset_patience()
@@ -233,23 +235,23 @@ class Replication:
     async def _save_orphans(self) -> None:
         """Write each state of this replica to disk if the log does not continue from it.
 
-        Perhaps no other replica has such a state. `CarryOver.lost_log_state` was not carried over into the present log
-        yet.
+        Perhaps no other replica has such a state. `_known` is the state of the grades now. `lost_log_state` comes from
+        a lost log, and is not carried over into the present log yet.
         """
         for known in (self._known, self._carry_over.lost_log_state):
             if known is not None and known.storage.count and not await self._log_continues_from(known):
-                await self.keeper.save_orphan(known, self._open_log)
+                await self.keeper.save_orphan(known, self._present_log)
 
     async def _log_continues_from(self, known: KnownState) -> bool:
         # Without an answer the result is False, so the state is saved.
         try:
             async with asyncio.timeout(LOG_CHECK_TIMEOUT_S):
-                return await self._open_log.holds(known.position)
+                return await self._present_log.holds(known.position)
         except (RedisError, MeshError, OSError):
             return False
 
     @property
-    def _open_log(self) -> Log:
+    def _present_log(self) -> Log:
         if self._log_or_none is None:
             raise Unavailable(self.explanation, retry_after=1)
         return self._log_or_none
@@ -264,7 +266,7 @@ class Replication:
         metrics.watch("sets_waiting", "changes that wait for their entry", lambda: len(self.sets))
 
 
-def _apply_one(known: KnownState, effect: entries.Effect) -> None:
+def _apply_effect(known: KnownState, effect: entries.Effect) -> None:
     for user_id, changes in effect.changes:
         known.storage.merge(user_id, changes)
     # The identities of older logs whose changes this log contains.

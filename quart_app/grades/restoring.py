@@ -109,7 +109,7 @@ class Restorer:
         if position is None:
             return None
         log.warning("log founded", log=position.log, continues=continues)
-        self._carry_over.founded_on(base)
+        self._carry_over.note_base(base)
         known = KnownState(base.storage if base else Storage(), position, continues)
         # The new log has no snapshot yet, so all its entries count until the first one is due.
         return Restored(known, 0, must_save=base is not None)

@@ -12,7 +12,7 @@ from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_querystring, document_request, document_response, security_scheme, tag
 
 from quart_app.grades.backup import MEDIA_TYPE, Header
-from quart_app.grades.known_state import stream
+from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import Replication
 from quart_app.grades.settings import GradesSettings
@@ -96,18 +96,18 @@ class GradesRoutes:
                 "this replica is already giving as many backups as it may; ask another one, or retry after 1 s",
                 retry_after=1,
             )
-        header, state = self._replication.describe()
-        body: Any = b"" if request.method == "HEAD" else self._stream(header, state)
+        header, records = self._replication.header_and_records()
+        body: Any = b"" if request.method == "HEAD" else self._stream(header, records)
         response = Response(body, content_type=MEDIA_TYPE, headers=_headers(header))
         response.timeout = self._settings.backup_timeout_s
         return response
 
-    async def _stream(self, header: Header, state: Frozen) -> AsyncIterator[bytes]:
+    async def _stream(self, header: Header, records: Frozen) -> AsyncIterator[bytes]:
         # The backup is counted from its first chunk, not earlier. If a response is never sent, its body is never
         # closed, and its backup would count for ever.
         self._backups_in_progress += 1
         try:
-            async with aclosing(stream(header, state)) as chunks:
+            async with aclosing(backup_chunks(header, records)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:

@@ -51,6 +51,7 @@ def create(context: Context) -> Service:
             yield
 
     async def read_panel(replica: Mesh) -> Panel:
+        # This log is only looked at. It opens no connection of its own, so it need not be closed.
         return panel.panel_of(
             await Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id).view(), await replica.roster()
         )
@@ -61,6 +62,6 @@ def create(context: Context) -> Service:
         private=[routes.private],
         lifespan=lifespan,
         trouble=lambda: replication.explanation,
-        told=lambda: {panel.POSITION: "" if replication.number is None else str(replication.number)},
+        told=lambda: {panel.POSITION_FIELD: "" if replication.number is None else str(replication.number)},
         panel=read_panel,
     )

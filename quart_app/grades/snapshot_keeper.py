@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from mesh import MeshError
 from mesh.journal import KEPT, Log, Position, Snapshots
 from quart_app.grades import backup
-from quart_app.grades.known_state import KnownState, stream
+from quart_app.grades.known_state import KnownState, backup_chunks
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.sources import File, Source
@@ -43,13 +43,15 @@ class SnapshotKeeper:
             self._metrics.snapshots.labels("failed").inc()
             log.error("no snapshot can be written", folder=str(self.snapshots.folder), reason=str(error))
 
-    async def sources(self, of: str | None = None) -> list[Source]:
+    async def sources(self, log_identity: str | None = None) -> list[Source]:
         """Return the snapshots of one log, or of all logs, the newest first."""
-        return [File(snapshot.path) for snapshot in await self.snapshots.on_disk(of)]
+        return [File(snapshot.path) for snapshot in await self.snapshots.on_disk(log_identity)]
 
-    async def newest_number(self, of: str, otherwise: int) -> int:
+    async def newest_number(self, log_identity: str, otherwise: int) -> int:
         """Return the number of the entry of a log's newest snapshot, or `otherwise` if there is no snapshot."""
-        return max((snapshot.position.number for snapshot in await self.snapshots.on_disk(of)), default=otherwise)
+        return max(
+            (snapshot.position.number for snapshot in await self.snapshots.on_disk(log_identity)), default=otherwise
+        )
 
     def is_due(self, position: Position) -> bool:
         """Return whether enough entries were applied since the last snapshot, and no snapshot is being written."""
@@ -80,6 +82,7 @@ class SnapshotKeeper:
                 if position.number - newest_number < self._settings.snapshot_every:
                     self.counted_from = newest_number
                 else:
+                    # Asked again, because the replica may have lost its log during the last await.
                     await self.save(current(), grades_log, carried)
         except (RedisError, MeshError, OSError) as error:
             log.warning("snapshot postponed", reason=str(error))
@@ -89,10 +92,10 @@ class SnapshotKeeper:
 
         `carried` are files whose content is in this state; they are deleted once the snapshot is durable.
         """
-        header, frozen = known.describe(grades_log.now_ms())
+        header, frozen = known.header_and_records(grades_log.now_ms())
         self.counted_from = header.number
         try:
-            await self.snapshots.save(header.position, stream(header, frozen))
+            await self.snapshots.save(header.position, backup_chunks(header, frozen))
             for path in carried:
                 path.unlink(missing_ok=True)
             carried.clear()
@@ -107,11 +110,11 @@ class SnapshotKeeper:
             await grades_log.trim(kept_snapshots[-1])
 
     async def save_orphan(self, known: KnownState, grades_log: Log) -> None:
-        """Write a state to disk whose log was not found. Perhaps no other replica has this state."""
-        header, frozen = known.describe(grades_log.now_ms(), orphaned=True)
+        """Write to disk a state whose log was not found. Perhaps no other replica has this state."""
+        header, frozen = known.header_and_records(grades_log.now_ms(), orphaned=True)
         try:
             async with asyncio.timeout(ORPHAN_TIMEOUT_S):
-                await self.snapshots.save(header.position, stream(header, frozen))
+                await self.snapshots.save(header.position, backup_chunks(header, frozen))
             log.warning("log not found; its state was written to disk", number=header.number)
         except (OSError, TimeoutError) as error:
             log.error("last snapshot failed", reason=str(error))

@@ -88,9 +88,11 @@ class Peer:
 FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError)
 
 
-async def peers(roster: Callable[[], Awaitable[Sequence[Member]]], own: str, settings: GradesSettings) -> list[Source]:
+async def peers(
+    roster: Callable[[], Awaitable[Sequence[Member]]], own_replica: str, settings: GradesSettings
+) -> list[Source]:
     """Return the other live replicas in random order, ready ones first."""
-    other_members = [member for member in await roster() if member.replica != own]
+    other_members = [member for member in await roster() if member.replica != own_replica]
     reachable_members = [member for member in other_members if member.leased and member.private]
     random.shuffle(reachable_members)
     reachable_members.sort(key=lambda member: (member.state != "ready", "grades" in member.not_ready))
@@ -131,7 +133,7 @@ async def load(source: Source, settings: GradesSettings, accept: Accept) -> tupl
                     await accept(reader.header)
                     is_header_accepted = True
         return await asyncio.to_thread(reader.result)
-    # Also after a cancellation, because freeing many records at once would hold the event loop.
+    # Catches a cancellation, too. Freeing many records here would hold the event loop, so a thread frees them.
     except BaseException:
         await asyncio.to_thread(reader.give_up)
         raise

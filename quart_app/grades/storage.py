@@ -20,7 +20,7 @@ from quart_app.grades.models import FIELDS, UserGrade
 
 #: How many fields a record has.
 N = len(FIELDS)
-FIELD_AT = {name: at for at, name in enumerate(FIELDS)}
+FIELD_AT = {name: index for index, name in enumerate(FIELDS)}
 #: The layout of a record: the values of all fields, then their stamps.
 RECORD = struct.Struct(f"<{N}q{N}Q")
 #: A record whose fields were never set.
@@ -28,7 +28,8 @@ NEW = RECORD.pack(*(0,) * (2 * N))
 
 #: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs.
 SHARDS = 4096
-#: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits.
+#: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another
+#: process has other hashes, and so other shards (see `difference`).
 SHARD_SHIFT = 40
 
 DIGEST_BYTES = 16
@@ -39,7 +40,7 @@ Shard = dict[str, bytes]
 Changes = Mapping[int, tuple[int, int]]
 
 
-def present(user_id: str, record: bytes) -> UserGrade:
+def grade_of(user_id: str, record: bytes) -> UserGrade:
     """Return the grade that a record holds."""
     values = RECORD.unpack(record)[:N]
     return UserGrade.model_construct(user_id=user_id, **dict(zip(FIELDS, values, strict=True)))
@@ -94,7 +95,7 @@ class Storage:
 
     @property
     def digest(self) -> str:
-        """A hash of all records. Two storages have the same digest exactly if their values and stamps are the same."""
+        """A hash of all records. Two storages have the same digest only if all values and stamps are the same."""
         return f"{self._digest:0{2 * DIGEST_BYTES}x}"
 
     def record(self, user_id: str) -> bytes | None:
@@ -104,7 +105,7 @@ class Storage:
     def get(self, user_id: str) -> UserGrade | None:
         """Return a user's grade, or None."""
         record = self.record(user_id)
-        return None if record is None else present(user_id, record)
+        return None if record is None else grade_of(user_id, record)
 
     def merge(self, user_id: str, changes: Changes) -> bytes:
         """Merge changes into a user's record and return the result. An unknown user is added, even without changes."""
@@ -147,7 +148,10 @@ class Storage:
 
 
 def difference(of: Frozen, against: Frozen) -> Iterator[list[tuple[str, Changes]]]:
-    """Yield, for each shard, the users and changes that the state `of` has and the state `against` lacks."""
+    """Yield, for each shard, the users and changes that the state `of` has and the state `against` lacks.
+
+    Both states are of this process, so each user has the same shard in both.
+    """
     for ours, theirs in zip(of.shards, against.shards, strict=True):
         changed_users = []
         for user_id, record in ours.items():

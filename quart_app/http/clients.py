@@ -88,7 +88,7 @@ class Clients:
     def __init__(self, settings: AppSettings) -> None:
         self.proxies = Proxies(settings.trusted_proxies)
         self.connections = Occupancy(settings.max_connections, settings.max_connections_per_source)
-        #: bytes of the bodies of requests that are not answered yet; a single body of the greatest size always has room
+        #: bytes of the bodies of requests that are not answered yet; no bound is below MAX_BODY_BYTES
         self.bodies = Occupancy(
             max(settings.max_open_bodies_bytes, settings.max_body_bytes),
             max(settings.max_open_bodies_bytes_per_source, settings.max_body_bytes),

@@ -119,14 +119,14 @@ class Node:
         return await self.replication.set(GradeUpdate(user_id=user_id, **fields))
 
     async def backup(self) -> bytes:
-        header, state = self.replication.describe()
+        header, state = self.replication.header_and_records()
         return self.spoil(b"".join([chunk async for chunk in stream(header, state)]))
 
     def digest(self) -> str:
-        return self.replication.describe()[0].digest
+        return self.replication.header_and_records()[0].digest
 
     def number(self) -> int:
-        return self.replication.describe()[0].number
+        return self.replication.header_and_records()[0].number
 
     def snapshots(self) -> list[Path]:
         return sorted(self.disk.glob("*.csv.gz"))

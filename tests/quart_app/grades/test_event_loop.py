@@ -13,7 +13,7 @@ import pytest
 from bench.grades import POSITION, Watch, filled
 from quart_app.grades import backup
 from quart_app.grades.backup import BadBackup, Header
-from quart_app.grades.known_state import stream
+from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.sources import File, load
 from quart_app.grades.storage import Storage
@@ -61,7 +61,7 @@ async def test_making_a_backup_does_not_hold_the_loop() -> None:
     grades = filled(RECORDS)
     header = described(grades)
     async with Watch(grades) as watch:
-        size = sum([len(chunk) async for chunk in stream(header, grades.snapshot())])
+        size = sum([len(chunk) async for chunk in backup_chunks(header, grades.snapshot())])
     assert size > 10 * RECORDS and watch.changes > 10
     assert watch.held_ms < MOST_MS
 
@@ -96,7 +96,7 @@ async def test_a_state_is_freed_in_steps() -> None:
 async def test_a_backup_that_is_not_read_to_its_end_is_freed(grades: Storage) -> None:
     """A client that hangs up does not keep the old shards in memory."""
     state = dataclasses.replace(grades.snapshot())
-    chunks: AsyncIterator[bytes] = stream(described(grades), state)
+    chunks: AsyncIterator[bytes] = backup_chunks(described(grades), state)
     await anext(chunks)
     await chunks.aclose()  # type: ignore[attr-defined]
     assert state.shards == []

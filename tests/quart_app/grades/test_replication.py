@@ -14,7 +14,7 @@ from mesh import Unavailable
 from mesh.journal.journal import Log
 from mesh.journal.snapshots import Snapshots
 from quart_app.grades import backup
-from quart_app.grades.known_state import stream
+from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import MOVES, State
 from tests.support.grades import LOG_KEY, Node, Nodes, eventually, verified
@@ -241,7 +241,7 @@ async def test_while_it_restores_no_old_state_is_shown(nodes: Nodes) -> None:
     with pytest.raises(Unavailable):
         two.replication.get("user-1")
     with pytest.raises(Unavailable):
-        two.replication.describe()
+        two.replication.header_and_records()
     release.set()
     await two.start()
     await nodes.agree()
@@ -277,7 +277,7 @@ async def test_an_unreadable_entry_is_skipped_by_all_alike(nodes: Nodes) -> None
     await one.set("alice", spp=1)
     await nodes.agree()
     assert two.replication._metrics.unreadable._value.get() == 9
-    assert two.replication.describe()[0].count == 1
+    assert two.replication.header_and_records()[0].count == 1
 
 
 # A lost log
@@ -288,13 +288,13 @@ async def test_when_the_log_is_deleted_no_grade_is_lost(nodes: Nodes) -> None:
     three = await nodes.up("one", "two", "three")
     await fill(three[0], 20)
     digest = await nodes.agree()
-    old = three[0].replication.describe()[0].log
+    old = three[0].replication.header_and_records()[0].log
     await nodes.redis.flushall()
     await eventually(
         lambda: all(node.is_ready and node.replication._known.position.log != old for node in three), "new"
     )
     assert await nodes.agree() == digest
-    assert all(old in node.replication.describe()[0].continues for node in three)
+    assert all(old in node.replication.header_and_records()[0].continues for node in three)
     await three[1].set("user-1", spp=77)
     await nodes.agree()
     assert three[2].replication.get("user-1").spp == 77
@@ -360,7 +360,7 @@ async def test_a_log_founded_by_an_empty_node_gets_the_old_grades(nodes: Nodes) 
     await nodes.agree()
     assert new.replication.get("user-1").spp == 9
     assert new.replication.get("user-2").spp == 1
-    assert new.replication.describe()[0].count == 7
+    assert new.replication.header_and_records()[0].count == 7
 
 
 async def test_an_empty_log_is_replaced_by_a_survivor(nodes: Nodes) -> None:
@@ -383,15 +383,15 @@ async def test_a_snapshot_of_another_mesh_is_never_mixed_in(nodes: Nodes) -> Non
     (one,) = await nodes.up("one")
     await fill(one, 3)
     await one.pause()
-    header, state = one.replication._known.describe(None)
-    await Snapshots(nodes.folder / "two", "csv.gz").save(header.position, stream(header, state))
+    header, state = one.replication._known.header_and_records(None)
+    await Snapshots(nodes.folder / "two", "csv.gz").save(header.position, backup_chunks(header, state))
     await one.kill()
     await nodes.redis.flushall()
     (three,) = await nodes.up("three")
     await three.set("bob", spp=1)
     (two,) = await nodes.up("two")
     await nodes.agree()
-    assert two.replication.describe()[0].count == 1
+    assert two.replication.header_and_records()[0].count == 1
     assert two.restores("disk", "refused") == 1
     assert len(two.snapshots()) == 1
 
@@ -511,7 +511,7 @@ async def test_a_backup_is_of_one_moment_while_changes_go_on(nodes: Nodes) -> No
     """Changes after its first byte are not in it and do not wait for it."""
     (one,) = await nodes.up("one")
     await fill(one, 100)
-    header, state = one.replication.describe()
+    header, state = one.replication.header_and_records()
     chunks = []
     for number, chunk in enumerate(backup.write(header, state)):
         chunks.append(chunk)
