@@ -47,21 +47,21 @@ def union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
 
 def merge(first: KnownState, second: KnownState) -> KnownState:
     """Return one state with the records of both, at the later position. Use neither of the two states afterwards."""
-    older, newer = sorted((first, second), key=lambda known: known.position.stamp)
-    for shard in older.storage.snapshot().shards:
+    older_state, newer_state = sorted((first, second), key=lambda known: known.position.stamp)
+    for shard in older_state.storage.snapshot().shards:
         for user_id, record in shard.items():
-            newer.storage.add(user_id, record)
-    older.storage.forget()
-    # The log of `newer` is in its position, and no log continues itself.
-    return KnownState(newer.storage, newer.position, union(older.lineage, newer.continues))
+            newer_state.storage.add(user_id, record)
+    older_state.storage.forget()
+    # The log of `newer_state` is in its position, and no log continues itself.
+    return KnownState(newer_state.storage, newer_state.position, union(older_state.lineage, newer_state.continues))
 
 
-async def backup_chunks(header: Header, state: Frozen) -> AsyncGenerator[bytes, None]:
-    """Yield a backup in chunks, each made in a thread. The records in `state` are freed afterwards."""
-    chunks = backup.write(header, state)
+async def backup_chunks(header: Header, records: Frozen) -> AsyncGenerator[bytes, None]:
+    """Yield a backup in chunks, each made in a thread. The records are freed afterwards."""
+    chunks = backup.write(header, records)
     try:
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             if chunk:
                 yield chunk
     finally:
-        await asyncio.to_thread(state.forget)
+        await asyncio.to_thread(records.forget)

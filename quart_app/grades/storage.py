@@ -28,8 +28,8 @@ NEW = RECORD.pack(*(0,) * (2 * N))
 
 #: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs.
 SHARDS = 4096
-#: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another
-#: process has other hashes, and so other shards (see `difference`).
+#: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another process
+#: has other hashes, and so other shards (see `difference`).
 SHARD_SHIFT = 40
 
 DIGEST_BYTES = 16
