@@ -54,7 +54,7 @@ class Panel:
     items: Sequence[PanelItem] = ()
 
 
-#: What an act is applied to, by the names of the form's fields.
+#: What an act is applied to, such as the id of a request: the values of the form's fields by their names.
 About = Mapping[str, str]
 
 
@@ -103,9 +103,9 @@ def duration(milliseconds: int) -> str:
     return f"{seconds / 86_400:.0f} days"
 
 
-def shortened(text: str, most: int) -> str:
-    """Return a text cut to so many characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def shortened(text: str, max_length: int) -> str:
+    """Return a text, cut to `max_length` characters if it is longer."""
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 def data_size(count: int) -> str:

@@ -46,14 +46,15 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: Time for accepted connections to send their request (`stop_accepting`), as a share of DRAIN_MS and in addition to it.
+#: After DRAIN_MS the replica refuses new connections. For this further share of DRAIN_MS, connections that it has
+#: accepted may still send their request (`stop_accepting`).
 SETTLE_SHARE = 0.25
 #: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
 END_OF_WORK_S = 10.0
 #: The first and the longest pause before joining again. The pause grows until a membership has lasted for `STEADY_S`.
 JOIN_AGAIN_S, LONGEST_PAUSE_S, STEADY_S = 0.1, 5.0, 10.0
 LOST = "this replica lost its lease and joins the mesh again"
-#: Longest wait for the last log lines, because the process must end before its lease does.
+#: Longest wait for the last log lines. It is short: if the process still holds its lease, it must end before the lease.
 LAST_LINES_S = 0.05
 
 
@@ -74,7 +75,7 @@ class Process:
         self._must_leave = asyncio.Event()
         #: how long to serve on while a balancer notices; a signal may shorten it
         self._drain_ms = settings.drain_ms
-        #: set once this replica has been ready, and in any case when it leaves, so that nothing waits for it any more
+        #: set once this replica has been ready. A replica that leaves sets it, too, because `_serve_http` waits for it
         self._opened = asyncio.Event()
         #: set when both ports must take no new requests, and when both have answered their last request
         self._close_http = asyncio.Event()
@@ -85,9 +86,11 @@ class Process:
         )
         # The objects made so far stay for good. A search for garbage among them took a seventh of the time of a batch.
         gc.freeze()
+        # `__main__` has disabled the search for the start.
         gc.enable()
-        # A pass over 100,000 young objects takes 8 ms. A pass over 400,000 takes 40 ms, and would hold the event loop
-        # for too long. A pass over all objects takes longer the more work is in progress, so it comes rarely.
+        # Every 5th pass goes over 5 * 20,000 young objects and takes 8 ms. A pass over 400,000 takes 40 ms, which would
+        # hold the event loop for too long. A pass over all objects takes longer the more work is in progress, so it
+        # comes only after 1000 of these.
         gc.set_threshold(20_000, 5, 1000)
 
     async def run(self) -> None:
@@ -149,12 +152,12 @@ class Process:
         await self._must_leave.wait()
         log.info("draining")
         self._app.reason = "this replica is about to leave"
-        replica = self._app.context.membership
-        if replica is None or not self._opened.is_set():
+        mesh = self._app.context.membership
+        if mesh is None or not self._opened.is_set():
             # This replica is not ready, so there is no work to finish. It may wait for a lease, which may never come.
             membership_task.cancel()
         else:
-            replica.drain()
+            mesh.drain()
             await asyncio.sleep(self._drain_ms / 1000)
         self._close_http.set()
         self._opened.set()
@@ -164,7 +167,7 @@ class Process:
         """Join the mesh, and join again after each lost lease, until this replica leaves."""
         delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
         while True:
-            joining_since_s = time.monotonic()
+            began_at_s = time.monotonic()
             try:
                 await self._be_member(sockets)
                 return
@@ -178,9 +181,10 @@ class Process:
                 self._app.context.membership = None
             if self._must_leave.is_set():
                 return
+            # For an error of Redis, the reason also says what Redis answered. A MeshError is only logged.
             cause = failures.translate(error)
             self._app.reason = LOST if cause is None or isinstance(error, MeshError) else f"{LOST}: {cause.detail}"
-            if time.monotonic() - joining_since_s > STEADY_S:
+            if time.monotonic() - began_at_s > STEADY_S:
                 delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
             await asyncio.sleep(next(delays))
 
@@ -189,18 +193,18 @@ class Process:
         untrusted_since_s = math.inf
         while True:
             await asyncio.sleep(END_OF_WORK_S / 10)
-            replica = self._app.context.membership
-            if replica is None or replica.trusted:
+            mesh = self._app.context.membership
+            if mesh is None or mesh.trusted:
                 untrusted_since_s = math.inf
             elif untrusted_since_s == math.inf:
                 untrusted_since_s = time.monotonic()
             elif time.monotonic() - untrusted_since_s > END_OF_WORK_S:
-                log.critical("work of a lost membership does not end", replica=replica.id, waited_s=END_OF_WORK_S)
+                log.critical("work of a lost membership does not end", replica=mesh.id, waited_s=END_OF_WORK_S)
                 _end_at_once(EXIT_AGAIN)
 
     async def _be_member(self, sockets: Sockets) -> None:
         """Join the mesh and serve, until this replica leaves or the membership ends with an error."""
-        membership = join(
+        joining = join(
             *self._app.operations,
             settings=self._mesh_settings,
             public=sockets.address(sockets.public),
@@ -209,7 +213,7 @@ class Process:
             applicant=self._show_why_it_waits,
             ready=False,
         )
-        async with membership as mesh:
+        async with joining as mesh:
             self._app.context.membership = mesh
             mesh.replica.on_drain(lambda: self._begin_leaving(self._settings.drain_ms))
             self._app.reason = "the services are starting"
@@ -287,11 +291,12 @@ def main() -> int:
     logs.configure(settings)
     status = uvloop.run(run(settings, mesh_settings))
     if status == EXIT_AGAIN:
+        # This process cannot trust its own state.
         _end_at_once(status)
     return status
 
 
 def _end_at_once(status: int) -> None:
-    """End without the interpreter's own cleaning up, which could take longer than the rest of a lease."""
+    """End without the interpreter's cleaning up, which could last longer than a lease that this process still holds."""
     logs.drain(LAST_LINES_S)
     os._exit(status)

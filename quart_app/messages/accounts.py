@@ -127,7 +127,7 @@ class Accounts:
             is_match = await self.passwords.matches(hashed, password.get_secret_value(), is_known=attempt.is_known)
         except Busy:
             # No password was compared, so the attempt must not count.
-            await self.limiter.give_back(attempt)
+            await self.limiter.refund(attempt)
             raise
         if user is not None and is_match and user.is_active:
             await self.limiter.excuse(attempt)

@@ -23,7 +23,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mesh import MeshError, Script
-from quart_app.messages.users import redis_at_work
+from quart_app.messages.users import translated_redis_errors
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +96,7 @@ class IdempotencyKeys:
 
     async def run(self, script: str, name: str, *arguments: str | int) -> Any:
         """Run one of the scripts on the claim, whose Redis key is `name`."""
-        async with redis_at_work():
+        async with translated_redis_errors():
             return await SCRIPTS[script].run(self._redis, [name], *arguments)
 
 

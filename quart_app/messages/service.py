@@ -58,6 +58,7 @@ class Messages:
         )
         intake = self._intake(replica)
         try:
+            # In a thread, because the load of the rules for addresses and passwords would hold the event loop.
             await asyncio.to_thread(identity.load)
             await self._ensure_first_admin(accounts)
             async with intake.open():
@@ -72,8 +73,8 @@ class Messages:
         quota = self._quota(replica)
         free, paid = ProviderClient(settings.free_url, settings), ProviderClient(settings.paid_url, settings)
         delivery = Delivery(quota, free, paid, Users(redis), self._metrics, settings)
-        keys = IdempotencyKeys(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
-        return MessageIntake(keys, delivery)
+        idempotency_keys = IdempotencyKeys(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
+        return MessageIntake(idempotency_keys, delivery)
 
     def _quota(self, replica: Mesh) -> Quota:
         settings = self._settings

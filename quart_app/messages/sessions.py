@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 
 from mesh import Script
 from quart_app.messages.settings import MessageSettings
-from quart_app.messages.users import User, redis_at_work, user_key
+from quart_app.messages.users import User, translated_redis_errors, user_key
 
 ALGORITHM = "HS256"
 #: The claims (fields, RFC 7519) of every token. `sub` is the id of the account, `jti` that of the session or device.
@@ -66,7 +66,7 @@ class Keys:
 
 
 def key_id(secret: str) -> str:
-    """Return a name for a secret. The name does not reveal the secret."""
+    """Return a name for a secret, 12 digits of a hash. The name does not reveal the secret."""
     return hashlib.sha256(b"name of the key " + secret.encode()).hexdigest()[:12]
 
 
@@ -75,7 +75,7 @@ async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
     previous_secret = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
     if settings.jwt_secret:
         return Keys(settings.jwt_secret.get_secret_value(), previous_secret)
-    async with redis_at_work():
+    async with translated_redis_errors():
         # Read first: when memory is full, the server refuses every SET, even one that would change nothing.
         if not (stored_secret := await redis.get(SIGNING_KEY)):
             await redis.set(SIGNING_KEY, secrets.token_urlsafe(48), nx=True)
@@ -98,7 +98,7 @@ class Sessions:
     async def check(self, token: str | None) -> Session:
         """Return the session of a token. Raises NotLoggedIn."""
         claims = self._verified_claims(token, self._settings.jwt_audience)
-        async with redis_at_work():
+        async with translated_redis_errors():
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.time()
             pipeline.exists(_revocation_key(claims["jti"]))
@@ -114,7 +114,7 @@ class Sessions:
 
     async def end(self, session: Session) -> None:
         """Make the session's token invalid on every replica."""
-        async with redis_at_work():
+        async with translated_redis_errors():
             # One second more than the token, so that a token never outlives its revocation.
             await REVOKE.run(self._redis, [_revocation_key(session.id)], session.expires_s + 1)
 
@@ -129,7 +129,7 @@ class Sessions:
         except NotLoggedIn:
             return None
         # A change of the password raises the generation, so no device is known afterwards. The expiry is compared with
-        # the clock of this process. If that clock is wrong, the device at worst loses its own attempts.
+        # the clock of this process. If that clock is wrong, the device at worst counts as a stranger.
         is_known = (
             user is not None
             and (claims["sub"], claims.get("generation")) == (user.id, user.generation)
@@ -157,7 +157,7 @@ class Sessions:
         """Return the claims of a token if its signature is right. The caller checks its times. Raises NotLoggedIn."""
         if not token:
             raise NotLoggedIn("log in first")
-        # PyJWT would compare the times with the clock of this process, so it compares none of them.
+        # PyJWT would compare the times with the clock of this process, so the options turn these checks off.
         try:
             secret = self._keys.named()[str(jwt.get_unverified_header(token).get("kid"))]
             claims: dict[str, Any] = jwt.decode(
@@ -174,7 +174,7 @@ class Sessions:
         return claims
 
     async def _redis_now_s(self) -> int:
-        async with redis_at_work():
+        async with translated_redis_errors():
             seconds, _ = await self._redis.time()
         return int(seconds)
 
@@ -184,6 +184,7 @@ def _is_current(claims: dict[str, Any], now_s: int) -> bool:
 
 
 def _refuse_unless_integers(claims: dict[str, Any], claim_names: Sequence[str]) -> None:
+    """Raise NotLoggedIn unless these claims are integers. PyJWT does not check times that it does not compare."""
     if not all(isinstance(claims[name], int) for name in claim_names):
         raise NotLoggedIn("this is not a session token; log in again")
 

@@ -130,6 +130,7 @@ class MessageSettings(BaseSettings):
     @property
     def work_ms(self) -> int:
         """The longest time for a message, besides its `max_wait_ms`: a probe, then both providers at their slowest."""
-        # A try may wait for `connect_timeout_ms` twice: for a place in the pool, and for the connection itself.
+        # A try may wait for `connect_timeout_ms` twice: for a place in the pool, and for the connection itself. A pause
+        # comes before it. The last 2 s are for everything else.
         connecting_ms = self.connect_tries * (2 * self.connect_timeout_ms + LONGEST_PAUSE_MS)
         return self.probe_wait_ms + 2 * (connecting_ms + self.provider_timeout_ms) + 2_000

@@ -93,7 +93,7 @@ class User:
 
 
 @asynccontextmanager
-async def redis_at_work() -> AsyncIterator[None]:
+async def translated_redis_errors() -> AsyncIterator[None]:
     """Raise Busy if Redis is full, and Unavailable for any other failure of Redis.
 
     So a failure never looks like an absent account.
@@ -132,11 +132,11 @@ class Users:
         return _must_exist(User.of(new_account))
 
     async def find(self, user_id: str) -> User | None:
-        async with redis_at_work():
+        async with translated_redis_errors():
             return User.of(await self._redis.hgetall(user_key(user_id)))
 
     async def find_by_email(self, email: str) -> User | None:
-        async with redis_at_work():
+        async with translated_redis_errors():
             user_id = await self._redis.get(_email_key(email))
         return await self.find(str(user_id)) if user_id else None
 
@@ -162,12 +162,14 @@ class Users:
         redis_keys = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
         arguments = [user_id, by.id, new_flags.get("is_active", ""), new_flags.get("paid_access", "")]
         _raise_for(await self._run("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry))
+        # The script has added the entry to the audit stream. The log gets it here.
         audit.say("access changed", **facts)
         return _must_exist(await self.find(user_id))
 
     async def set_admin(self, email: str, *, is_admin: bool) -> bool:
         """Make an account an administrator, or end that. Return False if nothing had to be changed.
 
+        Only the commands `mesh admin promote` and `mesh admin demote` call this.
         Raises NoSuchAccount, LastAdministrator.
         """
         user = await self.find_by_email(email)
@@ -183,8 +185,9 @@ class Users:
 
     async def first_admin_email(self) -> str | None:
         """Return the address under which the first administrator was recorded, or None if none was recorded yet."""
-        async with redis_at_work():
+        async with translated_redis_errors():
             stored = await self._redis.hgetall(FIRST_ADMIN)
+        # Without an id, the address is only reserved, and no administrator has been recorded yet.
         return str(stored["email"]) if "id" in stored else None
 
     async def create_first_admin(
@@ -208,15 +211,15 @@ class Users:
         )
         return outcome  # type: ignore[no-any-return]
 
-    async def renew_hash(self, user: User, password: str) -> None:
+    async def renew_hash(self, user: User, new_hash: str) -> None:
         """Replace the hash by a new one of the same password, unless the password was changed meanwhile.
 
         No session ends.
         """
-        await self._run("renew_hash", [user_key(user.id)], user.password, password)
+        await self._run("renew_hash", [user_key(user.id)], user.password, new_hash)
 
     async def _run(self, name: str, redis_keys: list[str], *arguments: str | int) -> str:
-        async with redis_at_work():
+        async with translated_redis_errors():
             return str(await SCRIPTS[name].run(self._redis, redis_keys, *arguments))
 
 

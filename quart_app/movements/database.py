@@ -167,6 +167,7 @@ def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | Non
             "timeout": connect_timeout_s(url, timeout_s),
             "command_timeout": command_timeout_s,
         }
+        # The server is named in `dsn`, so the URL here names only the driver.
         engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, **options)
         event.listen(engine.sync_engine, "checkout", _check_connection)
         return engine
@@ -177,7 +178,7 @@ def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | Non
 
 
 def _check_connection(connection: Any, record: Any, proxy: Any) -> None:
-    """Ping a pooled connection before it is used. If no answer comes within PING_S, replace all pooled connections.
+    """Ping a pooled connection before it is used. Replace all pooled connections if no answer comes in PING_TIMEOUT_S.
 
     SQLAlchemy's own ping would wait for the whole command time-out, and the caller would get the error.
     """
@@ -206,9 +207,9 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Begin a transaction. A writing one locks the database at once.
+    """Begin a transaction. A transaction that writes locks the database at once.
 
-    SQLite can refuse the lock to a transaction that has already read.
+    If it read first and took the lock later, SQLite could refuse the lock.
     """
     writing = connection.get_execution_options().get("writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

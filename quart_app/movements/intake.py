@@ -46,7 +46,7 @@ def _attributes(fields: Mapping[str, str]) -> object:
     if "data" not in fields:
         raise UnreadableEvent("the entry has neither a field body nor a field data")
     time = fields.get("time", "")
-    # Fields of a stream are texts. A longer number is no time, so it stays a text, which `Event` refuses.
+    # Fields of a stream are texts. A number of 20 digits or more is no time, so it stays a text, which `Event` refuses.
     return {
         **fields,
         "time": int(time) if time.isascii() and time.isdecimal() and len(time) < 20 else time,
@@ -81,7 +81,7 @@ class Intake:
         self._metrics.duplicates.inc(stored.duplicates)
         for movement_id in {event.data.movement_id for event in stored.new}:
             self._on_changed(movement_id)
-        for index in stored.taken:
+        for index in stored.refused:
             source, id = events[index].key
             refused[ids[index]] = f"an event of source {source!r} with id {id!r} and another content is stored already"
         return refused
@@ -96,7 +96,10 @@ class Intake:
         return stored
 
     async def is_done(self, entry: DeliveredEvent) -> bool:
-        """Return whether the event of an entry is stored. Raises Unavailable."""
+        """Return whether the event of an entry is stored. Raises Unavailable.
+
+        The event consumer asks before it buries an event whose consumers died.
+        """
         try:
             return await self._store.has(read_event(entry.fields))
         except UnreadableEvent:

@@ -45,7 +45,7 @@ class Warehouses:
         self._base_time = datetime.now(UTC).replace(microsecond=0)
 
     def movement(self) -> tuple[Message, Message]:
-        """Return a departure and its arrival, with the same id. In one of ten movements some items are lost."""
+        """Return a departure and its arrival. In one of ten movements some items are lost."""
         sender, receiver = self._random.sample(self._warehouses, 2)
         id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
         departed = self._base_time - timedelta(seconds=self._random.randrange(86_400))
@@ -72,7 +72,10 @@ class Warehouses:
 def message(
     id: UUID, at: Warehouse, movement_id: UUID, product_id: UUID, event: str, moment: datetime, quantity: int
 ) -> Message:
-    """Return a message in the form of the retailer's warehouses."""
+    """Return a message in the form of the retailer's warehouses.
+
+    Both messages of a movement have the same `id`, because an event's identity is its `source` and `id` together.
+    """
     return {
         "id": str(id),
         "source": at.source,

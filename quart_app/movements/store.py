@@ -22,17 +22,17 @@ Key = tuple[str, str]
 class Stored:
     """The result of storing some events."""
 
-    #: the new events; their rows are committed
+    #: the events that were not stored before; their rows are committed now
     new: list[Event] = field(default_factory=list)
     #: number of events that were stored before, or that repeat another event of the same call
     duplicates: int = 0
-    #: indexes of the events that are refused, because their identity is stored with another content
-    taken: set[int] = field(default_factory=set)
+    #: indexes of the events whose identity is stored with another content
+    refused: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class Deficit:
-    """All items that departed before their arrival was known."""
+    """All items whose departure from a warehouse is stored, but not yet their arrival there."""
 
     #: number of pairs of warehouse and product
     products: int
@@ -54,7 +54,7 @@ class MovementStore:
     async def add(self, events: Sequence[Event]) -> Stored:
         """Store the events in one transaction. An event that comes several times is stored once.
 
-        An event whose identity is stored with another content changes nothing; its index is in `taken`.
+        An event whose identity is stored with another content changes nothing; its index is in `refused`.
         """
         stored, first_by_key = Stored(), _first_of_each(events)
         if not first_by_key:
@@ -73,12 +73,13 @@ class MovementStore:
         for index, event in enumerate(events):
             if event.key in new_keys and event is first_by_key[event.key]:
                 stored.new.append(event)
+            # The event repeats one of this call, or one that was stored before. Its content must be the same.
             elif _event_content(event) == (
                 _event_content(first_by_key[event.key]) if event.key in new_keys else stored_contents[event.key]
             ):
                 stored.duplicates += 1
             else:
-                stored.taken.add(index)
+                stored.refused.add(index)
         return stored
 
     async def has(self, event: Event) -> bool:

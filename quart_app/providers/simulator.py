@@ -59,8 +59,11 @@ class Provider:
     refused: int = 0
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=MOST_CALLS_KEPT))
 
-    def see(self, message: str, id: str = "") -> float | None:
-        """Count a request that has just come. Return None if it is accepted, else the seconds until the block ends."""
+    def receive(self, message: str, id: str = "") -> float | None:
+        """Accept or refuse a request, and count it. Return the seconds until the block ends, or None if it is accepted.
+
+        `id` is its Idempotency-Key.
+        """
         wait_s = self.window.take(time.monotonic()) if self.window else None
         self.calls.append(Call(time.time(), message, "taken" if wait_s is None else "refused", id))
         if wait_s is None:
@@ -86,7 +89,7 @@ def create_app(provider: Provider) -> Quart:
     @app.post("/")
     async def take() -> Response:
         message = (await read_json(TypeAdapter(Message))).message
-        wait_s = provider.see(message, request.headers.get("Idempotency-Key", ""))
+        wait_s = provider.receive(message, request.headers.get("Idempotency-Key", ""))
         if wait_s is not None:
             raise provider.refusal(wait_s)
         await asyncio.sleep(provider.latency_s)

@@ -2,12 +2,11 @@
 
 An attempt is admitted before its password is hashed and compared, so a refused attempt costs no hash. An admitted
 attempt is charged to counters in Redis, each of which lives for a window of time. If the password was right, the
-attempt is excused: the charge is taken back. Who tries decides which counters are charged:
+attempt is excused: the charge is taken back. Who tries decides which of the counters below are charged:
 
-    a device that once logged in (a signed cookie)     this device on this account
-    a source that registered the account or logged in  this source on this account; this source on accounts that know it
-    anybody else                                       this source on this account; this source on accounts that do not
-                                                       know it; this account, for all strangers together
+    a device that once logged in (a signed cookie)                    pair
+    a source that registered the account or logged in (it is known)   pair, known-source
+    anybody else (a stranger)                                         pair, source, account
 
 So one source cannot try one password on many accounts, and many sources cannot try many passwords on one account.
 Neither attack locks the owner out: strangers never use up the attempts of a known device or source.
@@ -37,7 +36,7 @@ from mesh import Busy, MeshError, Script, Unavailable, failures
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")
 
-#: Bits of an IPv6 address that make a source: a household or an office has a network of this size of its own.
+#: All IPv6 addresses with the same first bits, so many, are one source. A household or an office has such a network.
 IPV6_PREFIX = 64
 #: How long an account knows a source after a login from there.
 KNOWN_MS = 30 * 86_400_000
@@ -51,14 +50,14 @@ class TooManyAttempts(Busy):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most attempts within one window. Successful attempts do not count."""
+    """The most attempts within one window. Successful attempts do not count."""
 
     #: of one source or one device on one account
     tries: int = 10
     window_s: float = 300
     #: of one source on all accounts: it may be an office behind one address, or an attacker who tries many accounts
     source_tries: int = 50
-    #: of all strangers together on one account: hundreds of guesses a day, where a good password needs millions
+    #: of all strangers together on one account. 100 in 300 s are 28,800 guesses a day; a good password needs millions
     account_tries: int = 100
     #: new accounts of one source; each costs a hash and stays in Redis
     registrations: int = 200
@@ -90,7 +89,8 @@ class CredentialLimiter:
     async def admit(self, account: str, source: str | None, device: str | None = None) -> Attempt:
         """Admit one attempt on an account, or raise TooManyAttempts.
 
-        `device` is the id of a device that the account knows, proved by its cookie.
+        `account` is an e-mail address, or for Basic authentication the name of a login. `device` is the id of a device
+        that the account knows, proved by its cookie.
         """
         limits, keys = self._limits, _keys(account, network(source), device)
         arguments = [
@@ -112,7 +112,7 @@ class CredentialLimiter:
         """Take back what an attempt was charged and remember its source, because its password was right."""
         await self._take_back(attempt, KNOWN_MS)
 
-    async def give_back(self, attempt: Attempt) -> None:
+    async def refund(self, attempt: Attempt) -> None:
         """Take back what an attempt was charged, because its password was never compared."""
         await self._take_back(attempt, 0)
 

@@ -15,8 +15,8 @@ from quart_app.values.pace import Pace
 
 #: A longer answer is sent in pieces of about this size, and between two pieces the event loop does other work.
 PIECE_BYTES = 1 << 16
-#: How many elements are written in one piece of work.
-ELEMENTS_A_PIECE = 50
+#: How many elements are written between two calls of `pace`, which lets the event loop do other work.
+ELEMENTS_BETWEEN_PACES = 50
 #: A client has this long to read an answer of several pieces. Meanwhile its bytes count against the budget.
 SEND_S = 60.0
 
@@ -26,8 +26,8 @@ def element(value: str, factors: str) -> bytes:
     return f'{{"value":{value},"prime_factors":{notation.array(factors)}}}'.encode()
 
 
-#: For the conversion of the text of a search to JSON: spaces between factors become commas, and the prefix of a value,
-#: which says its length, is removed.
+#: A search returns a text that `elements` turns into JSON. The spaces between factors become commas. Before a value
+#: stands a prefix that says its length, one letter or "z" and four digits; it is removed.
 _SPACES_TO_COMMAS, _PREFIX_LETTERS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
 _LONG_PREFIX = re.compile(rb"z\d{4}")
 
@@ -36,13 +36,13 @@ _LONG_PREFIX = re.compile(rb"z\d{4}")
 _BEFORE_FACTORS, _BETWEEN_ELEMENTS = b',"prime_factors":[', b']},{"value":'
 
 
-def elements(found: str) -> tuple[bytes, int]:
+def elements(search_text: str) -> tuple[bytes, int]:
     """Return the elements for the text of a search ("c136=2 2 2 17;c137=137"), and their number. Commas separate them.
 
     The factors must have no exponents. A few calls of C functions do all the work, however many values there are. The
     number of elements follows from how much longer the text becomes when each "=" is replaced.
     """
-    text = found.encode()
+    text = search_text.encode()
     if b"z" in text:
         text = _LONG_PREFIX.sub(b"", text)
     text = text.translate(_SPACES_TO_COMMAS, _PREFIX_LETTERS)
@@ -70,9 +70,9 @@ class Array:
             self._cut_piece()
 
     async def extend(self, items: Iterable[tuple[str, str]], pace: Pace) -> None:
-        """Append values and their factors, a piece of work at a time."""
+        """Append values and their factors. Wait for `pace` between them, so that other work is not held up."""
         for number, (value, factors) in enumerate(items):
-            if number % ELEMENTS_A_PIECE == ELEMENTS_A_PIECE - 1:
+            if number % ELEMENTS_BETWEEN_PACES == ELEMENTS_BETWEEN_PACES - 1:
                 await pace()
             self.add(element(value, factors))
 
@@ -102,12 +102,15 @@ class Answers:
         return self.send(array.pieces(head, tail))
 
     def send(self, pieces: list[bytes]) -> Response:
-        """Return a response of these pieces of JSON. Raises Busy if the budget has no room for two or more pieces."""
+        """Return a response of these pieces of JSON. A response of one piece needs no room in the budget.
+
+        Raises Busy if the budget has no room for a longer response.
+        """
         if len(pieces) == 1:
             return Response(pieces[0], content_type="application/json")
         size = sum(map(len, pieces))
         self.budget.take(size)
-        response = Response(_sent(pieces), content_type="application/json")
+        response = Response(_each_piece(pieces), content_type="application/json")
         response.content_length = size
         # Quart ends the response if it is not sent within this time.
         response.timeout = SEND_S
@@ -116,7 +119,7 @@ class Answers:
         return response
 
 
-async def _sent(pieces: list[bytes]) -> AsyncIterator[bytes]:
+async def _each_piece(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
         # Let the event loop do other work between two pieces.

@@ -113,7 +113,7 @@ async def test_an_attempt_that_was_not_compared_is_given_back(shared: Redis) -> 
     """Giving an attempt back does not make its source known to the account."""
     limiter = CredentialLimiter(shared, LIMITS)
     for _ in range(20):
-        await limiter.give_back(await limiter.admit(ANN, ATTACKER))
+        await limiter.refund(await limiter.admit(ANN, ATTACKER))
     assert not (await limiter.admit(ANN, ATTACKER)).is_known
 
 
@@ -124,7 +124,7 @@ async def test_a_window_ends(shared: Redis) -> None:
     with pytest.raises(TooManyAttempts):
         await limiter.admit(ANN, ATTACKER)
     await asyncio.sleep(0.3)
-    await limiter.give_back(attempt)
+    await limiter.refund(attempt)
     assert await limiter.admit(ANN, ATTACKER)
     for key in await shared.keys("shared:credentials:*"):
         assert await shared.pttl(key) > 0, key
