@@ -127,6 +127,7 @@ class Process:
 
         async def stop_public() -> None:
             await self._close_http.wait()
+            # Not `sockets.common`: the refusal would hold for the other replicas that accept from this socket, too.
             await stop_accepting(sockets.public, self._drain_ms / 1000 * SETTLE_SHARE)
 
         async with asyncio.TaskGroup() as tasks:

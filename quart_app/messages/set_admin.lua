@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Make an account an administrator, or end that. Only the command line runs this. It runs when memory is full, too: it
--- replaces what is there.
+-- Make an account an administrator, or end that. Only the command line runs this. It may run when memory is full,
+-- because it adds only a few bytes.
 -- KEYS[1]  hash    the account
 -- KEYS[2]  set     ids of the active administrators
 -- KEYS[3]  stream  the audit log

@@ -10,6 +10,7 @@ from quart_app.providers.launch import environment
 from quart_app.security.credentials import Limits
 from quart_app.security.identity import normal_email, normal_password, why_weak
 
+#: The default URLs: providers on this machine, at the ports that the task text names.
 _LOCAL_PROVIDERS = environment()
 _URL = TypeAdapter(AnyHttpUrl)
 #: The least number of bytes of a signing key for HS256 (RFC 7518, section 3.2).

@@ -158,7 +158,7 @@ class Users:
         """
         new_flags = {name: str(int(is_set)) for name, is_set in changes.items()}
         facts = {"user": user_id, "actor": by.id, "source": source, **new_flags}
-        audit_entry = audit.entry("access changed", **facts)
+        audit_entry = audit.entry_words("access changed", **facts)
         redis_keys = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
         arguments = [user_id, by.id, new_flags.get("is_active", ""), new_flags.get("paid_access", "")]
         _raise_for(await self._run("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry))
@@ -175,7 +175,7 @@ class Users:
         user = await self.find_by_email(email)
         if user is None:
             raise NoSuchAccount
-        audit_entry = audit.entry(
+        audit_entry = audit.entry_words(
             "administrator promoted" if is_admin else "administrator demoted", user=user.id, actor="cli"
         )
         redis_keys = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
@@ -202,7 +202,7 @@ class Users:
         new_account = _new_account(email, password or "", is_admin=True)
         # An administrator who already has this address is recorded as the first one.
         user_id = present_owner.id if present_owner is not None and present_owner.is_admin else new_account["id"]
-        audit_entry = audit.entry("first administrator recorded", user=user_id, actor="settings")
+        audit_entry = audit.entry_words("first administrator recorded", user=user_id, actor="settings")
         redis_keys = [FIRST_ADMIN, _email_key(email), user_key(user_id), ADMINISTRATORS, keys.AUDIT]
         fields = _as_arguments(new_account) if password is not None else []
         # The script needs the number of words in the audit entry, because the fields of the account follow them.

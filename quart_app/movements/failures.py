@@ -91,6 +91,6 @@ def _sqlstate(error: BaseException) -> str:
 
 
 def _driver_text(error: BaseException) -> str:
-    """Return the driver's own sentence, without our statement and its data."""
+    """Return the start of the driver's own text, without our statement and its data."""
     original = _original(error)
     return f"{type(original).__name__}: {original}".splitlines()[0][:200]

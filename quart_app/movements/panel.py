@@ -36,6 +36,7 @@ def panel_of(info: Any, pending: int, oldest_ms: int | None) -> Panel:
     """
     length = info["length"] if info else 0
     is_old = oldest_ms is not None and oldest_ms > OLD_MS
+    # An entry that has just come may be newer than `now_ms`, which is an estimate of Redis's clock.
     age = f"the oldest came {duration(max(0, oldest_ms))} ago" if oldest_ms is not None else "all are stored"
     return Panel(
         "movements",

@@ -35,15 +35,15 @@ class MovementRoutes:
         """Return a movement: its sender and receiver, how long it took, and how many items are missing."""
         product_text = request.args.get("product_id")
         product_id = None if product_text is None else _uuid(product_text, "product_id")
-        answer = await self._ledger.movement(_uuid(movement_id, "movement_id"), product_id)
-        return _found_or_404(answer, "no event names this movement, or this product in it")
+        movement = await self._ledger.movement(_uuid(movement_id, "movement_id"), product_id)
+        return _found_or_404(movement, "no event names this movement, or this product in it")
 
     @_tagged
     @document_response(Stock)
     async def stock(self, warehouse_id: str, product_id: str) -> Response:
         """Return how many items of a product a warehouse has."""
-        answer = await self._ledger.stock(_uuid(warehouse_id, "warehouse_id"), _uuid(product_id, "product_id"))
-        return _found_or_404(answer, "no event names this product in this warehouse")
+        stock = await self._ledger.stock(_uuid(warehouse_id, "warehouse_id"), _uuid(product_id, "product_id"))
+        return _found_or_404(stock, "no event names this product in this warehouse")
 
 
 def _uuid(text: str, name: str) -> UUID:
@@ -53,7 +53,7 @@ def _uuid(text: str, name: str) -> UUID:
         raise Problem(422, f"{name} is not a UUID", errors=[{"pointer": f"/{name}", "message": "not a UUID"}]) from None
 
 
-def _found_or_404(answer: BaseModel | None, not_found: str) -> Response:
-    if answer is None:
+def _found_or_404(model: BaseModel | None, not_found: str) -> Response:
+    if model is None:
         raise Problem(404, not_found)
-    return Response(answer.model_dump_json(), content_type="application/json")
+    return Response(model.model_dump_json(), content_type="application/json")

@@ -56,9 +56,9 @@ class MovementStore:
 
         An event whose identity is stored with another content changes nothing; its index is in `refused`.
         """
-        stored, first_by_key = Stored(), _first_of_each(events)
+        result, first_by_key = Stored(), _first_of_each(events)
         if not first_by_key:
-            return stored
+            return result
         # All replicas insert rows in the same order, so that two replicas with the same events cannot deadlock.
         rows = [_row(first_by_key[key]) for key in sorted(first_by_key)]
         async with self._database.writing() as connection:
@@ -72,15 +72,15 @@ class MovementStore:
             stored_contents = {(row.source, row.event_id): _row_content(row) for row in stored_rows}
         for index, event in enumerate(events):
             if event.key in new_keys and event is first_by_key[event.key]:
-                stored.new.append(event)
+                result.new.append(event)
             # The event repeats one of this call, or one that was stored before. Its content must be the same.
             elif _event_content(event) == (
                 _event_content(first_by_key[event.key]) if event.key in new_keys else stored_contents[event.key]
             ):
-                stored.duplicates += 1
+                result.duplicates += 1
             else:
-                stored.refused.add(index)
-        return stored
+                result.refused.add(index)
+        return result
 
     async def has(self, event: Event) -> bool:
         """Return whether exactly this event is stored."""

@@ -38,8 +38,8 @@ def leg(steps: Sequence[Step]) -> Leg:
     arrivals = [step for step in steps if step.direction is Direction.ARRIVAL]
     # `min` and `max` compare the times first.
     departure, arrival = min(departures, default=None), max(arrivals, default=None)
-    departed = sum(step.quantity for step in departures) if departures else None
-    arrived = sum(step.quantity for step in arrivals) if arrivals else None
+    departure_quantity = sum(step.quantity for step in departures) if departures else None
+    arrival_quantity = sum(step.quantity for step in arrivals) if arrivals else None
     products = {step.product_id for step in steps}
     return Leg(
         sender=departure and departure.warehouse_id,
@@ -50,17 +50,19 @@ def leg(steps: Sequence[Step]) -> Leg:
         elapsed_seconds=(arrival.occurred_at - departure.occurred_at).total_seconds()
         if departure and arrival
         else None,
-        departure_quantity=departed,
-        arrival_quantity=arrived,
-        quantity_difference=None if departed is None or arrived is None else arrived - departed,
+        departure_quantity=departure_quantity,
+        arrival_quantity=arrival_quantity,
+        quantity_difference=(
+            None if departure_quantity is None or arrival_quantity is None else arrival_quantity - departure_quantity
+        ),
         status=_status_of_leg(bool(departures), bool(arrivals)),
     )
 
 
-def _status_of_leg(departed: bool, arrived: bool) -> Status:
-    if departed and arrived:
+def _status_of_leg(has_departed: bool, has_arrived: bool) -> Status:
+    if has_departed and has_arrived:
         return Status.COMPLETED
-    return Status.IN_TRANSIT if departed else Status.DEPARTURE_MISSING
+    return Status.IN_TRANSIT if has_departed else Status.DEPARTURE_MISSING
 
 
 def status_of(parts: Sequence[Status]) -> Status:

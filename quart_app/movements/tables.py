@@ -93,5 +93,5 @@ warehouses = Table(
     # The latest `occurred_at` of all events, so it does not depend on the order of events either.
     Column("updated_at", UtcDateTime, nullable=False),
 )
-_SHORT = warehouses.c.deficit > 0
-Index("warehouses_in_deficit", warehouses.c.deficit, sqlite_where=_SHORT, postgresql_where=_SHORT)
+_IN_DEFICIT = warehouses.c.deficit > 0
+Index("warehouses_in_deficit", warehouses.c.deficit, sqlite_where=_IN_DEFICIT, postgresql_where=_IN_DEFICIT)

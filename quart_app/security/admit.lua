@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Admit one attempt to use a password, and charge it as a failure until it is known to be right. Its few small keys expire
--- soon, so it runs when memory is full: nobody is logged out by data.
+-- Admit one attempt to use a password, and charge it as a failure until it is known to be right. It may run when memory
+-- is full, because its few small keys expire soon. So people can log in even then.
 -- KEYS[1]  string   exists while this source is known for this account
 -- KEYS[2]  counter  attempts of the source on accounts that do not know it
 -- KEYS[3]  counter  attempts of the source on accounts that know it
@@ -8,7 +8,7 @@
 -- KEYS[5]  counter  attempts on this account from everybody who is not known
 -- ARGV     length of a window in ms, bound of a source, bound of an account for one source or device,
 --          bound of an account for everybody, 1 if the device is known
--- Returns {ms until the next attempt (0: admitted), 1 if the last attempt of some window was used up,
+-- Returns {ms until the next attempt (0: admitted), 1 if a counter has reached its bound with this attempt,
 --          numbers of the keys charged}.
 local known, source, known_source, pair, account = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local window_ms, source_bound, pair_bound, account_bound = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])

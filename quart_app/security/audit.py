@@ -19,11 +19,12 @@ from mesh import keys
 
 log = structlog.get_logger("audit")
 
-#: Entries that one replica adds to the stream within a second; further ones are only logged.
+#: Entries that one replica adds to the stream within a second; further ones are only logged. So a flood of events costs
+#: Redis only so many writes.
 MAX_PER_SECOND = 100
 
 
-def entry(event: str, **facts: str | None) -> list[str]:
+def entry_words(event: str, **facts: str | None) -> list[str]:
     """Return the words of one stream entry; facts that are None are left out."""
     fields = {"event": event, **{name: fact for name, fact in facts.items() if fact is not None}}
     return [word for field in fields.items() for word in field]
@@ -49,7 +50,7 @@ class Audit:
         if not self._may_write():
             return
         try:
-            words = entry(event, **facts)
+            words = entry_words(event, **facts)
             await self._redis.execute_command("XADD", keys.AUDIT, "MAXLEN", "~", keys.AUDIT_KEPT, "*", *words)
         except (RedisError, OSError) as error:
             log.warning("audit entry not written", security_event=event, error=type(error).__name__)

@@ -36,7 +36,7 @@ from mesh import Busy, MeshError, Script, Unavailable, failures
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")
 
-#: All IPv6 addresses with the same first bits, so many, are one source. A household or an office has such a network.
+#: IPv6 addresses with this many first bits in common are one source. A household or an office has such a network.
 IPV6_PREFIX = 64
 #: How long an account knows a source after a login from there.
 KNOWN_MS = 30 * 86_400_000
@@ -86,13 +86,13 @@ class CredentialLimiter:
         self._redis = redis
         self._limits = limits
 
-    async def admit(self, account: str, source: str | None, device: str | None = None) -> Attempt:
+    async def admit(self, account: str, address: str | None, device: str | None = None) -> Attempt:
         """Admit one attempt on an account, or raise TooManyAttempts.
 
         `account` is an e-mail address, or for Basic authentication the name of a login. `device` is the id of a device
         that the account knows, proved by its cookie.
         """
-        limits, keys = self._limits, _keys(account, network(source), device)
+        limits, keys = self._limits, _keys(account, source_of(address), device)
         arguments = [
             round(limits.window_s * 1000),
             limits.source_tries,
@@ -116,9 +116,9 @@ class CredentialLimiter:
         """Take back what an attempt was charged, because its password was never compared."""
         await self._take_back(attempt, 0)
 
-    async def admit_registration(self, source: str | None) -> None:
-        """Count a new account of this source. Raises TooManyAttempts."""
-        key = f"shared:credentials:registrations:{network(source)}"
+    async def admit_registration(self, address: str | None) -> None:
+        """Count a new account from the source of this address. Raises TooManyAttempts."""
+        key = f"shared:credentials:registrations:{source_of(address)}"
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.incr(key)
@@ -130,10 +130,10 @@ class CredentialLimiter:
         if registrations > self._limits.registrations:
             raise _too_many_attempts("too many new accounts from this address", window_left_ms)
 
-    async def remember(self, account: str, source: str | None) -> None:
-        """Make a source known to an account, such as the source from which the account was just registered."""
+    async def remember(self, account: str, address: str | None) -> None:
+        """Make the source of an address known to an account, such as the source of a registration."""
         try:
-            await self._redis.set(_keys(account, network(source), None)[0], "1", px=KNOWN_MS)
+            await self._redis.set(_keys(account, source_of(address), None)[0], "1", px=KNOWN_MS)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
 
@@ -144,17 +144,17 @@ class CredentialLimiter:
             raise _unavailable(error) from error
 
 
-def network(source: str | None) -> str:
+def source_of(address: str | None) -> str:
     """Return the source that an address belongs to: the address itself, or the network of an IPv6 address."""
     try:
-        address = ipaddress.ip_address(source or "")
+        ip = ipaddress.ip_address(address or "")
     except ValueError:
         return "unknown"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is None:
-            return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))
-        address = address.ipv4_mapped
-    return str(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is None:
+            return str(ipaddress.ip_network((ip, IPV6_PREFIX), strict=False))
+        ip = ip.ipv4_mapped
+    return str(ip)
 
 
 def fingerprint(account: str) -> str:

@@ -35,9 +35,10 @@ def _is_sequence(folded: str) -> bool:
 
 
 def _bare_forms(folded: str) -> set[str]:
-    """Return a password without the digits and signs around it, once as it is and twice with disguised letters plain.
+    """Return three forms of a password without the digits and signs around it.
 
-    The letters are made plain after the digits and signs are removed, and before.
+    In the second form, letters replace the digits and signs inside that look like them (`_PLAIN_LETTERS`). In the third
+    form they are replaced first, so those at the ends become letters, too, and stay.
     """
     return {bare(folded), bare(folded).translate(_PLAIN_LETTERS), bare(folded.translate(_PLAIN_LETTERS))}
 

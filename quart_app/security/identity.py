@@ -13,6 +13,7 @@ from quart_app.security.guessable import bare, is_guessable
 MIN_PASSWORD = 8
 #: Bounds the cost of hashing one password.
 MAX_PASSWORD = 256
+#: SMTP allows 256 characters for an address and the angle brackets around it (RFC 5321, section 4.5.3.1.3).
 MAX_EMAIL = 254
 
 

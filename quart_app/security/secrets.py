@@ -40,6 +40,7 @@ def refuse_open_redis(host: str, settings: RedisSettings) -> None:
     """Raise SetupError if this replica would use a Redis of another machine without a password, or with a known one."""
     url = urlsplit(settings.url.get_secret_value() if settings.url is not None else "")
     servers = [server for server, _ in settings.sentinel_addresses] or [url.hostname or settings.host]
+    # With a client certificate, Redis knows the replica without a password.
     if all(map(is_loopback, servers)) or "ssl_certfile" in parse_qs(url.query):
         return
     password = settings.password

@@ -1,7 +1,7 @@
 -- Stores a new job, unless there are too many unfinished jobs, or all kept jobs together take too many bytes.
 -- KEYS: job, kept, open, size   (see jobs.py)
--- ARGV: id, bytes of the job, most unfinished jobs, most bytes of all kept jobs, ms for which a job without work is kept,
---       field, text, ...
+-- ARGV: id, bytes of the job, bound of the number of unfinished jobs, bound of the bytes of all kept jobs,
+--       ms after which the job expires unless its work is sent before, field, text, ...
 -- Returns one of these lists, with moments in ms:
 --   {"admitted", when the job was created}
 --   {"open", now, facts of an unfinished job, ...}: there are too many; the facts are the first eight FIELDS of jobs.py
@@ -30,11 +30,12 @@ if redis.call('EXISTS', kept_key) == 0 then
   kept_size = 0
   redis.call('DEL', size_key)
 elseif redis.call('EXISTS', size_key) == 1 then
+  -- A key that is gone stays gone here, because SET would make it without an expiry.
   redis.call('SET', size_key, text(kept_size), 'KEEPTTL')
 end
 
--- Removes from the list of unfinished jobs those whose time is over, and those that have finished. The time of a job that never
--- got its work, because its replica died, is over soon.
+-- Removes from the list of unfinished jobs those whose deadline has passed, and those that have finished. If a replica
+-- dies before it has sent the work of a job, the job's deadline here is still the early one that is set below.
 redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. text(now))
 local facts = {}
 for _, other in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
@@ -47,6 +48,7 @@ if #facts >= most_open then return {'open', text(now), unpack(facts)} end
 -- A job that alone is larger than the bound is admitted if no other job is kept.
 local missing = kept_size > 0 and kept_size + size - most_size or 0
 if missing > 0 then
+  -- Finds out when enough of the jobs that expire next are gone. Only 1000 jobs are counted, to bound the time.
   local moment, from = now, 0
   while missing > 0 do
     local rows = redis.call('ZRANGE', kept_key, from, from + 99, 'WITHSCORES')
@@ -63,6 +65,7 @@ redis.call('HSET', job_key, 'created', text(now), 'size', ARGV[2], unpack(ARGV, 
 redis.call('ZADD', kept_key, text(now + hold_ms), id .. ' ' .. ARGV[2])
 redis.call('ZADD', open_key, text(now + hold_ms), id)
 redis.call('INCRBY', size_key, ARGV[2])
+-- Each key lives at least as long as this job: NX sets the expiry of a key that has none, GT moves an earlier expiry.
 for _, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, hold_ms, 'NX')
   redis.call('PEXPIRE', key, hold_ms, 'GT')

@@ -9,7 +9,9 @@ from mesh import Busy
 
 
 class Budget:
-    """A bound (`most`) for the amounts that pieces of work take while they last; `what` is the unit in the error text.
+    """A bound for work in progress. Each piece of work takes an amount while it lasts, and the sum is at most `most`.
+
+    `what` is the unit of the amounts in the error text.
 
     While nothing is taken, any amount is granted, even an amount above the bound. Otherwise a large request could never
     run. Other code bounds the size of each request.

@@ -2,10 +2,11 @@
 -- Deletes an unfinished job for an operator, and adds an entry to the audit log.
 -- KEYS: job, kept, open, size (see jobs.py), audit log
 -- ARGV: id, actor, source, length of the audit log
--- Returns {values of the job, how many of these are neither found nor failed}; nothing if there is no such job. If the second
--- number is 0, the job is finished, and the script does not delete it.
+-- Returns {number of values of the job, how many of them have neither factors nor an error yet}; nothing if there is no
+-- such job. If the second number is 0, the job is finished, and the script does not delete it.
 local job_key, kept_key, open_key, size_key, audit_key, id = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[1]
 
+-- The text of forget_job.lua takes the place of the next line. It defines `forget`.
 --[[ forget_job.lua ]]
 local values, left = unpack(redis.call('HMGET', job_key, 'values', 'left'))
 if not values then return end

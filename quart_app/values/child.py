@@ -22,7 +22,7 @@ Slice = tuple[Factoring, str | None]
 
 #: About how long a slice of curves takes.
 SLICE_S = 0.5
-#: How long after the deadline of its slice the system kills a process that the pool has not killed.
+#: How long after the deadline the system kills a process that still computes, in case the pool is gone.
 GRACE_S = 5.0
 
 _PR_SET_PDEATHSIG = 1
@@ -32,8 +32,8 @@ def prepare(niceness: int) -> None:
     """Prepare a worker process: signals end it even inside of C code, its priority is low, it ends with its replica."""
     engine.load()
     # Python runs its signal handlers between byte codes only, and a sieve is one call that takes minutes.
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
+    for signal_number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(signal_number, signal.SIG_DFL)
     os.nice(niceness)
     _die_with_the_replica()
 
@@ -42,9 +42,9 @@ def _die_with_the_replica() -> None:
     """Have the system kill this process when its replica is killed.
 
     A replica that is killed cannot tell its workers, and a worker inside of C code could not listen. The parent of the
-    workers is the fork server. The fork server ends when all copies of the other end of its pipe are closed. The
-    replica has a copy. Each worker inherits a copy, too, and closes it here. So when the replica is killed, the fork
-    server ends. Then Linux kills the workers, because their parent has ended. On other systems, the alarm of
+    workers is the fork server. It reads from a pipe, and ends when no process has the writing end any more. The
+    replica has the writing end. Each worker inherits it, too, and closes it here. So when the replica is killed, the
+    fork server ends. Then Linux kills the workers, because their parent has ended. On other systems, the alarm of
     `_with_alarm` ends them.
     """
     server: Any = vars(forkserver)["_forkserver"]
@@ -57,7 +57,10 @@ def _die_with_the_replica() -> None:
 
 
 def begin(number: int, seconds_left: float) -> Slice:
-    """Do the cheap steps for a number that is too long to do them on the event loop."""
+    """Do the cheap steps for a number that is too long to do them on the event loop.
+
+    `seconds_left` is the time until the deadline of the whole computation.
+    """
     return _with_alarm(partial(engine.begin, number), seconds_left)
 
 
@@ -67,7 +70,7 @@ def advance(factoring: Factoring, seconds_left: float, sieve_bits: int) -> Slice
 
 
 def _with_alarm(work: Callable[[], Factoring], seconds_left: float) -> Slice:
-    """Do the work. Some seconds after its deadline, the system kills this process, even if the pool is gone by then."""
+    """Do the work. GRACE_S after its deadline, the system kills this process, even if the pool is gone by then."""
     signal.setitimer(signal.ITIMER_REAL, max(seconds_left, 0) + GRACE_S)
     try:
         factoring = work()

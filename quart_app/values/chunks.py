@@ -1,4 +1,4 @@
-"""Divides items into chunks of one class each. A chunk has up to so many small values, or large values up to a size.
+"""Divides items into chunks of one class each. A chunk has small values up to a number, or large ones up to a size.
 
 The size of a chunk is bounded because a replica works on many chunks at a time, and has the commits of all of them in
 memory.
@@ -13,8 +13,8 @@ from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.store import ENTRY_BYTES
 
-#: How many items are put into chunks in one piece of work.
-ITEMS = 500
+#: How many items are put into chunks between two calls of `pace`, which lets the event loop do other work.
+ITEMS_BETWEEN_PACES = 500
 
 
 class ItemAsked(Protocol):
@@ -33,9 +33,9 @@ class ItemAsked(Protocol):
 def most_bytes(value: str) -> int:
     """Return about how many bytes the commit of a large value has at most.
 
-    The commit has an entry for each different prime factor, and each entry contains the value. The product of the first
-    primes has the most different factors. The shortest of these have one or two digits, most others three or four. So
-    the commit of a value of n digits has fewer than 10 + n/2 entries.
+    The commit has an entry for each different prime factor, and each entry contains the value. A product of the first
+    primes has the most different factors for its length. Only a few of these primes are short. So a value of n digits
+    has fewer than 10 + n/2 different factors.
     """
     return (len(value) + ENTRY_BYTES) * (10 + len(value) // 2)
 
@@ -43,22 +43,23 @@ def most_bytes(value: str) -> int:
 class Chunks:
     """Chunks in the order of their first items.
 
-    A chunk of small values has at most `size` values. A chunk of large values has at most `large_bytes`, or one value.
+    A chunk of small values has at most `max_values` values. A chunk of large values has at most `max_large_bytes`, or
+    one value.
     """
 
-    def __init__(self, size: int, large_bytes: int) -> None:
+    def __init__(self, max_values: int, max_large_bytes: int) -> None:
         #: the chunks, each with its class
         self.all: list[tuple[str, list[dict[str, Any]]]] = []
-        self._size = size
-        self._large_bytes = large_bytes
+        self._max_values = max_values
+        self._max_large_bytes = max_large_bytes
         #: by class and whether the values are large: the last chunk, and how many values or bytes it still has room for
         self._last_chunks: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         self._room_left: dict[tuple[str, bool], int] = {}
 
     async def extend(self, items: Iterable[ItemAsked], pace: Pace) -> None:
-        """Put items into chunks, a piece of work at a time."""
+        """Put items into chunks. Wait for `pace` between them, so that other work is not held up."""
         for number, item in enumerate(items):
-            if number % ITEMS == ITEMS - 1:
+            if number % ITEMS_BETWEEN_PACES == ITEMS_BETWEEN_PACES - 1:
                 await pace()
             self.add(item)
 
@@ -68,7 +69,7 @@ class Chunks:
         kind, cost = (item.cls, is_large), most_bytes(item.value) if is_large else 1
         if self._room_left.get(kind, 0) < cost:
             self._last_chunks[kind] = []
-            self._room_left[kind] = self._large_bytes if is_large else self._size
+            self._room_left[kind] = self._max_large_bytes if is_large else self._max_values
             self.all.append((item.cls, self._last_chunks[kind]))
         self._room_left[kind] -= cost
         self._last_chunks[kind].append({"value": item.value, "ttl": item.ttl})

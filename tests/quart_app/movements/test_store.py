@@ -88,7 +88,7 @@ async def test_an_event_is_stored_once_however_often_it_comes(store: MovementSto
     """An event may come twice in one batch or in several; the stock changes once."""
     assert (await store.add([event(), event()])).duplicates == 1
     stored = await store.add([event(), event("2")])
-    assert ([one.id for one in stored.new], stored.duplicates, stored.taken) == (["2"], 1, set())
+    assert ([one.id for one in stored.new], stored.duplicates, stored.refused) == (["2"], 1, set())
     assert await rows(database) == 2
     assert (await stock(database))[NORTH, BOLTS][:2] == (20, 20)
 
@@ -112,7 +112,7 @@ async def test_an_identity_cannot_stand_for_two_contents(
     else:
         await store.add([first])
         stored = await store.add([event("2"), second])
-    assert stored.taken == {1}
+    assert stored.refused == {1}
     assert (await stock(database))[NORTH, BOLTS][0] in {10, 20}
 
 

@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mesh.errors import Unavailable
-from quart_app.security.credentials import Attempt, CredentialLimiter, Limits, TooManyAttempts, network
+from quart_app.security.credentials import Attempt, CredentialLimiter, Limits, TooManyAttempts, source_of
 
 LIMITS = Limits(tries=3, window_s=60, source_tries=5, account_tries=7, registrations=2)
 ANN, OFFICE, ATTACKER = "ann@example.com", "192.0.2.1", "203.0.113.9"
@@ -168,4 +168,4 @@ async def test_redis_away_is_unavailable() -> None:
 )
 def test_a_source_is_an_address_or_a_network(address: str | None, counts_as: str) -> None:
     """One customer has a whole network of IPv6 addresses."""
-    assert network(address) == counts_as
+    assert source_of(address) == counts_as

@@ -6,7 +6,7 @@ import gmpy2
 import pytest
 
 from quart_app.values import store
-from quart_app.values.chunks import ITEMS, Chunks, most_bytes
+from quart_app.values.chunks import ITEMS_BETWEEN_PACES, Chunks, most_bytes
 from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
 from quart_app.values.routes import LARGE_CHUNK_BYTES
@@ -61,5 +61,5 @@ async def test_many_items_are_divided_piece_by_piece() -> None:
         turns += 1
 
     chunks = Chunks(125, 0)
-    await chunks.extend([PlainItem("6", 60, "A")] * 4 * ITEMS, pace)  # type: ignore[arg-type]
+    await chunks.extend([PlainItem("6", 60, "A")] * 4 * ITEMS_BETWEEN_PACES, pace)  # type: ignore[arg-type]
     assert turns == 4

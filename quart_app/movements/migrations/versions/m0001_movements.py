@@ -10,8 +10,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-#: SQLite has only triggers per row.
-SQLITE = (
+#: The trigger in SQLite, which has only triggers per row.
+SQLITE_TRIGGER = (
     """
     CREATE TRIGGER movements_keep_stock AFTER INSERT ON movements BEGIN
         INSERT INTO warehouses (warehouse_id, product_id, balance, updated_at)
@@ -26,9 +26,9 @@ SQLITE = (
     """,
 )
 
-#: A trigger per statement: it changes each row of `warehouses` once, however many events a batch has, and all batches
-#: change the rows in the same order, so that two of them cannot deadlock.
-POSTGRESQL = (
+#: The trigger in PostgreSQL, per statement: it changes each row of `warehouses` once, however many events a batch has.
+#: All batches change the rows in the same order, so that two of them cannot deadlock.
+POSTGRESQL_TRIGGER = (
     """
     CREATE FUNCTION movements_keep_stock() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -72,19 +72,21 @@ def upgrade() -> None:
     )
     op.create_index("movements_by_movement", "movements", ["movement_id", "product_id"])
     stock = sa.Computed("CASE WHEN balance > 0 THEN balance ELSE 0 END", persisted=True)
-    missing = sa.Computed("CASE WHEN balance < 0 THEN -balance ELSE 0 END", persisted=True)
+    deficit = sa.Computed("CASE WHEN balance < 0 THEN -balance ELSE 0 END", persisted=True)
     op.create_table(
         "warehouses",
         sa.Column("warehouse_id", sa.Uuid, primary_key=True),
         sa.Column("product_id", sa.Uuid, primary_key=True),
         sa.Column("balance", sa.BigInteger, nullable=False),
         sa.Column("quantity", sa.BigInteger, stock, nullable=False),
-        sa.Column("deficit", sa.BigInteger, missing, nullable=False),
+        sa.Column("deficit", sa.BigInteger, deficit, nullable=False),
         sa.Column("updated_at", moment, nullable=False),
     )
-    short = sa.text("deficit > 0")
-    op.create_index("warehouses_in_deficit", "warehouses", ["deficit"], sqlite_where=short, postgresql_where=short)
-    for statement in SQLITE if op.get_context().dialect.name == "sqlite" else POSTGRESQL:
+    in_deficit = sa.text("deficit > 0")
+    op.create_index(
+        "warehouses_in_deficit", "warehouses", ["deficit"], sqlite_where=in_deficit, postgresql_where=in_deficit
+    )
+    for statement in SQLITE_TRIGGER if op.get_context().dialect.name == "sqlite" else POSTGRESQL_TRIGGER:
         op.execute(statement)
 
 
