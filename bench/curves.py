@@ -83,7 +83,7 @@ def best_fixed(bits: int) -> float:
 
 
 def main() -> None:
-    parameters = [(curves.FIRST_STAGE, curves.STAGE_TWO), (25, 50), (100, 50), (50, 25), (50, 100)]
+    parameters = [(curves.B1_STEP, curves.B2_RATIO), (25, 50), (100, 50), (50, 25), (50, 100)]
     rows = [
         [f"B1 = {step}·i, B2 = {m}·B1", *(f"{expected(ramp(step, m), b) / best_fixed(b):.2f}" for b in SIZES)]
         for step, m in parameters

@@ -23,20 +23,20 @@ import secrets
 from functools import cache
 from importlib import metadata
 
-#: The i-th curve has B1 = i · FIRST_STAGE and B2 = B1 · STAGE_TWO.
-FIRST_STAGE = 50
-STAGE_TWO = 50
+#: The i-th curve has B1 = i · B1_STEP and B2 = B1 · B2_RATIO.
+B1_STEP = 50
+B2_RATIO = 50
 
 #: The least B1. A curve with a smaller B1 takes as long, because most of its time goes into the set-up of the curve.
 _LEAST_B1 = 60
 
-#: Memory for a `flint_rand_t`, which has three words in FLINT 3.
+#: Ample memory for a `flint_rand_t`, which takes 24 bytes in FLINT 3.
 _RANDOM_STATE_BYTES = 512
 
 
 def bound(index: int) -> int:
     """Return the bound B1 of the curve with this index, counted from 1."""
-    return max(_LEAST_B1, FIRST_STAGE * index)
+    return max(_LEAST_B1, B1_STEP * index)
 
 
 def curve(number: int, index: int) -> int | None:
@@ -48,9 +48,10 @@ def curve(number: int, index: int) -> int | None:
     b1 = bound(index)
     with _Integer(flint, number) as composite, _Integer(flint, 0) as divisor:
         has_divisor = flint.fmpz_factor_ecm(
-            divisor.reference, 1, b1, STAGE_TWO * b1, _random_state(), composite.reference
+            divisor.reference, 1, b1, B2_RATIO * b1, _random_state(), composite.reference
         )
         value = divisor.value() if has_divisor else 0
+    # Check what the C function has returned: only a proper divisor counts.
     return value if 1 < value < number and number % value == 0 else None
 
 

@@ -51,16 +51,16 @@ def curve_seconds(bits: int, index: int) -> float:
 def curves_worth(bits: int) -> int:
     """Return how many curves to run before the sieve.
 
-    The i-th curve has B1 = a·i, and its time is proportional to B1. So k curves take about as long as a·k²/2 units of
-    B1.
+    The i-th curve has B1 = a·i, and takes B1 units of the table CURVE. So k curves take a + 2a + … + ka, about a·k²/2
+    units.
     """
     units = CURVES_SHARE * sieve_seconds(bits) / _interpolated(CURVE, bits)
-    return int(math.sqrt(2 * units / curves.FIRST_STAGE))
+    return int(math.sqrt(2 * units / curves.B1_STEP))
 
 
 def _interpolated(points: tuple[tuple[int, float], ...], bits: int) -> float:
     """Return the value at `bits`, interpolated between the logarithms of the values; extrapolated at both ends."""
     right = min(max(bisect_right(points, bits, key=lambda point: point[0]), 1), len(points) - 1)
     (low_bits, low), (high_bits, high) = points[right - 1], points[right]
-    share = (bits - low_bits) / (high_bits - low_bits)
-    return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    fraction = (bits - low_bits) / (high_bits - low_bits)
+    return math.exp(math.log(low) + fraction * (math.log(high) - math.log(low)))

@@ -18,7 +18,7 @@ MIT licence. So PARI is an extra: `pip install quart-mesh[pari]`. Without the ex
 1.2 to 4 times as long between 20 and 60 digits. An image that contains the extra may be passed on under the GPL only.
 
 Every result is checked: the product of the factors is n, and each factor passes FLINT's test: below 2^81 a proof, above
-a BPSW test. GMP's test, which is other code, has found such a factor prime before.
+a BPSW test. A factor from 2^81 on has already passed GMP's test, which is other code.
 
 The work can be done in steps (`begin`, `advance`). Each step takes and returns the state of the work as a plain value.
 So another process can do a step, curves can stop at a deadline, and a caller can see how far the work is.
@@ -49,26 +49,27 @@ WORD_BITS = 64
 _WORD = 1 << WORD_BITS
 #: From this size on, a number is tested first. If it is prime, the test takes half as long as a search for factors.
 _TEST_FIRST_FROM = 1 << 62
-#: From here on python-flint passes a number as text, in 0.4 µs. Without the top bit it takes 0.1 µs; we add the bit.
-_SIGNED = 1 << 63
-_TOP_BIT = fmpz(_SIGNED)
+#: From here on, python-flint converts a number by way of text, in 0.4 µs. So only the lower 63 bits are converted, in
+#: 0.1 µs, and the top bit is added.
+_SIGNED_END = 1 << 63
+_TOP_BIT = fmpz(_SIGNED_END)
 _TOO_SMALL = "only numbers from 1 up have prime factors"
 
-#: Primes below this are looked up in a set. A test is slower as long as the set fits in the processor's cache.
+#: Primes below this are looked up in a set: faster than a test while the set fits in the processor's cache.
 _LOOKED_UP_BELOW = 1 << 8
 _SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP_BELOW)))
 
 #: Below this, FLINT proves in 4 µs that a number is prime. Above this, a proof takes a thousand times as long.
 _PROVEN_BELOW = 1 << 81
 
-#: PARI combines its methods from STRAIGHT_BITS to MIXTURE_BITS. Below, its sieve alone is faster; above, curves begin.
+#: Between these sizes, PARI mixes rho and its sieve. Below, the sieve alone is faster. Above, curves run before it.
 MIXTURE_BITS = 140
-STRAIGHT_BITS = 90
+SIEVE_ALONE_BITS = 90
 
 #: The sieve is not tried beyond this many bits: 95 digits, which take an hour.
 SIEVE_BITS = 315
 
-#: PARI's stack may grow to this size; a number of 80 digits needs a tenth of it.
+#: PARI's stack begins with a sixteenth of this size, and may grow to all of it. A number of 80 digits needs a tenth.
 _PARI_STACK_BYTES = 1 << 30
 #: Flags of PARI's `factorint`: 2 skips the first curves, 4 skips Pollard's rho and Shanks' method.
 _PARI_MIXTURE, _PARI_SIEVE_ALONE = 0, 2 | 4
@@ -154,23 +155,23 @@ def _checked_word_factors(number: int) -> list[int]:
             raise ValueError(_TOO_SMALL)
         whole = fmpz(number)
         powers = whole.factor()
-        if len(powers) == 1 and powers[0][1] == 1 and whole.is_prime():
+        if len(powers) == 1 and powers[0][1] == 1 and whole.is_prime():  # FLINT found one prime: test it
             return [number]
     else:
-        whole = fmpz(number) if number < _SIGNED else _TOP_BIT + (number - _SIGNED)
+        whole = fmpz(number) if number < _SIGNED_END else _TOP_BIT + (number - _SIGNED_END)
         if number & 1 and whole.is_prime():
             return [number]
         powers = whole.factor()
-    factors: list[int] = []
+    primes: list[int] = []
     for prime, times in powers:
         factor = int(prime)
         if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP_BELOW else prime.is_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
-        factors += [factor] * times
-    if math.prod(factors) != number:
-        raise WrongFactors(f"the factors found for {number} have another product: {factors}")
-    factors.sort()
-    return factors
+        primes += [factor] * times
+    if math.prod(primes) != number:
+        raise WrongFactors(f"the factors found for {number} have another product: {primes}")
+    primes.sort()
+    return primes
 
 
 def begin(number: int) -> Factoring:
@@ -183,10 +184,10 @@ def begin_short(number: int, most_bits: int) -> Factoring | None:
 
     The division takes less than a millisecond for 1000 digits. Raises ValueError for a number below 1.
     """
-    parts = _small_primes_and_rest(number)
-    if any(divisor >= TRIAL_SQUARE and int(divisor).bit_length() > most_bits for divisor, _ in parts):
+    divisors = _small_primes_and_rest(number)
+    if any(divisor >= TRIAL_SQUARE and int(divisor).bit_length() > most_bits for divisor, _ in divisors):
         return None
-    return _after_division(number, parts)
+    return _after_division(number, divisors)
 
 
 def _small_primes_and_rest(number: int) -> list[tuple[fmpz, int]]:
@@ -194,16 +195,16 @@ def _small_primes_and_rest(number: int) -> list[tuple[fmpz, int]]:
     if number < 1:
         raise ValueError(_TOO_SMALL)
     whole = fmpz(number)
-    parts: list[tuple[fmpz, int]] = whole.factor() if number < _WORD else whole.factor(trial_limit=TRIAL_PRIMES)
-    return parts
+    divisors: list[tuple[fmpz, int]] = whole.factor() if number < _WORD else whole.factor(trial_limit=TRIAL_PRIMES)
+    return divisors
 
 
-def _after_division(number: int, parts: list[tuple[fmpz, int]]) -> Factoring:
+def _after_division(number: int, divisors: list[tuple[fmpz, int]]) -> Factoring:
     if number < _WORD:
-        return Factoring(number, tuple((int(prime), times) for prime, times in parts))
+        return Factoring(number, tuple((int(prime), times) for prime, times in divisors))
     powers: list[tuple[int, int]] = []
     composites: list[Composite] = []
-    for divisor, times in parts:
+    for divisor, times in divisors:
         if divisor < TRIAL_SQUARE:
             powers.append((int(divisor), times))
         else:
@@ -242,15 +243,15 @@ def advance(
     return factoring
 
 
-def seconds_of(composite: Composite, following: Stage) -> float:
+def seconds_of(composite: Composite, next_stage: Stage) -> float:
     """Return the expected time of the next step on a composite."""
-    if following is Stage.SIEVE:
+    if next_stage is Stage.SIEVE:
         return estimate.sieve_seconds(composite.bits)
     return estimate.curve_seconds(composite.bits, composite.curves + 1)
 
 
 def seconds(factoring: Factoring, sieve_bits: int = SIEVE_BITS) -> float:
-    """Return the expected time to the end; infinite if no sieve will be tried."""
+    """Return the expected time to the end; infinite if a composite is too large for a sieve."""
     if any(composite.bits > sieve_bits for composite in factoring.composites):
         return math.inf
     with_curves = 1 + estimate.CURVES_SHARE
@@ -331,7 +332,7 @@ def _primes_and_composites(composite: Composite) -> tuple[Iterable[tuple[int, in
 
 
 def _prime_root(value: int) -> tuple[int, int]:
-    """Return r and a prime k with r^k = value, or value and 1. k is small, because each prime factor of r is large."""
+    """Return r and a prime k with r^k = value, or value and 1. All prime factors are large, so k is small."""
     if gmpy2.is_power(value):
         exponent = 2
         while exponent < value.bit_length():
@@ -346,15 +347,15 @@ def _fermat_parts(value: int) -> list[int]:
     """Return the parts into which Fermat's test splits an odd composite n; n alone if the test does not split it.
 
     A Carmichael number n passes the test for nearly every base b: b^(n-1) = 1 (mod n). The test computes this power by
-    repeated squaring. If it meets a square root of 1 that is neither 1 nor -1, this root splits n. So a few
-    exponentiations do the work of a sieve.
+    repeated squaring. If it meets a square root of 1 that is neither 1 nor -1, this root splits n. A further
+    base may split the parts, too. So a few exponentiations do the work of a sieve.
     """
     parts = [value]
     for base in (2, 3, 5, 7, 11, 13, 17):
         root = _root_of_one(base, value)
         if root is None:
             break
-        parts = [int(part) for whole in parts for d in [gmpy2.gcd(whole, root - 1)] for part in (d, whole // d)]
+        parts = [int(part) for old in parts for d in [gmpy2.gcd(old, root - 1)] for part in (d, old // d)]
         parts = [part for part in parts if part > 1]
     return parts
 
@@ -378,11 +379,11 @@ def load() -> None:
 
 
 def sieve(composite: int) -> list[int]:
-    """Return the parts into which a sieve splits a composite of more than 64 bits."""
+    """Split a composite of more than 64 bits with PARI's method for its size, or without PARI by FLINT."""
     pari = _pari()
     if pari is None:
         return [int(prime) for prime, times in fmpz(composite).factor() for _ in range(times)]
-    mixture = STRAIGHT_BITS < composite.bit_length() <= MIXTURE_BITS
+    mixture = SIEVE_ALONE_BITS < composite.bit_length() <= MIXTURE_BITS
     primes, exponents = pari(composite).factorint(_PARI_MIXTURE if mixture else _PARI_SIEVE_ALONE)
     return [int(prime) for prime, times in zip(primes, exponents, strict=True) for _ in range(times)]
 
@@ -395,5 +396,5 @@ def _pari() -> Any:
     except ImportError:
         return None
     pari.allocatemem(_PARI_STACK_BYTES >> 4, _PARI_STACK_BYTES, silent=True)
-    pari("default(factor_proven, 0)")
+    pari("default(factor_proven, 0)")  # A proof takes long, and `checked` tests the factors anyway.
     return pari

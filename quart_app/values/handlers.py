@@ -52,7 +52,8 @@ DROP = "values.drop"
 FIND = "values.find"
 #: The operation that answers several searches in one request.
 FIND_EACH = "values.find_each"
-#: In the body of a FIND under "as": the asker takes the answer as one text, as the search in Redis makes it.
+#: The value of "as" in the body of a FIND whose asker takes the found values as one text. Askers of earlier releases
+#: send no "as", and get a list.
 TEXT = "text"
 
 
@@ -61,7 +62,7 @@ class Item(NamedTuple):
 
     value: str
     ttl: int
-    #: the place as Redis has it; the commit fails if Redis has another text then
+    #: the place as text, as read from Redis; the commit fails if Redis has another text by then
     place_text: str | None
     place: Place | None
 
@@ -72,9 +73,9 @@ class Decision:
 
     #: items whose records this replica writes
     here: list[Item]
-    #: by value: the records among these that this database has already
+    #: by value: those records of these items that this database has already
     existing: dict[str, Record]
-    #: by value: the factors of at least the items `here`
+    #: by value: the factors of all items `here`, and perhaps of others
     factors: dict[str, str]
     #: items that live holders of this class refresh, by the address of the holder
     elsewhere: list[tuple[Address, list[Item]]]
@@ -83,7 +84,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class _Operations:
+class _Handlers:
     """The handlers of /values, and the objects that they use."""
 
     factorise: Factorise
@@ -116,9 +117,9 @@ class _Operations:
                 # A caller of an earlier release does not know lanes, so the hard value gets a plain put of its own.
                 transaction.forward(Class(store.cls), {"items": _as_body_items([item])})
         _write(decision, request, store, transaction, self.filters())
-        answer: Body = {item.value: decision.factors[item.value] for item in decision.here}
-        answer.update({item.value: None for item in to_put_again})
-        return answer
+        reply: Body = {item.value: decision.factors[item.value] for item in decision.here}
+        reply.update({item.value: None for item in to_put_again})
+        return reply
 
     async def _decide_and_take_room(self, request: Request, store: Store) -> Decision:
         """Decide what a put does, and count the bytes that it will store. Raises Busy if there is no room for them."""
@@ -165,7 +166,8 @@ class _Operations:
         value = str(request.body["value"])
         (record,) = await records.read_records(store, [value])
         if record is not None and record.id == request.body["id"]:
-            # A group with further values stays on the list. The sweep then finds no record of this value.
+            # The sweep's list names values in groups. This removes a group of this value alone. A larger group stays on
+            # the list, and the sweep finds no record of this value.
             records.remove(transaction, {value: record})
             records.remove_from_expiry(transaction, [value])
 
@@ -204,13 +206,14 @@ def handlers(
     returns the filters to which a put adds the primes of its values.
     """
     worker = Worker()
+    # `jobs`, `errands` and `primes` run most of these scripts. The server knows all of them before they run.
     for script in (records.FIND, PRIMES, STATE, ADMIT, END, WRITE_FIELDS):
         worker.uses(script)
     worker.writes_with(records.VERBS)
-    operations = _Operations(factorise, errands, pace, store_room, filters)
-    worker.handles(PUT)(operations.put)
-    worker.handles(HARD)(operations.put)
-    worker.handles(DROP)(operations.drop)
+    bound = _Handlers(factorise, errands, pace, store_room, filters)
+    worker.handles(PUT)(bound.put)
+    worker.handles(HARD)(bound.put)
+    worker.handles(DROP)(bound.drop)
     worker.handles(FIND, effect=False)(find)
     worker.handles(FIND_EACH, effect=False)(find_each)
     return worker
@@ -239,7 +242,7 @@ async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
     """Return the items of a put, each with the place of its record."""
     # Requests of releases before 0.2 have values as integers.
     pairs = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
-    # The submission of a request may have looked up the places already (`asking` names their keys).
+    # `request.found` has the places if the submission of the request has looked them up (see `Small` in `asking`).
     places_read = None if request.found is None else records.places_found(request.found, len(pairs))
     places = await records.places(store, [value for value, _ in pairs]) if places_read is None else places_read
     await pace()
@@ -256,9 +259,9 @@ async def _split_off_hard(
     """Return the items to do here, the hard items that get requests of their own, and the factors found meanwhile.
 
     A hard value would hold up the other values of its request. On a database's stream, whose requests run one after the
-    other, it would hold up every GET. A hard value comes to such a stream if a put is forwarded to the holder of a
-    record and the record expires before the put runs. A request on this stream makes no quick attempt, so each large
-    value without a record gets a request of its own.
+    other, it would hold up every GET. A put is forwarded to such a stream because the holder has the record of its
+    value; if this record expires before the put runs, a hard value is there. A request on this stream makes no quick
+    attempt, so each large value without a record gets a request of its own.
     """
     large = [item for item in items if not is_small(item.value)]
     is_on_database_stream = request.stream == Database(store.database).stream

@@ -12,7 +12,8 @@
         failed:{value}          why the value has no factors (JSON)
         stage:{class}           how the work of a class is going now (JSON)
     shared:values:jobs          zset, PX     "{id} {size}" of all kept jobs, by expiry (ms)
-    shared:values:jobs:open     zset, PX     the ids of unfinished jobs, by deadline (ms); also of some finished jobs
+    shared:values:jobs:open     zset, PX     the ids of unfinished jobs, by deadline (ms). A finished job stays until
+                                            another job is admitted
     shared:values:jobs:size     counter, PX  the sum of the sizes of all kept jobs
 
 The number of unfinished jobs and the bytes of all kept jobs have bounds. No command reads a whole job at once: a step
@@ -99,7 +100,7 @@ class Job:
     def parse(cls, id: str, fields: Sequence[str | None]) -> Job | None:
         """Return the job from its FIELDS; None if it is gone or has no work yet.
 
-        `failures` and `parts` are absent in what `admit_job.lua` returns of other jobs.
+        `fields` may be the first eight FIELDS only, as `admit_job.lua` returns them. Then `failures` and `parts` are 0.
         """
         created, deadline, values, left, *extras = fields
         if created is None or deadline is None or values is None or left is None:
@@ -139,8 +140,8 @@ class Job:
     def expected_s(self, now_ms: int) -> float:
         """Return in how many seconds the job is expected to end, at the latest at its deadline.
 
-        If some values are finished, their pace tells. If none is finished and each has an estimate, the longest
-        estimate counts. Otherwise the deadline counts.
+        If some values are finished, the others are expected to take as long on average. If none is finished and each
+        has an estimate, the longest estimate counts. Otherwise the deadline counts.
         """
         until_deadline_s = max(0, self.deadline_ms - now_ms) / 1000
         finished = self.values - self.left
@@ -153,7 +154,7 @@ class Job:
 
 
 def size(items: Sequence[ItemAsked]) -> int:
-    """Return about how many bytes of Redis a job takes. The values, the work and the factors are about equally long."""
+    """Return about how many bytes of Redis a job takes: the work and the factors are each as long as the values."""
     return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
@@ -172,7 +173,7 @@ class Jobs:
         await self._pace()
         item_by_value, bytes_taken = {item.value: item for item in items}, size(items)
         await self._pace()
-        # Each chunk is one step. A large value has a step of its own, because chunks of large values get 0 bytes here.
+        # Each chunk is one step. A chunk of large values may have 0 bytes here, so each gets one large value only.
         steps = Chunks(self._settings.chunk, 0)
         await steps.extend(item_by_value.values(), self._pace)
         first_steps, later_steps = await self._split_into_steps(steps)
@@ -189,9 +190,9 @@ class Jobs:
         first_steps: dict[str, Any] = {}
         later_steps: dict[str, str] = {}
         latest_step: dict[str, int] = {}
-        for number, (cls, chunk) in enumerate(steps.all):
+        for index, (cls, chunk) in enumerate(steps.all):
             # A hundred steps are one piece of work, as a hundred values are.
-            if number % MOST_PART_VALUES == MOST_PART_VALUES - 1:
+            if index % MOST_PART_VALUES == MOST_PART_VALUES - 1:
                 await self._pace()
             step = latest_step[cls] = latest_step.get(cls, -1) + 1
             if step:
@@ -222,9 +223,9 @@ class Jobs:
         """
         settings = self._settings
         words = [word for pair in fields.items() for word in pair]
-        bounds = (settings.max_jobs, settings.jobs_bytes, HOLD_MS)
-        answer = await replica.store().shared.script(ADMIT, _job_keys(id), id, size, *bounds, *words)
-        match answer:
+        limits = (settings.max_jobs, settings.jobs_bytes, HOLD_MS)
+        admission = await replica.store().shared.script(ADMIT, _job_keys(id), id, size, *limits, *words)
+        match admission:
             case ["admitted", created]:
                 return int(created)
             case ["open", now, *open_jobs]:
@@ -234,7 +235,7 @@ class Jobs:
                 bound = f"all jobs and their results may take {settings.jobs_bytes} bytes, and this one does not fit"
                 advice = f"{bound}; DELETE those that you have read"
                 raise Busy(f"{advice}, or retry after {retry_s} s", retry_after=retry_s)
-        raise MeshError(f"the script that admits a job returned {answer!r:.100}")
+        raise MeshError(f"the script that admits a job returned {admission!r:.100}")
 
     async def _store(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
         """Add the values and the work of later steps to the job, piece by piece.
@@ -312,11 +313,11 @@ def _not_begun() -> Unavailable:
     return Unavailable(f"the job was not begun within {HOLD_MS // 1000} s; retry after 1 s", retry_after=1)
 
 
-def _too_many_jobs(most: int, now_ms: int, open_jobs: Sequence[Sequence[str | None]]) -> Busy:
+def _too_many_jobs(max_jobs: int, now_ms: int, open_jobs: Sequence[Sequence[str | None]]) -> Busy:
     """Return the error for a client that begins one job too many: it says when the first job is expected to end.
 
     `open_jobs` has the first eight FIELDS of each unfinished job.
     """
     ends_s = [job.expected_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
     retry_s = _retry_after_s(1000 * min(ends_s, default=HOLD_MS / 1000))
-    return Busy(f"{most} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)
+    return Busy(f"{max_jobs} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)

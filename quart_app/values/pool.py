@@ -71,10 +71,11 @@ class FactorPool:
     """Factors numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
 
     `processes` is the number of processes of the hard lane, by default one for each core. The pool accepts at once at
-    most `hard_limit` hard numbers of clients, as many of jobs, and `brisk_limit` + `hard_limit` numbers in all. It
-    refuses more with Busy. A number with a composite of more than `sieve_bits` gets curves until its deadline.
-    `metrics` count the outcomes. `helpers` are the other replicas of the class: the pool asks them for curves on one
-    hard number of each lane at a time. The attribute `helper` runs curves for these replicas.
+    most `hard_limit` hard numbers of clients and at most `hard_limit` of jobs. All numbers together, brisk ones
+    included, are at most `brisk_limit` + `hard_limit`. It refuses more with Busy. A number with a composite of more
+    than `sieve_bits` gets curves until its deadline. `metrics` count the outcomes. `helpers` are the other replicas of
+    the class: the pool asks them for curves on one hard number of each lane at a time. The attribute `helper` runs
+    curves for these replicas.
     """
 
     def __init__(
@@ -123,8 +124,9 @@ class FactorPool:
         await self._tasks.__aexit__(None, None, None)
         await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop(), self.helper.stop())
         if error is not None:
-            # The service has failed or the lease was lost, so the pool will be opened again, and `_wait_until_open`
-            # waits for that. If the replica leaves in order, the pool stays closed, and the requests are handed back.
+            # The service has failed, or the lease was lost. The pool will be opened again, so callers wait for that in
+            # `_wait_until_open`. After an orderly leave the pool stays closed: callers get a CancelledError there, and
+            # the replica hands their requests back.
             self._opened.clear()
             self._closed = False
 
@@ -214,6 +216,7 @@ class FactorPool:
             raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
         now_s = time.monotonic()
         answer = asyncio.get_running_loop().create_future()
+        # The second `now_s` is the deadline, until `_wait_for_answer` sets it.
         computation = Computation(number, factoring, now_s, now_s, answer, patient)
         if factoring is not None:
             self._admit(computation)
@@ -252,7 +255,7 @@ class FactorPool:
         )
 
     def _remove(self, computation: Computation) -> None:
-        """Remove a computation, and kill the processes that work on it. A finished computation has none."""
+        """Remove a computation. If it is not finished, cancel it, which kills the processes that work on it."""
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
         if computation.task is not None and not computation.task.done():
@@ -320,7 +323,7 @@ class FactorPool:
             if computation.factoring is None:
                 computation.stage = Stage.DIVISION
             else:
-                # If a process has done the cheap steps, the estimate is known only now.
+                # This matters only after cheap steps in a process: before them, the number has no estimate.
                 self._admit(computation)
             computation.factoring, factors = await self._advance(computation)
             if factors is not None:
@@ -330,13 +333,14 @@ class FactorPool:
     async def _advance(self, computation: Computation) -> child.Slice:
         """Do the next slice. If only curves can split the number, do a slice in every idle process of the lane.
 
-        If other replicas help with the curves, go on until a replica has split the composite or its sieve is due.
+        If other replicas help with the curves, repeat this until some replica has split the composite, or until it is
+        time for the sieve.
         """
         lane = self._lane(computation)
         factoring_before = computation.factoring
 
         async def run() -> child.Slice:
-            result: child.Slice = await self._run_with_retry(lane, partial(self._slice, computation))
+            result: child.Slice = await self._run_with_retry(lane, partial(self._next_call, computation))
             return result
 
         if factoring_before is None or self._stage(computation) is not Stage.CURVES:
@@ -345,13 +349,13 @@ class FactorPool:
             return await race(factoring_before, run, max(1, lane.idle))
         self._lanes_with_help.add(lane)
         try:
-            async with self._helpers.asked(factoring_before, self.processes) as help:
-                while not help.found.done():
-                    computation.factoring = factoring_before = help.factoring
+            async with self._helpers.asked(factoring_before, self.processes) as joint:
+                while not joint.found.done():
+                    computation.factoring = factoring_before = joint.factoring
                     if self._stage(computation) is not Stage.CURVES:
                         return factoring_before, None
-                    help.add(factoring_before, await race(factoring_before, run, max(1, lane.idle), help.found))
-                return help.found.result()
+                    joint.add(factoring_before, await race(factoring_before, run, max(1, lane.idle), joint.found))
+                return joint.found.result()
         finally:
             self._lanes_with_help.discard(lane)
 
@@ -383,8 +387,8 @@ class FactorPool:
                 return await lane.run(call)
         raise Unavailable("the processes that tried to factorise the number died")
 
-    def _slice(self, computation: Computation) -> tuple[Any, ...]:
-        """Return the function and the arguments of the next slice.
+    def _next_call(self, computation: Computation) -> tuple[Any, ...]:
+        """Return the function that does the next slice, and its arguments.
 
         The lane calls this when a process is free, because the arguments contain the time that is left then.
         """

@@ -9,8 +9,8 @@ In the database that has the record, under db{n}:
                             these primes divide one value only, so they need no member in the index. If such a prime
                             divides several values, one of them is here, and the others are in the index
     values:expiry    zset   members "<value> <value> ...", by the moment (ms) at which the sweep looks at their records.
-                            No record expires before its moment. If a put makes a record expire later, the moment
-                            stays. At the moment the sweep sees the later expiry, and writes it as the new moment
+                            No record expires before its moment. A put that makes a record expire later does not change
+                            the moment. When the sweep then finds a record with a later expiry, it sets a new moment
 
 Shared:
 
@@ -82,7 +82,7 @@ class Record:
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        # The value 1 has no prime factors, so its record ends after the expiry. The added space makes a third part.
+        # The record of the value 1 has no factors, so it has two parts only. The added space gives every text three.
         id, expiry, factors = f"{text} ".split(" ", 2)
         return cls(id, int(expiry), factors.rstrip())
 
@@ -118,9 +118,10 @@ ENTRY_BYTES = 90
 def size(value: str, factors: str) -> int:
     """Return about how many bytes of Redis a value takes.
 
-    RECORDS, the key of its place, and EXPIRY contain the value. The entry of each different prime in INDEX or ALONE
-    contains it, too. The record contains the factors, and so do these entries together. A value of 1000 digits with
-    many different primes takes 340 kB.
+    Three entries contain the value: its record, the key of its place, and its group in EXPIRY. For each different
+    prime, an entry in INDEX or ALONE contains it, too. The factors are stored twice: in the record, and prime by prime
+    in these entries.
+    A value of 1000 digits with many different primes takes 340 kB.
     """
     primes = 1 + factors.count(" ")
     return (len(value) + ENTRY_BYTES) * (3 + primes) + 2 * len(factors)
@@ -137,8 +138,8 @@ async def places(store: Store, values: Sequence[str]) -> list[str | None]:
 def places_found(text: str, count: int) -> list[str | None] | None:
     """Decode `Request.found`: the texts of the places of `count` values, which the submission of the request has read.
 
-    A value without a record has the empty text there, and None in the result. Return None if `text` is not a list of
-    `count` texts.
+    The result has None for a value without a record; `text` has the empty text for it. Return None instead of a list if
+    `text` does not have `count` texts.
     """
     if count == 1:
         return [text or None]
@@ -146,7 +147,7 @@ def places_found(text: str, count: int) -> list[str | None] | None:
         texts = _read_list(text)
     except ValueError:
         return None
-    return [text_or_empty or None for text_or_empty in texts] if len(texts) == count else None
+    return [place_text or None for place_text in texts] if len(texts) == count else None
 
 
 #: Reads a JSON list of texts. Raises a ValueError for any other text.
@@ -171,20 +172,20 @@ def put(
 
     `before` has the records of these values that this database has already. The verb PUT reads the primes from the
     records, and sets their bits in `filters` (see the module `primes`). The primes below `filter.below` are skipped,
-    because the filter has them already. `filter.name` is the key of the filter and its number of bits.
+    because the filter has them already. The text `filter.name` consists of the filter's key and its number of bits.
     """
     if not expiries:
         return
     values_by_expiry: dict[int, list[str]] = {}
     for value, expiry in expiries.items():
         values_by_expiry.setdefault(expiry, []).append(value)
-    words = [word for value, end in expiries.items() for word in (value, _record_text(place.id, end, factors[value]))]
+    words = [word for value, ms in expiries.items() for word in (value, _record_text(place.id, ms, factors[value]))]
     transaction.write_with(PUT, _WRITTEN_KEYS, words, [" ".join(f"{filter.name} {filter.below}" for filter in filters)])
     for filter in filters:
         transaction.shared.keep_until(filter.key, max(values_by_expiry))
     for expiry, values in values_by_expiry.items():
         transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
-        # The other values keep the moment of an earlier record, which is not later than their new expiry.
+        # A value whose record expires later than before is in EXPIRY already, by an earlier moment. That is enough.
         add_to_expiry(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(values_by_expiry))
@@ -196,16 +197,16 @@ def add_to_expiry(transaction: Effects, expiry: int, values: Sequence[str]) -> N
         transaction.zadd(EXPIRY, {" ".join(values): expiry})
 
 
-def expect_places(transaction: Effects, places: Mapping[str, str | None]) -> None:
+def expect_places(transaction: Effects, place_texts: Mapping[str, str | None]) -> None:
     """Let the commit fail if another request has moved or written one of these records since its place was read."""
-    transaction.shared.expect_each({WHERE + value: place for value, place in places.items()})
+    transaction.shared.expect_each({WHERE + value: text for value, text in place_texts.items()})
 
 
-def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
+def remove(transaction: Effects, records: Mapping[str, Record]) -> None:
     """Remove these records from this replica's database. The commit fails if one of them has changed by then."""
-    for value, record in over.items():
+    for value, record in records.items():
         transaction.expect(RECORDS, str(record), value)
-    transaction.write_with(REMOVE, _WRITTEN_KEYS, [word for pair in over.items() for word in map(str, pair)])
+    transaction.write_with(REMOVE, _WRITTEN_KEYS, [word for pair in records.items() for word in map(str, pair)])
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
@@ -244,9 +245,9 @@ class Parts(Struct, frozen=True):
 read_parts = json.Decoder(Parts).decode
 
 
-#: The most values that one search returns (FOUND_VALUES), the most bytes of its answer, and the most records that it
-#: looks at. A longer search would block the server for long, and a longer answer the event loop.
-FOUND_VALUES = 2000
+#: The most values that one search returns, the most bytes of its answer, and the most records that it looks at. A
+#: longer search would block the server for long, and a longer answer the event loop.
+MOST_FOUND_VALUES = 2000
 MOST_FOUND_BYTES = 100_000
 MOST_LOOKED_AT = 4000
 #: The keys of a search.
@@ -272,7 +273,7 @@ class Conditions(NamedTuple):
 
     @property
     def limit(self) -> int:
-        return max(1, min(int(self.most), FOUND_VALUES))
+        return max(1, min(int(self.most), MOST_FOUND_VALUES))
 
 
 async def find(store: Store, conditions: Conditions) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from quart_app.values import store as records
 from quart_app.values.finding import Finder, Wanted
 from quart_app.values.handlers import handlers
 from quart_app.values.pace import Pace
-from quart_app.values.store import FOUND_VALUES, Part, Place
+from quart_app.values.store import MOST_FOUND_VALUES, Part, Place
 from tests.support.backend import Backend
 
 NOTHING: Any = None
@@ -34,7 +34,12 @@ async def test_questions_that_come_together_share_a_request(backend: Backend) ->
     finder, one, two = Finder(), await backend.join(WORKER), await backend.join(WORKER)
     await write(one, {str(2**100): "2^100", "8": "2 2 2", "16": "2 2 2 2"})
     await write(two, {"32": "2 2 2 2 2", "7": "7"})
-    questions = [Wanted("2", "", 5000), Wanted("2", "8", 1), Wanted("7", "", 10), Wanted("3", "", FOUND_VALUES + 1)]
+    questions = [
+        Wanted("2", "", 5000),
+        Wanted("2", "8", 1),
+        Wanted("7", "", 10),
+        Wanted("3", "", MOST_FOUND_VALUES + 1),
+    ]
     before = await accepted(one)
     together = await asyncio.gather(*(finder.find(one, each, 5000) for each in questions))
     assert await accepted(one) == before + 2 * 2, "the first one, which waits for no others, and the other three"

@@ -80,7 +80,7 @@ async def test_what_runs_and_what_waits_is_seen_by_lane(
     pool: FactorPool, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A computation that is no longer wanted is counted as killed, once."""
-    monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (time.sleep, 60))
+    monkeypatch.setattr(FactorPool, "_next_call", lambda self, computation: (time.sleep, 60))
     asked = [asyncio.create_task(pool.factorise(HARD * 2**i, 60)) for i in range(2)]
     await figures.until(lambda: bool(figures("_in_flight", lane="hard") and figures("_waiting", lane="hard")))
     assert figures("_in_flight", lane="brisk") == figures("_in_flight", lane="patient") == 0
@@ -105,7 +105,7 @@ async def test_failures_and_dead_processes_are_counted(
     pool: FactorPool, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each attempt loses a process; the number fails once."""
-    monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (os._exit, 3))
+    monkeypatch.setattr(FactorPool, "_next_call", lambda self, computation: (os._exit, 3))
     with pytest.raises(Exception, match="died"):
         await pool.factorise(MEDIUM, 60)
     assert figures.ended() == {"failed": 1}

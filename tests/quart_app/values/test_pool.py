@@ -295,7 +295,7 @@ async def test_a_killed_process_costs_a_slice_not_the_number(pool: FactorPool) -
 async def test_a_number_that_kills_its_processes_is_given_up(pool: FactorPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A number that has killed two processes is not tried again."""
     monkeypatch.setattr(pools.child, "advance", os._exit)
-    monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (os._exit, 3))
+    monkeypatch.setattr(FactorPool, "_next_call", lambda self, computation: (os._exit, 3))
     with pytest.raises(Unavailable, match="died"):
         await pool.factorise(MEDIUM, 60)
     monkeypatch.undo()
