@@ -2,15 +2,16 @@
 -- depends on the lines that it returns and the expired records that it meets, never on the number of stored values.
 -- Parameters: the keys index, alone and records (see store.py); the prime; the value above which to search, or "" for all; the
 -- moment in ms; the most values and bytes to return; the most records to look at. Prime and value are written as in the index.
--- Returns a value as digits, and a list of lines. The lines are complete up to this value. If the value is "", no further lines
+-- Returns the value up to which the lines are complete, as digits, and the list of lines. If the value is "", no further lines
 -- exist. A line is "<value>=<factors>", with the value as it is in the index and the factors as they are in the record.
 local function find_values(index_key, alone_key, records_key, prime, after, moment_text, most, most_bytes, most_looked_at)
   most, most_bytes, most_looked_at = tonumber(most), tonumber(most_bytes), tonumber(most_looked_at)
-  -- A step reads 100 members. A member contains two numbers of at most 4000 digits, so a step reads at most 800 KB. If the last
-  -- member of a step is short, the next step reads 1000 members.
+  -- A step reads STEP members. A member contains two numbers of at most 4000 digits, so these are at most 800 KB. If the last
+  -- member of a step has fewer than SHORT characters, the next step reads STEP_OF_SHORT members.
   local STEP, SHORT, STEP_OF_SHORT = 100, 100, 1000
   local size = STEP
   local before_value = prime .. ':'
+  -- ";" is the character after ":", so `beyond` sorts after all members of this prime and before those of the next one.
   local from, beyond = (after == '' and '[' or '(') .. before_value .. after, '(' .. prime .. ';'
   local sub, byte, find, match = string.sub, string.byte, string.find, string.match
 
@@ -50,8 +51,8 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
   local lines, count, bytes, looked_at = {}, 0, 0, 0
   local length, letters = 0, ''
 
-  -- Adds a line for each of these members whose record has not expired. When the search has found or looked at enough, returns
-  -- the value that it looked at last. Returns nothing if the search must go on.
+  -- Adds a line for each of these members whose record has not expired. When the search has found enough lines, or
+  -- has looked at enough records, returns the value that it looked at last. Returns nothing if the search must go on.
   local first = #before_value + 1
   local function add(members)
     local values = {}

@@ -4,7 +4,8 @@
 --   find-each, index, alone, records, moment, most bytes, most looked at, prime, above, most, prime, above, most, ...
 --       Make several searches. The answer is {"each": [{...}, ...]}, with one answer for each search.
 -- The text that a search finds has no character that JSON would have to escape.
--- A part of commit_verbs.lua. From there it uses `verbs`; from the other parts of commit.lua it uses `tx` and `head`.
+-- A part of commit_verbs.lua. From there it uses `verbs`; from the other parts of commit.lua it uses `tx` and `head`. The body
+-- of the reply is tx[head + 8].
 
 -- Most commits make no search, so the function of find.lua is made at the first search of a commit.
 local function make_find()
@@ -13,7 +14,7 @@ local function make_find()
 end
 local find_in
 
--- Returns the answer to one search; or nil and the error.
+-- Returns the answer to one search. If the search fails, returns nil and the error.
 local function part_of(...)
   find_in = find_in or make_find()
   local is_done, until_value, lines = pcall(find_in, ...)

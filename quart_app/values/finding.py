@@ -40,6 +40,7 @@ async def _find_together(mesh: Replica, wanted: Sequence[Wanted], deadline_ms: i
     # The filters in the roster rows say which databases may have a prime (see `primes`).
     databases = among(NAME, *[search.prime for search in wanted])
     if len(wanted) == 1:
+        # Replicas of earlier releases serve FIND, and may not serve FIND_EACH.
         body = {**wanted[0]._asdict(), "as": handlers.TEXT}
         only_answer: Replies[Part] = await mesh.gather(
             handlers.FIND, body, deadline_ms=deadline_ms, decode=read_part, among=databases

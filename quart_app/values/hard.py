@@ -10,9 +10,9 @@ So a hard value is computed once in a class, however many requests wait for it. 
 `mesh:later`, and occupy no worker. If the replica that computes dies, another replica takes over the request, which has
 kept its place in the lane.
 
-A request in a lane has a limit, and a request with a limit cannot be forwarded. If another replica of the class has the
-record by then, the request in the lane answers null, too. Its caller then puts the value without a lane, and this put
-is forwarded.
+A request in a lane has a limit, and a request with a limit cannot be forwarded. So if another replica of the class has
+the record when the request runs, its answer is null, too. Its caller then puts the value without a lane, and this put
+is forwarded to that replica.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ APART = "apart"
 UNTIL = "until"
 
 #: All requests of HARD with the same text in the field "of" of their bodies share a lane, in which one runs at a time.
-_ALONE = Limit(by="of", concurrency=1)
+_ONE_AT_A_TIME = Limit(by="of", concurrency=1)
 
 
 def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
@@ -53,7 +53,7 @@ def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) 
 def put_in_lane(item: ItemAsked) -> Ask:
     """Return the put of a hard value in its lane."""
     body = _lane_body(item.cls, as_body_item(item))
-    return Ask(Class(item.cls), HARD, body, limit=_ALONE.words(HARD, body))
+    return Ask(Class(item.cls), HARD, body, limit=_ONE_AT_A_TIME.words(HARD, body))
 
 
 def put_again(item: ItemAsked) -> Ask:
@@ -62,14 +62,17 @@ def put_again(item: ItemAsked) -> Ask:
 
 
 def put_without_lane(item: ItemAsked) -> Ask:
-    """Return the put of a hard value that a worker computes at once, without a lane. The answer is never null."""
+    """Return the put of a hard value without a lane, for a mesh with a replica of a release that does not know lanes.
+
+    Such a put has no field APART, so a worker computes the value at once, and the answer is never null.
+    """
     return Ask(Class(item.cls), PUT, {"items": [as_body_item(item)]})
 
 
 def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[str, Any], deadline: int) -> None:
     """Send a request for a hard value of a job into its lane; `job` are the fields that name the job and its step."""
     body = {**_lane_body(cls, item), **job, UNTIL: deadline}
-    transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ALONE.words(HARD, body))
+    transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ONE_AT_A_TIME.words(HARD, body))
 
 
 def deadline_of(request: Request) -> int:

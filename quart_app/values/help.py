@@ -7,9 +7,9 @@ A replica that has worked on a hard number for a second asks the others of its c
 
 A helper computes at the lowest priority, in processes that it does not need for its own work, and stops when it needs
 them. A replica without such processes refuses at once. The asker keeps one request in flight for each of the other
-replicas. It cancels these requests when it no longer runs curves on the composite. The mesh then cancels the handlers
-of the helpers, which kills their processes. If a helper dies, its curves are lost. If the asker dies, its helpers
-compute in vain for some seconds.
+replicas. When it no longer runs curves on the composite, it cancels these requests. The mesh then cancels the helpers'
+handlers, so the processes that run their curves are killed. If a helper dies, its curves are lost. If the asker dies,
+its helpers compute in vain for some seconds.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ log = structlog.get_logger(__name__)
 
 HELP = "values.help"
 
-#: A helper begins slices for this long. A request for help has twice the time, so that the last slice can end.
-SHARE_S = 5.0
+#: A helper begins new slices for this long. Its answer may take twice as long, because the last slice has to end.
+HELP_S = 5.0
 #: The pause (s) between two looks for replicas that can help.
 LOOK_S = 2.0
 #: A refusal takes milliseconds. A request that has no answer after this time is being worked on.
 REFUSAL_S = 0.1
-#: No sieve: a helper runs curves on composites of any size.
+#: The bound (bits) for sieves in a helper: 0, so that it runs curves on large composites of any size.
 _NO_SIEVE_BITS = 0
 
 #: Replicas with the same name share the cores of one machine.
@@ -80,18 +80,18 @@ class Helpers:
 
         `processes` is how many processes this replica uses itself.
         """
-        help = Help(factoring)
-        asking = asyncio.create_task(self._keep_asking(help, processes))
-        help.found.add_done_callback(lambda _: asking.cancel())
+        joint = Help(factoring)
+        asking = asyncio.create_task(self._keep_asking(joint, processes))
+        joint.found.add_done_callback(lambda _: asking.cancel())
         try:
-            yield help
+            yield joint
         finally:
             asking.cancel()
             await asyncio.wait([asking])
             if not asking.cancelled() and (error := asking.exception()) is not None:
                 log.error("other replicas could not be asked for curves", exc_info=error)
 
-    async def _keep_asking(self, help: Help, processes: int) -> None:
+    async def _keep_asking(self, joint: Help, processes: int) -> None:
         """Keep a request in flight for each other replica that can help.
 
         Any replica of the class may read a request: also a replica that cannot help, and even this replica. Such a
@@ -102,7 +102,7 @@ class Helpers:
             while True:
                 other_replicas, refusals = await self._count_others(), 0
                 while len(in_flight) < other_replicas and refusals <= other_replicas:
-                    request = tasks.create_task(self._ask_one(help, processes))
+                    request = tasks.create_task(self._ask_one(joint, processes))
                     await asyncio.wait([request], timeout=REFUSAL_S)
                     refusals += request.done() and not request.result()
                     in_flight = {task for task in (*in_flight, request) if not task.done()}
@@ -113,7 +113,10 @@ class Helpers:
                     await asyncio.sleep(LOOK_S)
 
     async def _count_others(self) -> int:
-        """Return how many other replicas of the class serve exactly the operations of this replica."""
+        """Return how many other replicas of the class serve exactly the operations of this replica.
+
+        Replicas of another release are not asked. The number is 0 if the roster does not have this replica.
+        """
         replica = self._replica()
         try:
             roster = await replica.roster()
@@ -123,18 +126,18 @@ class Helpers:
         own_operations = [member.serves for member in members if member.replica == replica.id]
         return sum(member.serves in own_operations for member in members) - len(own_operations)
 
-    async def _ask_one(self, help: Help, processes: int) -> bool:
+    async def _ask_one(self, joint: Help, processes: int) -> bool:
         """Let one replica run curves; return False if it refused or failed."""
-        replica, factoring_before = self._replica(), help.factoring
-        # The deadline is twice SHARE_S, in ms.
+        replica, factoring_before = self._replica(), joint.factoring
+        # The deadline is twice HELP_S, in ms.
         body = {**to_body(factoring_before), "asker": replica.id, "machine": MACHINE, "processes": processes}
         try:
-            reply = await replica.call(Class(replica.cls), HELP, body, deadline_ms=int(2000 * SHARE_S))
+            reply = await replica.call(Class(replica.cls), HELP, body, deadline_ms=int(2000 * HELP_S))
         except MeshError:
             return False
         if reply:
-            reached = from_body(reply)
-            help.add(factoring_before, (reached, reached.known() if reached.done else None))
+            factoring = from_body(reply)
+            joint.add(factoring_before, (factoring, factoring.known() if factoring.done else None))
         return bool(reply)
 
 
@@ -151,15 +154,15 @@ class Helper:
         #: the curves that run for another replica
         self._task: asyncio.Task[Slice] | None = None
 
-    async def share(self, factoring: Factoring, most: int, time_s: float) -> Slice | None:
-        """Run curves in at most so many processes. Return None if no process is free, or this replica helps already.
+    async def share(self, factoring: Factoring, most_processes: int, time_s: float) -> Slice | None:
+        """Run curves in at most `most_processes`. Return None if no process is free, or this replica helps already.
 
         New slices begin during the first half of `time_s`. The curves end early if one finds a divisor, or if this
         replica needs its processes. Raises Unavailable.
         """
-        if self._task is not None or self._free_processes(most) <= 0:
+        if self._task is not None or self._free_processes(most_processes) <= 0:
             return None
-        self._task = task = asyncio.create_task(self._run_curves(factoring, most, time_s))
+        self._task = task = asyncio.create_task(self._run_curves(factoring, most_processes, time_s))
         try:
             await asyncio.wait([task])
             return None if task.cancelled() else task.result()
@@ -175,11 +178,11 @@ class Helper:
             await asyncio.wait([self._task])
         await self._lane.stop()
 
-    def _free_processes(self, most: int) -> int:
-        """Return how many processes may run curves now, at most `most`."""
-        return min(most, self._spare(), self._lane.idle)
+    def _free_processes(self, most_processes: int) -> int:
+        """Return how many processes may run curves now, at most `most_processes`."""
+        return min(most_processes, self._spare(), self._lane.idle)
 
-    async def _run_curves(self, factoring: Factoring, most: int, time_s: float) -> Slice:
+    async def _run_curves(self, factoring: Factoring, most_processes: int, time_s: float) -> Slice:
         """Run curves until one finds a divisor, no process is free, or half of `time_s` is over; return the result."""
         begun_s = time.monotonic()
         reached: Slice = factoring, None
@@ -191,7 +194,7 @@ class Helper:
             )
             return result
 
-        while time.monotonic() < begun_s + time_s / 2 and (count := self._free_processes(most)) > 0:
+        while time.monotonic() < begun_s + time_s / 2 and (count := self._free_processes(most_processes)) > 0:
             factoring_before = reached[0]
             reached = await race(factoring_before, run, count)
             if splits(factoring_before, reached):
@@ -227,7 +230,7 @@ def to_body(factoring: Factoring) -> dict[str, Any]:
     return {
         "number": str(factoring.number),
         "powers": [[str(prime), times] for prime, times in factoring.powers],
-        "composites": [[str(one.value), one.times, one.curves] for one in factoring.composites],
+        "composites": [[str(part.value), part.times, part.curves] for part in factoring.composites],
     }
 
 
@@ -236,7 +239,7 @@ def from_body(body: Mapping[str, Any]) -> Factoring:
     powers = tuple((int(prime), times) for prime, times in body["powers"])
     composites = tuple(Composite(int(value), times, curves) for value, times, curves in body["composites"])
     number = int(body["number"])
-    parts = [*powers, *((one.value, one.times) for one in composites)]
+    parts = [*powers, *((composite.value, composite.times) for composite in composites)]
     if math.prod(value**times for value, times in parts) != number:
         raise ValueError(f"the parts of {number} have another product")
     return Factoring(number, powers, composites)

@@ -1,9 +1,9 @@
 """Processes that compute for the pool: one set of them for each kind of work.
 
-A lane is a set of processes of one priority. Since each kind of work has its own lane, a number of a few milliseconds
-never waits behind a number of a few minutes, and that number never waits behind a job of an hour. The library pebble
-runs the processes, and restarts those that were killed. The processes are forked from a fork server and not from the
-replica, so they inherit no socket or connection of the replica.
+A lane is a set of processes of one priority. Each kind of work has its own lane. So a number of a few milliseconds
+never waits for one of a few minutes, and neither waits for a job of an hour. The library pebble runs the processes, and
+restarts those that were killed. The processes are forked from a fork server and not from the replica, so they inherit
+no socket or connection of the replica.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Lane:
         self._slots = asyncio.Semaphore(processes)
         #: the number of calls that have a slot or wait for one
         self.calls = 0
+        #: keeps two calls from starting two pools
         self._start_lock = asyncio.Lock()
         self._pool: ProcessPool | None = None
         #: tasks that give back the slots of cancelled calls
@@ -98,13 +99,13 @@ class Lane:
             self._pool = None
 
     async def _running_pool(self) -> ProcessPool:
-        """Return pebble's pool. Start it at its first use, and start a new one if pebble has given it up."""
+        """Return pebble's pool. Start one if there is none yet, or if the former one is no longer active."""
         async with self._start_lock:
             if self._pool is None or not self._pool.active:
-                broken, self._pool = self._pool, _new_pool(self._processes, self._niceness)
+                former, self._pool = self._pool, _new_pool(self._processes, self._niceness)
                 await asyncio.to_thread(_start_processes, self._pool)
-                if broken is not None:
-                    await asyncio.to_thread(_stop_pool, broken)
+                if former is not None:
+                    await asyncio.to_thread(_stop_pool, former)
             return self._pool
 
     def _release_slot(self, future: concurrent.futures.Future[Any] | None) -> None:

@@ -24,12 +24,12 @@ def _from_decimal(value: Any) -> Any:
     return value
 
 
-#: This must come last in an annotation. Pydantic's core checks the bounds that stand before it. Python would check
-#: bounds behind it, which is slower.
+#: This must come last in an annotation. Pydantic's core, which is fast, checks only the bounds that stand before it.
+#: Python would check bounds that stand after it.
 Decimal = BeforeValidator(_from_decimal)
 
 
-def _digits(most: int) -> BeforeValidator:
+def _digits_validator(most: int) -> BeforeValidator:
     """Return a validator that turns an integer or a decimal string into digits, at most so many."""
     first_too_large = 10**most
 
@@ -128,14 +128,14 @@ class ItemsReader:
         if b"\\" in text or not text.isascii():
             return None
         try:
-            texts = self._decoder.decode(text)
+            raw_items = self._decoder.decode(text)
         except msgspec.DecodeError:
             return None
-        # If an item has a name twice, the decoder keeps one of them and reports no error. Then the text has more
-        # quotation marks than its items need.
-        if text.count(b'"') != _QUOTES_AN_ITEM * len(texts) or len(texts) > self._settings.max_items:
+        # The decoder accepts an item that has a name twice. Such a text has more quotation marks than its items need,
+        # so they are counted.
+        if text.count(b'"') != _QUOTES_AN_ITEM * len(raw_items) or len(raw_items) > self._settings.max_items:
             return None
-        items = [PlainItem(str(item.value, "ascii"), item.ttl, item.cls) for item in texts]
+        items = [PlainItem(str(item.value, "ascii"), item.ttl, item.cls) for item in raw_items]
         return items if all(map(self._is_plain, items)) else None
 
     def validate_python(self, items: Any, /, *, strict: bool = True) -> list[Any]:
@@ -161,7 +161,7 @@ def values_request(settings: ValuesSettings) -> Any:
 
         model_config = ConfigDict(extra="forbid")
 
-        value: Annotated[str, _digits(settings.max_digits), _VALUE_SCHEMA]
+        value: Annotated[str, _digits_validator(settings.max_digits), _VALUE_SCHEMA]
         ttl: Annotated[int, Field(ge=1, le=settings.max_ttl_s, examples=[300]), Decimal]
         cls: ClassName
 

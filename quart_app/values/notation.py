@@ -26,9 +26,10 @@ def rank(value: str) -> tuple[int, str]:
     return len(value), value
 
 
-#: A power is written with its exponent if repeating the prime takes more additional characters than this.
+#: A prime is repeated if the repetitions add at most so many characters. Otherwise it is written with its exponent.
 MOST_MORE_CHARACTERS = 30
-#: If a number below 2^64 has at most so many factors, none of its powers is written with an exponent.
+#: A number below 2^64 with at most so many factors needs no exponent. Even a prime that divides it eight times
+#: adds at most 28 characters, because such a prime is below 256.
 MOST_FACTORS_REPEATED = 8
 
 

@@ -21,6 +21,7 @@ SHOWN_JOBS = 20
 #: Digits of a value that are shown.
 SHOWN_DIGITS = 24
 
+#: The form of `secrets.token_urlsafe(16)`, with which `Jobs.begin` makes ids.
 _ID = re.compile(r"[\w-]{22}", re.ASCII)
 _NO_JOB = "There is no such job: it was deleted, or its time is over."
 
@@ -68,7 +69,7 @@ class JobsPanel:
         self._settings = settings
 
     async def read(self, mesh: Mesh) -> Panel:
-        """Read some of the unfinished jobs and of the newest jobs, and show at most 20 of these."""
+        """Read up to 20 unfinished jobs and the newest 20 jobs; show 20 of these, the unfinished ones first."""
         redis, shared = mesh.shared, keys.SHARED
         pipeline = redis.pipeline(transaction=False)
         pipeline.zrange(shared + OPEN, 0, SHOWN_JOBS - 1)
@@ -111,6 +112,7 @@ class JobsPanel:
 
 
 async def _ask(mesh: Mesh, about: About) -> ActQuestion:
+    """Return what the operator is asked before the job is cancelled."""
     id = about.get("id", "")
     fields: Any = await mesh.shared.hmget(keys.SHARED + JOB + id, FIELDS) if _ID.fullmatch(id) else None
     job = Job.parse(id, fields) if fields else None
@@ -131,29 +133,29 @@ async def _cancel(mesh: Mesh, about: About, actor: Actor) -> Done:
 
 
 def _item(job: Job, now_ms: int) -> PanelItem:
-    over = job.is_over(now_ms)
+    is_over = job.is_over(now_ms)
     begun = f"begun {duration(max(0, now_ms - job.created_ms))} ago"
-    ends = "" if over else f", at most {duration(max(0, job.deadline_ms - now_ms))} left"
+    ends = "" if is_over else f", at most {duration(max(0, job.deadline_ms - now_ms))} left"
     failures = f"; {counted(job.failures, 'value')} failed" if job.failures else ""
     lines = [f"{job.done:,} of {counted(job.values, 'value')} done{failures}, {begun}{ends}"]
     state = job.state(now_ms)
     return PanelItem(
         job.id,
         state,
-        lines if over else lines + [_stage(stage) for stage in job.stages],
+        lines if is_over else lines + [_stage(stage) for stage in job.stages],
         done=job.values - job.left,
-        whole=0 if over else job.values,
-        act="" if over else "cancel-job",
+        whole=0 if is_over else job.values,  # 0: the panel draws no bar
+        act="" if is_over else "cancel-job",
         bad=state == "failed",
     )
 
 
 def _stage(stage: dict[str, Any]) -> str:
     """Return a line about a stage: value, method, time so far, time left, and the name of the replica."""
-    digits = str(stage.get("value", ""))
-    if len(digits) > SHOWN_DIGITS:
-        digits = f"{digits[:8]}…{digits[-8:]} ({len(digits)} digits)"
-    text = f"{digits}: {stage.get('stage', '')}"
+    value = str(stage.get("value", ""))
+    if len(value) > SHOWN_DIGITS:
+        value = f"{value[:8]}…{value[-8:]} ({len(value)} digits)"
+    text = f"{value}: {stage.get('stage', '')}"
     if elapsed_s := stage.get("elapsed_s"):
         text += f" for {duration(int(1000 * elapsed_s))}"
         if estimate_s := stage.get("estimate_s"):

@@ -1,8 +1,10 @@
 #!lua flags=no-writes
--- Reads a part of the primes that the stored values have: first from `alone`, then from the index. A prime that is there from
--- the first part to the last is read at least once.
+-- Reads one part of the primes of the stored values. The parts come from `alone` first, then from the index. A prime that is
+-- stored all the time from the first part to the last is in at least one part.
 -- KEYS: index, alone   (see store.py)
 -- ARGV: where to begin (what the part before returned, "" at first), about how many primes to read
+-- A part begins at "h:" and a cursor of HSCAN, or at "z:" and the last prime that was read from the index; "z:" alone is the
+-- start of the index.
 -- Returns {where the next part begins ("" if there is none), list of primes, written as in the index}
 local index_key, alone_key, count = KEYS[1], KEYS[2], tonumber(ARGV[2])
 local kind, at = string.match(ARGV[1], '^(%a):(.*)$')

@@ -27,8 +27,8 @@ from quart_app.values.pool import FactorPool
 from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 
-#: Large values share a request if its commit has at most so many bytes. A value whose own commit is larger goes alone.
-#: The bound saves memory: a replica has up to `MESH_CONCURRENCY` commits in memory.
+#: Large values share a request while its commit has at most so many bytes, as `chunks.most_bytes` estimates. A value
+#: whose own commit is larger goes alone. This saves memory: a replica has up to `MESH_CONCURRENCY` commits in memory.
 LARGE_CHUNK_BYTES = 1 << 19
 #: The most missing values that a problem document names, and the most digits that these values have together.
 MOST_MISSING, MOST_MISSING_DIGITS = 1000, 20_000
@@ -182,7 +182,8 @@ class ValuesRoutes:
 def deadline_ms(context: Context) -> int:
     """Return how long the current request may take (ms).
 
-    The client asks for a time with `Prefer: wait=N` (seconds); the settings bound it, and have the usual time.
+    A client may ask for a time with `Prefer: wait=N` (seconds), up to the setting `max_wait_ms`. Otherwise the setting
+    `deadline_ms` is the time.
     """
     asked = preferences.wait_ms()
     if asked is None:

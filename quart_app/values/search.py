@@ -90,10 +90,10 @@ class Search:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
         # One value more than the answer has room for: it shows that the answer is full.
         limit = self._question.most - self._value_count + 1
-        answers = await self._finder.find(self._mesh, Wanted(self._question.prime, after, limit), left_ms)
-        self._left_out.update(answers.left_out)
-        until = min((part.until for part in answers.values() if part.until), key=rank, default="")
-        found_parts = [part.found for part in answers.values() if part.found]
+        replies = await self._finder.find(self._mesh, Wanted(self._question.prime, after, limit), left_ms)
+        self._left_out.update(replies.left_out)
+        until = min((part.until for part in replies.values() if part.until), key=rank, default="")
+        found_parts = [part.found for part in replies.values() if part.found]
         merged = await self._merge(found_parts, until)
         if merged:
             await self._add(merged)
@@ -118,7 +118,7 @@ class Search:
         lines.sort()
         await self._pace()
         if any("^" in text for text in texts):
-            # Two releases may write exponents differently, so two lines of one value may differ. One of them is kept.
+            # Two releases may write exponents differently, so the lines of one value may differ. One line is kept.
             lines = [*{line.partition("=")[0]: line for line in lines}.values()]
         # If two databases have a value, its two lines are neighbours after the sort.
         elif len(texts) > 1 and any(map(operator.eq, lines, itertools.islice(lines, 1, None))):
@@ -135,7 +135,7 @@ class Search:
         lines = text.split(";")
         if len(lines) == 1:
             return self._add_one(text)
-        # A block that fits and has no exponents is still added at once. Only other blocks are divided further.
+        # Each block is added at once if it fits and has no exponents. Otherwise this method divides it further.
         block_size = max(1, min(BLOCK, len(lines) // 2))
         for first in range(0, len(lines), block_size):
             await self._pace()
@@ -144,9 +144,9 @@ class Search:
         return True
 
     def _add_at_once(self, text: str) -> bool:
-        """Append all of these values, or return False if they do not fit or have exponents."""
+        """Append all of these values; return False if they do not fit, or have exponents (`elements` takes none)."""
         values_left = self._question.most - self._value_count
-        # Most texts are so short that they cannot have too many values. Then the values need not be counted.
+        # A short text cannot have too many values. Most texts are short, so their values are not counted.
         if "^" in text or (len(text) >= values_left * SHORTEST_LINE_LENGTH and text.count(";") >= values_left):
             return False
         elements_json, added = elements(text)
@@ -158,7 +158,7 @@ class Search:
         return True
 
     def _add_one(self, line: str) -> bool:
-        """Append a value; return False if the answer is full."""
+        """Append a value; return False if the answer is full. The first value may exceed `most_bytes`."""
         prefixed_value, _, factors = line.partition("=")
         value = digits(prefixed_value)
         element_json = element(value, factors)

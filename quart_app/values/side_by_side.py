@@ -20,8 +20,9 @@ async def race(
 ) -> Slice:
     """Do a slice `count` times at once; return the state that these slices reached together.
 
-    The first slice that splits the composite cancels the others. If `elsewhere` gets such a slice, that slice cancels
-    them, too; but a race never waits for `elsewhere` alone. Raises what a slice raises, after all slices have ended.
+    The first slice that splits the composite cancels the others. So does such a slice from another replica: `elsewhere`
+    gets it. When all slices of this replica have ended, the race does not wait for `elsewhere`. Raises what a slice
+    raises, after all slices have ended.
     """
     running = {asyncio.ensure_future(run()) for _ in range(count)}
     found_elsewhere = set() if elsewhere is None else {elsewhere}
@@ -36,7 +37,7 @@ async def race(
         for slice_task in still_running:
             slice_task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-    return together(before, ended)
+    return combined(before, ended)
 
 
 def splits(before: Factoring, after: Slice) -> bool:
@@ -45,7 +46,7 @@ def splits(before: Factoring, after: Slice) -> bool:
     return not composites or composites[0].value != before.composites[0].value
 
 
-def together(before: Factoring, slices: Sequence[Slice]) -> Slice:
+def combined(before: Factoring, slices: Sequence[Slice]) -> Slice:
     """Return the first slice that found a divisor; if there is none, the state after the curves of all slices."""
     for reached in slices:
         if splits(before, reached):

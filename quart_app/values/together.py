@@ -30,9 +30,10 @@ DEADLINE_STEP_MS = 20
 #: For how many turns of the event loop a group stays open. With one turn, a replica under load answers 12 % fewer
 #: callers a second.
 TURNS = 3
-#: The part of its deadline for which a caller waits for the request of its group. After that it sends its own request,
-#: because another caller's part may need a stalled replica. A full queue is rarely the cause: submit.lua (`is_full`)
-#: refuses a request that would wait in the queue of a class for more than a tenth of its deadline.
+#: A caller waits for the request of its group during this fraction of its deadline. Then it sends its own request: the
+#: group may wait for a stalled replica that only another caller needs. A full queue is rarely the
+#: cause: submit.lua (`is_full`) refuses a request that would wait in the queue of a class for more than a tenth of its
+#: deadline.
 WAIT_FRACTION = 0.25
 #: Longest text of call ids that a request carries, in characters.
 MOST_ID_CHARACTERS = 200
@@ -59,7 +60,7 @@ class Together(Generic[K, W, A]):
     async def get(self, key: K, wanted: W, deadline_ms: int) -> A:
         """Return the answer to one caller. Raises what `ask` raises."""
         previous_overlapped, self._latest_overlaps = self._latest_overlaps, self._in_progress > 0
-        # A caller with a trace never shares a request: a span has one parent.
+        # A caller with a trace sends its own request, because the span of a request has only one parent.
         joins = (previous_overlapped or self._latest_overlaps) and not (tracing.is_on() or tracing.TRACEPARENT.get())
         self._in_progress += 1
         try:
@@ -81,7 +82,7 @@ class Together(Generic[K, W, A]):
         return answer
 
     def _open_group(self, key: K, deadline_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
-        """Return the open group with room for these callers; if there is none, open one, which closes after TURNS."""
+        """Return the open group if it has room for one more caller; otherwise open one, which closes after TURNS."""
         group = self._open_groups.get((key, deadline_steps))
         if group is None or len(group.members) >= self._most:
             group = self._open_groups[key, deadline_steps] = _Group()
