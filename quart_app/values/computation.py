@@ -32,12 +32,13 @@ class Computation:
     """The factorisation of one number, for all of its callers."""
 
     number: int
-    #: None until a process has done the cheap steps
+    #: None if a process has to do the cheap steps, until it has done them
     factoring: Factoring | None
     #: `begun_s` and `deadline_s` are values of `time.monotonic()`
     begun_s: float
     deadline_s: float
-    answer: asyncio.Future[str]
+    #: gets the factors as text, or the error, for all callers
+    found_factors: asyncio.Future[str]
     patient: bool
     stage: str = "waiting"
     waiting: int = 0

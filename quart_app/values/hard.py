@@ -72,6 +72,7 @@ def put_without_lane(item: ItemAsked) -> Ask:
 def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[str, Any], deadline: int) -> None:
     """Send a request for a hard value of a job into its lane; `job` are the fields that name the job and its step."""
     body = {**_lane_body(cls, item), **job, UNTIL: deadline}
+    # The key names the request while it waits in `mesh:later`, so it must be unique.
     transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ONE_AT_A_TIME.words(HARD, body))
 
 

@@ -54,6 +54,7 @@ class JobRoutes:
         await mesh.confirm()
         if job is not None and job.state(mesh.now_ms()) == "done":
             return await self._result_response(job, "", "")
+        # A client learns at this path that a job has failed, too.
         response = jsonify({"id": id, "state": "waiting"})
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{id}"

@@ -1,8 +1,8 @@
 """Sharing the event loop: long work is cut into pieces, and only some of them run in one turn of the loop.
 
-A turn is one pass of the loop over what is ready. Each piece begins with `await pace()`, which returns at once in the
-first `most_s` seconds of a turn. After that, pieces wait for a later turn; the oldest runs first. So the pieces block
-the loop for about `most_s` and the time of one piece, however many requests come together.
+A turn is one pass of the loop over what is ready. Each piece begins with `await pace()`. In the first `most_s`
+seconds of a turn, this returns at once. After that, pieces wait for a later turn; the oldest runs first. So the pieces
+block the loop for about `most_s` and the time of one piece, however many requests come together.
 """
 
 from __future__ import annotations

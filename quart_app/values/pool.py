@@ -152,7 +152,7 @@ class FactorPool:
         begun_s = time.monotonic()
         await self._wait_until_open(timeout_s)
         computation = self._join_or_begin(number, factoring, patient)
-        return await self._wait_for_answer(computation, timeout_s - (time.monotonic() - begun_s))
+        return await self._wait_for_factors(computation, timeout_s - (time.monotonic() - begun_s))
 
     async def factorise_small(self, numbers: Sequence[int]) -> list[str]:
         """Return the prime factors of numbers below 2^64, each as text. The event loop finds them, piece by piece."""
@@ -215,22 +215,22 @@ class FactorPool:
             self._metrics.ended(FactorOutcome.REFUSED)
             raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
         now_s = time.monotonic()
-        answer = asyncio.get_running_loop().create_future()
-        # The second `now_s` is the deadline, until `_wait_for_answer` sets it.
-        computation = Computation(number, factoring, now_s, now_s, answer, patient)
+        found_factors = asyncio.get_running_loop().create_future()
+        # The second `now_s` is the deadline, until `_wait_for_factors` sets it.
+        computation = Computation(number, factoring, now_s, now_s, found_factors, patient)
         if factoring is not None:
             self._admit(computation)
         self._computations[number] = computation
         computation.task = self._tasks.create_task(self._run(computation))
         return computation
 
-    async def _wait_for_answer(self, computation: Computation, timeout_s: float) -> str:
+    async def _wait_for_factors(self, computation: Computation, timeout_s: float) -> str:
         """Return the factors when they are found. If the last caller leaves before, the computation ends."""
         computation.waiting += 1
         computation.deadline_s = max(computation.deadline_s, time.monotonic() + timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(computation.answer)
+                return await asyncio.shield(computation.found_factors)
         except TimeoutError:
             # Requests that came together reach their deadlines together. Their error texts are made in turn, so that
             # the event loop is not blocked.
@@ -297,23 +297,23 @@ class FactorPool:
 
         Raises nothing but CancelledError: any other error would end the task group, and with it all computations.
         """
-        answer = computation.answer
+        found_factors = computation.found_factors
         try:
             factors = await self._compute(computation)
         except asyncio.CancelledError:
-            answer.cancel()
+            found_factors.cancel()
             raise
         except Exception as error:
             # `_admit` has counted a Busy as refused.
             if not isinstance(error, Busy):
                 self._metrics.ended(FactorOutcome.FAILED)
-            if not answer.done():
-                answer.set_exception(error)
-                answer.exception()  # otherwise asyncio would log the error if the last caller has just left
+            if not found_factors.done():
+                found_factors.set_exception(error)
+                found_factors.exception()  # otherwise asyncio would log the error if the last caller has just left
         else:
             self._metrics.ended(FactorOutcome.DONE)
-            if not answer.done():
-                answer.set_result(factors)
+            if not found_factors.done():
+                found_factors.set_result(factors)
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
 

@@ -59,6 +59,8 @@ class Together(Generic[K, W, A]):
 
     async def get(self, key: K, wanted: W, deadline_ms: int) -> A:
         """Return the answer to one caller. Raises what `ask` raises."""
+        # All callers of a group get their answers together, so the first of their next requests overlaps with nobody.
+        # It joins a group because the caller before it overlapped.
         previous_overlapped, self._latest_overlaps = self._latest_overlaps, self._in_progress > 0
         # A caller with a trace sends its own request, because the span of a request has only one parent.
         joins = (previous_overlapped or self._latest_overlaps) and not (tracing.is_on() or tracing.TRACEPARENT.get())
