@@ -41,18 +41,18 @@ class JobRoutes:
 
     async def begin(self, items: Sequence[ItemAsked]) -> Response:
         """Begin a job. Answer 202, or 200 with the result if the job is done within `Prefer: wait`."""
-        mesh = self._context.mesh.replica
-        classes = await mesh.classes()
+        replica = self._context.mesh.replica
+        classes = await replica.classes()
         await self._pace()
         for cls in sorted({item.cls for item in items}):
             if error := classes.absence(cls):
                 raise error
-        mesh.memory.store(size(items))
-        id = await self._jobs.begin(mesh, items)
+        replica.memory.store(size(items))
+        id = await self._jobs.begin(replica, items)
         job = await self._wait(id)
         # Answer only when enough copies of Redis have the job.
-        await mesh.confirm()
-        if job is not None and job.state(mesh.now_ms()) == "done":
+        await replica.confirm()
+        if job is not None and job.state(replica.now_ms()) == "done":
             return await self._result_response(job, "", "")
         # A client learns at this path that a job has failed, too.
         response = jsonify({"id": id, "state": "waiting"})
@@ -64,13 +64,13 @@ class JobRoutes:
     @_tagged
     async def show(self, id: str) -> Response:
         """Show a job: waiting, running, done (with its result) or failed (with what is known)."""
-        mesh = self._context.mesh.replica
-        job = await self._jobs.get(mesh, id)
+        replica = self._context.mesh.replica
+        job = await self._jobs.get(replica, id)
         if job is None:
             raise _no_such_job()
-        await mesh.confirm()
-        view = job.view(mesh.now_ms())
-        if not job.is_over(mesh.now_ms()):
+        await replica.confirm()
+        view = job.view(replica.now_ms())
+        if not job.is_over(replica.now_ms()):
             return jsonify(view)
         # The result goes inside the view, before its closing brace.
         return await self._result_response(job, json.dumps(view)[:-1] + ', "result": ', "}")
@@ -88,13 +88,13 @@ class JobRoutes:
 
         Return None if the job is gone, or if the client does not ask to wait.
         """
-        mesh, wait_ms = self._context.mesh.replica, preferences.wait_ms()
+        replica, wait_ms = self._context.mesh.replica, preferences.wait_ms()
         if wait_ms is None:
             return None
-        end_ms = mesh.now_ms() + min(wait_ms, self._context.settings.max_wait_ms)
+        end_ms = replica.now_ms() + min(wait_ms, self._context.settings.max_wait_ms)
         while True:
-            job = await self._jobs.get(mesh, id)
-            if job is None or job.is_over(mesh.now_ms()) or mesh.now_ms() >= end_ms:
+            job = await self._jobs.get(replica, id)
+            if job is None or job.is_over(replica.now_ms()) or replica.now_ms() >= end_ms:
                 return job
             await asyncio.sleep(LOOK_S)
 

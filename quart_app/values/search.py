@@ -55,14 +55,14 @@ class Search:
     """One search. Call `run` once."""
 
     def __init__(
-        self, mesh: Replica, finder: Finder, pace: Pace, answers: Answers, question: Question, deadline_ms: int
+        self, replica: Replica, finder: Finder, pace: Pace, answers: Answers, question: Question, deadline_ms: int
     ) -> None:
-        self._mesh = mesh
+        self._replica = replica
         self._finder = finder
         self._pace = pace
         self._answers = answers
         self._question = question
-        self._end_ms = mesh.now_ms() + deadline_ms
+        self._end_ms = replica.now_ms() + deadline_ms
         self._array = Array()
         self._value_count = 0
         self._last_value = ""
@@ -85,12 +85,12 @@ class Search:
 
         Return the value up to which the answer is complete now, or "" after the last part.
         """
-        left_ms = self._end_ms - self._mesh.now_ms()
+        left_ms = self._end_ms - self._replica.now_ms()
         if left_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
         # One value more than the answer has room for: it shows that the answer is full.
         limit = self._question.most - self._value_count + 1
-        replies = await self._finder.find(self._mesh, Wanted(self._question.prime, after, limit), left_ms)
+        replies = await self._finder.find(self._replica, Wanted(self._question.prime, after, limit), left_ms)
         self._left_out.update(replies.left_out)
         until = min((part.until for part in replies.values() if part.until), key=rank, default="")
         found_parts = [part.found for part in replies.values() if part.found]
