@@ -210,10 +210,10 @@ def handlers(
     for script in (records.FIND, PRIMES, STATE, ADMIT, END, WRITE_FIELDS):
         worker.uses(script)
     worker.writes_with(records.VERBS)
-    bound = _Handlers(factorise, errands, pace, store_room, filters)
-    worker.handles(PUT)(bound.put)
-    worker.handles(HARD)(bound.put)
-    worker.handles(DROP)(bound.drop)
+    service = _Handlers(factorise, errands, pace, store_room, filters)
+    worker.handles(PUT)(service.put)
+    worker.handles(HARD)(service.put)
+    worker.handles(DROP)(service.drop)
     worker.handles(FIND, effect=False)(find)
     worker.handles(FIND_EACH, effect=False)(find_each)
     return worker
@@ -260,8 +260,8 @@ async def _split_off_hard(
 
     A hard value would hold up the other values of its request. On a database's stream, whose requests run one after the
     other, it would hold up every GET. A put is forwarded to such a stream because the holder has the record of its
-    value; if this record expires before the put runs, a hard value is there. A request on this stream makes no quick
-    attempt, so each large value without a record gets a request of its own.
+    value. If this record expires before the put runs, the put has a value to factor, perhaps a hard one. A request on
+    this stream makes no quick attempt, so each large value without a record gets a request of its own.
     """
     large = [item for item in items if not is_small(item.value)]
     is_on_database_stream = request.stream == Database(store.database).stream

@@ -31,9 +31,9 @@ DEADLINE_STEP_MS = 20
 #: callers a second.
 TURNS = 3
 #: A caller waits for the request of its group during this fraction of its deadline. Then it sends its own request: the
-#: group may wait for a stalled replica that only another caller needs. A full queue is rarely the
-#: cause: submit.lua (`is_full`) refuses a request that would wait in the queue of a class for more than a tenth of its
-#: deadline.
+#: group may wait for a stalled replica that only another caller needs. A full queue is
+#: rarely the cause: submit.lua (`is_full`) refuses a request that would wait in the queue of a class for more than a
+#: tenth of its deadline.
 WAIT_FRACTION = 0.25
 #: Longest text of call ids that a request carries, in characters.
 MOST_ID_CHARACTERS = 200
