@@ -52,10 +52,11 @@ class JobRoutes:
         job = await self._wait(id)
         # Answer only when enough copies of Redis have the job.
         await replica.confirm()
-        if job is not None and job.state(replica.now_ms()) == "done":
+        state = "waiting" if job is None else job.state(replica.now_ms())
+        if job is not None and state == "done":
             return await self._result_response(job, "", "")
         # A client learns at this path that a job has failed, too.
-        response = jsonify({"id": id, "state": "waiting"})
+        response = jsonify({"id": id, "state": state})
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{id}"
         response.headers["Preference-Applied"] = "respond-async"

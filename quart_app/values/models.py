@@ -82,10 +82,10 @@ class Page(BaseModel):
 
 
 class JobBegun(BaseModel):
-    """A job that was begun; the header Location names the path of its state and result."""
+    """A job that was begun, and its state at the moment; the header Location names the path of its state and result."""
 
     id: str
-    state: Literal["waiting"]
+    state: Literal["waiting", "running", "failed"]
 
 
 class _ItemText(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
