@@ -27,11 +27,8 @@ from quart_app.security.identity import why_weak
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a request comes from: the client's address, and the cookie of a device that may have logged in before.
-
-    It has nothing to do with the header Origin, which the routes check.
-    """
+class Requester:
+    """Who sends a request: the network address, and the token of a device on which somebody may have logged in."""
 
     source: str | None
     device: str | None = None
@@ -55,53 +52,61 @@ class Accounts:
     limiter: CredentialLimiter
     audit: Audit
 
-    async def register(self, email: str, password: SecretStr, origin: Origin) -> User:
+    async def register(self, email: str, password: SecretStr, requester: Requester) -> User:
         """Create an account without rights."""
+        # The body's type has checked the password, but without the address: it must not be made of it.
         _refuse_weak(password, email)
-        await self.limiter.admit_registration(origin.source)
+        await self.limiter.admit_registration(requester.source)
         if await self.users.find_by_email(email) is not None:
             raise _email_taken()
         hashed = await self.passwords.hash(password.get_secret_value())
         user = await _raising_problems(self.users.register(email, hashed))
-        await self.limiter.remember(email, origin.source)
-        await self.audit.record("account registered", user=user.id, source=origin.source)
+        # The source counts as known, so a flood of wrong passwords by others does not keep the new user out.
+        await self.limiter.remember(email, requester.source)
+        await self.audit.record("account registered", user=user.id, source=requester.source)
         return user
 
-    async def log_in(self, login: Login, origin: Origin) -> LoggedIn:
+    async def log_in(self, login: Login, requester: Requester) -> LoggedIn:
         """Begin a session. The 401 is the same for a wrong password, an unknown address and an inactive account."""
         user = await self.users.find_by_email(login.email)
-        is_match = await self._is_right_password(user, login.email, login.password, origin)
+        is_match = await self._is_right_password(user, login.email, login.password, requester)
         if user is None or not is_match:
             raise Problem(401, "no active account has this address and this password")
         if self.passwords.is_outdated(user.password):
             await self.users.renew_hash(user, await self._hash(login.password))
-        await self.audit.record("login", user=user.id, source=origin.source)
-        return await self._begin_session(user, origin)
+        await self.audit.record("login", user=user.id, source=requester.source)
+        return await self._begin_session(user, requester)
 
-    async def log_out(self, session: Session, origin: Origin) -> None:
+    async def log_out(self, session: Session, requester: Requester) -> None:
         """End a session on every replica."""
         await self.sessions.end(session)
-        await self.audit.record("logout", user=session.user.id, source=origin.source)
+        await self.audit.record("logout", user=session.user.id, source=requester.source)
 
-    async def change_profile(self, session: Session, change: ProfileChange, origin: Origin) -> tuple[User, LoggedIn]:
+    async def change_profile(
+        self, session: Session, change: ProfileChange, requester: Requester
+    ) -> tuple[User, LoggedIn]:
         """Change the user's own address or password. This ends all sessions of the user, so a new session begins."""
         user = session.user
         if change.password is not None:
             _refuse_weak(change.password, change.email or user.email)
-        if not await self._is_right_password(user, user.email, change.current_password, origin):
+        if not await self._is_right_password(user, user.email, change.current_password, requester):
             raise _field_problem("/current_password", "this is not the current password")
         hashed = None if change.password is None else await self._hash(change.password)
         changed_user = await _raising_problems(self.users.change_profile(user, email=change.email, password=hashed))
         changed_fields = ", ".join(name for name in ("email", "password") if getattr(change, name) is not None)
-        await self.audit.record("profile changed", user=user.id, source=origin.source, changed=changed_fields)
-        return changed_user, await self._begin_session(changed_user, origin)
+        await self.audit.record("profile changed", user=user.id, source=requester.source, changed=changed_fields)
+        return changed_user, await self._begin_session(changed_user, requester)
 
-    async def change_access(self, session: Session, user_id: str, changes: Mapping[str, bool], origin: Origin) -> User:
+    async def change_access(
+        self, session: Session, user_id: str, changes: Mapping[str, bool], requester: Requester
+    ) -> User:
         """Change the rights of an account (`is_active`, `paid_access`). Only an administrator may do this."""
         try:
-            return await self.users.change_access(user_id, changes, by=session.user, source=origin.source)
+            return await self.users.change_access(user_id, changes, by=session.user, source=requester.source)
         except NotAdministrator:
-            await self.audit.record("access change refused", user=user_id, actor=session.user.id, source=origin.source)
+            await self.audit.record(
+                "access change refused", user=user_id, actor=session.user.id, source=requester.source
+            )
             raise Problem(403, "only administrators may change accounts of others") from None
         except NoSuchAccount:
             raise Problem(404, "no account has this id") from None
@@ -110,18 +115,20 @@ class Accounts:
             raise Problem(409, detail) from None
 
     async def _hash(self, password: SecretStr) -> str:
-        """Hash a password for a user whose current password was just checked, so the user counts as known."""
+        """Hash a password whose user has just given the right current one: `is_known`, ahead of strangers' requests."""
         return await self.passwords.hash(password.get_secret_value(), is_known=True)
 
-    async def _begin_session(self, user: User, origin: Origin) -> LoggedIn:
-        device = self.sessions.known_device(origin.device, user)
+    async def _begin_session(self, user: User, requester: Requester) -> LoggedIn:
+        device = self.sessions.known_device(requester.device, user)
         session = await self.sessions.begin(user)
         return LoggedIn(session, None if device else await self.sessions.remember_device(user))
 
-    async def _is_right_password(self, user: User | None, email: str, password: SecretStr, origin: Origin) -> bool:
-        """Return whether this is the password of an active account. The limits are checked before any hashing."""
-        device = self.sessions.known_device(origin.device, user)
-        attempt = await self.limiter.admit(email, origin.source, device)
+    async def _is_right_password(
+        self, user: User | None, email: str, password: SecretStr, requester: Requester
+    ) -> bool:
+        """Return whether this is the password of an active account. Raises Problem at a limit, before any hashing."""
+        device = self.sessions.known_device(requester.device, user)
+        attempt = await self.limiter.admit(email, requester.source, device)
         try:
             hashed = None if user is None else user.password
             is_match = await self.passwords.matches(hashed, password.get_secret_value(), is_known=attempt.is_known)
@@ -132,8 +139,9 @@ class Accounts:
         if user is not None and is_match and user.is_active:
             await self.limiter.excuse(attempt)
             return True
-        facts = {"user": None if user is None else user.id, "account": fingerprint(email), "source": origin.source}
+        facts = {"user": None if user is None else user.id, "account": fingerprint(email), "source": requester.source}
         await self.audit.record("login failed", **facts)
+        # A counter allowed no more than this attempt: further ones are refused until its window ends.
         if attempt.is_last:
             await self.audit.record("login locked", **facts)
         return False
@@ -153,8 +161,8 @@ def _refuse_weak(password: SecretStr, email: str) -> None:
         raise _field_problem("/password", reason)
 
 
-def _field_problem(pointer: str, message: str) -> Problem:
-    return Problem(422, message, errors=[{"pointer": pointer, "message": message}])
+def _field_problem(pointer: str, detail: str) -> Problem:
+    return Problem(422, detail, errors=[{"pointer": pointer, "message": detail}])
 
 
 def _email_taken() -> Problem:

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- An administrator grants or revokes paid access, or activates or deactivates an account. It runs when memory is full,
--- too: it replaces what is there.
+-- An administrator grants or revokes paid access, or activates or deactivates an account. The script also runs when
+-- Redis's memory is full, because it replaces values and adds few bytes.
 -- KEYS[1]  hash    the account
 -- KEYS[2]  hash    the account of the administrator who asks
 -- KEYS[3]  set     ids of the active administrators
@@ -13,6 +13,7 @@ local id, asking_id, is_active, paid_access, audit_length = ARGV[1], ARGV[2], AR
 
 local rights = redis.call('HMGET', asking, 'is_admin', 'is_active')
 if rights[1] ~= '1' or rights[2] ~= '1' then return 'forbidden' end
+-- The set may lack an administrator of an older release, so the script adds each one that it meets.
 redis.call('SADD', administrators, asking_id)
 local stored = redis.call('HMGET', account, 'is_admin', 'is_active')
 if not stored[2] then return 'absent' end

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Change the address or the password of an account. It runs when memory is full, too: it replaces what is there.
+-- Change the address or the password of an account. The script also runs when Redis's memory is full, because it
+-- replaces values and adds few bytes.
 -- KEYS[1]  hash    the account
 -- KEYS[2]  string  the id of the account that has the present address
 -- KEYS[3]  string  the id of the account that has the new address

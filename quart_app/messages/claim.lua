@@ -1,4 +1,4 @@
--- Claim an idempotency key, or return what became of it.
+-- Claim an idempotency key, or return the state of the claim that an earlier request made.
 -- KEYS[1]  hash, PX  the claim: body, owner, state (claimed | sending | done), until_ms, answer
 -- ARGV     fingerprint of the body, owner (the id of the message), work_ms (how long the owner may take), keep_ms
 -- Returns {mine | other-body | done | busy | lost, the owner, the answer}.

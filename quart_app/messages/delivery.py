@@ -6,7 +6,7 @@
        ├── wait ───────┤
        └── look again ─┴─> pay ─> reply
 
-Every step has a bound, so a delivery ends by itself.
+The time of every step and the number of repetitions are limited, so a delivery ends by itself.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ log = structlog.get_logger(__name__)
 
 #: Pause between two attempts to reserve while the probe of another message is on its way.
 PROBE_POLL_S = 0.02
-#: Retry-After of a failure that ends soon, or lasts for an unknown time.
+#: The Retry-After of an answer if the failure is short, or if nobody knows how long it lasts.
 RETRY_AFTER_MS = 1_000
-#: How often the outcome of a reservation is sent to Redis. If all tries fail, the quota treats the reservation as that
-#: of a sender that died.
+#: The largest number of tries to send the outcome of a reservation to Redis. If all fail, the quota treats the
+#: reservation as that of a sender that died.
 MOST_RECORD_TRIES = 3
-#: How often one message may try to reserve again because the free provider has opened just before the payment.
+#: The largest number of times that one message reserves again because the free provider has opened just before the
+#: payment.
 MOST_REOPENINGS = 3
 
 
@@ -79,7 +80,7 @@ class OutgoingMessage:
     #: whether the free provider has refused it, although our count allowed it
     refused: bool = False
     #: whether a provider has or may have it; then no request with its idempotency key may send it again
-    arrived: bool = False
+    may_have_arrived: bool = False
     #: how often it may still reserve again because the free provider has just opened
     reopenings_left: int = MOST_REOPENINGS
 
@@ -152,14 +153,14 @@ class Delivery:
                         turn.pass_on()
                     if reply is not None:
                         return reply
-                case WaitForFree(ms):
-                    await self._sleep(ms / 1000)
+                case WaitForFree(wait_ms):
+                    await self._sleep(wait_ms / 1000)
                 case Pay(reason):
                     if not await self._should_reserve_again(message, verdict, reason):
                         return await self._pay(message, claim, reason)
-                case Refuse(ms):
+                case Refuse(retry_after_ms):
                     detail = "the free provider is closed, and this account has no paid access"
-                    raise Undelivered(403, detail, reason="no-paid-access", retry_after_ms=ms)
+                    raise Undelivered(403, detail, reason="no-paid-access", retry_after_ms=retry_after_ms)
 
     async def _has_paid_access(self, message: OutgoingMessage) -> bool:
         """Read from Redis whether the account has paid access: it may have lost this right since the login."""
@@ -173,8 +174,8 @@ class Delivery:
         """
         give_up_at, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._turn_lock)
         if not await turn.take(give_up_at):
-            # The messages before this one took too long. The decision is the same as when a probe takes too long.
-            # No reservation was tried, so the allowance is only read.
+            # The messages before this one took too long. `Probing` makes `next_step` decide as if a probe took too
+            # long. This message has not tried to reserve, so the allowance is only read.
             return Probing(await self.quota.look()), turn
         # None if `quota.reserve` raises an error; then the turn is passed on, too.
         verdict: Verdict | None = None
@@ -204,7 +205,7 @@ class Delivery:
     ) -> ProviderReply | None:
         """Send to the free provider, and pay if it does not work. Return None if the message needs a new slot.
 
-        `on_sent` is called once the request is sent, or could not be sent at once.
+        `on_sent` passes the turn on. It is called when the request is sent, or when the first try could not send it.
         """
         try:
             await self._begin_sending(claim)
@@ -216,6 +217,7 @@ class Delivery:
         match outcome:
             case Answered(response):
                 await self._record_outcome(self.quota.used, reservation)
+                # "open" is the reason of each delivery by the free provider; those of a payment are `Reason`.
                 return self._counted_reply("free", "open", response)
             # The provider itself says that it is closed. The next round reserves again, and waits, pays or refuses.
             case Blocked(retry_ms):
@@ -259,14 +261,17 @@ class Delivery:
         return False
 
     async def _should_reserve_again(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
-        """Return whether to reserve again instead of paying, because the free provider has opened in the meantime."""
+        """Return whether to reserve again instead of paying, because the free provider has opened in the meantime.
+
+        If the message is paid for, log why. A payment while the free provider may be open also counts as avoidable.
+        """
         allowance = await self.quota.look()
         if allowance.remaining == 0:
             # The log keeps the time (Redis's clock) at which the free provider was closed, as the proof that the
             # payment was needed.
             log.info("a message is paid for", message_id=message.id, reason=reason, looked_ms=allowance.now_ms)
             return False
-        # Not after `Probing`: the wait for the probe is over, and the message is paid for.
+        # After `Probing` the message does not reserve again: it has already waited for the probe as long as it may.
         if isinstance(verdict, Closed) and message.reopenings_left > 0:
             message.reopenings_left -= 1
             return True
@@ -275,6 +280,7 @@ class Delivery:
         return False
 
     async def _pay(self, message: OutgoingMessage, claim: KeyClaim, reason: Reason) -> ProviderReply:
+        """Send to the paid provider. Raises Undelivered if it did not reply to the message."""
         await self._begin_sending(claim)
         match await self._send("paid", self.paid, message):
             case Answered(response):
@@ -292,7 +298,10 @@ class Delivery:
         raise AssertionError("every outcome has its case")
 
     async def _begin_sending(self, claim: KeyClaim) -> None:
-        """Note that a provider may have the message from now on. Raises Undelivered if the claim is lost."""
+        """Record in the claim that a provider may have the message from now on.
+
+        Raises Undelivered if the claim is over, because another request may have taken it over.
+        """
         if not await claim.begin_sending():
             detail = "another request delivers this message; retry with its Idempotency-Key after 1 s"
             raise Undelivered(503, detail, reason="taken-over", retry_after_ms=RETRY_AFTER_MS)
@@ -310,7 +319,7 @@ class Delivery:
         outcome = await provider.send(message.id, message.text, may_send, on_sent)
         self.metrics.note(name, outcome, time.perf_counter() - send_started_at)
         # `Failed` counts, too: the provider has received the request.
-        message.arrived = message.arrived or isinstance(outcome, Answered | Failed | Unknown)
+        message.may_have_arrived = message.may_have_arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome
 
     def _counted_reply(self, provider: Literal["free", "paid"], reason: str, response: str) -> ProviderReply:

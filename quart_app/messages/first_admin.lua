@@ -5,7 +5,7 @@
 -- KEYS[4]  set     ids of the active administrators
 -- KEYS[5]  stream  the audit log
 -- ARGV     id, address, length of the audit log, number of words of its entry, those words,
---          then the fields of the account; without fields the address is only reserved
+--          then the fields of the account. Without fields the address is only reserved: nobody can register it.
 -- Returns created | adopted | reserved | taken (by an account that is no administrator) | recorded (done before).
 local first_admin, by_email, account, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, email, audit_length, words = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -14,7 +14,7 @@ if redis.call('HEXISTS', first_admin, 'id') == 1 then return 'recorded' end
 local holder = redis.call('GET', by_email)
 local outcome = 'created'
 if holder then
-  -- An administrator of a release that recorded no id. Any other account stays what it is.
+  -- An older release made this account an administrator, and recorded no id. No other account is promoted.
   if holder ~= id or redis.call('HGET', account, 'is_admin') ~= '1' then return 'taken' end
   outcome = 'adopted'
 end

@@ -7,7 +7,7 @@
 If a replica dies while it sends, nobody can know whether the message arrived. The claim then stays "sending" until it
 expires. Until then each request with the key gets an error, because an error is better than a second payment.
 
-    shared:messages:claim:{user}:{hash of the key}    hash, PX
+    shared:messages:claim:{user}:{hash of the key}    hash that expires after MESSAGES_KEEP_ANSWERS_S
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from quart_app.messages.users import translated_redis_errors
 log = structlog.get_logger(__name__)
 
 SCRIPTS = {name: Script.beside(__file__, f"{name}.lua") for name in ("claim", "begin_sending", "finish", "give_back")}
-#: How often an answer is sent to Redis. If all tries fail, the answer is not kept.
+#: The largest number of tries to send an answer to Redis. If all fail, the answer is not kept.
 MOST_FINISH_TRIES = 3
 #: The outcome of a message that reached no provider: its key is free again.
 UNUSED: Final = "unused"
@@ -62,8 +62,8 @@ class SenderLost:
 class IdempotencyKeys:
     """All idempotency keys. Every method raises Unavailable when Redis fails.
 
-    An owner has `work_ms`, and the time that its message may wait, to deliver the message. Claims and answers are kept
-    for `keep_ms`.
+    The owner of a claim may take `work_ms` for the delivery, plus the `max_wait_ms` of its message. Claims and answers
+    are kept for `keep_ms`.
     """
 
     def __init__(self, redis: Redis, *, work_ms: int, keep_ms: int) -> None:
@@ -77,8 +77,8 @@ class IdempotencyKeys:
         """Claim the key, or return what became of an earlier request with the key. Does not wait for that request."""
         redis_key = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
         work_ms = self._work_ms + max_wait_ms
-        status, *details = await self.run("claim", redis_key, _digest(body), message_id, work_ms, self._keep_ms)
-        match status:
+        state, *details = await self.run("claim", redis_key, _digest(body), message_id, work_ms, self._keep_ms)
+        match state:
             case "mine":
                 return KeyClaim(self, redis_key, message_id)
             case "other-body":
@@ -87,7 +87,7 @@ class IdempotencyKeys:
                 return Finished(details[0], json.loads(details[1]))
             case "lost":
                 return SenderLost(details[0])
-        # The status is "busy": the other request still has time to finish.
+        # The state is "busy": the other request still has time to finish.
         return InProgress()
 
     async def finish(self, name: str, owner: str, answer: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from quart_app.messages.idempotency import (
 )
 from quart_app.messages.models import NewMessage
 
-#: While another request has claimed the key, the key is read again and again: the first and the longest pause, in s.
+#: The first and the longest pause between two tries to claim a key that another request holds. Pauses grow by half.
 POLL_PAUSES_S = (0.02, 0.5)
 
 
@@ -101,20 +101,21 @@ class MessageIntake:
         if key is None:
             # The message is delivered in any case: this claim is always granted and records nothing.
             return NoKey()
-        give_up_at = time.monotonic() + self._bound_s(new.max_wait_ms)
+        give_up_at = time.monotonic() + self._longest_delivery_s(new.max_wait_ms)
         body = new.model_dump_json().encode()
         pause_s, longest_pause_s = POLL_PAUSES_S
         while True:
-            result = await self._keys.claim(user_id, key, body, message_id, new.max_wait_ms)
-            if not isinstance(result, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
-                return result
+            claimed = await self._keys.claim(user_id, key, body, message_id, new.max_wait_ms)
+            if not isinstance(claimed, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
+                return claimed
             await asyncio.sleep(pause_s)
             pause_s = min(longest_pause_s, pause_s * 1.5)
 
     async def _start_and_wait(self, message: OutgoingMessage, key_claim: KeyClaim, wait_ms: int) -> ProviderReply:
         """Start the delivery and wait for its result. The delivery is a task that goes on if the client hangs up."""
         refusal = self._reason_to_refuse()
-        # Without a refusal, `_tasks` is None only before `open`. The routes do not have this object then.
+        # The check of `_tasks` is for the type only. `_tasks` is None before `open`, when no route has this object, and
+        # after `open`, when `refusal` is not None.
         if refusal is not None or self._tasks is None:
             async with key_claim:
                 # With this outcome the end of the block frees the key.
@@ -122,7 +123,7 @@ class MessageIntake:
             raise NotAdmitted(503, refusal or "this replica is leaving; retry after 1 s", retry_after=1)
         result: asyncio.Future[ProviderReply] = asyncio.get_running_loop().create_future()
         self._in_flight += 1
-        self._tasks.create_task(self._run_delivery(message, key_claim, self._bound_s(wait_ms), result))
+        self._tasks.create_task(self._run_delivery(message, key_claim, self._longest_delivery_s(wait_ms), result))
         return await result
 
     def _reason_to_refuse(self) -> str | None:
@@ -151,7 +152,7 @@ class MessageIntake:
         except Exception as error:
             self._fail_unless_done(result, error)
         finally:
-            # If there is no result yet, this task was cancelled: the replica has lost its lease.
+            # No result yet: the task was cancelled, because the replica has lost its lease.
             self._fail_unless_done(result, Unavailable("this replica has lost its lease; try again"))
             self._in_flight -= 1
             self._metrics.in_flight.dec()
@@ -166,8 +167,8 @@ class MessageIntake:
             try:
                 reply = await self.delivery.deliver(message, key_claim)
             except (Undelivered, MeshError) as error:
-                # `Delivery` sets `arrived` when a provider has or may have the message.
-                key_claim.outcome = _as_answer(error) if message.arrived else UNUSED
+                # `Delivery` sets `may_have_arrived` when a provider has or may have the message.
+                key_claim.outcome = _as_answer(error) if message.may_have_arrived else UNUSED
                 raise
             key_claim.outcome = {"status": 200, "provider": reply.provider, "response": reply.response}
             return reply
@@ -180,7 +181,7 @@ class MessageIntake:
             self._metrics.undelivered.labels(error.reason).inc()
         result.set_exception(error)
 
-    def _bound_s(self, wait_ms: int) -> float:
+    def _longest_delivery_s(self, wait_ms: int) -> float:
         return (self._settings.work_ms + wait_ms) / 1000
 
 
@@ -190,6 +191,7 @@ def _as_answer(error: Undelivered | MeshError) -> dict[str, Any]:
 
 
 def _earlier_outcome(message_id: str, answer: dict[str, Any]) -> Receipt:
+    """Return the receipt of an earlier request with the key. Raises Problem if that request failed."""
     if answer["status"] != 200:
         raise Problem(answer["status"], answer["detail"])
     return Receipt(message_id, answer["provider"], answer["response"])

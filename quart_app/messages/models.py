@@ -34,7 +34,7 @@ def _normal_or_empty(text: str) -> str:
 
 
 def _not_too_long(password: SecretStr) -> SecretStr:
-    # Checked first, because normalising a password of megabytes would hold the event loop.
+    # The length is checked before `_normal`, because normalising a password of megabytes would hold the event loop.
     if len(password.get_secret_value()) > MAX_PASSWORD:
         raise PydanticCustomError("long_password", "a password has at most {most} characters", {"most": MAX_PASSWORD})
     return password
@@ -59,7 +59,7 @@ NewPassword = Annotated[
     AfterValidator(_not_weak),
     Field(json_schema_extra={"minLength": MIN_PASSWORD, "maxLength": MAX_PASSWORD}),
 ]
-#: A password that is only compared. Its length is bounded, nothing else is checked.
+#: A password that is only compared with a hash. Its length has a maximum; nothing else is checked.
 GivenPassword = Annotated[
     SecretStr,
     AfterValidator(_not_too_long),

@@ -25,9 +25,9 @@ import httpx2
 
 from quart_app.messages.settings import LONGEST_PAUSE_MS, MessageSettings
 
-#: The longest answer of a provider that is accepted.
+#: The longest HTTP answer of a provider that is accepted. A longer one counts as no answer (`Unknown`).
 MAX_ANSWER_BYTES = 1 << 20
-#: The shortest and the longest block that a Retry-After can ask for. A value beyond them is replaced by the nearer one.
+#: Bounds of the wait that a Retry-After can ask for: a shorter wait becomes the shortest, a longer one the longest.
 SHORTEST_BLOCK_MS, LONGEST_BLOCK_MS = 1_000, 86_400_000
 #: How long an idle connection is kept. Servers keep theirs longer, so they seldom close one while a request is sent.
 KEEP_IDLE_S = 1.0
@@ -35,7 +35,7 @@ KEEP_IDLE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The provider's reply."""
+    """The provider handled the message; `response` is its reply."""
 
     response: str
 
@@ -83,7 +83,7 @@ TOO_LATE = "the right to send had ended"
 class _SendingWatch:
     """Watches the sending of one request: stops it if it is too late, and notes whether it has begun."""
 
-    may_leave: Callable[[], bool]
+    may_send: Callable[[], bool]
     on_sent: Callable[[], None]
     has_begun: bool = False
 
@@ -91,7 +91,7 @@ class _SendingWatch:
         """Handle an event of the HTTP client. Raises _TooLate before the first byte if the request may not leave."""
         # The name of an event begins with the protocol, such as "http11.".
         if event.endswith("send_request_headers.started"):
-            if not self.may_leave():
+            if not self.may_send():
                 raise _TooLate
             self.has_begun = True
         elif event.endswith("send_request_body.complete"):
@@ -110,6 +110,7 @@ class ProviderClient:
             timeout=httpx2.Timeout(self._timeout_s, connect=connect_s, pool=connect_s),
             limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=KEEP_IDLE_S),
             follow_redirects=False,
+            # No proxy from the environment: messages go straight to the configured URL.
             trust_env=False,
             # Certificates take 17 ms to load. Without redirects, an address of plain HTTP never needs them.
             verify=urlsplit(url).scheme != "http",
@@ -123,29 +124,29 @@ class ProviderClient:
         self,
         message_id: str,
         message: str,
-        may_leave: Callable[[], bool] = lambda: True,
-        has_left: Callable[[], None] = lambda: None,
+        may_send: Callable[[], bool] = lambda: True,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
-        """Send one message. If the request could not leave, try again a few times while `may_leave` returns true.
+        """Send one message. If the request could not leave, try again a few times while `may_send` returns true.
 
-        `has_left` is called when the whole request was sent. From then on the death of this process wastes no
-        reservation, so the next message may reserve. `has_left` is also called after the first try, so that other
-        messages do not wait for further tries.
+        `on_sent` is called when the whole request is sent: the reservation is used, so the next message may reserve.
+        `on_sent` is also called after a first try that failed, so that other messages do not wait for further tries.
+        It may be called several times.
         """
-        outcome = await self._send_once(message_id, message, may_leave, has_left)
-        has_left()
+        outcome = await self._send_once(message_id, message, may_send, on_sent)
+        on_sent()
         for attempt in range(1, self._most_tries):
-            if not isinstance(outcome, Unsent) or not may_leave():
+            if not isinstance(outcome, Unsent) or not may_send():
                 break
             # Backoff: up to 100 ms before the second try, and twice as long before each further one, up to a bound.
             await asyncio.sleep(random.uniform(0.5, 1) * min(50 * 2**attempt, LONGEST_PAUSE_MS) / 1000)
-            outcome = await self._send_once(message_id, message, may_leave, has_left)
+            outcome = await self._send_once(message_id, message, may_send, on_sent)
         return outcome
 
     async def _send_once(
-        self, message_id: str, message: str, may_leave: Callable[[], bool], on_sent: Callable[[], None]
+        self, message_id: str, message: str, may_send: Callable[[], bool], on_sent: Callable[[], None]
     ) -> ProviderOutcome:
-        watch = _SendingWatch(may_leave, on_sent)
+        watch = _SendingWatch(may_send, on_sent)
         request = self._client.build_request(
             "POST",
             self._url,

@@ -15,7 +15,7 @@ from mesh import MeshError, Unavailable
 from quart_app.http.body import read_json
 from quart_app.http.openapi import SESSION
 from quart_app.http.problems import Problem
-from quart_app.messages.accounts import Accounts, LoggedIn, Origin
+from quart_app.messages.accounts import Accounts, LoggedIn, Requester
 from quart_app.messages.intake import MessageIntake
 from quart_app.messages.models import (
     AccessChange,
@@ -42,7 +42,7 @@ _MESSAGE = TypeAdapter(NewMessage)
 _VALID_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
 _needs_session = security_scheme([{SESSION: []}])
-#: About how many bytes Redis takes for a new account, and for a message that is being delivered or has its answer kept.
+#: About how many bytes of Redis's memory a new account takes, and the idempotency key of a message with its answer.
 ACCOUNT_BYTES, MESSAGE_BYTES = 1200, 1000
 
 
@@ -53,7 +53,7 @@ class Backend:
     accounts: Accounts
     intake: MessageIntake
     audit: Audit
-    #: counts bytes that are about to be stored; raises Busy if there is no room for them
+    #: called with the number of bytes that are about to be stored; counts them, or raises Busy if Redis has no room
     store_room: Callable[[int], None]
 
 
@@ -63,7 +63,8 @@ class MessageRoutes:
     def __init__(self, settings: MessageSettings, backend: Callable[[], Backend]) -> None:
         self._settings = settings
         self._backend = backend
-        # A browser sends a cookie with this prefix only to the host that set it, only over TLS, and for all paths.
+        # A cookie with this prefix is safer: a browser accepts it only over TLS, and sends it only to the host that set
+        # it.
         prefix = "__Host-" if settings.cookie_secure else ""
         self._session_cookie, self._device_cookie = f"{prefix}session", f"{prefix}device"
         self.blueprint = Blueprint("messages", __name__)
@@ -88,22 +89,20 @@ class MessageRoutes:
         backend = self._backend()
         accounts, given = backend.accounts, await read_json(_REGISTRATION)
         backend.store_room(ACCOUNT_BYTES)
-        return _profile_answer(await accounts.register(given.email, given.password, self._request_origin())), 201
+        return _profile_answer(await accounts.register(given.email, given.password, self._requester())), 201
 
     @_tagged
     @document_request(Login)
     async def login(self) -> tuple[Response, int]:
         """Begin a session, kept in a cookie. 401: wrong address or password; 429: too many wrong passwords."""
         accounts = self._backend().accounts
-        return self._with_cookies(
-            Response(""), await accounts.log_in(await read_json(_LOGIN), self._request_origin())
-        ), 204
+        return self._with_cookies(Response(""), await accounts.log_in(await read_json(_LOGIN), self._requester())), 204
 
     @_tagged
     @_needs_session
     async def logout(self) -> tuple[Response, int]:
         """End the session, on every replica."""
-        await self._backend().accounts.log_out(await self._logged_in_session(), self._request_origin())
+        await self._backend().accounts.log_out(await self._logged_in_session(), self._requester())
         answer = Response("")
         answer.delete_cookie(
             self._session_cookie, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
@@ -125,7 +124,7 @@ class MessageRoutes:
         """Change your own address or password; this needs the current password. All other sessions end."""
         accounts, session = self._backend().accounts, await self._logged_in_session()
         change = await read_json(_PROFILE_CHANGE)
-        user, logged_in = await accounts.change_profile(session, change, self._request_origin())
+        user, logged_in = await accounts.change_profile(session, change, self._requester())
         return self._with_cookies(_profile_answer(user), logged_in)
 
     @_tagged
@@ -139,7 +138,7 @@ class MessageRoutes:
         """
         accounts, session = self._backend().accounts, await self._logged_in_session()
         changes = (await read_json(_ACCESS_CHANGE)).model_dump(exclude_none=True)
-        return _profile_answer(await accounts.change_access(session, user_id, changes, self._request_origin()))
+        return _profile_answer(await accounts.change_access(session, user_id, changes, self._requester()))
 
     @_tagged
     @_needs_session
@@ -158,8 +157,8 @@ class MessageRoutes:
         key = _idempotency_key()
         given = await read_json(_MESSAGE)
         if given.max_wait_ms > self._settings.max_wait_ms:
-            message = f"at most {self._settings.max_wait_ms}"
-            raise Problem(422, message, errors=[{"pointer": "/max_wait_ms", "message": message}])
+            detail = f"at most {self._settings.max_wait_ms}"
+            raise Problem(422, detail, errors=[{"pointer": "/max_wait_ms", "message": detail}])
         receipt = await backend.intake.handle(session.user.id, given, key)
         delivered = {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
         return jsonify(delivered | {"quota": await _quota_if_it_can_be_read(backend)})
@@ -174,7 +173,9 @@ class MessageRoutes:
         return jsonify(QuotaShown.of(await backend.intake.delivery.quota.look()).model_dump())
 
     async def _refuse_foreign(self) -> None:
+        """Refuse a request that a page of another site sends with this site's cookies. Raises Problem."""
         if is_foreign(request.method, request.headers, self._settings.origins):
+            # A client can send an Origin of any length, so the audit keeps only its beginning.
             facts = {"origin": request.headers.get("Origin", "")[:200], "source": request.remote_addr}
             await self._backend().audit.record("origin refused", **facts, path=request.path)
             raise Problem(403, "this origin may not use the cookies of this site; see MESSAGES_ALLOWED_ORIGINS")
@@ -185,8 +186,8 @@ class MessageRoutes:
         except NotLoggedIn as error:
             raise Problem(401, str(error)) from None
 
-    def _request_origin(self) -> Origin:
-        return Origin(request.remote_addr, request.cookies.get(self._device_cookie))
+    def _requester(self) -> Requester:
+        return Requester(request.remote_addr, request.cookies.get(self._device_cookie))
 
     def _with_cookies(self, answer: Response, logged_in: LoggedIn) -> Response:
         self._set_cookie(answer, self._session_cookie, logged_in.session, self._settings.session_s)
@@ -227,5 +228,5 @@ def _idempotency_key() -> str | None:
 
 
 def no_backend() -> Backend:
-    """Raise Unavailable, because the replica is not a member of the mesh yet, or any more."""
+    """Raise Unavailable; called in place of a backend while the replica is not a member of the mesh."""
     raise Unavailable("this replica is not ready for messages; try again")

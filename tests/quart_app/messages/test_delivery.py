@@ -41,15 +41,15 @@ class Scripted:
         self,
         message_id: str,
         message: str,
-        may_leave: Callable[[], bool] = lambda: True,
-        has_left: Callable[[], None] = lambda: None,
+        may_send: Callable[[], bool] = lambda: True,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
         self.sent.append(message)
         self.leaving += 1
         self.most_leaving = max(self.most_leaving, self.leaving)
         await asyncio.sleep(self._reach_s)
         self.leaving -= 1
-        has_left()
+        on_sent()
         self.unanswered += 1
         self.most_unanswered = max(self.most_unanswered, self.unanswered)
         await asyncio.sleep(self._latency_s)
@@ -95,7 +95,7 @@ class Scene:
     @property
     def arrived(self) -> bool:
         """Whether the last message is, or may be, at a provider."""
-        return self.message.arrived
+        return self.message.may_have_arrived
 
     async def use_up(self) -> None:
         """Use all slots of the free provider."""
@@ -128,7 +128,7 @@ async def test_closed_without_paid_access_says_until_when() -> None:
         with pytest.raises(Undelivered) as refused:
             await it.send(paid=False)
         assert refused.value.status == 403
-        assert not it.arrived
+        assert not it.may_have_arrived
         assert refused.value.retry_after is not None and 0 < refused.value.retry_after <= BLOCK_MS / 1000
         assert it.free.sent == it.paid.sent == []
 
@@ -218,7 +218,7 @@ async def test_free_out_of_order_without_paid_access(outcome: ProviderOutcome, a
     async with scene(Scripted(outcome)) as it:
         with pytest.raises(Undelivered) as failed:
             await it.send(paid=False)
-        assert (failed.value.status, it.arrived) == (502, arrived)
+        assert (failed.value.status, it.may_have_arrived) == (502, arrived)
 
 
 async def test_what_may_be_at_free_is_not_sent_to_paid() -> None:
@@ -226,7 +226,7 @@ async def test_what_may_be_at_free_is_not_sent_to_paid() -> None:
     async with scene(Scripted(Unknown("timeout"))) as it:
         with pytest.raises(Undelivered) as failed:
             await it.send()
-        assert (failed.value.status, it.arrived) == (502, True)
+        assert (failed.value.status, it.may_have_arrived) == (502, True)
         assert it.paid.sent == []
         assert (await it.quota.look()).remaining == LIMIT - 1
 
@@ -246,7 +246,7 @@ async def test_paid_out_of_order(outcome: ProviderOutcome, status: int, arrived:
         await it.use_up()
         with pytest.raises(Undelivered) as failed:
             await it.send()
-        assert (failed.value.status, it.arrived) == (status, arrived)
+        assert (failed.value.status, it.may_have_arrived) == (status, arrived)
         assert it.paid.sent == ["m"]
 
 
@@ -255,7 +255,7 @@ async def test_a_message_that_free_has_seen_has_arrived_though_paid_is_away() ->
     async with scene(Scripted(Failed("500")), Scripted(Unsent("refused"))) as it:
         with pytest.raises(Undelivered):
             await it.send()
-        assert it.arrived
+        assert it.may_have_arrived
 
 
 async def test_a_process_that_was_held_up_reserves_again() -> None:

@@ -83,7 +83,7 @@ async def scene(**settings: Any) -> AsyncIterator[Scene]:
 async def reply(message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
     """A delivery that works."""
     assert await claim.begin_sending()
-    message.arrived = True
+    message.may_have_arrived = True
     return ProviderReply("free", f"reply to {message.text}")
 
 
@@ -136,7 +136,7 @@ async def test_a_failure_is_kept_only_if_a_provider_may_have_the_message(arrived
 
     async def fail(message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
         assert await claim.begin_sending()
-        message.arrived = arrived
+        message.may_have_arrived = arrived
         raise Undelivered(502, "no answer", reason="unknown")
 
     async with scene() as it:
@@ -229,12 +229,12 @@ async def test_a_delivery_has_a_bound() -> None:
 
     async with scene() as it:
         it.step(endless)
-        it.patch.setattr(it.intake, "_bound_s", lambda _: 0.05)
+        it.patch.setattr(it.intake, "_longest_delivery_s", lambda _: 0.05)
         with pytest.raises(Problem) as ended:
             await it.send()
         assert ended.value.status == 504
         it.step(reply)
-        it.patch.setattr(it.intake, "_bound_s", lambda _: 5.0)
+        it.patch.setattr(it.intake, "_longest_delivery_s", lambda _: 5.0)
         assert await it.send()
 
 

@@ -200,9 +200,9 @@ async def test_a_slow_answer_ends_at_the_deadline() -> None:
 async def test_an_ended_reservation_sends_nothing(providers: Providers) -> None:
     """The reservation is checked right before the first byte, after connecting."""
     async with client_of(providers.free_url) as sender:
-        assert await sender.send("m1", "hello", may_leave=lambda: False) == Unsent(TOO_LATE)
+        assert await sender.send("m1", "hello", may_send=lambda: False) == Unsent(TOO_LATE)
         answers = iter([True, False, False])
-        assert await sender.send("m1", "hello", may_leave=lambda: next(answers)) == Answered(
+        assert await sender.send("m1", "hello", may_send=lambda: next(answers)) == Answered(
             "handled by the free provider: hello"
         )
     assert providers.messages == ["hello"]
@@ -250,7 +250,7 @@ async def test_has_left_is_called_before_the_answer() -> None:
         said.append("answered")
 
     async with serving(handler) as url, client_of(url) as sender:
-        await sender.send("m1", "hello", has_left=lambda: said.append("left"))
+        await sender.send("m1", "hello", on_sent=lambda: said.append("left"))
     assert said.index("left") < said.index("answered")
 
 
@@ -260,7 +260,7 @@ async def test_has_left_is_called_when_the_first_try_fails() -> None:
     async with client_of("http://127.0.0.1:1/", connect_tries=3) as sender:
         # Making a client reads certificates, which takes longer than the try.
         began = time.monotonic()
-        await sender.send("m1", "hello", has_left=lambda: said.append(time.monotonic() - began))
+        await sender.send("m1", "hello", on_sent=lambda: said.append(time.monotonic() - began))
     assert said[0] < 0.1 < time.monotonic() - began
 
 
