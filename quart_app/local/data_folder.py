@@ -11,11 +11,13 @@ from pathlib import Path
 
 from quart_app.local.errors import LocalError
 
-#: What a mesh puts into the folder. A folder with anything else is refused, because it may belong to something else.
+#: What a mesh puts into the folder. If a folder without a lock file has any other file, it is refused: it may belong to
+#: another program.
 OURS = ("redis", "logs", "lock", "mesh.json", "grades")
 #: The database of the movements. SQLite adds files whose names begin with this name.
-MOVEMENTS = "movements.db"
-#: How long another `mesh` command may hold the lock: `in_use` takes it for a moment.
+MOVEMENTS_FILE = "movements.db"
+#: How long a starting mesh waits for the lock. Another `mesh` command may hold it for a moment, to see whether a mesh
+#: runs (`in_use`).
 LOCK_WAIT_S = 0.5
 
 
@@ -66,7 +68,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name in OURS or name.startswith(MOVEMENTS)
+    return name in OURS or name.startswith(MOVEMENTS_FILE)
 
 
 def _close_to_others(path: Path) -> None:

@@ -33,6 +33,7 @@ class Running:
 
     #: "" if only sentinels know the address
     redis_url: str
+    #: the public port of the mesh, and the process that runs `mesh up`: for people who read the file
     port: int
     pid: int
 
@@ -42,13 +43,13 @@ def _announcement_file(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def announced(folder: Path, state: Running) -> Iterator[None]:
+def announced(folder: Path, announcement: Running) -> Iterator[None]:
     """Say in the data folder how to reach the mesh, while the block lasts."""
     path = _announcement_file(folder)
     new_path = path.with_suffix(".new")
     new_path.unlink(missing_ok=True)
     with os.fdopen(os.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(asdict(state), file)
+        json.dump(asdict(announcement), file)
     os.replace(new_path, path)
     try:
         yield
@@ -59,18 +60,18 @@ def announced(folder: Path, state: Running) -> Iterator[None]:
 def running(folder: Path) -> Running | None:
     """Return how to reach the mesh that runs on this folder; None if there is none."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        state = Running(**json.loads(_announcement_file(folder).read_text()))
+        announcement = Running(**json.loads(_announcement_file(folder).read_text()))
         if in_use(folder):
-            return state
+            return announcement
     return None
 
 
 def redis_settings(redis_url: str | None, folder: Path) -> RedisSettings:
-    """Return the Redis to use: the one given, else that of the mesh that runs on the folder, else the environment's."""
+    """Return how to reach Redis: by `redis_url`, or as the mesh on this folder does, or as the environment says."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
-    state = running(folder)
-    return RedisSettings() if state is None or not state.redis_url else RedisSettings(url=SecretStr(state.redis_url))
+    known = running(folder)
+    return RedisSettings() if known is None or not known.redis_url else RedisSettings(url=SecretStr(known.redis_url))
 
 
 def url_of(settings: RedisSettings) -> str:

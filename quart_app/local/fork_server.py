@@ -3,8 +3,8 @@
 python -P -m quart_app.local.fork_server FD MODULE...    import these modules, then serve the socket FD
 
 A fork needs no time for its imports, and shares the memory that they take. The process at the other end of the socket
-uses `forks`. When it closes the socket or ends, this process ends, and Linux tells its forks to stop. Requests and
-answers are lines of JSON:
+uses `forks`. When it closes the socket or ends, this process ends, and Linux tells its forks to stop. Both sides send
+lines of JSON, which have nothing to do with the requests of the mesh:
 
 {"id": 1, "name": "replica 1", "module": "quart_app", "arguments": [], "env": {…}, "log": "…"}   run this program
 {"id": 1, "signal": 15}                                                                         send it a signal
@@ -35,7 +35,7 @@ class Server:
         self._channel = channel
         #: the beginning of a request whose end has not come yet
         self._unread = b""
-        #: the forks that run: pid -> the id of the request that it runs
+        #: pid of each fork that runs -> id of the request that started it
         self._request_ids: dict[int, int] = {}
         #: SIGCHLD writes a byte to this pair of sockets, so that `select` returns when a fork has ended
         self._wakeup_reader, self._wakeup_writer = socket.socketpair()
@@ -47,11 +47,12 @@ class Server:
     def next_program(self) -> dict[str, Any] | None:
         """Serve until the other side ends, then return None. In each fork, return the request that it must run."""
         while True:
-            ready, _, _ = select.select([self._channel, self._wakeup_reader], [], [])
-            if self._wakeup_reader in ready:
+            readable, _, _ = select.select([self._channel, self._wakeup_reader], [], [])
+            if self._wakeup_reader in readable:
+                # Up to 1024 bytes, one a signal, count as one wakeup: all ended forks are reported together.
                 self._wakeup_reader.recv(1024)
                 self._report_ended_forks()
-            if self._channel in ready:
+            if self._channel in readable:
                 if not (data := self._channel.recv(1 << 16)):
                     return None
                 *lines, self._unread = (self._unread + data).split(b"\n")
@@ -91,7 +92,7 @@ class Server:
             self._report(id=self._request_ids.pop(pid), status=os.waitstatus_to_exitcode(status))
 
     def _report(self, **report: int) -> None:
-        with contextlib.suppress(ConnectionError):  # the other side has ended, and so do we
+        with contextlib.suppress(ConnectionError):  # the other side has ended; `next_program` notices it and returns
             self._channel.sendall(json.dumps(report).encode() + b"\n")
 
 
@@ -111,7 +112,7 @@ def become(request: dict[str, Any]) -> None:
     if not hasattr(sys.modules.get(module), "__path__"):
         # The program is a module, not a package, so the server has imported it. Forget it: otherwise runpy warns.
         sys.modules.pop(module, None)
-    gc.enable()
+    gc.enable()  # off since `main`
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

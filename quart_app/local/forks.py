@@ -22,10 +22,11 @@ from typing import Any
 
 from quart_app.local.spawning import spawn
 
-#: The words with which a command must begin, so that the server can run it.
+#: The first words of every command that a fork server runs: python without the current folder in its path, and "-m".
 PYTHON = (sys.executable, "-P", "-m")
-#: Longest wait for the server to read a request. It reads none while it imports.
+#: Longest wait until the server reads what is sent to it. While the server imports modules, it reads nothing.
 SEND_S = 10.0
+#: Pause between two looks of `Fork.wait` whether the program still runs.
 POLL_S = 0.005
 
 
@@ -65,7 +66,10 @@ class ForkServer:
         return fork
 
     def send(self, **request: Any) -> None:
-        """Send a request to the server. Raises OSError; the server may then have got half a request, so it is ended."""
+        """Send a request to the server, if one runs.
+
+        Raises OSError. Then the server is ended, because it may have read only a part of the request.
+        """
         if self._channel is None:
             return
         try:
@@ -92,7 +96,7 @@ class ForkServer:
                     del self._forks[fork.id]
 
     def _give_up_server(self) -> None:
-        """Note that the server has ended, and kill its forks, because no process would report their end any more."""
+        """End the server, if it still runs, and kill its forks, because no process would report their end any more."""
         self.close()
         for fork in self._forks.values():
             if fork.pid is not None:

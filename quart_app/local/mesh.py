@@ -3,7 +3,7 @@
 Mesh
   +-- Redis       given by REDIS_URL, or an embedded server with its data in a folder
   +-- providers   the two that the message service calls
-  +-- replicas    `python -m quart_app` N times, each with its own ports; forks of one process with its modules imported
+  +-- replicas    N processes with their own ports, as by `python -m quart_app`; each is a fork of the fork server
   +-- Caddy       in front of the replicas; without Caddy they accept from one socket
 
 They start in this order and stop in the opposite one, so that requests in progress get their answers.
@@ -37,9 +37,11 @@ from quart_app.settings import AppSettings
 
 HOST = "127.0.0.1"
 #: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed.
-DRAIN_S = 10
-#: How long a replica goes on serving after it was told to stop, so that Caddy notices (the setting DRAIN_MS).
+STOP_MARGIN_S = 10
+#: The setting DRAIN_MS of each replica: it serves this long after the order to stop, until Caddy sends it no more
+#: requests.
 DRAIN_MS = "2000"
+#: How often the check of the environment is looked at, until it has ended.
 POLL_S = 0.1
 
 
@@ -63,17 +65,17 @@ async def mesh(
     a part of the mesh cannot run.
     """
     given_redis = redis_server.named_server(redis_url)
-    stop_wait_s = MeshSettings().deadline_ms / 1000 + DRAIN_S
+    stop_wait_s = MeshSettings().deadline_ms / 1000 + STOP_MARGIN_S
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
         logs = folder / "logs"
-        # Both addresses may have been given as one port. Then the one for operators is any free port.
+        # The user may have named one port for both addresses. Then operators get any free port.
         front = Front(port, free_port(private_port if private_port != port else 0), stack)
         services = AppSettings().service_names
         forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited)))
         if given_redis is not None:
             await redis_server.require_answer(given_redis)
-        # The imports of the fork server take longest, so they go on while everything else starts.
+        # The imports of the fork server take longest. They go on while the steps below run.
         forks.start()
         if given_redis is None:
             redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
@@ -81,8 +83,9 @@ async def mesh(
         announcement = discovery.Running(discovery.url_of(redis), port, os.getpid())
         stack.enter_context(discovery.announced(folder, announcement))
         ports = replicas.choose_ports(count, front.replica_port)
-        front.lead_to(ports)
-        env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs, forks) | front.told
+        front.set_page_url(ports)
+        env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs, forks) | front.env
+        # The metrics compare this number with the replicas that run.
         env["REPLICAS"] = str(count)
         programs = replicas.programs(ports, env, logs, stop_wait_s, forks)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
@@ -99,37 +102,40 @@ class Front:
     """
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
-        #: the port for operators: Caddy's, or without Caddy that of the first replica (from `lead_to` on)
+        #: the port for operators: Caddy's, or without Caddy that of the first replica (after `set_page_url`)
         self.private_port = private_port
         #: file descriptors that the replicas inherit
         self.inherited: list[int] = []
-        #: environment variables that tell each replica about this address
-        self.told: dict[str, str] = {}
+        #: environment variables that each replica gets because of this address
+        self.env: dict[str, str] = {}
         self._port = port
         self._has_caddy = caddy.caddy() is not None
         try:
             if self._has_caddy:
                 caddy.refuse_if_taken(HOST, port)
-                self.told["DRAIN_MS"] = os.environ.get("DRAIN_MS", DRAIN_MS)
-                self.told["TRUSTED_PROXIES"] = os.environ.get("TRUSTED_PROXIES", HOST)
+                self.env["DRAIN_MS"] = os.environ.get("DRAIN_MS", DRAIN_MS)
+                self.env["TRUSTED_PROXIES"] = os.environ.get("TRUSTED_PROXIES", HOST)
             else:
                 shared_socket = _listening_socket(port)
                 stack.callback(shared_socket.close)
                 self.inherited.append(shared_socket.fileno())
-                self.told["LISTEN_FD"] = str(shared_socket.fileno())
+                self.env["LISTEN_FD"] = str(shared_socket.fileno())
         except LocalError as error:
             raise LocalError(f"{error}; try --port") from error
 
     @property
     def replica_port(self) -> int:
-        """The private port that the first replica should have; 0, any, if Caddy has the port for operators."""
+        """The private port to try for the first replica; 0 (any port) if Caddy has the port for operators."""
         return 0 if self._has_caddy else self.private_port
 
-    def lead_to(self, ports: Sequence[Ports]) -> None:
-        """Tell the replicas the address of the live page: Caddy's second address, or that of the first replica."""
+    def set_page_url(self, ports: Sequence[Ports]) -> None:
+        """Put the address of the live page into `env`; the page is on the port for operators.
+
+        Without Caddy this port is the private port of the first replica, which is known only now.
+        """
         if not self._has_caddy:
             self.private_port = ports[0].private
-        self.told["PAGE_URL"] = os.environ.get("PAGE_URL", f"http://{HOST}:{self.private_port}/mesh")
+        self.env["PAGE_URL"] = os.environ.get("PAGE_URL", f"http://{HOST}:{self.private_port}/mesh")
 
     async def open(
         self, stack: contextlib.AsyncExitStack, supervisor: Supervisor, ports: Sequence[Ports], logs: Path
@@ -144,6 +150,8 @@ class Front:
 def _listening_socket(port: int) -> socket.socket:
     """Return the socket from which all replicas accept. Raises LocalError if the port is taken."""
     try:
+        # Many clients may connect at the same moment. The kernel keeps this many connections until a replica accepts
+        # them.
         return socket.create_server((HOST, port), backlog=1024)
     except OSError as error:
         raise LocalError(f"cannot listen on {HOST}:{port}: {error.strerror}") from error

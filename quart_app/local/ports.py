@@ -11,9 +11,10 @@ from quart_app.local.errors import LocalError
 
 #: Ports outside the range that Linux, macOS and Windows use for outgoing connections by default.
 LISTENING_RANGE = (12_000, 32_000)
-#: Not the module's own generator: a program that seeds it would choose the same ports in each of its processes.
+#: Numbers that no seed determines. With the generator of the module `random`, a program that seeds it would choose the
+#: same ports in each of its processes.
 _RANDOM = random.SystemRandom()
-#: Ports that were returned lately. Their users may not have bound them yet, so they are not returned again.
+#: The last 1000 ports that were returned. Their users may not have bound them yet, so they are not returned again.
 _returned_lately: deque[int] = deque(maxlen=1000)
 
 

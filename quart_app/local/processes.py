@@ -28,22 +28,22 @@ from quart_app.local.spawning import spawn
 STABLE_S = 10.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-#: The content of a longer log is moved to a file beside it, and replaces what that file had. The length is checked each
-#: LOOK_AT_LOG_S.
+#: Every LOOK_AT_LOG_S, `bound_log` looks at a log. The content of one that is longer than LOG_BYTES is moved to a
+#: second file, whose former content is lost.
 LOG_BYTES = 16 << 20
 LOOK_AT_LOG_S = 5.0
-#: The shortest pause after the exit status EXIT_SETUP: a new start does not help until somebody has repaired something.
+#: The pause after the exit status EXIT_SETUP, even the first time: before a new start somebody must repair the setup.
 SETUP_PAUSE_S = 5.0
-#: Pause between two looks whether a child still runs.
+#: How often `Child` looks whether its process still runs.
 POLL_S = 0.05
 
 Say = Callable[[str], None]
 
 
-async def ended(child: subprocess.Popen[bytes] | Fork, wait_s: float) -> bool:
-    """Return whether a child ends within this time."""
-    deadline_s = time.monotonic() + wait_s
-    while child.poll() is None:
+async def ends_within(process: subprocess.Popen[bytes] | Fork, longest_wait_s: float) -> bool:
+    """Wait until a process ends, but not longer than this time. Return whether it has ended."""
+    deadline_s = time.monotonic() + longest_wait_s
+    while process.poll() is None:
         if time.monotonic() >= deadline_s:
             return False
         await asyncio.sleep(0.02)
@@ -61,22 +61,22 @@ class Program:
     env: Mapping[str, str] | None = None
     #: what it reads from its standard input: a way to pass secrets, because `ps` does not show it
     stdin: bytes = b""
-    #: the server that makes it as a fork, without any standard input; None: it is a new process
+    #: the fork server that makes the process as a fork, without standard input; None: a new process is started
     server: ForkServer | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     #: how long it may take to stop before it is killed
     stop_wait_s: float = 10.0
-    #: a phrase that tells the waiting user what it does while it stops
-    stopping: str = "it stops"
+    #: what it does while it stops, in words for the user who waits
+    stopping_phrase: str = "it stops"
 
 
-def pause_after(status: int, lived_s: float, last_pause_s: float) -> float:
+def pause_after(status: int, lived_s: float, previous_pause_s: float) -> float:
     """Return how long to wait before a child is started again."""
     if status == EXIT_SETUP:
-        return max(SETUP_PAUSE_S, last_pause_s)
+        return max(SETUP_PAUSE_S, previous_pause_s)
     if lived_s > STABLE_S:
         return 0.0
-    return min(LONGEST_PAUSE_S, 2 * last_pause_s + FIRST_PAUSE_S)
+    return min(LONGEST_PAUSE_S, 2 * previous_pause_s + FIRST_PAUSE_S)
 
 
 def reason_of(status: int) -> str:
@@ -100,6 +100,7 @@ def last_line(path: Path) -> str:
     """Return the last line of a log, or a hint at its path if it has no lines."""
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
+            # A log may be long, so only its end is read.
             file.seek(max(0, path.stat().st_size - 4096))
             lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
         if lines:
@@ -115,7 +116,7 @@ class Child:
         #: the exit status of the last process that ended
         self.status: int | None = None
         self._say = say
-        #: the process that runs, or that has ended and whose exit status `ended` has not kept yet
+        #: the process that runs. After its end it stays here until `ended` has taken its exit status
         self._process: subprocess.Popen[bytes] | Fork | None = None
         self._started_s = 0.0
         #: whether the process was told to stop or killed, so that `keep` must not start it again
@@ -180,7 +181,7 @@ class Child:
         if self._process is not None:
             self._process.kill()
 
-    def tell(self) -> None:
+    def tell_to_stop(self) -> None:
         """Tell the process to stop, without waiting for it."""
         self._must_not_restart = True
         # The signal is sent only once: at a second one some programs stop without finishing their work.
@@ -190,17 +191,17 @@ class Child:
 
     async def stop(self) -> None:
         """Tell the process to stop, and kill it if it takes too long or the wait is cancelled."""
-        self.tell()
+        self.tell_to_stop()
         process = self._process
         if process is None:
             return
         try:
-            if not await ended(process, self.program.stop_wait_s):
+            if not await ends_within(process, self.program.stop_wait_s):
                 self._say(f"{self.program.name} did not stop within {self.program.stop_wait_s:.0f} s and is killed")
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait()  # or else the system keeps an entry for it
+            process.wait()  # without this call the ended process would stay as a zombie
 
 
 class Supervisor:
@@ -238,7 +239,7 @@ class Supervisor:
             if still_running:
                 self.say(_waiting_sentence(still_running))
             for child in children:
-                child.tell()
+                child.tell_to_stop()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -248,7 +249,10 @@ class Supervisor:
 
 
 def _waiting_sentence(programs: Sequence[Program]) -> str:
-    """Return a sentence for the user who waits for these programs to stop; they differ only in their number."""
+    """Return a sentence for the user who waits for these programs to stop.
+
+    Several programs are of the same kind: their names differ only in the number at the end ("replica 3").
+    """
     program = programs[0]
     names = program.name if len(programs) == 1 else f"{len(programs)} {program.name.rstrip(' 0123456789')}s"
-    return f"waiting for {names}: {program.stopping} (at most {program.stop_wait_s:.0f} s)"
+    return f"waiting for {names}: {program.stopping_phrase} (at most {program.stop_wait_s:.0f} s)"

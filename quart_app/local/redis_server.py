@@ -72,7 +72,7 @@ def _server_program(program: ServerProgram, folder: Path, logs: Path, configurat
         log=logs / "redis.log",
         env={**os.environ, **program.environ},
         stdin=configuration.encode(),
-        stopping="it writes its data to disk",
+        stopping_phrase="it writes its data to disk",
     )
 
 

@@ -16,13 +16,14 @@ from redis import exceptions as redis_errors
 from mesh import Member, RedisSettings
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import allocator, discovery
-from quart_app.local.data_folder import MOVEMENTS
+from quart_app.local.data_folder import MOVEMENTS_FILE
 from quart_app.local.errors import LocalError
 from quart_app.local.forks import PYTHON, ForkServer
 from quart_app.local.ports import free_port, free_ports
 from quart_app.local.processes import Child, Program, Supervisor, last_line
 from quart_app.registry import SERVICES
 
+#: How often `all_ready` reads the roster.
 POLL_S = 0.1
 
 #: Called with the number of replicas that are ready, at each look.
@@ -40,6 +41,7 @@ class Ports:
 def choose_ports(count: int, first_private: int) -> list[Ports]:
     """Return ports for each replica. The first private port is `first_private`, if that is free."""
     free = free_ports(2 * count)
+    # `free[count]` is not used: the first replica has `first_private` in its place.
     privates = [free_port(first_private), *free[count + 1 :]]
     return [Ports(*pair) for pair in zip(free[:count], privates, strict=True)]
 
@@ -51,7 +53,7 @@ def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
     """
     defaults = {
         "LOG_FORMAT": "console",
-        "MOVEMENTS_DB_PATH": str(folder / MOVEMENTS),
+        "MOVEMENTS_DB_PATH": str(folder / MOVEMENTS_FILE),
         "GRADES_SNAPSHOT_DIR": str(folder / "grades"),
         # Over plain HTTP, which a local mesh uses, a browser does not send a secure cookie.
         "MESSAGES_COOKIE_SECURE": "false",
@@ -83,7 +85,7 @@ def programs(
             # SIGINT, not SIGTERM: all replicas leave together, so they need not wait until a balancer notices.
             stop_signal=signal.SIGINT,
             stop_wait_s=stop_wait_s,
-            stopping="requests in progress get their answers",
+            stopping_phrase="requests in progress get their answers",
             server=server,
         )
         for number, pair in enumerate(ports, 1)
@@ -108,9 +110,9 @@ def refuse_hopeless(children: Sequence[Child]) -> None:
 async def all_ready(
     settings: RedisSettings, children: Sequence[Child], progress: Progress, wait_s: float
 ) -> list[Member]:
-    """Wait until all of these replicas are ready, and return those that are.
+    """Wait at most `wait_s` until all of these replicas are ready, and return the members that are ready by then.
 
-    Raises LocalError if none is ready within `wait_s`, or none can run.
+    Raises LocalError if none is ready by then, or none can run.
     """
     addresses = {f"127.0.0.1:{(child.program.env or {})['PRIVATE_PORT']}" for child in children}
     deadline_s = time.monotonic() + wait_s

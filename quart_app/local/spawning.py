@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import IO
 
+#: Options of prctl(2), with their numbers from Linux's <sys/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 

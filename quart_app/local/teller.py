@@ -17,7 +17,7 @@ from mesh import Member, Missing
 from quart_app.logs import Sink
 
 WIDE_COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
-#: Columns of a terminal that has fewer than WIDE_CHARACTERS in a line. The state is always among them.
+#: The columns for a terminal whose lines have fewer than WIDE_CHARACTERS. The state is always among them.
 NARROW_COLUMNS = ("database", "class", "state", "replica", "public", "private")
 WIDE_CHARACTERS = 118
 #: Columns that are short enough never to be folded.
@@ -59,20 +59,20 @@ class Teller:
         """Print one event with the time of day."""
         self.show(f"{datetime.now():%H:%M:%S} {text}")
 
-    def show(self, shown: Any) -> None:
+    def show(self, content: Any) -> None:
         """Print a text or a table as it is."""
-        if isinstance(shown, Table):
-            self._console.print(shown)
+        if isinstance(content, Table):
+            self._console.print(content)
         else:
-            self._console.print(shown, highlight=False, soft_wrap=True, markup=False)
+            self._console.print(content, highlight=False, soft_wrap=True, markup=False)
 
     def roster(self, members: Iterable[Member]) -> None:
         """Print a table that shows which replica holds which database."""
-        self.show(table(members, self._console.width))
+        self.show(roster_table(members, self._console.width))
 
 
-def row(member: Member) -> dict[str, Any]:
-    """Return a member's row, by the names of the columns."""
+def member_row(member: Member) -> dict[str, Any]:
+    """Return the row of a database that a replica holds, by the names of the columns."""
     return {
         "database": member.database,
         "class": member.cls,
@@ -88,7 +88,7 @@ def row(member: Member) -> dict[str, Any]:
 
 
 def missing_row(missing: Missing) -> dict[str, Any]:
-    """Return the row of a database without a replica, as column names and values. Other columns are left out."""
+    """Return the row of a database without a replica: only the columns that have a value, by their names."""
     return {"database": missing.database, "class": missing.cls, "state": "missing", "has_data": missing.has_data}
 
 
@@ -100,19 +100,17 @@ def missing_sentence(missing: Missing) -> str:
     return f"{name} has no replica; reads leave it out and say so"
 
 
-def table(members: Iterable[Member], width: int) -> Table:
+def roster_table(members: Iterable[Member], width: int) -> Table:
     """Return the roster as a table of at most this width. Cells of a very narrow table are folded, not cut."""
     is_wide = width >= WIDE_CHARACTERS
-    roster_table = (
-        Table() if is_wide else Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    )
+    table = Table() if is_wide else Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     columns = WIDE_COLUMNS if is_wide else NARROW_COLUMNS
     for name in columns:
         justify: JustifyMethod = "right" if name in {"database", "pid", "epoch"} else "left"
-        roster_table.add_column(name, justify=justify, overflow="fold", no_wrap=name in UNFOLDED_COLUMNS)
-    for fields in map(row, members):
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in UNFOLDED_COLUMNS)
+    for fields in map(member_row, members):
         cells = {**fields, "since": fields["since"][11:19] + "Z"}  # the time of day
         if fields["not_ready"]:
             cells["state"] += f" without {', '.join(fields['not_ready'])}"
-        roster_table.add_row(*(str(cells[name]) for name in columns))
-    return roster_table
+        table.add_row(*(str(cells[name]) for name in columns))
+    return table

@@ -126,7 +126,7 @@ class Accounts:
     async def _is_right_password(
         self, user: User | None, email: str, password: SecretStr, requester: Requester
     ) -> bool:
-        """Return whether this is the password of an active account. Raises Problem at a limit, before any hashing."""
+        """Return whether this is the password of an active account. Raises TooManyAttempts before any hashing."""
         device = self.sessions.known_device(requester.device, user)
         attempt = await self.limiter.admit(email, requester.source, device)
         try:

@@ -9,7 +9,7 @@ from quart_app.panels import Panel, PanelFigure, PanelItem, counted, duration
 def panel_of(allowance: Allowance) -> Panel:
     """Return the panel of an allowance: what is left, when the provider opens, and how many messages go one by one."""
     closed = allowance.reopens_ms is not None
-    # While the provider is closed, no message is left, whatever the count says.
+    # A closed provider takes no message, so the whole allowance counts as taken.
     taken = allowance.limit if closed else allowance.limit - allowance.remaining
     figures = [PanelFigure("free messages left", f"{allowance.remaining:,}", f"of {allowance.limit:,}", bad=closed)]
     if closed:

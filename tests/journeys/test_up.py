@@ -27,7 +27,7 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local import caddy, discovery
 from quart_app.local.data_folder import data_folder
 from quart_app.local.ports import free_port
-from quart_app.local.processes import ended
+from quart_app.local.processes import ends_within
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -98,7 +98,7 @@ class Up:
     async def interrupt(self) -> int:
         """Press Ctrl-C, and return its exit status."""
         self.process.send_signal(signal.SIGINT)
-        assert await ended(self.process, 30), self.said()
+        assert await ends_within(self.process, 30), self.said()
         return self.process.returncode
 
     def kill(self) -> None:
@@ -224,7 +224,7 @@ async def test_a_closed_terminal_drains_the_mesh(tmp_path: Path, started: list[U
     family = up.family()
     os.close(ours)
     up.process.send_signal(signal.SIGHUP)
-    assert await ended(up.process, 30)
+    assert await ends_within(up.process, 30)
     await reading
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive and up.process.returncode == 0
@@ -363,7 +363,7 @@ async def test_the_end_of_its_parent_ends_a_mesh(tmp_path: Path, started: list[U
 async def failed(up: Up) -> AsyncIterator[str]:
     """Wait until a run that cannot work ends by itself, without a traceback; yield what it said."""
     try:
-        assert await ended(up.process, 30), up.said()
+        assert await ends_within(up.process, 30), up.said()
         assert up.process.returncode == EXIT_SETUP
         assert "Traceback" not in up.said()
         yield up.said()

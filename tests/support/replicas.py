@@ -16,7 +16,7 @@ import httpx
 from mesh import Member
 from quart_app.local.discovery import read_roster
 from quart_app.local.ports import free_ports
-from quart_app.local.processes import ended
+from quart_app.local.processes import ends_within
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -51,7 +51,7 @@ class Process:
 
     async def ended(self, wait_s: float = 10) -> int:
         """Wait until the process ends by itself and return its exit status. Raises TimeoutError."""
-        if not await ended(self.popen, wait_s):
+        if not await ends_within(self.popen, wait_s):
             raise TimeoutError(f"process {self.pid} is still running:\n{self.log.read_text()[-3000:]}")
         return self.popen.returncode
 

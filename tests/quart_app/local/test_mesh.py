@@ -94,14 +94,14 @@ async def test_without_caddy_the_first_replica_has_the_private_port(monkeypatch:
         monkeypatch.setattr(caddy, "caddy", lambda: None)
         front = Front(port, private, stack)
         assert front.replica_port == private
-        assert front.told == {"LISTEN_FD": str(front.inherited[0])}
-        front.lead_to([Ports(1, 2), Ports(3, 4)])
-        assert (front.private_port, front.told["PAGE_URL"]) == (2, "http://127.0.0.1:2/mesh")
+        assert front.env == {"LISTEN_FD": str(front.inherited[0])}
+        front.set_page_url([Ports(1, 2), Ports(3, 4)])
+        assert (front.private_port, front.env["PAGE_URL"]) == (2, "http://127.0.0.1:2/mesh")
     monkeypatch.setattr(caddy, "caddy", lambda: Path("/caddy"))
     front = Front(port, private, stack)
-    assert (front.replica_port, front.inherited, set(front.told)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})
-    front.lead_to([Ports(1, 2)])
-    assert (front.private_port, front.told["PAGE_URL"]) == (private, f"http://127.0.0.1:{private}/mesh")
+    assert (front.replica_port, front.inherited, set(front.env)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})
+    front.set_page_url([Ports(1, 2)])
+    assert (front.private_port, front.env["PAGE_URL"]) == (private, f"http://127.0.0.1:{private}/mesh")
     monkeypatch.setenv("PAGE_URL", "")
-    front.lead_to([Ports(1, 2)])
-    assert front.told["PAGE_URL"] == ""
+    front.set_page_url([Ports(1, 2)])
+    assert front.env["PAGE_URL"] == ""

@@ -14,7 +14,7 @@ import pytest
 
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import processes
-from quart_app.local.processes import Child, Program, Supervisor, ended, last_line, pause_after, reason_of
+from quart_app.local.processes import Child, Program, Supervisor, ends_within, last_line, pause_after, reason_of
 from quart_app.local.spawning import spawn
 from tests.support.waiting import eventually
 
@@ -39,10 +39,10 @@ async def test_a_child_is_waited_for_no_longer_than_that(tmp_path: Path) -> None
     with (tmp_path / "log").open("wb") as log:
         child = spawn([sys.executable, "-c", FOREVER], log)
     started = time.monotonic()
-    assert await ended(child, 0.2) is False
+    assert await ends_within(child, 0.2) is False
     assert time.monotonic() - started < 2
     child.kill()
-    assert await ended(child, 5) is True
+    assert await ends_within(child, 5) is True
 
 
 async def test_a_child_does_not_get_our_ctrl_c(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ async def test_a_child_does_not_get_our_ctrl_c(tmp_path: Path) -> None:
     code = "import os, sys; sys.exit(0 if os.getsid(0) == os.getpid() else 1)"
     with (tmp_path / "log").open("wb") as log:
         child = spawn([sys.executable, "-c", code], log)
-    assert await ended(child, 20) and child.returncode == 0
+    assert await ends_within(child, 20) and child.returncode == 0
 
 
 async def test_what_a_child_reads_from_its_standard_input_is_not_in_its_arguments(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from quart_app.local.teller import Teller, table
+from quart_app.local.teller import Teller, roster_table
 from quart_app.logs import MOST_BYTES
 from tests.support.dashboard import member
 
@@ -33,7 +33,7 @@ def test_lines_come_in_their_order_with_the_time(pipe: tuple[int, IO[str]], monk
     teller = Teller()
     for number in range(3):
         teller.say(f"line {number} [bold]")
-    teller.show(table([member(1)], 200))
+    teller.show(roster_table([member(1)], 200))
     teller.close()
     *lines, _ = os.read(reading, 1 << 16).decode().split("\n")
     assert [line[9:] for line in lines[:3]] == ["line 0 [bold]", "line 1 [bold]", "line 2 [bold]"]
