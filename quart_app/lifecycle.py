@@ -45,7 +45,7 @@ class ServiceLife:
 
     @property
     def reason(self) -> str:
-        """Why the service cannot do all of its work now, or "" when it can."""
+        """Why the service cannot do all of its work now, or "" if it can. A ready service, too, may be in trouble."""
         if self.ready:
             return self._service.trouble()
         return self._failure or self._service.trouble() or "it is starting"
@@ -59,15 +59,17 @@ class ServiceLife:
 
         async def refuse_until_ready() -> None:
             if not self.ready:
-                wait_s = max(1, math.ceil(self._retry_at_s - time.monotonic()))
-                raise Problem(503, f"the service {self.name} is not ready: {self.reason}", retry_after=wait_s)
+                retry_after_s = max(1, math.ceil(self._retry_at_s - time.monotonic()))
+                raise Problem(503, f"the service {self.name} is not ready: {self.reason}", retry_after=retry_after_s)
 
         return refuse_until_ready
 
     async def run(self, replica: Mesh, closing: asyncio.Event) -> None:
         """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
         delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
-        ready_since_s = math.inf  # not yet: then a failure does not begin the pauses anew
+        # Infinite until the service is ready for the first time: no failure before then makes the pauses short again.
+        ready_since_s = math.inf
+        # A process that joins the mesh again has tried before, under its former lease.
         self.tried.clear()
         while True:
             try:
@@ -82,7 +84,7 @@ class ServiceLife:
                 if time.monotonic() - ready_since_s > MAX_PAUSE_S:
                     delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
                 pause_s = next(delays)
-                self._note_failure(error, pause_s)
+                self._keep_and_log_failure(error, pause_s)
             finally:
                 self.ready = False
             await asyncio.sleep(pause_s)
@@ -93,7 +95,7 @@ class ServiceLife:
         self.ready, self._failure = True, ""
         self.tried.set()
 
-    def _note_failure(self, error: Exception, pause_s: float) -> None:
+    def _keep_and_log_failure(self, error: Exception, pause_s: float) -> None:
         """Keep and log why the service is not ready. The log has a traceback only if the error is not the mesh's."""
         cause = _first_error(error)
         mesh_error = failures.translate(cause) if isinstance(cause, RedisError) else cause
@@ -113,9 +115,11 @@ class Services:
 
     def __init__(self, services: Sequence[Service], metrics: CollectorRegistry) -> None:
         self._lives = [ServiceLife(service) for service in services]
-        ready = Gauge("mesh_service_ready", "1 while the service does all of its work", ["service"], registry=metrics)
+        ready_gauge = Gauge(
+            "mesh_service_ready", "1 while the service does all of its work", ["service"], registry=metrics
+        )
         for life in self._lives:
-            ready.labels(life.name).set_function(_readiness_of(life))
+            ready_gauge.labels(life.name).set_function(_readiness_of(life))
             for blueprint in (*life._service.public, *life._service.private):
                 blueprint.before_request(life.gate())
 
@@ -145,7 +149,7 @@ class Services:
                         await life.tried.wait()
             yield
             closing.set()
-            # A service that is not ready may be in a pause, or may take long to open, and would not notice `closing`.
+            # A service that is not ready would not notice `closing`: it may be in a pause, or may take long to open.
             for life, task in life_tasks:
                 if not life.ready:
                     task.cancel()

@@ -30,22 +30,26 @@ from quart_app.settings import AppSettings
 MOST_BYTES = 4 << 20
 #: Most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream.
 MOST_TEXT, MOST_TRACEBACK = 2000, 20_000
-#: How long the end of the process waits for the last lines.
-DRAIN_S = 1.0
+#: How long the end of the process waits until the last lines are written.
+LAST_LINES_WAIT_S = 1.0
 
 
 class Sink:
     """A text stream that never blocks and never raises. With the descriptor None it drops every line.
 
-    `tell` returns the line that says how many lines were dropped. By default this line is JSON.
+    `line_about_dropped` gets the number of dropped lines, and returns the line that tells it. By default this line is
+    JSON.
     """
 
     def __init__(
-        self, descriptor: int | None, most_bytes: int = MOST_BYTES, tell: Callable[[int], bytes] | None = None
+        self,
+        descriptor: int | None,
+        most_bytes: int = MOST_BYTES,
+        line_about_dropped: Callable[[int], bytes] | None = None,
     ) -> None:
-        #: lines that were dropped and that no written line has counted yet
+        #: number of dropped lines that the stream does not tell of yet
         self.dropped = 0
-        self._line_about_dropped = tell or _json_about_dropped
+        self._line_about_dropped = line_about_dropped or _json_about_dropped
         self._descriptor = descriptor
         self._most_bytes = most_bytes
         self._waiting: deque[bytes] = deque()
@@ -69,23 +73,23 @@ class Sink:
     def flush(self) -> None:
         """Do nothing. A text stream must have this method, but no caller may wait for the thread."""
 
-    def drain(self, most_s: float = DRAIN_S) -> None:
+    def wait_until_written(self, longest_wait_s: float = LAST_LINES_WAIT_S) -> None:
         """Wait until all lines are written, but no longer than this."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting_bytes, most_s)
+            self._changed.wait_for(lambda: not self._waiting_bytes, longest_wait_s)
 
     def _write_lines(self) -> None:
-        """Write the lines as they come, for ever. After a line that was written, tell how many were dropped."""
+        """Write the lines as they come, for ever. After a written line, write how many lines were dropped, if any."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 line = self._waiting.popleft()
-                dropped = self.dropped
-            failed = 0 if self._write_whole(line) else 1
-            reported = dropped if dropped and not failed and self._write_whole(self._line_about_dropped(dropped)) else 0
+                count = self.dropped
+            just_dropped = 0 if self._write_whole(line) else 1
+            reported = count if count and not just_dropped and self._write_whole(self._line_about_dropped(count)) else 0
             with self._changed:
                 self._waiting_bytes -= len(line)
-                self.dropped += failed - reported
+                self.dropped += just_dropped - reported
                 self._changed.notify_all()
 
     def _write_whole(self, line: bytes) -> bool:
@@ -99,7 +103,7 @@ class Sink:
             select.select([], [self._descriptor], [], 1)
             return self._write_whole(line)
         except OSError:
-            # The disk may be full, and may have room again when the next line comes.
+            # The disk may be full, and may have room again after the pause, when the next line comes.
             time.sleep(0.01)
             return False
         return True
@@ -109,16 +113,17 @@ def _json_about_dropped(count: int) -> bytes:
     return b'{"event": "log lines dropped", "level": "warning", "count": %d}\n' % count
 
 
+#: The sink of the latest `configure`; empty before.
 _sinks: list[Sink] = []
 
 
-def drain(most_s: float = DRAIN_S) -> None:
+def wait_until_written(longest_wait_s: float = LAST_LINES_WAIT_S) -> None:
     """Wait until the lines logged so far are written, but no longer than this."""
     for sink in _sinks:
-        sink.drain(most_s)
+        sink.wait_until_written(longest_wait_s)
 
 
-def add_origin(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def add_ids(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Add the ids of the call and of the trace that a line belongs to. They are the same on every replica."""
     call, trace = tracing.CALL.get(), tracing.trace_id()
     if call:
@@ -141,10 +146,10 @@ def configure(settings: AppSettings) -> None:
     """Set up logging for this process."""
     sink = Sink(_stderr_descriptor())
     _sinks[:] = [sink]
-    atexit.register(drain)
+    atexit.register(wait_until_written)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        add_origin,
+        add_ids,
         shorten,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -165,6 +170,7 @@ def configure(settings: AppSettings) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sink),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
+    # The lines of libraries that use the module `logging` go into the same sink.
     handler = logging.StreamHandler(sink)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(levelname)s %(name)s %(message)s")
 
@@ -172,7 +178,8 @@ def configure(settings: AppSettings) -> None:
 def fill_standard_streams() -> None:
     """Open the null device as each standard stream that is closed; call this before anything else is opened.
 
-    A socket would get the free number, and libuv aborts the process when it closes a descriptor of that number.
+    Otherwise the next socket would get the descriptor 0, 1 or 2, and libuv aborts the process when it closes one of
+    these.
     """
     for descriptor in range(3):
         try:

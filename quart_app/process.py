@@ -299,5 +299,5 @@ def main() -> int:
 
 def _end_at_once(status: int) -> None:
     """End without the interpreter's cleaning up, which could last longer than a lease that this process still holds."""
-    logs.drain(LAST_LINES_S)
+    logs.wait_until_written(LAST_LINES_S)
     os._exit(status)

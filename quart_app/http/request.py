@@ -23,8 +23,9 @@ HAS_ARRIVED = "quart_app.has_arrived"
 class RequestBody(Body):
     """A request body. Its bytes are received when they are read, and are counted until the request is answered.
 
-    The bound (MAX_CONTENT_LENGTH) holds for the whole body. In Quart's own class it holds for the bytes that wait to be
-    read, so a body of chunks that is read while it arrives has no bound. Quart also uses a task to receive the body.
+    The bound (MAX_CONTENT_LENGTH) holds for the whole body. In Quart's own class it holds only for the bytes that wait
+    to be read. So a body of chunks has no bound there if it is read while it arrives. Quart also uses a task to receive
+    the body.
     """
 
     _receive: ASGIReceiveCallable
@@ -35,18 +36,18 @@ class RequestBody(Body):
     _source = ""
     _arrived_bytes = 0
 
-    def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupied: Occupancy, source: str) -> None:
-        """Set the function that receives the body, and where its bytes are counted: `occupied`, under `source`."""
-        self._receive, self._body_bytes, self._source = receive, occupied, source
+    def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, body_bytes: Occupancy, source: str) -> None:
+        """Set the function that receives the body. Count its bytes in `body_bytes`, as those of the client `source`."""
+        self._receive, self._body_bytes, self._source = receive, body_bytes, source
         extensions: Any = scope.get("extensions") or {}
         self._has_arrived = extensions.get(HAS_ARRIVED, self._has_arrived)
 
     def has_arrived(self) -> bool:
-        """Return whether the whole body can be read without waiting, and so without a timer."""
+        """Return whether the whole body has arrived. Then it can be read without a timer, because no read waits."""
         return self._has_arrived()
 
     def discharge(self) -> None:
-        """Give the counted bytes back. Bytes that arrive later are dropped."""
+        """End the count of this body, whose request is answered. Bytes that arrive later are dropped."""
         if self._body_bytes is not None and self._arrived_bytes:
             self._body_bytes.give_back(self._source, self._arrived_bytes)
         self._body_bytes, self._arrived_bytes = None, 0
@@ -92,12 +93,13 @@ class RequestBody(Body):
 
     async def _receive_part(self) -> None:
         """Receive the next part of the body from the server, or wait for it."""
-        message = await self._receive()
-        if message["type"] != "http.request":
+        event = await self._receive()
+        if event["type"] != "http.request":
+            # The client has hung up in the middle of the body.
             self._refuse(BadRequest("the body has no end"))
             return
-        self.append(message["body"])
-        if not message["more_body"]:
+        self.append(event["body"])
+        if not event["more_body"]:
             self.set_complete()
 
     def _refuse(self, error: Exception) -> None:
@@ -158,6 +160,7 @@ class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
         return isinstance(key, str) and key.lower() in self._first_values
 
 
+# The same few names come with every request, so their two forms are kept. A client can invent names, hence the maximum.
 @lru_cache(maxsize=1024)
 def _title(name: bytes) -> str:
     return name.decode("latin1").title()
@@ -169,6 +172,7 @@ _lower = lru_cache(maxsize=1024)(str.lower)
 def headers_of(scope: HTTPScope) -> Headers:
     """Return the headers of a request, and the header Remote-Addr, in which Quart looks for the client's address."""
     client = scope.get("client")
+    # Quart's own conversion of a scope gives "<local>" and names in title case, too.
     pairs = [("Remote-Addr", client[0] if client else "<local>")]
     pairs += [(_title(name), value.decode("latin1")) for name, value in scope["headers"]]
     return _Headers(pairs)

@@ -10,16 +10,16 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: Most answers 5xx that are logged in a second, and most answers 4xx. In an overload thousands of requests fail for one
-#: reason, and a client can cause a 4xx as often as it likes.
-ERRORS_PER_S = 20
+#: The largest number of lines in a second about answers 5xx, and about answers 4xx. In an overload thousands of requests
+#: fail for one reason, and a client can cause a 4xx as often as it likes.
+MOST_LINES_PER_S = 20
 
 
 class RequestLog:
-    """Logs a 5xx as a warning and a 4xx as an info, each up to a rate, and everything else for debugging."""
+    """Logs a 5xx as a warning and a 4xx as an info, each up to a limit, and everything else for debugging."""
 
     def __init__(self) -> None:
-        self._failures, self._refusals = _RateLimit(ERRORS_PER_S), _RateLimit(ERRORS_PER_S)
+        self._failures, self._refusals = _RateLimit(MOST_LINES_PER_S), _RateLimit(MOST_LINES_PER_S)
 
     def write(
         self, method: str, route: str, status: int, detail: str, seconds: float | None = None, *, is_known: bool = False
@@ -28,19 +28,19 @@ class RequestLog:
 
         An error that `is_known` has another line in the log, so this line is for debugging.
         """
-        rate: _RateLimit | None = None
+        limit: _RateLimit | None = None
         level = logging.DEBUG
         if status >= 400 and not is_known:
-            rate, level = (self._failures, logging.WARNING) if status >= 500 else (self._refusals, logging.INFO)
-        if not log.is_enabled_for(level) or (rate is not None and not rate.allows(time.monotonic())):
+            limit, level = (self._failures, logging.WARNING) if status >= 500 else (self._refusals, logging.INFO)
+        if not log.is_enabled_for(level) or (limit is not None and not limit.allows(time.monotonic())):
             return
         facts: dict[str, Any] = {"method": method, "route": route, "status": status}
         if seconds is not None:
             facts["ms"] = round(seconds * 1000, 1)
         if detail:
             facts["detail"] = detail
-        if rate is not None and rate.suppressed:
-            facts["suppressed"] = rate.take_suppressed()
+        if limit is not None and limit.suppressed:
+            facts["suppressed"] = limit.take_suppressed()
         log.log(level, "request", **facts)
 
 

@@ -17,18 +17,20 @@ from quart_app.http.drain import refuse
 from quart_app.http.sockets import BACKLOG
 from quart_app.settings import AppSettings
 
-#: How many times uvloop gets each socket, and so how many connections it accepts from the socket in a turn of the event
-#: loop. Turns are long under load, so with 1 the last of 256 clients that connect together waits for 0.3 s and more.
-#: Each further time costs 3 µs for a connection that comes alone. asyncio's own loop accepts all that wait.
+#: How many connections are accepted from a socket in a turn of the event loop. uvloop accepts one for each time that it
+#: is given the socket, so it is given the socket this many times. asyncio's own loop accepts all that wait. With 1, the
+#: last of 256 clients that connect together waits for 0.3 s and more, because turns are long under load. Each further
+#: time that uvloop is given the socket costs 3 µs at a connection that comes alone.
 ACCEPTED_A_TURN = 8
 
 
 def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: Clients | None = None) -> Settings:
-    """Return Hypercorn's settings for these sockets."""
+    """Return Hypercorn's settings for these sockets. Only tests leave `clients` out; then a new object counts."""
     config = Settings(clients or Clients(AppSettings()))
+    # Hypercorn gets a copy of each descriptor, and closes it. A socket may be in the list several times.
     config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
     config.backlog = BACKLOG
-    # One second more than `_trigger` leaves the requests, so that `_trigger` ends them before Hypercorn does.
+    # One second more than `grace_s`, so that `_stop_trigger` ends late requests before Hypercorn does.
     config.graceful_timeout = grace_s + 1
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
@@ -51,7 +53,8 @@ async def run(
     A request that is not answered by then, or when this function is cancelled, is answered with 503. `common` is one
     more socket to accept from; other processes accept from it, too. `clients` counts the connections.
     """
-    # The common socket is not repeated, so each process accepts one of its connections in a turn, and all get some.
+    # The common socket is not repeated: each process accepts only one of its connections in a turn, so that all
+    # processes get some.
     repeated = sockets * (ACCEPTED_A_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
     # Hypercorn serves each connection with the class that has this name in its module, and no option names another.
     vars(hypercorn_run)["TCPServer"] = connection_for
@@ -67,12 +70,16 @@ async def run(
 def _stop_trigger(
     stop: Callable[[], Awaitable[object]], grace_s: float, config: Settings, sockets: Sequence[socket.socket]
 ) -> Callable[[], Awaitable[None]]:
-    """Return the function at whose end Hypercorn shuts down. It also closes connections and ends late requests."""
+    """Return a function for Hypercorn, which shuts down when the function returns.
+
+    The function waits for `stop`. Then it refuses new connections, and closes the open ones once their requests are
+    answered or late.
+    """
 
     async def trigger() -> None:
         await stop()
-        # Hypercorn closes one socket after the other, each when its connections have ended. Until then the last ones
-        # would still accept.
+        # Hypercorn closes the sockets one after the other, and may wait for connections in between. Without `refuse`,
+        # the last sockets would accept connections during this time.
         for listening in sockets:
             refuse(listening)
         config.stop()

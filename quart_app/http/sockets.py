@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from quart_app.settings import AppSettings, host_and_port
 
-#: Connections that the kernel keeps for us until we accept them.
+#: Connections that the kernel keeps for us until we accept them. Many clients may connect at the same moment.
 BACKLOG = 1024
 
 
@@ -22,14 +22,14 @@ class Sockets:
     common: socket.socket | None
     host: str
 
-    def address(self, listening: socket.socket) -> str:
+    def address(self, sock: socket.socket) -> str:
         """Return the `host:port` that other processes reach this socket at."""
-        return host_and_port(self.host, listening.getsockname()[1])
+        return host_and_port(self.host, sock.getsockname()[1])
 
     def close(self) -> None:
-        for listening in (self.public, self.private, self.common):
-            if listening is not None:
-                listening.close()
+        for sock in (self.public, self.private, self.common):
+            if sock is not None:
+                sock.close()
 
 
 def listen(settings: AppSettings) -> Sockets:
@@ -70,8 +70,8 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-#: Address that stands for all addresses of this machine -> destinations to which the kernel would choose one of them as
-#: the source. They are reserved for documentation, so nothing is ever sent to them.
+#: The two hosts that stand for all addresses of this machine. For each: destinations for which the kernel would choose
+#: one of our addresses as the source. They are reserved for documentation, and nothing is sent to them.
 DESTINATIONS = {
     "0.0.0.0": [(socket.AF_INET, "192.0.2.1")],
     "::": [(socket.AF_INET6, "2001:db8::1"), (socket.AF_INET, "192.0.2.1")],
@@ -82,9 +82,9 @@ def _reachable_at(host: str) -> str:
     """Return an address at which others reach this machine, or the host itself if it is one address."""
     for family, destination in DESTINATIONS.get(host, ()):
         # Connecting a UDP socket sends nothing. It makes the kernel choose our own address for this destination.
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((destination, 9))  # any port would do; 9 is that of the discard protocol
-            return str(probe.getsockname()[0])
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as unused_socket:
+            unused_socket.connect((destination, 9))  # any port would do; 9 is that of the discard protocol
+            return str(unused_socket.getsockname()[0])
     if host in DESTINATIONS:
         # This machine has no network, so only its own processes reach it.
         return "::1" if host == "::" else "127.0.0.1"

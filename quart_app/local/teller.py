@@ -31,7 +31,7 @@ class _NonBlockingOutput:
         descriptor: int | None = None
         with contextlib.suppress(OSError, ValueError):  # closed, or without a descriptor of the system
             descriptor = stream.fileno() if stream is not None else None
-        self.sink = Sink(descriptor, tell=_line_about_dropped)
+        self.sink = Sink(descriptor, line_about_dropped=_line_about_dropped)
         self.encoding = getattr(stream, "encoding", "utf-8")
         self._is_terminal = descriptor is not None and os.isatty(descriptor)
         self.write, self.flush = self.sink.write, self.sink.flush
@@ -53,7 +53,7 @@ class Teller:
 
     def close(self) -> None:
         """Wait until all lines are written, for a second at most."""
-        self._stream.sink.drain()
+        self._stream.sink.wait_until_written()
 
     def say(self, text: str) -> None:
         """Print one event with the time of day."""

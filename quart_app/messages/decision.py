@@ -2,7 +2,7 @@
 
 the free provider's allowance                      paid access        no paid access
 granted                                            free               free
-closed, and opens within the wait asked for        wait               wait
+closed, and opens within `max_wait_ms`             wait               wait
 closed for longer                                  pay                refuse until it opens
 another request probes and takes too long          pay                refuse for a moment
 """
@@ -14,9 +14,9 @@ from typing import Literal
 
 from mesh.quota import Closed, Granted, Reservation, Verdict
 
-#: Why a message is paid for.
+#: Why a message is paid for. "unreachable" and "failed" come from `Delivery`, after a try to send to the free provider.
 Reason = Literal["closed", "refused", "probing", "unreachable", "failed"]
-#: The Retry-After, in ms, while another request probes. It is short because a probe is over soon.
+#: The assumed time until the free provider opens while another request probes. A probe is over soon.
 PROBE_RETRY_MS = 1_000
 
 
@@ -57,9 +57,9 @@ def next_step(verdict: Verdict, wait_left_ms: float, *, paid_access: bool, refus
         return SendFree(verdict.reservation)
     # Granted was handled above, so the verdict is Closed or Probing.
     probing = not isinstance(verdict, Closed)
-    retry_ms = PROBE_RETRY_MS if probing else max(1, verdict.allowance.retry_after_ms)
-    if not probing and retry_ms <= wait_left_ms:
-        return WaitForFree(retry_ms)
+    reopens_in_ms = PROBE_RETRY_MS if probing else max(1, verdict.allowance.retry_after_ms)
+    if not probing and reopens_in_ms <= wait_left_ms:
+        return WaitForFree(reopens_in_ms)
     if paid_access:
         return Pay("probing" if probing else "refused" if refused else "closed")
-    return Refuse(retry_ms)
+    return Refuse(reopens_in_ms)

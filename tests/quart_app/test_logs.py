@@ -68,7 +68,7 @@ def test_a_sink_writes_lines_in_their_order() -> None:
     sink = logs.Sink(writing)
     for number in range(1000):
         sink.write(f"line {number} \ud800\n")
-    sink.drain()
+    sink.wait_until_written()
     assert os.read(reading, 1 << 16).decode().splitlines() == [f"line {number} \\ud800" for number in range(1000)]
     os.close(reading)
     os.close(writing)
@@ -81,7 +81,7 @@ def test_a_stuck_reader_delays_nobody_and_is_told_what_it_missed() -> None:
     began = time.monotonic()
     for _ in range(2000):
         sink.write("x" * 999 + "\n")
-    sink.drain(0.1)
+    sink.wait_until_written(0.1)
     assert time.monotonic() - began < 2
     os.set_blocking(reading, False)
     received = b""
@@ -111,7 +111,7 @@ def test_a_stream_that_takes_nothing_fails_nobody(kind: str) -> None:
     sink = logs.Sink(descriptor)
     for _ in range(100):
         sink.write("line\n")
-    sink.drain(5)
+    sink.wait_until_written(5)
     assert sink.dropped == 100
     if descriptor is not None:
         os.close(descriptor)
@@ -125,10 +125,10 @@ def test_a_report_that_cannot_be_written_is_no_lost_line() -> None:
         os.close(reading)
         return b"report"
 
-    sink = logs.Sink(writing, most_bytes=10, tell=tell)
+    sink = logs.Sink(writing, most_bytes=10, line_about_dropped=tell)
     sink.write("more than ten bytes")
     sink.write("line\n")
-    sink.drain(5)
+    sink.wait_until_written(5)
     assert sink.dropped == 1
     os.close(writing)
 

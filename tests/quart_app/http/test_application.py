@@ -23,7 +23,7 @@ from quart_app.http import server
 from quart_app.http.application import Application
 from quart_app.http.metrics import Requests
 from quart_app.http.problems import Problem
-from quart_app.http.request_log import ERRORS_PER_S
+from quart_app.http.request_log import MOST_LINES_PER_S
 from quart_app.http.sockets import listen
 from quart_app.settings import AppSettings
 
@@ -146,17 +146,17 @@ async def test_an_error_is_logged_with_its_reason_up_to_a_rate(
     monkeypatch.setattr(time, "monotonic", lambda: now)
     client = followed.app.test_client()
     with capture_logs() as said:
-        for _ in range(ERRORS_PER_S + 5):
+        for _ in range(MOST_LINES_PER_S + 5):
             await client.get(path)
         await client.get(other)
         now += 1
         await client.get(path)
     lines = [line for line in said if line["event"] == "request" and line["log_level"] == level]
-    assert len(lines) == ERRORS_PER_S + 1
+    assert len(lines) == MOST_LINES_PER_S + 1
     assert {line["detail"] for line in lines} == {detail}
     assert all(line["ms"] >= 0 for line in lines)
     assert [line["suppressed"] for line in lines if "suppressed" in line] == [5]
-    assert len([line for line in said if line["event"] == "request"]) == ERRORS_PER_S + 2
+    assert len([line for line in said if line["event"] == "request"]) == MOST_LINES_PER_S + 2
 
 
 async def test_what_is_logged_below_a_request_has_its_id(followed: Followed) -> None:
