@@ -10,7 +10,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: The largest number of lines in a second about answers 5xx, and about answers 4xx. In an overload thousands of requests
+#: The largest number of lines in a second for answers 5xx, and for answers 4xx. In an overload thousands of requests
 #: fail for one reason, and a client can cause a 4xx as often as it likes.
 MOST_LINES_PER_S = 20
 
