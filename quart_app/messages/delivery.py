@@ -226,26 +226,26 @@ class Delivery:
                 if not await self._record_outcome(lambda held: self.quota.refused(held, retry_ms), reservation):
                     raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
                 return None
-            case Unsent(detail):
+            case Unsent(cause):
                 await self._record_outcome(self.quota.unsent, reservation)
                 # TOO_LATE: this process was too slow, and the slot expired. That says nothing against the provider, so
                 # the message tries to get another slot.
-                return None if detail == TOO_LATE else await self._pay_if_allowed(message, claim, "unreachable", detail)
-            case Failed(detail):
+                return None if cause == TOO_LATE else await self._pay_if_allowed(message, claim, "unreachable", cause)
+            case Failed(cause):
                 await self._record_outcome(self.quota.uncertain, reservation)
-                return await self._pay_if_allowed(message, claim, "failed", detail)
-            case Unknown(detail):
+                return await self._pay_if_allowed(message, claim, "failed", cause)
+            case Unknown(cause):
                 await self._record_outcome(self.quota.uncertain, reservation)
-                raise _arrival_unknown("free", detail)
+                raise _arrival_unknown("free", cause)
         raise AssertionError("every outcome has its case")
 
     async def _pay_if_allowed(
-        self, message: OutgoingMessage, claim: KeyClaim, reason: Reason, detail: str
+        self, message: OutgoingMessage, claim: KeyClaim, reason: Reason, cause: str
     ) -> ProviderReply:
         """Pay for a message that the free provider has certainly not sent, if the account has paid access."""
         if await self._has_paid_access(message):
             return await self._pay(message, claim, reason)
-        raise Undelivered(502, f"the free provider cannot be used ({detail}); try again later", reason=reason)
+        raise Undelivered(502, f"the free provider cannot be used ({cause}); try again later", reason=reason)
 
     async def _record_outcome(
         self, quota_method: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation
@@ -257,6 +257,7 @@ class Delivery:
                 return True
             except MeshError as error:
                 log.warning("outcome of a free request not recorded", error=str(error), tries=attempt)
+                # Redis may answer again after a pause. The pause grows with each try.
                 await asyncio.sleep(0.1 * attempt)
         return False
 
@@ -289,12 +290,12 @@ class Delivery:
                 retry_after_ms = retry_ms or RETRY_AFTER_MS
                 detail = "the free and the paid provider are closed"
                 raise Undelivered(503, detail, reason="paid-blocked", retry_after_ms=retry_after_ms)
-            case Unsent(detail):
-                raise Undelivered(502, f"neither provider can be reached ({detail})", reason="unreachable")
-            case Failed(detail):
-                raise Undelivered(502, f"the paid provider failed ({detail})", reason="failed")
-            case Unknown(detail):
-                raise _arrival_unknown("paid", detail)
+            case Unsent(cause):
+                raise Undelivered(502, f"neither provider can be reached ({cause})", reason="unreachable")
+            case Failed(cause):
+                raise Undelivered(502, f"the paid provider failed ({cause})", reason="failed")
+            case Unknown(cause):
+                raise _arrival_unknown("paid", cause)
         raise AssertionError("every outcome has its case")
 
     async def _begin_sending(self, claim: KeyClaim) -> None:
@@ -317,7 +318,7 @@ class Delivery:
         # The defaults are for the paid provider, which needs neither a reservation nor a turn.
         send_started_at = time.perf_counter()
         outcome = await provider.send(message.id, message.text, may_send, on_sent)
-        self.metrics.note(name, outcome, time.perf_counter() - send_started_at)
+        self.metrics.count_outcome(name, outcome, time.perf_counter() - send_started_at)
         # `Failed` counts, too: the provider has received the request.
         message.may_have_arrived = message.may_have_arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome
@@ -327,9 +328,9 @@ class Delivery:
         return ProviderReply(provider, response)
 
 
-def _arrival_unknown(provider: str, detail: str) -> Undelivered:
+def _arrival_unknown(provider: str, cause: str) -> Undelivered:
     return Undelivered(
         502,
-        f"the {provider} provider did not answer ({detail}); whether it has the message is not known",
+        f"the {provider} provider did not answer ({cause}); whether it has the message is not known",
         reason="unknown",
     )

@@ -90,14 +90,14 @@ class IdempotencyKeys:
         # The state is "busy": the other request still has time to finish.
         return InProgress()
 
-    async def finish(self, name: str, owner: str, answer: dict[str, Any]) -> None:
+    async def finish(self, redis_key: str, owner: str, answer: dict[str, Any]) -> None:
         """Keep the answer for later requests with the key."""
-        await self.run("finish", name, owner, json.dumps(answer), self._keep_ms)
+        await self.run("finish", redis_key, owner, json.dumps(answer), self._keep_ms)
 
-    async def run(self, script: str, name: str, *arguments: str | int) -> Any:
-        """Run one of the scripts on the claim, whose Redis key is `name`."""
+    async def run(self, script: str, redis_key: str, *arguments: str | int) -> Any:
+        """Run one of the scripts on a claim."""
         async with translated_redis_errors():
-            return await SCRIPTS[script].run(self._redis, [name], *arguments)
+            return await SCRIPTS[script].run(self._redis, [redis_key], *arguments)
 
 
 @dataclass(slots=True)
@@ -110,8 +110,8 @@ class KeyClaim:
     """
 
     keys: IdempotencyKeys
-    #: the Redis key of the claim
-    name: str
+    #: the key of the claim in Redis; the client's idempotency key is a part of it
+    redis_key: str
     #: the id of the message; the scripts change the claim only for its owner
     owner: str
     #: what the end of the block records: an answer is kept, UNUSED frees the key, and None changes nothing
@@ -133,7 +133,7 @@ class KeyClaim:
 
         Return False if the claim is over; the caller must then send nothing.
         """
-        return bool(await self.keys.run("begin_sending", self.name, self.owner))
+        return bool(await self.keys.run("begin_sending", self.redis_key, self.owner))
 
     async def _keep_answer(self, answer: dict[str, Any]) -> None:
         """Keep the answer. If Redis fails, the claim stays "sending".
@@ -142,15 +142,16 @@ class KeyClaim:
         """
         for attempt in range(1, MOST_FINISH_TRIES + 1):
             try:
-                return await self.keys.finish(self.name, self.owner, answer)
+                return await self.keys.finish(self.redis_key, self.owner, answer)
             except MeshError as error:
                 log.warning("answer not kept for its idempotency key", error=str(error), tries=attempt)
+                # Redis may answer again after a pause. The pause grows with each try.
                 await asyncio.sleep(0.1 * attempt)
 
     async def _free_key(self) -> None:
         """Free the key. If Redis fails, the claim stays as it is, as after the death of this replica."""
         try:
-            await self.keys.run("give_back", self.name, self.owner)
+            await self.keys.run("give_back", self.redis_key, self.owner)
         except MeshError as error:
             log.warning("unused idempotency key not freed", error=str(error))
 

@@ -93,7 +93,7 @@ class Scene:
         return await self.delivery.deliver(self.message, NoKey() if mine else LostClaim())
 
     @property
-    def arrived(self) -> bool:
+    def may_have_arrived(self) -> bool:
         """Whether the last message is, or may be, at a provider."""
         return self.message.may_have_arrived
 

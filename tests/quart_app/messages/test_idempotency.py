@@ -44,7 +44,7 @@ async def test_an_answer_is_given_again(shared: Redis) -> None:
         assert await claim.begin_sending()
         claim.outcome = ANSWER
     assert await keys(shared).claim("u", "k", b"body", "m2", 0) == Finished("m1", ANSWER)
-    assert 0 < await shared.pttl(claim.name) <= 60_000
+    assert 0 < await shared.pttl(claim.redis_key) <= 60_000
 
 
 async def test_another_body_with_the_key_is_a_conflict(shared: Redis) -> None:
@@ -73,7 +73,7 @@ async def test_a_claim_without_an_outcome_stays(shared: Redis, error: type[BaseE
                 await claim.begin_sending()
             raise error
     assert await keys(shared).claim("u", "k", b"body", "m2", 0) == InProgress()
-    await shared.hset(claim.name, "until_ms", "0")
+    await shared.hset(claim.redis_key, "until_ms", "0")
     found = await keys(shared).claim("u", "k", b"body", "m2", 0)
     assert found == SenderLost("m1") if began else isinstance(found, KeyClaim)
 
@@ -122,7 +122,7 @@ async def test_a_claim_lasts_as_long_as_its_message_may_take(shared: Redis, max_
     claim = await keys(shared, work_ms=5_000).claim("u", "k", b"body", "m1", max_wait_ms)
     assert isinstance(claim, KeyClaim)
     seconds, _ = await shared.time()
-    left_ms = int(await shared.hget(claim.name, "until_ms") or 0) - int(seconds) * 1000
+    left_ms = int(await shared.hget(claim.redis_key, "until_ms") or 0) - int(seconds) * 1000
     assert 3_900 <= left_ms - max_wait_ms <= 6_000
 
 
