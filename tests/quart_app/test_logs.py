@@ -143,11 +143,11 @@ def test_a_long_text_from_outside_is_cut() -> None:
 
 def test_every_line_names_the_call_and_the_trace_that_it_belongs_to() -> None:
     """A worker sets both for each request, on whichever replica. Without them the line has neither."""
-    assert logs.add_origin(None, "", {"event": "x"}) == {"event": "x"}
+    assert logs.add_ids(None, "", {"event": "x"}) == {"event": "x"}
     trace = "0af7651916cd43dd8448eb211c80319c"
     call, parent = CALL.set("req-1"), TRACEPARENT.set(f"00-{trace}-b7ad6b7169203331-01")
     try:
-        assert logs.add_origin(None, "", {"event": "x"}) == {"event": "x", "request_id": "req-1", "trace_id": trace}
+        assert logs.add_ids(None, "", {"event": "x"}) == {"event": "x", "request_id": "req-1", "trace_id": trace}
     finally:
         CALL.reset(call)
         TRACEPARENT.reset(parent)
