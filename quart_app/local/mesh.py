@@ -87,7 +87,7 @@ async def mesh(
         env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs, forks) | front.env
         # The metrics compare this number with the replicas that run.
         env["REPLICAS"] = str(count)
-        programs = replicas.programs(ports, env, logs, stop_wait_s, forks)
+        programs = replicas.replica_programs(ports, env, logs, stop_wait_s, forks)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
         await front.open(stack, supervisor, ports, logs)
         await stack.enter_async_context(_running_beside(redis_server.watch(redis, supervisor.say)))
@@ -171,7 +171,7 @@ async def _providers(
     for kind, command in providers.commands(*ports).items():
         if not os.environ.get(f"{kind.upper()}_PROVIDER_URL"):
             log = logs / f"provider-{kind}.log"
-            program = Program(f"the {kind} provider", command, log, stop_wait_s=5.0, server=forks)
+            program = Program(f"the {kind} provider", command, log, stop_wait_s=5.0, fork_server=forks)
             child = await stack.enter_async_context(supervisor.starting(program))
             await stack.enter_async_context(supervisor.keeping(child))
     return urls
@@ -196,7 +196,7 @@ async def _report_misspelt_settings(supervisor: Supervisor, logs: Path, forks: F
     """
     log = logs / "environment.log"
     log.unlink(missing_ok=True)
-    program = Program("the check of the environment", [*PYTHON, "quart_app.environment"], log, server=forks)
+    program = Program("the check of the environment", [*PYTHON, "quart_app.environment"], log, fork_server=forks)
     async with supervisor.starting(program) as child:
         while not child.ended():
             await asyncio.sleep(POLL_S)

@@ -61,8 +61,8 @@ class Program:
     env: Mapping[str, str] | None = None
     #: what it reads from its standard input: a way to pass secrets, because `ps` does not show it
     stdin: bytes = b""
-    #: the fork server that makes the process as a fork, without standard input; None: a new process is started
-    server: ForkServer | None = None
+    #: makes the process as a fork, without standard input; None: a new process is started
+    fork_server: ForkServer | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     #: how long it may take to stop before it is killed
     stop_wait_s: float = 10.0
@@ -132,8 +132,8 @@ class Child:
         """Start a process. Raises OSError if the system cannot."""
         program = self.program
         self._started_s = time.monotonic()
-        if program.server is not None:
-            self._process = program.server.fork(program.name, program.command, program.log, program.env)
+        if program.fork_server is not None:
+            self._process = program.fork_server.fork(program.name, program.command, program.log, program.env)
             return
         with program.log.open("ab") as log:
             self._process = spawn(program.command, log, program.env, stdin=program.stdin)

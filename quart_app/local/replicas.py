@@ -68,12 +68,12 @@ def fork_server(services: Sequence[str], logs: Path, fds: Sequence[int] = ()) ->
     return ForkServer(modules, logs / "fork-server.log", {**allocator.of_python(), **os.environ}, fds)
 
 
-def programs(
+def replica_programs(
     ports: Sequence[Ports],
     env: Mapping[str, str],
     logs: Path,
     stop_wait_s: float,
-    server: ForkServer | None = None,
+    forks: ForkServer | None = None,
 ) -> list[Program]:
     """Return what to run for replicas with these ports."""
     return [
@@ -86,7 +86,7 @@ def programs(
             stop_signal=signal.SIGINT,
             stop_wait_s=stop_wait_s,
             stopping_phrase="requests in progress get their answers",
-            server=server,
+            fork_server=forks,
         )
         for number, pair in enumerate(ports, 1)
     ]

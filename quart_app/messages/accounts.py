@@ -54,14 +54,14 @@ class Accounts:
 
     async def register(self, email: str, password: SecretStr, requester: Requester) -> User:
         """Create an account without rights."""
-        # The body's type has checked the password, but without the address: it must not be made of it.
+        # The type of the body has checked the password without the address. This check includes the address.
         _refuse_weak(password, email)
         await self.limiter.admit_registration(requester.source)
         if await self.users.find_by_email(email) is not None:
             raise _email_taken()
         hashed = await self.passwords.hash(password.get_secret_value())
         user = await _raising_problems(self.users.register(email, hashed))
-        # The source counts as known, so a flood of wrong passwords by others does not keep the new user out.
+        # From now on the source is known to the account, so wrong passwords from elsewhere do not keep its user out.
         await self.limiter.remember(email, requester.source)
         await self.audit.record("account registered", user=user.id, source=requester.source)
         return user
@@ -115,7 +115,7 @@ class Accounts:
             raise Problem(409, detail) from None
 
     async def _hash(self, password: SecretStr) -> str:
-        """Hash a password whose user has just given the right current one: `is_known`, ahead of strangers' requests."""
+        """Hash a password of a user who has just given the current one. Such a user is known, and goes before others."""
         return await self.passwords.hash(password.get_secret_value(), is_known=True)
 
     async def _begin_session(self, user: User, requester: Requester) -> LoggedIn:

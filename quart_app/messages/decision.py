@@ -31,7 +31,7 @@ class SendFree:
 class WaitForFree:
     """Wait until the free provider opens, then decide again."""
 
-    ms: int
+    wait_ms: int
 
 
 @dataclass(frozen=True, slots=True)

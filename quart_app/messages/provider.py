@@ -123,7 +123,7 @@ class ProviderClient:
     async def send(
         self,
         message_id: str,
-        message: str,
+        text: str,
         may_send: Callable[[], bool] = lambda: True,
         on_sent: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
@@ -133,24 +133,24 @@ class ProviderClient:
         `on_sent` is also called after a first try that failed, so that other messages do not wait for further tries.
         It may be called several times.
         """
-        outcome = await self._send_once(message_id, message, may_send, on_sent)
+        outcome = await self._send_once(message_id, text, may_send, on_sent)
         on_sent()
         for attempt in range(1, self._most_tries):
             if not isinstance(outcome, Unsent) or not may_send():
                 break
             # Backoff: up to 100 ms before the second try, and twice as long before each further one, up to a bound.
             await asyncio.sleep(random.uniform(0.5, 1) * min(50 * 2**attempt, LONGEST_PAUSE_MS) / 1000)
-            outcome = await self._send_once(message_id, message, may_send, on_sent)
+            outcome = await self._send_once(message_id, text, may_send, on_sent)
         return outcome
 
     async def _send_once(
-        self, message_id: str, message: str, may_send: Callable[[], bool], on_sent: Callable[[], None]
+        self, message_id: str, text: str, may_send: Callable[[], bool], on_sent: Callable[[], None]
     ) -> ProviderOutcome:
         watch = _SendingWatch(may_send, on_sent)
         request = self._client.build_request(
             "POST",
             self._url,
-            json={"message": message},
+            json={"message": text},
             headers={"Idempotency-Key": message_id},
             extensions={"trace": watch.trace},
         )

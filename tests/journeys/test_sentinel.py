@@ -134,7 +134,7 @@ async def supervised(cluster: Cluster, count: int, folder: Path, **settings: str
         "REDIS_SENTINELS": cluster.settings.sentinels, "REDIS_SENTINEL_MASTER": NAME, **settings,
     }  # fmt: skip
     pairs = [Ports(*pair) for pair in zip(ports[::2], ports[1::2], strict=True)]
-    async with replicas.running(Supervisor(print), replicas.programs(pairs, environment, logs, 15)):
+    async with replicas.running(Supervisor(print), replicas.replica_programs(pairs, environment, logs, 15)):
         yield [f"http://127.0.0.1:{port}" for port in ports[::2]]
 
 

@@ -21,7 +21,7 @@ from tests.support.server import Server
 
 def children(folder: Path, *statuses: int | None) -> list[Child]:
     ports = [Ports(0, number) for number in range(1, len(statuses) + 1)]
-    made = [Child(program, print) for program in replicas.programs(ports, {}, folder, 1)]
+    made = [Child(program, print) for program in replicas.replica_programs(ports, {}, folder, 1)]
     for child, status in zip(made, statuses, strict=True):
         child.status = status
     return made
@@ -32,7 +32,7 @@ async def test_replicas_that_cannot_run_end_the_mesh_with_their_last_words(
 ) -> None:
     """Exit status 78 of all of them: starting them again and again would help nobody."""
     monkeypatch.setenv("PATH", "")
-    programs = replicas.programs([Ports(0, 0)], {"SERVICES": "nonsense"}, tmp_path, 5)
+    programs = replicas.replica_programs([Ports(0, 0)], {"SERVICES": "nonsense"}, tmp_path, 5)
     with pytest.raises(LocalError, match=r"no replica can run: .*no such service: nonsense"):
         async with replicas.running(Supervisor(print), programs) as started, asyncio.timeout(30):
             await replicas.all_ready(server.settings, started, lambda ready: None, 60)
@@ -79,7 +79,7 @@ def test_no_module_of_the_present_folder_is_run(tmp_path: Path) -> None:
     for name in ("mesh", "quart_app"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('a module of this folder')")
-    (program,) = replicas.programs([Ports(1, 2)], {}, tmp_path, 1)
+    (program,) = replicas.replica_programs([Ports(1, 2)], {}, tmp_path, 1)
     env = {**os.environ, **program.env, "PORT": "no port"}
     done = subprocess.run(program.command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert "a module of this folder" not in done.stderr

@@ -40,11 +40,11 @@ class Scripted:
     async def send(
         self,
         message_id: str,
-        message: str,
+        text: str,
         may_send: Callable[[], bool] = lambda: True,
         on_sent: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
-        self.sent.append(message)
+        self.sent.append(text)
         self.leaving += 1
         self.most_leaving = max(self.most_leaving, self.leaving)
         await asyncio.sleep(self._reach_s)
