@@ -115,7 +115,7 @@ class Accounts:
             raise Problem(409, detail) from None
 
     async def _hash(self, password: SecretStr) -> str:
-        """Hash a password of a user who has just given the current one. Such a user is known, and goes before others."""
+        """Hash a password of a user who has just given the right one. Such a user is known, and goes before others."""
         return await self.passwords.hash(password.get_secret_value(), is_known=True)
 
     async def _begin_session(self, user: User, requester: Requester) -> LoggedIn:

@@ -110,7 +110,7 @@ class KeyClaim:
     """
 
     keys: IdempotencyKeys
-    #: the key of the claim in Redis; the client's idempotency key is a part of it
+    #: the key of the claim in Redis, with a hash of the client's idempotency key
     redis_key: str
     #: the id of the message; the scripts change the claim only for its owner
     owner: str
