@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import IO
 
+#: The C library, loaded before a child is made: in a new child, only calls that take no lock are safe.
+_C_LIBRARY = ctypes.CDLL(None)
 #: Options of prctl(2), with their numbers from Linux's <sys/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -25,8 +27,8 @@ def take_name(name: str) -> None:
 
 
 def _prctl(option: int, value: int | bytes) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(option, value)
+    with contextlib.suppress(AttributeError):  # another system than Linux
+        _C_LIBRARY.prctl(option, value)
 
 
 def spawn(
@@ -45,7 +47,7 @@ def spawn(
         env=env,
         pass_fds=fds,
         start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  (no threads here)
+        preexec_fn=die_with_parent,  # noqa: PLW1509  (takes no lock, so other threads do not matter)
     )
     if child.stdin is not None:
         with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
