@@ -67,11 +67,11 @@ class ServiceLife:
     async def run(self, replica: Mesh, closing: asyncio.Event) -> None:
         """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
         delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
-        # Infinite until the service is ready for the first time: no failure before then makes the pauses short again.
-        ready_since_s = math.inf
         # A process that joins the mesh again has tried before, under its former lease.
         self.tried.clear()
         while True:
+            # Infinite until the service is ready: a failure before then does not make the pauses short again.
+            ready_since_s = math.inf
             try:
                 async with self._service.lifespan(replica):
                     ready_since_s = time.monotonic()

@@ -134,6 +134,20 @@ async def test_a_service_that_breaks_while_it_runs_is_opened_again() -> None:
         assert (await get("/one")).status_code == 200
 
 
+async def test_the_pauses_grow_after_a_service_was_ready_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that was ready for long, and then cannot open, is not opened again and again without a rest."""
+    monkeypatch.setattr(lifecycle, "MIN_PAUSE_S", 0.005)
+    monkeypatch.setattr(lifecycle, "MAX_PAUSE_S", 0.25)
+    one = Fake("one")
+    services, _ = served(one)
+    async with services.running(REPLICA, wait_s=5):
+        await asyncio.sleep(0.3)
+        one.errors = iter(Unavailable("the disk is full") for _ in range(1000))
+        one.broken.set()
+        await asyncio.sleep(1.5)
+        assert 4 < one.events.count("opening") < 30
+
+
 async def test_leaving_ends_a_service_that_breaks_at_the_same_moment() -> None:
     """If the error took the place of the cancellation, the replica would never leave."""
     one = Fake("one")

@@ -237,7 +237,7 @@ def test_an_absent_retry_after_is_none() -> None:
     assert retry_after_ms(httpx.Headers()) is None
 
 
-async def test_has_left_is_called_before_the_answer() -> None:
+async def test_on_sent_is_called_before_the_answer() -> None:
     """A request that has left arrives even if this process dies."""
     said: list[str] = []
 
@@ -254,7 +254,7 @@ async def test_has_left_is_called_before_the_answer() -> None:
     assert said.index("left") < said.index("answered")
 
 
-async def test_has_left_is_called_when_the_first_try_fails() -> None:
+async def test_on_sent_is_called_when_the_first_try_fails() -> None:
     """Other messages do not wait for the next tries."""
     said = list[float]()
     async with client_of("http://127.0.0.1:1/", connect_tries=3) as sender:
