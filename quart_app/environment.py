@@ -54,9 +54,9 @@ def load() -> None:
     warnings.filterwarnings("error", message="(attempted to load )?secret file", category=UserWarning)
     path = Path(os.environ.get("ENV_FILE") or ".env")
     if not path.is_file():
-        if os.environ.get("ENV_FILE") and not path.exists():
-            raise UnreadableFile(f"ENV_FILE names {path}, which does not exist")
-        return
+        if os.environ.get("ENV_FILE") and (path.is_dir() or not path.exists()):
+            raise UnreadableFile(f"ENV_FILE names {path}, which {'is a folder' if path.is_dir() else 'does not exist'}")
+        return  # there is no `.env`; or ENV_FILE names a device such as /dev/null
     try:
         values = dotenv_values(path, interpolate=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -216,11 +216,12 @@ async def _deadline_response(error: DeadlineExceeded) -> Response:
 
 def _too_long_problem(prime: str, settings: ValuesSettings) -> Problem:
     bound = f"{settings.max_answer} values or {settings.max_answer_bytes} bytes"
+    page = f"?limit={min(1000, settings.max_answer)}"
     return Problem(
         422,
-        f"the answer has more than {bound}; ask for pages with ?limit=1000, each of which names the next one in its "
-        "Link header (?limit=1000&after=<last value>)",
-        next=f"/values/{prime}?limit=1000",
+        f"the answer has more than {bound}; ask for pages with {page}, each of which names the next one in its "
+        f"Link header ({page}&after=<last value>)",
+        next=f"/values/{prime}{page}",
     )
 
 

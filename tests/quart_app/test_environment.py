@@ -69,6 +69,10 @@ def test_another_file_can_be_named(folder: Path) -> None:
     os.environ["ENV_FILE"] = "missing"
     with pytest.raises(UnreadableFile, match="missing, which does not exist"):
         load()
+    os.environ["ENV_FILE"] = "folder"
+    (folder / "folder").mkdir()
+    with pytest.raises(UnreadableFile, match="folder, which is a folder"):
+        load()
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,23 @@ async def test_of_items_with_the_same_value_the_last_one_counts(nodes: list[Node
     assert await one.replica.store().hget("values:records", 21) is None
 
 
+@pytest.mark.parametrize(("most", "page"), [("3", "?limit=3"), ("5000", "?limit=1000")])
+async def test_an_answer_that_is_too_long_names_a_page_that_can_be_asked_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, most: str, page: str
+) -> None:
+    """However few values one answer may have, the first page is the address in `next`, and is answered."""
+    monkeypatch.setenv("VALUES_PROCESSES", "1")
+    monkeypatch.setenv("VALUES_MAX_ANSWER", most)
+    async with node(MeshSettings(redis=server.settings)) as one:
+        count = int(most) + 1
+        for begin in range(2, 2 * count + 2, 4000):
+            await post(one, [item(value) for value in range(begin, min(begin + 4000, 2 * count + 2), 2)])
+        status, problem = await get(one, "/values/2")
+        assert (status, problem["next"]) == (422, f"/values/2{page}") and page in problem["detail"]
+        status, answer = await get(one, problem["next"])
+        assert (status, len(answer)) == (200, min(int(most), 1000))
+
+
 async def test_numbers_are_exact_at_any_size(nodes: list[Node]) -> None:
     """Numbers are read as integers and as decimal strings, and answered as integers."""
     big = 3 * (2**127 - 1)
