@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from mesh.journal.position import Position
 from quart_app.grades import backup
 from quart_app.grades.backup import BackupReader, Header
-from quart_app.grades.known_state import stream
+from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.storage import Storage
 
 POSITION = Position("0" * 16, 1_000_000, "1763700001000-0")
@@ -81,7 +81,7 @@ async def give(storage: Storage, folder: asyncio.Queue[bytes]) -> None:
     """Make a backup and pass it through a small queue, so that a slow taker slows the giver."""
     state = storage.snapshot()
     header = backup.describe(state, POSITION, (), 1763700001000)
-    async for chunk in stream(header, state):
+    async for chunk in backup_chunks(header, state):
         await folder.put(chunk)
     await folder.put(b"")
 
@@ -111,7 +111,7 @@ async def measure(records: int) -> bool:
     async with Watch(storage) as making:
         state = storage.snapshot()
         header = backup.describe(state, POSITION, (), 1763700001000)
-        async for chunk in stream(header, state):
+        async for chunk in backup_chunks(header, state):
             sizes += len(chunk)
     print(
         f"backup: {making.seconds:.1f} s, {sizes / 1e6:.1f} MB, at most {making.peak_mb - before:.0f} MB more memory, "

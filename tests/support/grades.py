@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from mesh import Connections, RedisSettings, Unavailable
 from mesh.journal.journal import Log
 from quart_app.grades.backup import BackupReader
-from quart_app.grades.known_state import stream
+from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import Replication, State
@@ -120,7 +120,7 @@ class Node:
 
     async def backup(self) -> bytes:
         header, state = self.replication.header_and_records()
-        return self.spoil(b"".join([chunk async for chunk in stream(header, state)]))
+        return self.spoil(b"".join([chunk async for chunk in backup_chunks(header, state)]))
 
     def digest(self) -> str:
         return self.replication.header_and_records()[0].digest

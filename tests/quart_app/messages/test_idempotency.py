@@ -90,7 +90,7 @@ async def until_too_old(redis: Redis, name: str) -> None:
 async def test_an_owner_that_died_before_sending_is_replaced(shared: Redis) -> None:
     """If it wakes up later, it may neither send nor answer nor free the key."""
     first = await claimed(keys(shared, work_ms=30))
-    await until_too_old(shared, first.name)
+    await until_too_old(shared, first.redis_key)
     second = await claimed(keys(shared), "m2")
     assert not await first.begin_sending()
     assert await second.begin_sending()
@@ -103,7 +103,7 @@ async def test_an_owner_that_died_before_sending_is_replaced(shared: Redis) -> N
 async def test_an_owner_that_slept_for_too_long_may_not_send(shared: Redis) -> None:
     """Nobody has taken the claim over yet, but somebody may at any moment."""
     first = await claimed(keys(shared, work_ms=30))
-    await until_too_old(shared, first.name)
+    await until_too_old(shared, first.redis_key)
     assert not await first.begin_sending()
 
 
@@ -111,7 +111,7 @@ async def test_an_owner_that_died_while_sending_is_never_replaced(shared: Redis)
     """Nobody knows whether the message arrived, and nobody may send it again."""
     first = await claimed(keys(shared, work_ms=200))
     assert await first.begin_sending()
-    await until_too_old(shared, first.name)
+    await until_too_old(shared, first.redis_key)
     for _ in range(2):
         assert await keys(shared).claim("u", "k", b"body", "m2", 0) == SenderLost("m1")
 
