@@ -1,7 +1,8 @@
-"""An outbox to SQL: an order changes the mesh and, a moment later, a table, and neither can happen without the other.
+"""An outbox to SQL: an order changes the mesh and, a moment later, a table. Neither happens without the other.
 
-The commit that stores an order also sends `record` (the outbox pattern, without a table for it): both happen or none. A
-request may be delivered more than once, so `record` writes each row under the id of its order, once.
+The commit that stores an order also sends the request `record`, so both happen or none. This is the outbox pattern,
+but without a table for the outbox. A request may be delivered more than once. So `record` writes each row under the
+id of its order, and only once.
 """
 
 from __future__ import annotations

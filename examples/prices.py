@@ -1,7 +1,8 @@
 """A price lookup: each replica knows the offers of its own suppliers, and a gather finds the cheapest of all.
 
 A supplier belongs to one database, so that its updates are handled in order. A question goes to every live database at
-one moment. If one does not answer in time, the best known price is returned with what is missing.
+one moment. If a database does not answer in time, the caller gets the best known price, and the numbers of the
+databases without an answer.
 """
 
 from __future__ import annotations

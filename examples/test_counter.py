@@ -21,7 +21,7 @@ async def test_each_greeting_counts_once() -> None:
 
 
 async def test_one_handler_alone() -> None:
-    """Without Redis: what it answers, and what it would write."""
+    """`run` needs no Redis. It returns the reply, and what the handler would write."""
     done = await put.run(Greet("world"), state={total: 3})
     assert done.reply == Greeted("hello world", 1)
     assert done.read(total) == 4

@@ -1,4 +1,4 @@
-"""The outbox: the table has each order that was accepted, once, and no other."""
+"""The outbox: the table has each accepted order once, and no other order."""
 
 from __future__ import annotations
 

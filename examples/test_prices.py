@@ -15,7 +15,7 @@ async def with_offers(kit: MeshKit) -> None:
 
 
 async def test_the_cheapest_offer_of_all_databases_is_quoted() -> None:
-    """Wherever its supplier is, and until it is withdrawn."""
+    """The supplier may be in any database. A price of 0 withdraws an offer."""
     async with MeshKit(prices, replicas=3) as kit:
         await with_offers(kit)
         assert await quote(kit[2], "tea") == Quote(OFFERS[1], missing=[])

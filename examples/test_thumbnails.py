@@ -23,7 +23,7 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 
 
 async def test_a_thumbnail_is_made_in_another_process(processes: ProcessPoolExecutor) -> None:
-    """The clock of the kit waits for it."""
+    """While the pool works, the clock of the kit runs at real speed."""
     thumbnails = Thumbnails(processes)
     async with MeshKit(thumbnails.operations, replicas=2) as kit:
         assert await kit[0].call(thumbnails.make, CHESS, to=Class("B")) == SMALL

@@ -19,7 +19,7 @@ from mesh import Class, MeshClient, MeshError, Operations, Query, Transaction
 
 #: How long a provider may repeat an event.
 KEPT = timedelta(hours=24)
-#: Old events that each new one removes: more than one, so that they become fewer.
+#: Most old events that each new event removes. It is more than one, so that the number of old events falls.
 MOST_REMOVED = 3
 
 payments = Operations("payments")
