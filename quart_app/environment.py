@@ -1,4 +1,4 @@
-"""The environment: it gets the variables of the file `.env`, and is searched for names that nothing reads.
+"""Adds the variables of the file `.env` to the environment, and searches it for names that nothing reads.
 
 python -m quart_app.environment    print a sentence for each name that looks like a setting but is none
 """
@@ -27,14 +27,17 @@ OTHERS = frozenset(
     "REDIS_MAXMEMORY REDIS_APPENDFSYNC REDIS_MEMORY CADDY_LOG_LEVEL CADDY_TRACING ACCESS_LOG PROXIES_IN_FRONT "
     "PROMETHEUS_PORT GRAFANA_PORT BROWSER_PORT PROVIDER_HOST PROVIDER_LATENCY_MS".split()
 )
-#: Ends of the variables that Docker links and Kubernetes make for a service called redis or mesh.
-SERVICE_VARIABLES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
+#: Ends of variables that name no setting: Docker (for a link) and Kubernetes make them for one of their own services,
+#: if it is called redis or mesh.
+CONTAINER_VARIABLES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
 #: How similar a name must be to a known name to count as a misspelling of it. `difflib` measures this: 0 for nothing in
-#: common, 1 for equal names.
+#: common, 1 for equal names. A name of four or more letters is similar enough if it has one letter too many, a name of
+#: eight or more also if one letter is wrong. A smaller number would take names of other programs for misspellings.
 LEAST_SIMILARITY = 0.86
 #: The words of every sentence about an unknown name; `mesh up` looks for them in the output of this module.
 NO_SETTING = "is no setting"
-#: Fewest characters of a name that is compared with the known ones.
+#: Fewest characters of a name that is compared with the known ones. With a smaller number, the check would find more
+#: misspellings of PORT or HOST, but would also suspect more of the short names that other programs read.
 SHORTEST_COMPARED = 5
 
 
@@ -48,8 +51,8 @@ def load() -> None:
     A variable that is set already keeps its value. Values are taken as they are written: `$NAME` has no meaning in
     them. Raises UnreadableFile.
 
-    From then on one warning of pydantic is an error: that it skips the file of a secret, because this is a folder, or a
-    link that leads out of SECRETS_DIR. Otherwise a default would be in force in place of the secret.
+    pydantic skips the file of a secret if the file is a folder, or a link that leads out of SECRETS_DIR. After `load`,
+    pydantic's warning about this is an error. Otherwise a default would be in force in place of the secret.
     """
     warnings.filterwarnings("error", message="(attempted to load )?secret file", category=UserWarning)
     path = Path(os.environ.get("ENV_FILE") or ".env")
@@ -79,12 +82,15 @@ def sentence(error: Exception) -> str:
     return str(error)
 
 
-#: Everything that reading settings can raise; `sentence` has words for each.
-UNUSABLE = (UnreadableFile, ValidationError, SettingsError, OSError, UnicodeDecodeError, UserWarning)
+#: The classes of all errors that reading settings can raise; `sentence` has words for each.
+SETTINGS_ERRORS = (UnreadableFile, ValidationError, SettingsError, OSError, UnicodeDecodeError, UserWarning)
 
 
 def known_names() -> dict[type[BaseSettings], set[str]]:
-    """Return the names that each class of settings reads. Only imported classes are known: `main` imports all."""
+    """Return the names that each class of settings reads. Only imported classes are known: `main` imports all.
+
+    Each class of settings derives from BaseSettings itself. `__subclasses__` would not return a class further down.
+    """
     return {kind: set(_names_of(kind)) for kind in BaseSettings.__subclasses__()}
 
 
@@ -108,7 +114,7 @@ def unknown_names(environ: Mapping[str, str]) -> list[str]:
 
 
 def _warning_about(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
-    if not name.isupper() or SERVICE_VARIABLES.search(name):
+    if not name.isupper() or CONTAINER_VARIABLES.search(name):
         return ""
     similar = difflib.get_close_matches(name, known, 1, LEAST_SIMILARITY) if len(name) >= SHORTEST_COMPARED else []
     if similar:

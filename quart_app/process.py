@@ -47,12 +47,13 @@ from quart_app.settings import AppSettings
 log = structlog.get_logger(__name__)
 
 #: After DRAIN_MS the replica refuses new connections. For this further share of DRAIN_MS, connections that it has
-#: accepted may still send their request (`stop_accepting`).
-SETTLE_SHARE = 0.25
+#: accepted may still send their request (`stop_accepting`). A larger share lets slower clients send one, but each
+#: replica takes longer to leave. The time in which it answers these requests (`grace_s`) begins only afterwards.
+REQUEST_WAIT_SHARE = 0.25
 #: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
 END_OF_WORK_S = 10.0
-#: The first and the longest pause before joining again. The pause grows until a membership has lasted for `STEADY_S`.
-JOIN_AGAIN_S, LONGEST_PAUSE_S, STEADY_S = 0.1, 5.0, 10.0
+#: The first and the longest backoff before joining again. It grows until a membership has lasted for `STEADY_S`.
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S, STEADY_S = 0.1, 5.0, 10.0
 LOST = "this replica lost its lease and joins the mesh again"
 #: Longest wait for the last log lines. It is short: if the process still holds its lease, it must end before the lease.
 LAST_LINES_S = 0.05
@@ -75,22 +76,26 @@ class Process:
         self._must_leave = asyncio.Event()
         #: how long to serve on while a balancer notices; a signal may shorten it
         self._drain_ms = settings.drain_ms
-        #: set once this replica has been ready. A replica that leaves sets it, too, because `_serve_http` waits for it
-        self._opened = asyncio.Event()
-        #: set when both ports must take no new requests, and when both have answered their last request
+        #: set once this replica has been ready. A replica that leaves without having been ready sets it, too: else
+        #: `_serve_http` could wait for it without end
+        self._ready_or_leaving = asyncio.Event()
+        #: set when both ports must stop taking new requests
         self._close_http = asyncio.Event()
+        #: set when both ports have answered their last request
         self._http_closed = asyncio.Event()
         self._app: App = create_app(Context(settings, CollectorRegistry()))
         self._memberships_lost = Counter(
             "mesh_memberships_lost", "memberships that ended by themselves", registry=self._app.context.metrics
         )
-        # The objects made so far stay for good. A search for garbage among them took a seventh of the time of a batch.
+        # The objects made so far stay for good. Without `freeze`, the search for garbage would go through all of them
+        # again and again.
         gc.freeze()
-        # `__main__` has disabled the search for the start.
+        # The search is off until here: `__main__` disables it, so that the start is faster.
         gc.enable()
-        # Every 5th pass goes over 5 * 20,000 young objects and takes 8 ms. A pass over 400,000 takes 40 ms, which would
-        # hold the event loop for too long. A pass over all objects takes longer the more work is in progress, so it
-        # comes only after 1000 of these.
+        # A pass over the objects made since the last one comes after 20,000 new objects. Every 5th pass also covers the
+        # four before it, so 100,000 objects, and holds the event loop for 8 ms. With 20 in place of 5 it would cover
+        # 400,000, and hold the loop for 40 ms. A pass over all objects takes longer the more work is in progress. So it
+        # comes only after 1000 passes over 100,000.
         gc.set_threshold(20_000, 5, 1000)
 
     async def run(self) -> None:
@@ -128,14 +133,14 @@ class Process:
         async def stop_public() -> None:
             await self._close_http.wait()
             # Not `sockets.common`: the refusal would hold for the other replicas that accept from this socket, too.
-            await stop_accepting(sockets.public, self._drain_ms / 1000 * SETTLE_SHARE)
+            await stop_accepting(sockets.public, self._drain_ms / 1000 * REQUEST_WAIT_SHARE)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
                 server.run(private, [sockets.private], self._close_http.wait, grace_s=grace_s, clients=private.clients)
             )
             if self._settings.listen_when_ready:
-                await self._opened.wait()
+                await self._ready_or_leaving.wait()
             tasks.create_task(
                 server.run(
                     public,
@@ -153,20 +158,22 @@ class Process:
         await self._must_leave.wait()
         log.info("draining")
         self._app.reason = "this replica is about to leave"
-        mesh = self._app.context.membership
-        if mesh is None or not self._opened.is_set():
+        mesh = self._app.context.mesh_or_none
+        if mesh is None or not self._ready_or_leaving.is_set():
             # This replica is not ready, so there is no work to finish. It may wait for a lease, which may never come.
             membership_task.cancel()
         else:
+            # This only writes "draining" into the roster row. `on_drain` is for the order of an operator, so it is not
+            # called by this.
             mesh.drain()
             await asyncio.sleep(self._drain_ms / 1000)
         self._close_http.set()
-        self._opened.set()
+        self._ready_or_leaving.set()
         await http_task
 
     async def _keep_membership(self, sockets: Sockets) -> None:
         """Join the mesh, and join again after each lost lease, until this replica leaves."""
-        delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
+        delays = pauses(FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
         while True:
             began_at_s = time.monotonic()
             try:
@@ -179,14 +186,14 @@ class Process:
                 log.error("membership lost", error=str(error))
                 self._memberships_lost.inc()
             finally:
-                self._app.context.membership = None
+                self._app.context.mesh_or_none = None
             if self._must_leave.is_set():
                 return
             # For an error of Redis, the reason also says what Redis answered. A MeshError is only logged.
             cause = failures.translate(error)
             self._app.reason = LOST if cause is None or isinstance(error, MeshError) else f"{LOST}: {cause.detail}"
             if time.monotonic() - began_at_s > STEADY_S:
-                delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
+                delays = pauses(FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
             await asyncio.sleep(next(delays))
 
     async def _watch_the_end_of_work(self) -> None:
@@ -194,7 +201,7 @@ class Process:
         untrusted_since_s = math.inf
         while True:
             await asyncio.sleep(END_OF_WORK_S / 10)
-            mesh = self._app.context.membership
+            mesh = self._app.context.mesh_or_none
             if mesh is None or mesh.trusted:
                 untrusted_since_s = math.inf
             elif untrusted_since_s == math.inf:
@@ -215,7 +222,7 @@ class Process:
             ready=False,
         )
         async with joining as mesh:
-            self._app.context.membership = mesh
+            self._app.context.mesh_or_none = mesh
             mesh.replica.on_drain(lambda: self._begin_leaving(self._settings.drain_ms))
             self._app.reason = "the services are starting"
             async with self._app.services.running(mesh, self._settings.service_wait_ms / 1000):
@@ -228,8 +235,10 @@ class Process:
             # the kernel must keep the connection until then.
             sockets.public.listen(BACKLOG)
             self._app.reason = ""
+            # The roster row gets the names of the services that are not ready, and what each service tells (`told`).
+            # Operators and the live page read it there.
             mesh.announce(self._app.services.not_ready, self._app.services.told)
-            self._opened.set()
+            self._ready_or_leaving.set()
             not_ready = list(self._app.services.not_ready())
             log.info("ready", database=mesh.database, cls=mesh.cls, services_not_ready=not_ready)
         await self._http_closed.wait()
@@ -252,7 +261,7 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
             case SetupError():
                 log.error("this replica cannot run", error=str(error))
                 return EXIT_SETUP
-            case Exception() if isinstance(error, environment.UNUSABLE):
+            case Exception() if isinstance(error, environment.SETTINGS_ERRORS):
                 log.error("this replica cannot run", error=environment.sentence(error))
                 return EXIT_SETUP
             case MeshError():
@@ -266,7 +275,8 @@ def _may_join_again(error: BaseException) -> bool:
     """Return whether a later membership may succeed although this error ended the last one.
 
     It may after an unexpected answer of Redis, for instance to a command on a key that somebody has overwritten. The
-    process then goes on, and says why it is not ready.
+    process then goes on, and says why it is not ready. While this replica waits for a lease, no RedisError comes here:
+    `Applicant` waits, or raises a SetupError in its place.
     """
     if isinstance(error, RedisError):
         return failures.classify(error) is not failures.Meaning.FATAL
@@ -286,7 +296,7 @@ def main() -> int:
     try:
         environment.load()
         settings, mesh_settings = AppSettings(), MeshSettings()
-    except environment.UNUSABLE as error:
+    except environment.SETTINGS_ERRORS as error:
         print(environment.sentence(error), file=sys.stderr)  # noqa: T201
         return EXIT_SETUP
     logs.configure(settings)

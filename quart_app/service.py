@@ -2,7 +2,7 @@
 
     create(context) -> Service        one per service, in its module `service`
 
-`context.mesh` is the replica's membership. While the replica has none, `context.mesh` raises `Unavailable` (503).
+A service uses the mesh through `context.mesh`. While the replica has no lease, this raises `Unavailable` (503).
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ class Context:
 
     settings: AppSettings
     metrics: CollectorRegistry
-    membership: Mesh | None = None
+    #: the object through which this process uses the mesh as a member; None while the process holds no lease
+    mesh_or_none: Mesh | None = None
 
     @property
     def mesh(self) -> Mesh:
-        """This process's membership. Raises Unavailable while there is none."""
-        if self.membership is None:
+        """The mesh, as its member uses it. Raises Unavailable while this process holds no lease."""
+        if self.mesh_or_none is None:
             raise Unavailable("this replica holds no lease yet")
-        return self.membership
+        return self.mesh_or_none
 
 
 @contextlib.asynccontextmanager

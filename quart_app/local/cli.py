@@ -50,7 +50,7 @@ class Commands(click.Group):
         try:
             environment.load()
             return super().invoke(ctx)
-        except environment.UNUSABLE as error:
+        except environment.SETTINGS_ERRORS as error:
             raise CannotRun(environment.sentence(error)) from error
         except LocalError as error:
             raise CannotRun(str(error)) from error
