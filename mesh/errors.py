@@ -1,8 +1,8 @@
 """The errors of the mesh. The first line of a class's docstring is what a user reads if an error has no other text.
 
 Every error has a `code`. If an error answers a request, its code travels as the `status` of the reply, so the caller in
-another process gets an error of the class that the worker raised. The facts of an error travel, too; they are its
-attributes.
+another process gets an error of the class that the worker raised. The facts of an error travel, too: `facts` holds
+them. Facts that a subclass of Refused annotates are also attributes of its errors.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Incomplete(MeshError):
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the databases that did not answer."""
+        """Numbers of the databases that did not answer. A live one that is late is among them, too."""
         return list(self.facts.get("missing", ()))
 
 
@@ -124,6 +124,8 @@ class Contended(MeshError):
 class Refused(MeshError):
     """The handler refused the request; `facts` say why.
 
+    Two refusals come from no handler of the operation: `Unserved`, and what `from_wire` returns for an unknown code.
+
     For its own refusals a program makes subclasses with a code. The code travels, so the caller gets the same class:
 
         class NameTaken(Refused, code="greetings.name-taken"):
@@ -148,8 +150,8 @@ class Refused(MeshError):
     def __init__(self, detail: str | None = None, /, **facts: Any) -> None:
         super().__init__(detail, **facts)
         fact_names = _fact_names_of(type(self))
-        if missing := sorted(fact_names - facts.keys()):
-            raise UsageError(f"{type(self).__qualname__} needs {', '.join(f'{name}=' for name in missing)}")
+        if absent := sorted(fact_names - facts.keys()):
+            raise UsageError(f"{type(self).__qualname__} needs {', '.join(f'{name}=' for name in absent)}")
         for name in fact_names:
             setattr(self, name, facts[name])
 
@@ -165,6 +167,7 @@ def _fact_names_of(cls: type[Refused]) -> set[str]:
 class Unserved(Refused):
     """No replica serves the operation: the mesh itself refuses the request, and no handler has seen it."""
 
+    # Not as `code=` of the class: that would add the class to `_BY_CODE`, which does not exist yet at this line.
     code = "unserved"
 
 
@@ -285,7 +288,10 @@ _BY_CODE: dict[str, type[MeshError]] = {
 
 
 def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
-    """Return the program's own refusals whose code begins with the name of a service, and the types of their facts."""
+    """Return the program's own refusals whose code begins with the name of a service, and the types of their facts.
+
+    `define` puts them into the definition of each operation of the service, with a JSON schema for each type.
+    """
     refusals: list[tuple[type[MeshError], dict[str, Any]]] = []
     for code, cls in sorted(_BY_CODE.items()):
         if issubclass(cls, Refused) and code.startswith(f"{service}."):

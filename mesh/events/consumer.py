@@ -38,7 +38,7 @@ from mesh.wire.backoff import pauses
 
 log = structlog.get_logger(__name__)
 
-#: Longest pause between attempts while Redis cannot be reached.
+#: The longest backoff while Redis cannot be reached.
 LONGEST_PAUSE_S = 5.0
 
 #: The handler: makes the effects of these events durable, all or none. Returns the reason of each refused event, by id.

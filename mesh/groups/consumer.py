@@ -39,11 +39,11 @@ class GroupConsumer(ABC, Generic[W]):
     """Reads a stream for its group, at most `most` entries at a time.
 
     At its start and after each error, it takes over the entries that are pending for itself. `alone` says that no other
-    consumer works on entries of this stream. Then, at its start only, it takes over all pending entries. Otherwise it
-    takes over, again and again, entries that no consumer has kept alive for `claim_idle_ms`.
+    consumer works on entries of this stream. A consumer that is alone takes over all pending entries at its start.
+    Any other consumer takes over, again and again, entries that nobody has kept alive for `claim_idle_ms`.
 
-    `pause_s` is the longest pause after an error; the first pauses are shorter. `W` is the type of the object that the
-    consumer keeps for each entry in progress.
+    `pause_s` is the longest backoff after an error. `W` is the type of the object that the consumer keeps for each
+    entry in progress.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class GroupConsumer(ABC, Generic[W]):
         self._reader = reader
         self._most_per_read, self._alone = most, alone
         self._claim_idle_ms, self._keep_alive_s, self._longest_pause_s = claim_idle_ms, keep_alive_ms / 1000, pause_s
-        #: the entries in progress, by id; the consumer keeps them alive
+        #: The entries in progress, by id. The subclass adds an entry when it begins to work on it, and removes the
+        #: entry when this work ends. This class keeps the entries alive, and `_kept_alive` learns which ones are lost.
         self._works: dict[str, W] = {}
         self._recovered = False
         self._take_over_at = 0.0
@@ -61,29 +62,35 @@ class GroupConsumer(ABC, Generic[W]):
 
     @abstractmethod
     async def _accept(self, entries: Sequence[Delivered]) -> None:
-        """Work on entries until they are settled, or begin to work on them."""
+        """Work on entries until they are settled, or begin to work on them.
+
+        A subclass that only begins keeps the tasks, and waits at the end of its `_read_all` until they have ended.
+        """
 
     @abstractmethod
     async def _abandon(self) -> bool:
-        """Stop working on the entries in progress. Return whether some may be pending: then `stop` hands them back."""
+        """Stop working on the entries in progress, so that `run` can end.
+
+        Return whether some entries may be pending: then `stop` hands them back.
+        """
 
     @abstractmethod
     def _failed(self, error: Exception) -> None:
         """Log an error of the loop, or raise it: then the consumer ends."""
 
-    def _free(self) -> int:
-        """Return how many entries the consumer can accept now; 0 when it stops."""
+    def _room_now(self) -> int:
+        """Return how many more entries the consumer can accept now; 0 when it stops."""
         return 0 if self._stopping.is_set() else self._most_per_read
 
-    async def _room(self) -> int:
+    async def _wait_for_room(self) -> int:
         """Wait until the consumer can accept entries, and return how many; 0 when it stops."""
-        return self._free()
+        return self._room_now()
 
     def _most_per_claim(self, deliveries: int) -> int:
         """Return how many entries one claim may take over if each has had so many deliveries.
 
         An entry may kill the process that works on it, and then each entry of the same claim has had one more delivery.
-        So a subclass may claim fewer at once after each delivery, until it claims the entry that kills by itself.
+        So a subclass may claim fewer at once after each delivery. In the end, the entry that kills is claimed alone.
         """
         return self._most_per_read
 
@@ -91,7 +98,11 @@ class GroupConsumer(ABC, Generic[W]):
         """Receive the ids of the entries in progress. Those in `lost` no longer belong to this consumer."""
 
     async def run(self) -> None:
-        """Consume entries until stopped, and finish those in progress."""
+        """Consume entries until stopped, and finish those in progress.
+
+        Entries are kept alive until `_read_all` returns. If work is still going on when the wait of `stop` is over,
+        `_abandon` ends it.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 keep_alive_task = tasks.create_task(self._keep_alive())
@@ -110,6 +121,7 @@ class GroupConsumer(ABC, Generic[W]):
             await self._hand_back()
 
     async def _hand_back(self) -> None:
+        # Other consumers claim entries that are idle for this long, so they claim these at once.
         await self._reader.hand_back(self._claim_idle_ms)
 
     async def _read_all(self) -> None:
@@ -128,9 +140,9 @@ class GroupConsumer(ABC, Generic[W]):
     async def _recover(self) -> None:
         """Take over the entries that are pending for this consumer. If it is alone, take over all at its start.
 
-        At the start, the entries may have killed the process that had them before, so this delivery counts. Later, only
-        an answer to a read was lost, so it does not count. If it did, lost answers could use up the deliveries of an
-        entry that nobody has worked on, and the entry would be given up.
+        At the start, the entries may have killed the process that had them before, so this delivery counts. After a
+        later error, this process still runs, so the entries have killed no process, and this delivery does not count.
+        If it did, lost answers to reads could use up the deliveries of an entry that nobody has worked on.
         """
         await self._take_over(mine=self._recovered or not self._alone, idle_ms=0, count=not self._recovered)
         self._recovered = True
@@ -143,8 +155,8 @@ class GroupConsumer(ABC, Generic[W]):
                 await self._take_over(mine=False, idle_ms=self._claim_idle_ms, count=True)
                 # After a quarter of `claim_idle_ms`, in seconds.
                 self._take_over_at = time.monotonic() + self._claim_idle_ms / 4000
-            # While there is room, `_free` gives the same number as `_room`, without a coroutine.
-            if room := self._free() or await self._room():
+            # While there is room, `_room_now` gives the same number as `_wait_for_room`, without a coroutine.
+            if room := self._room_now() or await self._wait_for_room():
                 entries = await self._reader.read(room, block_ms)
                 if entries:
                     await self._accept(entries)
@@ -153,10 +165,10 @@ class GroupConsumer(ABC, Generic[W]):
         """Claim and accept pending entries, the oldest first. If `mine`, claim only those of this consumer.
 
         One claim sets one number of deliveries (XCLAIM with RETRYCOUNT). So it takes only entries that have had equally
-        many deliveries. `count` says whether the claim counts as one more delivery.
+        many deliveries. `count` is true if the claim counts as one more delivery.
         """
         range_start = "-"  # as in XPENDING: from the first entry on; "(" and an id: after this id
-        while room := await self._room():
+        while room := await self._wait_for_room():
             page = await self._reader.pending(room, range_start, mine=mine, idle_ms=idle_ms)
             if not page:
                 return

@@ -64,7 +64,7 @@ from mesh.wire.failures import is_fenced
 
 log = structlog.get_logger(__name__)
 
-#: Longest pause after reading or taking over entries failed.
+#: The longest backoff after reading or taking over entries failed.
 LONGEST_PAUSE_S = 0.2
 #: Most entries that one read returns.
 MOST_READ = 64
@@ -159,14 +159,14 @@ class Consumer(GroupConsumer[Work]):
             # `_work` removes the request in its `finally`, but not if the task is cancelled before its first step.
             work.task.add_done_callback(lambda _: self._remove_work(work))
 
-    def _free(self) -> int:
-        return min(super()._free(), max(0, self._concurrency - len(self._works)))
+    def _room_now(self) -> int:
+        return min(super()._room_now(), max(0, self._concurrency - len(self._works)))
 
-    async def _room(self) -> int:
-        while not (free := self._free()) and not self._stopping.is_set():
+    async def _wait_for_room(self) -> int:
+        while not (room := self._room_now()) and not self._stopping.is_set():
             self._has_room.clear()
             await self._has_room.wait()
-        return free
+        return room
 
     async def _read_all(self) -> None:
         await super()._read_all()

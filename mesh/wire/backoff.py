@@ -1,4 +1,4 @@
-"""Pauses between attempts."""
+"""The backoff between attempts. Its pauses have nothing to do with the pause of an operation."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ async def _whole_body() -> bytes:
     """Return the whole body. Waiting for the body takes one timer here; Quart's own method takes a task as well."""
     body = request.body
     if isinstance(body, RequestBody) and body.has_arrived():
-        return await body.take()
+        return await body.read_and_clear()
     try:
         async with asyncio.timeout(request.body_timeout):
             return b"".join([part async for part in body])

@@ -60,7 +60,7 @@ class Occupancy:
         self._amounts: dict[str, int] = {}
         self.total = 0
 
-    def take(self, source: str, amount: int, *, is_proxy: bool = False) -> bool:
+    def occupy(self, source: str, amount: int, *, is_proxy: bool = False) -> bool:
         """Count this amount as used by a source and return True, or return False if a bound forbids it.
 
         A proxy sends requests of many clients, so the bound per source does not hold for it.
@@ -72,8 +72,8 @@ class Occupancy:
         self.total += amount
         return True
 
-    def give_back(self, source: str, amount: int) -> None:
-        """Undo `take` for this amount."""
+    def vacate(self, source: str, amount: int) -> None:
+        """Undo `occupy` for this amount."""
         self.total -= amount
         remaining = self._amounts[source] - amount
         if remaining:

@@ -319,7 +319,7 @@ async def _serve_if_room(connection: Connection, reader: asyncio.StreamReader, w
     """Serve a connection if its source and the server may have one more, or else turn it away."""
     config = connection.config
     clients, peer = config.clients, _peer(writer)
-    if not clients.connections.take(peer, 1, is_proxy=clients.proxies.trusts(peer)):
+    if not clients.connections.occupy(peer, 1, is_proxy=clients.proxies.trusts(peer)):
         await _turn_away(config, peer, reader, writer)
         return
     try:
@@ -327,7 +327,7 @@ async def _serve_if_room(connection: Connection, reader: asyncio.StreamReader, w
     except (OSError, TimeoutError):
         pass  # the client has gone, or has sent no request in time
     finally:
-        clients.connections.give_back(peer, 1)
+        clients.connections.vacate(peer, 1)
 
 
 async def _turn_away(config: Settings, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

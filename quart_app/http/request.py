@@ -31,14 +31,18 @@ class RequestBody(Body):
     _receive: ASGIReceiveCallable
     #: whether the whole body has arrived; a server without the extension HAS_ARRIVED never says so
     _has_arrived: Callable[[], bool] = staticmethod(lambda: False)
-    #: where the bytes of all bodies are counted; None before `begin` and after `discharge`
-    _body_bytes: Occupancy | None = None
+    #: counts the bytes of all bodies on one port; None before `begin` and after `discharge`
+    _occupancy: Occupancy | None = None
     _source = ""
     _arrived_bytes = 0
 
-    def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, body_bytes: Occupancy, source: str) -> None:
-        """Set the function that receives the body. Count its bytes in `body_bytes`, as those of the client `source`."""
-        self._receive, self._body_bytes, self._source = receive, body_bytes, source
+    def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupancy: Occupancy, source: str) -> None:
+        """Set the function that receives the body. Count its bytes in `occupancy`, as those of the client `source`.
+
+        The application calls `begin` before it handles a request, and `discharge` in a `finally` after the answer. So
+        the count ends on every path, also after an error or a cancellation.
+        """
+        self._receive, self._occupancy, self._source = receive, occupancy, source
         extensions: Any = scope.get("extensions") or {}
         self._has_arrived = extensions.get(HAS_ARRIVED, self._has_arrived)
 
@@ -48,16 +52,18 @@ class RequestBody(Body):
 
     def discharge(self) -> None:
         """End the count of this body, whose request is answered. Bytes that arrive later are dropped."""
-        if self._body_bytes is not None and self._arrived_bytes:
-            self._body_bytes.give_back(self._source, self._arrived_bytes)
-        self._body_bytes, self._arrived_bytes = None, 0
+        if self._occupancy is not None and self._arrived_bytes:
+            self._occupancy.vacate(self._source, self._arrived_bytes)
+        self._occupancy, self._arrived_bytes = None, 0
 
     def append(self, data: bytes) -> None:
-        if not data or self._must_raise is not None or self._body_bytes is None:
+        # `_receive_part` calls this, and it needs the function that `begin` sets. So this drops only bytes that arrive
+        # after `discharge`.
+        if not data or self._must_raise is not None or self._occupancy is None:
             return
         if self._max_content_length is not None and self._arrived_bytes + len(data) > self._max_content_length:
             self._refuse(RequestEntityTooLarge())
-        elif not self._body_bytes.take(self._source, len(data)):
+        elif not self._occupancy.occupy(self._source, len(data)):
             self._refuse(
                 Problem(503, "too many bytes of request bodies are in progress; retry after 1 s", retry_after=1)
             )
@@ -85,7 +91,7 @@ class RequestBody(Body):
             raise self._must_raise
         return bytes(self._data)
 
-    async def take(self) -> bytes:
+    async def read_and_clear(self) -> bytes:
         """Return the whole body, and keep no copy of it."""
         data: bytes = await self
         self.clear()
@@ -160,7 +166,8 @@ class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
         return isinstance(key, str) and key.lower() in self._first_values
 
 
-# The same few names come with every request, so their two forms are kept. A client can invent names, hence the maximum.
+# The same few names come with every request. So `_title` and `_lower` keep each name in title case and in lower case. A
+# client can invent names, hence the maximum.
 @lru_cache(maxsize=1024)
 def _title(name: bytes) -> str:
     return name.decode("latin1").title()

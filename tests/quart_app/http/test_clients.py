@@ -32,12 +32,12 @@ def test_only_trusted_proxies_are_believed(trusted: str, peer: str, forwarded_fo
 def test_an_occupancy_is_bounded_in_all_and_per_source() -> None:
     """One source cannot take the room of the others; a proxy asks for many."""
     occupancy = Occupancy(most=10, most_per_source=6)
-    assert occupancy.take("a", 6)
-    assert not occupancy.take("a", 1)
-    assert occupancy.take("b", 4)
-    assert not occupancy.take("c", 1)
-    occupancy.give_back("b", 4)
-    assert occupancy.take("a", 4, is_proxy=True)
+    assert occupancy.occupy("a", 6)
+    assert not occupancy.occupy("a", 1)
+    assert occupancy.occupy("b", 4)
+    assert not occupancy.occupy("c", 1)
+    occupancy.vacate("b", 4)
+    assert occupancy.occupy("a", 4, is_proxy=True)
     assert occupancy.total == 10
-    occupancy.give_back("a", 10)
+    occupancy.vacate("a", 10)
     assert occupancy.total == 0 and not occupancy._amounts
