@@ -50,7 +50,7 @@ class Memory:
     def __init__(self, link: Link, reserve_share: float) -> None:
         self._link = link
         self._reserve_share = reserve_share
-        #: bytes that this replica has stored since the last look, and between the last two looks
+        #: bytes that this replica stored: `_stored` since the last look, `_stored_before` between the last two looks
         self._stored = self._stored_before = 0
         self.used = 0
         #: `maxmemory`; 0 if the server has no limit or does not say

@@ -77,7 +77,7 @@ def why_not_ready(app: App) -> str:
     """Return why no requests should be sent to this replica, or "" when it is ready."""
     if app.reason:
         return app.reason
-    replica = app.context.mesh_or_none
+    replica = app.context.membership
     if replica is None or not replica.trusted:
         return "this replica holds no lease"
     if not replica.reachable:

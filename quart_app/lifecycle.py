@@ -2,7 +2,7 @@
 
     opening --lifespan entered--> ready --the replica leaves--> closed
        ^                            |
-       +------- pause <-- failed ---+    also after a failure while opening; the pause grows to MAX_PAUSE_S
+       +----- backoff <-- failed ---+    also after a failure while opening; it grows to MAX_PAUSE_S
 
 A service that is not ready answers 503 on its own routes, with the reason. `/readyz` and the roster name it.
 """
@@ -25,7 +25,7 @@ from quart_app.service import Service
 
 log = structlog.get_logger(__name__)
 
-#: Shortest and longest pause before a failed service is opened again, in seconds.
+#: Shortest and longest backoff before a failed service is opened again, in seconds.
 MIN_PAUSE_S = 0.25
 MAX_PAUSE_S = 10.0
 

@@ -158,7 +158,7 @@ class Process:
         await self._must_leave.wait()
         log.info("draining")
         self._app.reason = "this replica is about to leave"
-        mesh = self._app.context.mesh_or_none
+        mesh = self._app.context.membership
         if mesh is None or not self._ready_or_leaving.is_set():
             # This replica is not ready, so there is no work to finish. It may wait for a lease, which may never come.
             membership_task.cancel()
@@ -186,7 +186,7 @@ class Process:
                 log.error("membership lost", error=str(error))
                 self._memberships_lost.inc()
             finally:
-                self._app.context.mesh_or_none = None
+                self._app.context.membership = None
             if self._must_leave.is_set():
                 return
             # For an error of Redis, the reason also says what Redis answered. A MeshError is only logged.
@@ -201,7 +201,7 @@ class Process:
         untrusted_since_s = math.inf
         while True:
             await asyncio.sleep(END_OF_WORK_S / 10)
-            mesh = self._app.context.mesh_or_none
+            mesh = self._app.context.membership
             if mesh is None or mesh.trusted:
                 untrusted_since_s = math.inf
             elif untrusted_since_s == math.inf:
@@ -222,7 +222,7 @@ class Process:
             ready=False,
         )
         async with joining as mesh:
-            self._app.context.mesh_or_none = mesh
+            self._app.context.membership = mesh
             mesh.replica.on_drain(lambda: self._begin_leaving(self._settings.drain_ms))
             self._app.reason = "the services are starting"
             async with self._app.services.running(mesh, self._settings.service_wait_ms / 1000):

@@ -27,15 +27,15 @@ class Context:
 
     settings: AppSettings
     metrics: CollectorRegistry
-    #: the object through which this process uses the mesh as a member; None while the process holds no lease
-    mesh_or_none: Mesh | None = None
+    #: not the time of a membership, but the object through which a member uses the mesh; None without a lease
+    membership: Mesh | None = None
 
     @property
     def mesh(self) -> Mesh:
         """The mesh, as its member uses it. Raises Unavailable while this process holds no lease."""
-        if self.mesh_or_none is None:
+        if self.membership is None:
             raise Unavailable("this replica holds no lease yet")
-        return self.mesh_or_none
+        return self.membership
 
 
 @contextlib.asynccontextmanager

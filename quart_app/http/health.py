@@ -15,8 +15,9 @@ from quart_app.service import Context
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between two looks at the reason, and between two log lines while the reason stays the same.
+#: Seconds between two looks at the reason.
 LOOK_S = 0.5
+#: Seconds between two log lines while the reason stays the same.
 REPEAT_S = 60.0
 
 

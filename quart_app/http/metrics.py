@@ -85,7 +85,7 @@ class MeshCollector(Collector):
         self._context = context
 
     def collect(self) -> Iterable[Metric]:
-        replica = self._context.mesh_or_none
+        replica = self._context.membership  # None while this process holds no lease
         leased = GaugeMetricFamily("mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"])
         if wanted_replicas := self._context.settings.replicas:
             yield GaugeMetricFamily("mesh_replicas_wanted", "how many replicas there should be", value=wanted_replicas)

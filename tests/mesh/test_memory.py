@@ -96,7 +96,7 @@ async def test_a_policy_that_deletes_keys_is_noticed_while_it_lasts(server: Serv
     """The policy was changed at run time; from then on no data may be acknowledged."""
     (one,) = await mesh_of(1, worker)
     app = applications()
-    app.context.mesh_or_none, app.reason = Mesh(one), ""
+    app.context.membership, app.reason = Mesh(one), ""
     with server.redis() as admin:
         assert why_not_ready(app) == ""
         admin.config_set("maxmemory-policy", "allkeys-lru")

@@ -43,7 +43,7 @@ async def node(mesh_settings: MeshSettings, **settings: Any) -> AsyncIterator[No
     """Run a replica while the block lasts; it is ready from the start."""
     app = applications(**settings)
     async with join(*app.operations, settings=mesh_settings) as mesh:
-        app.context.mesh_or_none = mesh
+        app.context.membership = mesh
         async with app.services.running(mesh, wait_s=10):
             app.reason = ""
             yield Node(app, mesh.replica)
