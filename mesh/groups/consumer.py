@@ -141,7 +141,7 @@ class GroupConsumer(ABC, Generic[W]):
         """Take over the entries that are pending for this consumer. If it is alone, take over all at its start.
 
         At the start, the entries may have killed the process that had them before, so this delivery counts. After a
-        later error, this process still runs, so the entries have killed no process, and this delivery does not count.
+        later error, this process still runs: the entries have not killed it, so this delivery does not count.
         If it did, lost answers to reads could use up the deliveries of an entry that nobody has worked on.
         """
         await self._take_over(mine=self._recovered or not self._alone, idle_ms=0, count=not self._recovered)

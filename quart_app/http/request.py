@@ -57,8 +57,8 @@ class RequestBody(Body):
         self._occupancy, self._arrived_bytes = None, 0
 
     def append(self, data: bytes) -> None:
-        # `_receive_part` calls this, and it needs the function that `begin` sets. So this drops only bytes that arrive
-        # after `discharge`.
+        # `_receive_part` calls this, and it needs the function that `begin` sets. So `_occupancy` is None only after
+        # `discharge`, when the request is answered.
         if not data or self._must_raise is not None or self._occupancy is None:
             return
         if self._max_content_length is not None and self._arrived_bytes + len(data) > self._max_content_length:
