@@ -91,8 +91,8 @@ class Array:
         return pieces if len(self._pieces) > 1 else [b"".join(pieces)]
 
 
-class Answers:
-    """Makes responses. `budget` bounds the bytes of the long responses that are not sent yet."""
+class Responses:
+    """Makes HTTP responses. `budget` bounds the bytes of the long responses that are not sent yet."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget

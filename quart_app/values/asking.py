@@ -1,6 +1,6 @@
 """Puts values for a client: first all of them, then each hard value that was left out, by a request in its lane.
 
-A replica leaves a hard value out of a put by answering null for it (see `hard`).
+A replica leaves a hard value out of a put by answering null for it (see `hard_values`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from mesh import GivenUp, OlderRelease
 from mesh.raw import Answer, Ask, Replica
-from quart_app.values import hard
+from quart_app.values import hard_values
 from quart_app.values.chunks import ItemAsked
-from quart_app.values.hard import as_body_item
+from quart_app.values.hard_values import as_body_item
 from quart_app.values.pace import Pace
 from quart_app.values.store import WHERE
 from quart_app.values.together import Together
@@ -23,7 +23,7 @@ MOST_TOGETHER = 32
 MOST_HARD = 32
 
 
-#: The factors by value, and the answers, whose errors say why values are missing.
+#: The factors by value, and the answers, whose errors say why values were not stored.
 Found = tuple[dict[str, str], Sequence[Answer]]
 
 
@@ -34,23 +34,23 @@ class Small:
         self._pace = pace
         self._together: Together[tuple[Replica, str], ItemAsked, Found] = Together(self._put_together, MOST_TOGETHER)
 
-    async def put(self, replica: Replica, item: ItemAsked, deadline_ms: int) -> Found:
+    async def put(self, replica: Replica, item: ItemAsked, time_limit_ms: int) -> Found:
         """Store a value; return its factors, and perhaps the factors of other values, too. Raises MeshError."""
-        return await self._together.get((replica, item.cls), item, deadline_ms)
+        return await self._together.get((replica, item.cls), item, time_limit_ms)
 
     async def _put_together(
-        self, key: tuple[Replica, str], items: Sequence[ItemAsked], deadline_ms: int
+        self, key: tuple[Replica, str], items: Sequence[ItemAsked], time_limit_ms: int
     ) -> Sequence[Found]:
         """Put values of one class. Of items with the same value the last one counts."""
         replica, cls = key
         item_by_value = {item.value: item for item in items}
-        # `hard.put` takes small values, too. The submission of the request reads the places of the values, which saves
-        # the handler a round trip.
-        ask = hard.put(
+        # `hard_values.put` takes small values, too. The submission of the request reads the places of the values. This
+        # saves the handler a round trip.
+        ask = hard_values.put(
             cls, [as_body_item(item) for item in item_by_value.values()], [WHERE + value for value in item_by_value]
         )
         # The callers share one answer, which has the factors of all their values.
-        factors, answers = await put(replica, [ask], item_by_value, deadline_ms, self._pace)
+        factors, answers = await put(replica, [ask], item_by_value, time_limit_ms, self._pace)
         given_up = next((answer.error for answer in answers if isinstance(answer.error, GivenUp)), None)
         # `together` answers this error with a request of its own for each caller.
         if given_up is not None and len(items) > 1:
@@ -59,16 +59,16 @@ class Small:
 
 
 async def put(
-    replica: Replica, asks: Sequence[Ask], items: Mapping[str, ItemAsked], deadline_ms: int, pace: Pace
+    replica: Replica, asks: Sequence[Ask], items: Mapping[str, ItemAsked], time_limit_ms: int, pace: Pace
 ) -> tuple[dict[str, str], list[Answer]]:
     """Put values; return the factors of those that were stored, and the last answers, whose errors explain the others.
 
     `asks` are the first requests, which ask for all values. `items` are the items by value. Raises MeshError.
     """
-    until_ms = replica.now_ms() + deadline_ms
+    until_ms = replica.now_ms() + time_limit_ms
     factors: dict[str, str] = {}
     in_lanes: set[str] = set()
-    answers = await replica.ask(asks, deadline_ms=deadline_ms)
+    answers = await replica.ask(asks, deadline_ms=time_limit_ms)
     while True:
         # Reading the answers is a piece of work, which may have to wait for a later turn of the loop (see `pace`).
         await pace()
@@ -101,9 +101,9 @@ async def _ask_for_hard_values(
     def left_ms() -> int:
         return max(1, until_ms - replica.now_ms())
 
-    asks = [hard.put_in_lane(item) if item.value in in_lanes else hard.put_again(item) for item in items]
+    asks = [hard_values.put_in_lane(item) if item.value in in_lanes else hard_values.put_again(item) for item in items]
     try:
         return await replica.ask(asks, deadline_ms=left_ms())
     except OlderRelease:
         # A live replica of an earlier release does not know lanes. Without them, several replicas may compute a value.
-        return await replica.ask([hard.put_without_lane(item) for item in items], deadline_ms=left_ms())
+        return await replica.ask([hard_values.put_without_lane(item) for item in items], deadline_ms=left_ms())

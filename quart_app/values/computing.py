@@ -10,7 +10,7 @@ from typing import Any
 from mesh import DeadlineExceeded
 from mesh.raw import NEVER, Replica, Request
 from quart_app.values import notation
-from quart_app.values.hard import deadline_of
+from quart_app.values.hard_values import deadline_of
 from quart_app.values.notation import is_small
 from quart_app.values.pool import FactorPool
 

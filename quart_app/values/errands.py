@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from mesh import Busy, Class, MeshError
 from mesh.raw import Effects, Replica, Request
-from quart_app.values.hard import deadline_of
+from quart_app.values.hard_values import deadline_of
 from quart_app.values.jobs import JOB, PUT, WRITE_FIELDS, Gone
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Errands:
 
     async def of(self, request: Request) -> Errand | None:
         """Return the errand of a request; None if the request belongs to no job. Raises Gone."""
-        # The bodies of a job's requests name the job; `hard`, `jobs` and this module send them.
+        # The bodies of a job's requests name the job; `hard_values`, `jobs` and this module send them.
         id = request.body.get("job")
         if id is None:
             return None

@@ -24,18 +24,18 @@ class Wanted(NamedTuple):
     limit: int
 
 
-class Finder:
-    """Asks the databases, for all searches of this process."""
+class SharedGathers:
+    """Sends the gathers of all searches of this process. Searches that come together share one gather."""
 
     def __init__(self) -> None:
         self._together: Together[Replica, Wanted, Replies[Part]] = Together(_find_together, MOST_SEARCHES)
 
-    async def find(self, replica: Replica, wanted: Wanted, deadline_ms: int) -> Replies[Part]:
+    async def find(self, replica: Replica, wanted: Wanted, time_limit_ms: int) -> Replies[Part]:
         """Return the answers by database. Raises what `Replica.gather` raises."""
-        return await self._together.get(replica, wanted, deadline_ms)
+        return await self._together.get(replica, wanted, time_limit_ms)
 
 
-async def _find_together(replica: Replica, wanted: Sequence[Wanted], deadline_ms: int) -> Sequence[Replies[Part]]:
+async def _find_together(replica: Replica, wanted: Sequence[Wanted], time_limit_ms: int) -> Sequence[Replies[Part]]:
     """Make these searches with one request to each database that may have one of the primes."""
     # The filters in the roster rows say which databases may have a prime (see `primes`).
     databases = among(NAME, *[search.prime for search in wanted])
@@ -43,11 +43,11 @@ async def _find_together(replica: Replica, wanted: Sequence[Wanted], deadline_ms
         # Replicas of earlier releases serve FIND, and may not serve FIND_EACH.
         body = {**wanted[0]._asdict(), "as": handlers.TEXT}
         only_answer: Replies[Part] = await replica.gather(
-            handlers.FIND, body, deadline_ms=deadline_ms, decode=read_part, among=databases
+            handlers.FIND, body, deadline_ms=time_limit_ms, decode=read_part, among=databases
         )
         return [only_answer]
     replies = await replica.gather(
-        handlers.FIND_EACH, {"each": wanted}, deadline_ms=deadline_ms, decode=read_parts, among=databases
+        handlers.FIND_EACH, {"each": wanted}, deadline_ms=time_limit_ms, decode=read_parts, among=databases
     )
     answers = []
     for index in range(len(wanted)):

@@ -2,7 +2,7 @@
 
     where the record of a value is        what a put does
     nowhere                               factorises the value and writes its record here; a hard value is put again
-                                          in its lane (see `hard`)
+                                          in its lane (see `hard_values`)
     in this database                      refreshes the expiry of the record
     in a held database of this class      forwards the value to the holder, which refreshes the expiry
     in a database without a holder, or    factorises the value, writes its record here, and sends a drop to the former
@@ -20,10 +20,10 @@ from typing import NamedTuple, Protocol
 
 from mesh import Address, Busy, Class, Database, LeaseLost, MeshError
 from mesh.raw import Body, Effects, Filter, Request, Store, Worker
-from quart_app.values import hard
+from quart_app.values import hard_values
 from quart_app.values import store as records
 from quart_app.values.errands import Errand, Errands
-from quart_app.values.hard import APART, HARD
+from quart_app.values.hard_values import APART, HARD
 from quart_app.values.jobs import ADMIT, END, PUT, WRITE_FIELDS, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
@@ -150,13 +150,13 @@ class _Handlers:
         except MeshError as error:
             errand.failed(transaction, error)
             return
-        deadline = hard.deadline_of(request)
+        deadline = hard_values.deadline_of(request)
         for address, items in decision.elsewhere:
             transaction.send(address, PUT, errand.part(_as_body_items(items)), deadline=deadline)
         # If the step consists of one hard value, the request in its lane ends the step, and sends the next one.
         is_step_over = len(request.body["items"]) > 1 or not decision.apart
         for item in _as_body_items(decision.apart):
-            hard.send(transaction, store.cls, item, errand.labels(with_step=not is_step_over), deadline)
+            hard_values.send(transaction, store.cls, item, errand.labels(with_step=not is_step_over), deadline)
         _write(decision, request, store, transaction, self.filters())
         errand.found(transaction, decision.factors, is_over=is_step_over)
 

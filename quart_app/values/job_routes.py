@@ -12,7 +12,7 @@ from quart_schema import tag
 from quart_app.http.problems import Problem
 from quart_app.service import Context
 from quart_app.values import preferences
-from quart_app.values.answers import Answers, Array, element
+from quart_app.values.answers import Array, Responses, element
 from quart_app.values.chunks import ItemAsked
 from quart_app.values.jobs import Gone, Job, Jobs, size
 from quart_app.values.pace import Pace
@@ -31,9 +31,9 @@ _tagged = tag(["values"])
 class JobRoutes:
     """One method per route, and `begin` for the POST of values."""
 
-    def __init__(self, context: Context, settings: ValuesSettings, pace: Pace, answers: Answers) -> None:
+    def __init__(self, context: Context, settings: ValuesSettings, pace: Pace, responses: Responses) -> None:
         self._context = context
-        self._answers = answers
+        self._responses = responses
         self._jobs, self._pace = Jobs(settings, pace), pace
         self.blueprint = Blueprint("jobs", __name__)
         self.blueprint.add_url_rule("/jobs/<id>", "show_job", self.show, methods=["GET"])
@@ -104,7 +104,7 @@ class JobRoutes:
         results, errors = Array(), Array()
         failed_values: set[str] = set()
         # Reserve memory before a long answer is read.
-        with self._answers.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
+        with self._responses.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
             try:
                 async for part in self._jobs.outcomes(self._context.mesh.replica, job):
                     for value, factors, failure in part:
@@ -117,8 +117,8 @@ class JobRoutes:
             except Gone:
                 raise _no_such_job() from None
         if not failed_values:
-            return self._answers.respond(results, head, tail)
-        return self._answers.send([*results.pieces(head, ""), *errors.pieces(', "errors": ', tail)])
+            return self._responses.respond(results, head, tail)
+        return self._responses.send([*results.pieces(head, ""), *errors.pieces(', "errors": ', tail)])
 
 
 def _no_such_job() -> Problem:

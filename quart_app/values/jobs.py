@@ -85,7 +85,10 @@ class ValueOutcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job without the values themselves. `values`, `left` and `failures` are numbers of values."""
+    """A job without the values themselves. `values`, `left` and `failures` are numbers of values.
+
+    `created_ms` and `deadline_ms` are times on Redis's clock (ms).
+    """
 
     id: str
     created_ms: int

@@ -14,11 +14,11 @@ from mesh.raw import Answer, Ask
 from quart_app.http.body import read_items
 from quart_app.http.problems import Problem, from_mesh
 from quart_app.service import Context
-from quart_app.values import asking, hard, preferences
-from quart_app.values.answers import Answers, Array
+from quart_app.values import asking, hard_values, preferences
+from quart_app.values.answers import Array, Responses
 from quart_app.values.budget import Budget
 from quart_app.values.chunks import Chunks
-from quart_app.values.finding import Finder
+from quart_app.values.finding import SharedGathers
 from quart_app.values.job_routes import JobRoutes
 from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, PreferHeader, SetValueResponse
 from quart_app.values.notation import is_small
@@ -27,11 +27,12 @@ from quart_app.values.pool import FactorPool
 from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 
-#: Large values share a request while its commit has at most so many bytes, as `chunks.most_bytes` estimates. A value
-#: whose own commit is larger goes alone. This saves memory: a replica has up to `MESH_CONCURRENCY` commits in memory.
+#: Large values share a request up to this number of bytes in its commit; `chunks.most_bytes` estimates the bytes. A
+#: value whose own commit is larger goes alone. The bound saves memory: a replica may have `MESH_CONCURRENCY` commits in
+#: memory at once.
 LARGE_CHUNK_BYTES = 1 << 19
-#: The most missing values that a problem document names, and the most digits that these values have together.
-MOST_MISSING, MOST_MISSING_DIGITS = 1000, 20_000
+#: The most values not stored that a problem document names, and the most digits that these values have together.
+MOST_NOT_STORED, MOST_NOT_STORED_DIGITS = 1000, 20_000
 #: The Retry-After of a strict GET that needs databases whose replica is no longer expected back.
 STRICT_RETRY_AFTER_S = 30
 #: A number with more digits is shortened in an error text.
@@ -44,19 +45,19 @@ class ValuesRoutes:
     """One method per route."""
 
     def __init__(
-        self, context: Context, settings: ValuesSettings, pool: FactorPool, pace: Pace, answers: Answers
+        self, context: Context, settings: ValuesSettings, pool: FactorPool, pace: Pace, responses: Responses
     ) -> None:
         self._context = context
         self._settings = settings
         self._pool = pool
         self._pace = pace
-        self._answers = answers
-        self._finder = Finder()
+        self._responses = responses
+        self._gathers = SharedGathers()
         self._small = asking.Small(pace)
         self._reader = ItemsReader(settings)
         # A POST beyond this budget is refused with Retry-After: 2.
         self._digits_in_progress = Budget(settings.large_digits, "digits of large values", 2)
-        self._jobs = JobRoutes(context, settings, pace, answers)
+        self._jobs = JobRoutes(context, settings, pace, responses)
         self.blueprint = Blueprint("values", __name__)
         self.blueprint.register_error_handler(DeadlineExceeded, _deadline_response)
         self.blueprint.add_url_rule("/classes", "classes", self.classes, methods=["GET"])
@@ -94,7 +95,7 @@ class ValuesRoutes:
         factors = await self._put(items)
         array = Array()
         await array.extend([(item.value, factors[item.value]) for item in items], self._pace)
-        return self._answers.respond(array)
+        return self._responses.respond(array)
 
     @_tagged
     @document_headers(PreferHeader)
@@ -106,38 +107,39 @@ class ValuesRoutes:
         The header `Missing-Databases` names databases that hold data and have no replica, so that their values are not
         in the answer. With `Prefer: handling=strict`, the answer is then 503.
         """
-        deadline_ms, settings = self._time_limit_ms(), self._settings
-        number = await self._checked_prime(prime, deadline_ms)
+        time_limit_ms, settings = self._time_limit_ms(), self._settings
+        number = await self._checked_prime(prime, time_limit_ms)
+        # Most requests have no query string. `request.args` would parse even an empty one, which costs time.
         arguments = request.args if request.query_string else {}
         limit = self._number_argument(arguments, "limit", settings.max_answer)
         after = self._number_argument(arguments, "after", 0)
         question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
-        search = Search(self._context.mesh.replica, self._finder, self._pace, self._answers, question, deadline_ms)
+        search = Search(self._context.mesh.replica, self._gathers, self._pace, self._responses, question, time_limit_ms)
         result = await search.run()
         if result.more and not limit:
             raise _too_long_problem(number, settings)
         if result.left_out and preferences.is_strict():
             raise _incomplete_problem(result.left_out)
-        response = self._answers.respond(result.array)
+        response = self._responses.respond(result.array)
         if result.left_out:
             response.headers["Missing-Databases"] = _listed(result.left_out)
         if result.more:
             response.headers["Link"] = f'</values/{number}?limit={limit}&after={result.last}>; rel="next"'
         return response
 
-    async def _checked_prime(self, text: str, deadline_ms: int) -> str:
+    async def _checked_prime(self, text: str, time_limit_ms: int) -> str:
         """Return the prime of the path without leading zeros. Raises Problem if the text is not a prime number."""
         if not (text.isascii() and text.isdigit()) or len(text) > self._settings.max_digits:
             raise Problem(422, f"the prime must be a number of at most {self._settings.max_digits} digits")
         number = text.lstrip("0") or "0"
-        if not await self._pool.is_prime(int(number), deadline_ms / 1000):
+        if not await self._pool.is_prime(int(number), time_limit_ms / 1000):
             raise Problem(422, f"{_shortened(number)} is not a prime number")
         return number
 
     def _number_argument(self, arguments: Mapping[str, str], name: str, most: int) -> str:
         """Return a number of the query string as text, "" if the query has none of this name. Raises Problem.
 
-        The number is at most `most`; 0 stands for no bound.
+        The number must be from 1 to `most`. If `most` is 0, any number is allowed, also 0.
         """
         text = arguments.get(name)
         if text is None:
@@ -150,40 +152,44 @@ class ValuesRoutes:
 
     def _time_limit_ms(self) -> int:
         """Return how long this request may take (ms)."""
-        return deadline_ms(self._context)
+        return time_limit_ms(self._context)
 
     async def _put(self, items: Sequence[Any]) -> dict[str, str]:
         """Return the factors of every value once all are stored. Of items with the same value the last one counts."""
         if not items:
             return {}
+        # Every POST waits here for its turn of the event loop. So requests that come together do not block the loop;
+        # code that handles many values calls `pace` again between its pieces.
         await self._pace()
-        replica, deadline_ms = self._context.mesh.replica, self._time_limit_ms()
+        replica, time_limit_ms = self._context.mesh.replica, self._time_limit_ms()
+        # Most POSTs have one small value. Such values share requests with those of other clients. A value of this kind
+        # needs no chunks, and the budget counts only large values. The result and the errors are as below.
         if len(items) == 1 and is_small((item := items[0]).value):
-            factors, answers = await self._small.put(replica, item, deadline_ms)
+            factors, answers = await self._small.put(replica, item, time_limit_ms)
             if item.value not in factors:
-                raise _missing_problem(answers, [item.value])
+                raise _not_stored_problem(answers, [item.value])
             return factors
         item_by_value = {item.value: item for item in items}
         asks = await self._asks(item_by_value)
         with self._digits_in_progress.lent(sum(len(value) for value in item_by_value if not is_small(value))):
-            factors, answers = await asking.put(replica, asks, item_by_value, deadline_ms, self._pace)
-        missing = [value for value in item_by_value if value not in factors]
-        if missing:
-            raise _missing_problem(answers, missing)
+            factors, answers = await asking.put(replica, asks, item_by_value, time_limit_ms, self._pace)
+        not_stored = [value for value in item_by_value if value not in factors]
+        if not_stored:
+            raise _not_stored_problem(answers, not_stored)
         return factors
 
     async def _asks(self, items: Mapping[str, Any]) -> list[Ask]:
         """Return requests to the classes, each for a chunk of values."""
         chunks = Chunks(self._settings.chunk, LARGE_CHUNK_BYTES)
         await chunks.extend(items.values(), self._pace)
-        return [hard.put(cls, chunk) for cls, chunk in chunks.all]
+        return [hard_values.put(cls, chunk) for cls, chunk in chunks.all]
 
 
-def deadline_ms(context: Context) -> int:
+def time_limit_ms(context: Context) -> int:
     """Return how long the current request may take (ms).
 
-    A client may ask for a time with `Prefer: wait=N` (seconds), up to the setting `max_wait_ms`. Otherwise the setting
-    `deadline_ms` is the time.
+    A client may ask for a time with `Prefer: wait=N` (seconds), up to the setting `max_wait_ms`. Otherwise the mesh's
+    setting `deadline_ms` is the time; it is a span of time, too.
     """
     asked = preferences.wait_ms()
     if asked is None:
@@ -191,21 +197,24 @@ def deadline_ms(context: Context) -> int:
     return max(1, min(asked, context.settings.max_wait_ms))
 
 
-def _missing_problem(answers: Sequence[Answer], missing: list[str]) -> Problem:
-    """Return the problem that says why these values are missing: a missed deadline only if there is no other error."""
+def _not_stored_problem(answers: Sequence[Answer], not_stored: list[str]) -> Problem:
+    """Return the problem that says why these values were not stored.
+
+    It is about a missed deadline only if no answer has another error. Its member `missing` names the values.
+    """
     errors = [answer.error for answer in answers if answer.error is not None]
     first_other = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
     problem = from_mesh(first_other or (errors[0] if errors else DeadlineExceeded()))
     named_values: list[int] = []
     digits = 0
-    for value in missing[:MOST_MISSING]:
+    for value in not_stored[:MOST_NOT_STORED]:
         digits += len(value)
-        if named_values and digits > MOST_MISSING_DIGITS:
+        if named_values and digits > MOST_NOT_STORED_DIGITS:
             break
         named_values.append(int(value))
     problem.facts["missing"] = named_values
-    if len(named_values) < len(missing):
-        problem.facts["missing_count"] = len(missing)
+    if len(named_values) < len(not_stored):
+        problem.facts["missing_count"] = len(not_stored)
     return preferences.advised(problem)
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from mesh import DeadlineExceeded
 from mesh.raw import Replica
-from quart_app.values.answers import Answers, Array, element, elements
-from quart_app.values.finding import Finder, Wanted
+from quart_app.values.answers import Array, Responses, element, elements
+from quart_app.values.finding import SharedGathers, Wanted
 from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
 from quart_app.values.store import digits, ordered
@@ -55,14 +55,20 @@ class Search:
     """One search. Call `run` once."""
 
     def __init__(
-        self, replica: Replica, finder: Finder, pace: Pace, answers: Answers, question: Question, deadline_ms: int
+        self,
+        replica: Replica,
+        gathers: SharedGathers,
+        pace: Pace,
+        responses: Responses,
+        question: Question,
+        time_limit_ms: int,
     ) -> None:
         self._replica = replica
-        self._finder = finder
+        self._gathers = gathers
         self._pace = pace
-        self._answers = answers
+        self._responses = responses
         self._question = question
-        self._end_ms = replica.now_ms() + deadline_ms
+        self._end_ms = replica.now_ms() + time_limit_ms
         self._array = Array()
         self._value_count = 0
         self._last_value = ""
@@ -75,7 +81,7 @@ class Search:
         after = await self._add_next_part(self._question.after)
         if after and not self._is_full:
             # Reserve memory before a long answer is read.
-            with self._answers.budget.lent(self._question.most_bytes):
+            with self._responses.budget.lent(self._question.most_bytes):
                 while after and not self._is_full:
                     after = await self._add_next_part(after)
         return Result(self._array, self._last_value, self._is_full, sorted(self._left_out))
@@ -90,7 +96,7 @@ class Search:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
         # One value more than the answer has room for: it shows that the answer is full.
         limit = self._question.most - self._value_count + 1
-        replies = await self._finder.find(self._replica, Wanted(self._question.prime, after, limit), left_ms)
+        replies = await self._gathers.find(self._replica, Wanted(self._question.prime, after, limit), left_ms)
         self._left_out.update(replies.left_out)
         until = min((part.until for part in replies.values() if part.until), key=rank, default="")
         found_parts = [part.found for part in replies.values() if part.found]

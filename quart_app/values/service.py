@@ -10,7 +10,7 @@ from mesh import Mesh
 from mesh.raw import Replica
 from quart_app.service import Context, Service
 from quart_app.values import help, sweep
-from quart_app.values.answers import Answers
+from quart_app.values.answers import Responses
 from quart_app.values.budget import Budget
 from quart_app.values.computing import Computing
 from quart_app.values.errands import Errands
@@ -34,7 +34,7 @@ def create(context: Context) -> Service:
 
     pace = Pace()
     # A long answer beyond this budget is refused with Retry-After: 2.
-    answers = Answers(Budget(settings.answers_bytes, "bytes of answers", 2))
+    responses = Responses(Budget(settings.answers_bytes, "bytes of answers", 2))
     pool = FactorPool(
         processes=settings.processes,
         hard_limit=settings.hard_limit,
@@ -66,7 +66,7 @@ def create(context: Context) -> Service:
     panel = JobsPanel(settings)
     return Service(
         "values",
-        public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
+        public=ValuesRoutes(context, settings, pool, pace, responses).blueprints,
         operations=[
             handlers(computing, errands, pace, store_room, primes.filters),
             help.operations(pool.helper, pool.processes, replica),

@@ -25,15 +25,14 @@ K = TypeVar("K", bound=Hashable)
 W = TypeVar("W")
 A = TypeVar("A")
 
-#: Deadlines are rounded up to a multiple of this. Only callers with the same rounded deadline share a request.
-DEADLINE_STEP_MS = 20
+#: Time limits are rounded up to a multiple of this. Only callers with the same rounded time limit share a request.
+TIME_LIMIT_STEP_MS = 20
 #: For how many turns of the event loop a group stays open. With one turn, a replica under load answers 12 % fewer
 #: callers a second.
 TURNS = 3
-#: A caller waits for the request of its group during this fraction of its deadline. Then it sends its own request: the
-#: group may wait for a stalled replica that only another caller needs. A full queue is
-#: rarely the cause: submit.lua (`is_full`) refuses a request that would wait in the queue of a class for more than a
-#: tenth of its deadline.
+#: A caller waits for the request of its group during this fraction of its time limit. Then it sends its own request:
+#: the group may wait for a stalled replica that only another caller needs. A full queue is rarely the cause: submit.lua
+#: (`is_full`) refuses a request that would wait in the queue of a class for more than a tenth of its time limit.
 WAIT_FRACTION = 0.25
 #: Longest text of call ids that a request carries, in characters.
 MOST_ID_CHARACTERS = 200
@@ -45,8 +44,8 @@ _SEND_ALONE: Any = object()
 class Together(Generic[K, W, A]):
     """The callers in this process that may share requests: at most `most` of them share one, all with the same key.
 
-    `ask` sends a request. It takes the key, what each caller wants, and the deadline (ms from now). It returns the
-    answers in the same order.
+    `ask` sends a request. It takes the key, what each caller wants, and the time limit (ms). It returns the answers in
+    the same order.
     """
 
     def __init__(self, ask: Callable[[K, Sequence[W], int], Awaitable[Sequence[A]]], most: int) -> None:
@@ -57,7 +56,7 @@ class Together(Generic[K, W, A]):
         #: whether the latest caller came while another one was in progress
         self._latest_overlaps = False
 
-    async def get(self, key: K, wanted: W, deadline_ms: int) -> A:
+    async def get(self, key: K, wanted: W, time_limit_ms: int) -> A:
         """Return the answer to one caller. Raises what `ask` raises."""
         # All callers of a group get their answers together, so the first of their next requests overlaps with nobody.
         # It joins a group because the caller before it overlapped.
@@ -66,40 +65,40 @@ class Together(Generic[K, W, A]):
         joins = (previous_overlapped or self._latest_overlaps) and not (tracing.is_on() or tracing.TRACEPARENT.get())
         self._in_progress += 1
         try:
-            return await self._join_or_ask(key, wanted, deadline_ms, joins=joins)
+            return await self._join_or_ask(key, wanted, time_limit_ms, joins=joins)
         finally:
             self._in_progress -= 1
 
-    async def _join_or_ask(self, key: K, wanted: W, deadline_ms: int, *, joins: bool) -> A:
+    async def _join_or_ask(self, key: K, wanted: W, time_limit_ms: int, *, joins: bool) -> A:
         """Return the answer from a group if the caller `joins` one, else from a request of its own."""
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         if joins:
             # The minus signs round the number of steps up.
-            answer = await self._open_group(key, -(-deadline_ms // DEADLINE_STEP_MS), loop).answer_to(wanted)
+            answer = await self._open_group(key, -(-time_limit_ms // TIME_LIMIT_STEP_MS), loop).answer_to(wanted)
             if answer is not _SEND_ALONE:
                 return answer
-        left_ms = deadline_ms - int((loop.time() - start_s) * 1000)
+        left_ms = time_limit_ms - int((loop.time() - start_s) * 1000)
         (answer,) = await self._ask(key, [wanted], max(1, left_ms))
         return answer
 
-    def _open_group(self, key: K, deadline_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
+    def _open_group(self, key: K, time_limit_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
         """Return the open group if it has room for one more caller; otherwise open one, which closes after TURNS."""
-        group = self._open_groups.get((key, deadline_steps))
+        group = self._open_groups.get((key, time_limit_steps))
         if group is None or len(group.members) >= self._most:
-            group = self._open_groups[key, deadline_steps] = _Group()
-            loop.call_soon(self._close_after, TURNS - 1, key, deadline_steps, group)
+            group = self._open_groups[key, time_limit_steps] = _Group()
+            loop.call_soon(self._close_after, TURNS - 1, key, time_limit_steps, group)
         return group
 
-    def _close_after(self, turns: int, key: K, deadline_steps: int, group: _Group[W, A]) -> None:
+    def _close_after(self, turns: int, key: K, time_limit_steps: int, group: _Group[W, A]) -> None:
         """Close a group after so many further turns of the event loop, and send its request."""
         if turns:
-            asyncio.get_running_loop().call_soon(self._close_after, turns - 1, key, deadline_steps, group)
+            asyncio.get_running_loop().call_soon(self._close_after, turns - 1, key, time_limit_steps, group)
             return
-        if self._open_groups.get((key, deadline_steps)) is group:
-            del self._open_groups[key, deadline_steps]
-        deadline_ms = deadline_steps * DEADLINE_STEP_MS
-        group.send(lambda wanted: self._ask(key, wanted, deadline_ms), WAIT_FRACTION * deadline_ms / 1000)
+        if self._open_groups.get((key, time_limit_steps)) is group:
+            del self._open_groups[key, time_limit_steps]
+        time_limit_ms = time_limit_steps * TIME_LIMIT_STEP_MS
+        group.send(lambda wanted: self._ask(key, wanted, time_limit_ms), WAIT_FRACTION * time_limit_ms / 1000)
 
 
 class _Member(Generic[W, A]):

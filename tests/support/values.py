@@ -10,7 +10,7 @@ import gmpy2
 
 from mesh import DeadlineExceeded
 from mesh.raw import Replica, Worker
-from quart_app.values import asking, hard
+from quart_app.values import asking, hard_values
 from quart_app.values.computing import Computing
 from quart_app.values.errands import Errands
 from quart_app.values.factorise import factors
@@ -90,7 +90,7 @@ class Values:
     def put(self, asker: Replica, value: int = HARD, ttl: int = 60, to: Any = None, ms: int = 20_000) -> Any:
         """Put a value as the route does, in a task; `to` is the address of the first request."""
         item = PlainItem(str(value), ttl, "A")
-        first = hard.put("A", [{"value": item.value, "ttl": ttl}])
+        first = hard_values.put("A", [{"value": item.value, "ttl": ttl}])
         first.to = to or first.to
 
         async def put() -> dict[str, str]:
@@ -104,7 +104,7 @@ class Values:
 
     async def in_lane(self, value: int = HARD) -> tuple[int, int]:
         """Return how many requests of a value's lane run, and how many wait."""
-        name, bus = f"{hard.HARD}:A:{value}", self.replicas[-1].shared
+        name, bus = f"{hard_values.HARD}:A:{value}", self.replicas[-1].shared
         return await bus.hlen(f"mesh:running:{name}"), await bus.llen(f"mesh:lane:{name}")
 
     async def begun(self) -> bool:

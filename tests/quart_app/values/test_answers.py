@@ -14,7 +14,7 @@ from quart import Quart, Response
 
 from mesh import Busy
 from quart_app.values import notation
-from quart_app.values.answers import PIECE_BYTES, Answers, Array, element, elements
+from quart_app.values.answers import PIECE_BYTES, Array, Responses, element, elements
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
 from quart_app.values.store import ordered
@@ -41,9 +41,9 @@ async def sent(response: Response) -> Any:
 @pytest.mark.parametrize("count", [0, 1, 2, 100, 10_000])
 async def test_an_answer_is_json_of_any_length(count: int) -> None:
     """The answer has one piece or many."""
-    answers = Answers(Budget(1 << 30, "bytes", 1))
-    assert await sent(answers.respond(await array(count))) == [ELEMENT] * count
-    found = await sent(answers.respond(await array(count), '{"id": 1, "result": ', "}"))
+    responses = Responses(Budget(1 << 30, "bytes", 1))
+    assert await sent(responses.respond(await array(count))) == [ELEMENT] * count
+    found = await sent(responses.respond(await array(count), '{"id": 1, "result": ', "}"))
     assert found == {"id": 1, "result": [ELEMENT] * count}
 
 
@@ -71,12 +71,12 @@ def test_what_a_search_finds_is_written_as_each_element_is(found: dict[int, list
 async def test_a_long_answer_takes_its_memory_until_it_is_gone() -> None:
     """The memory counts whether the answer was sent or not."""
     budget = Budget(3 * PIECE_BYTES, "bytes", 1)
-    answers = Answers(budget)
-    first = answers.respond(await array(4000))
+    responses = Responses(budget)
+    first = responses.respond(await array(4000))
     assert budget.taken == first.content_length
     with pytest.raises(Busy):
-        answers.respond(await array(4000))
-    assert answers.respond(await array(10)), "a short one takes nothing"
+        responses.respond(await array(4000))
+    assert responses.respond(await array(10)), "a short one takes nothing"
     del first
     gc.collect()
     assert budget.taken == 0

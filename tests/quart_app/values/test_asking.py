@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from quart_app.values import asking, hard
+from quart_app.values import asking, hard_values
 from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
 from tests.support.values import DONE, HARD, Values
@@ -17,7 +17,7 @@ async def test_a_hard_value_holds_up_no_other_of_its_chunk(values: Values) -> No
     quick = str(2**70)
     values.pool.quick[2**70] = "2^70"
     items = {value: PlainItem(value, 60, "A") for value in (str(HARD), quick, "6")}
-    first = hard.put("A", [{"value": value, "ttl": 60} for value in items])
+    first = hard_values.put("A", [{"value": value, "ttl": 60} for value in items])
     asked = asyncio.create_task(asking.put(replica, [first], items, 20_000, Pace()))
     await eventually(values.begun)
 
@@ -37,7 +37,7 @@ async def test_a_record_with_another_replica_is_refreshed_there(values: Values) 
     await values.put(replicas[0])
     item = PlainItem(str(HARD), 500, "A")
     for _ in range(4):
-        factors, _ = await asking.put(replicas[0], [hard.put_in_lane(item)], {item.value: item}, 5000, Pace())
+        factors, _ = await asking.put(replicas[0], [hard_values.put_in_lane(item)], {item.value: item}, 5000, Pace())
         assert factors == DONE
     assert values.pool.computed == [HARD]
     records = await asyncio.gather(*(replica.store().hget("values:records", HARD) for replica in replicas))
@@ -59,7 +59,7 @@ async def test_many_hard_values_are_asked_for_some_at_a_time(values: Values) -> 
     """One step submits all that are asked for at once, and holds the server for as long."""
     (replica,) = await values.join(1, concurrency=100)
     many = [PlainItem(str(n * HARD), 60, "A") for n in range(1, asking.MOST_HARD + 9)]
-    first = hard.put("A", [{"value": item.value, "ttl": 60} for item in many])
+    first = hard_values.put("A", [{"value": item.value, "ttl": 60} for item in many])
     asked = asyncio.create_task(asking.put(replica, [first], {item.value: item for item in many}, 20_000, Pace()))
 
     async def some_begun() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from mesh import GivenUp
 from mesh.raw import Replica
 from quart_app.values import store as records
-from quart_app.values.finding import Finder, Wanted
+from quart_app.values.finding import SharedGathers, Wanted
 from quart_app.values.handlers import handlers
 from quart_app.values.pace import Pace
 from quart_app.values.store import MOST_FOUND_VALUES, Part, Place
@@ -31,7 +31,7 @@ async def accepted(replica: Replica) -> int:
 
 async def test_questions_that_come_together_share_a_request(backend: Backend) -> None:
     """Each database answers all of them, with other limits and from other values on, in one reply."""
-    finder, one, two = Finder(), await backend.join(WORKER), await backend.join(WORKER)
+    gathers, one, two = SharedGathers(), await backend.join(WORKER), await backend.join(WORKER)
     await write(one, {str(2**100): "2^100", "8": "2 2 2", "16": "2 2 2 2"})
     await write(two, {"32": "2 2 2 2 2", "7": "7"})
     questions = [
@@ -41,9 +41,9 @@ async def test_questions_that_come_together_share_a_request(backend: Backend) ->
         Wanted("3", "", MOST_FOUND_VALUES + 1),
     ]
     before = await accepted(one)
-    together = await asyncio.gather(*(finder.find(one, each, 5000) for each in questions))
+    together = await asyncio.gather(*(gathers.find(one, each, 5000) for each in questions))
     assert await accepted(one) == before + 2 * 2, "the first one, which waits for no others, and the other three"
-    assert together == [await finder.find(one, each, 5000) for each in questions]
+    assert together == [await gathers.find(one, each, 5000) for each in questions]
     assert together[1] == {one.database: Part("16", "b16=2 2 2 2"), two.database: Part("32", "b32=2 2 2 2 2")}
     assert together[2][two.database] == Part("", "a7=7")
     assert [answers.left_out for answers in together] == [[]] * 4
@@ -51,17 +51,17 @@ async def test_questions_that_come_together_share_a_request(backend: Backend) ->
 
 async def test_other_deadlines_have_other_requests(backend: Backend) -> None:
     """Nobody waits longer for an answer because others have more time."""
-    finder, one = Finder(), await backend.join(WORKER)
-    await asyncio.gather(*(finder.find(one, Wanted("2", "", 10), deadline_ms) for deadline_ms in (5000, 9000)))
+    gathers, one = SharedGathers(), await backend.join(WORKER)
+    await asyncio.gather(*(gathers.find(one, Wanted("2", "", 10), deadline_ms) for deadline_ms in (5000, 9000)))
     assert await accepted(one) == 2
 
 
 async def test_a_database_whose_index_is_broken_answers_nobody(backend: Backend) -> None:
     """Each question is asked alone then, and its client hears why."""
-    finder, one = Finder(), await backend.join(WORKER)
+    gathers, one = SharedGathers(), await backend.join(WORKER)
     transaction = one.transaction()
     transaction.set(records.INDEX, "no index")
     assert await one.commit(transaction)
-    asked = (finder.find(one, Wanted(prime, "", 10), 5000) for prime in ("2", "3"))
+    asked = (gathers.find(one, Wanted(prime, "", 10), 5000) for prime in ("2", "3"))
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(each) for each in found] == [GivenUp, GivenUp]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from mesh import Busy, DeadlineExceeded, Replies
 from mesh.raw import Among
-from quart_app.values.answers import Answers
+from quart_app.values.answers import Responses
 from quart_app.values.budget import Budget
-from quart_app.values.finding import Finder
+from quart_app.values.finding import SharedGathers
 from quart_app.values.pace import Pace
 from quart_app.values.search import BLOCK, Question, Result, Search
 from quart_app.values.store import Part, ordered
@@ -63,8 +63,8 @@ async def search(
     databases: Databases, most: int = 1000, most_bytes: int = 1 << 20, after: str = "", budget: int = 1 << 30
 ) -> Result:
     mesh: Any = databases
-    answers = Answers(Budget(budget, "bytes", 1))
-    return await Search(mesh, Finder(), Pace(), answers, Question("2", after, most, most_bytes), 5000).run()
+    responses = Responses(Budget(budget, "bytes", 1))
+    return await Search(mesh, SharedGathers(), Pace(), responses, Question("2", after, most, most_bytes), 5000).run()
 
 
 async def test_databases_that_a_part_could_not_ask_are_named() -> None:
@@ -138,13 +138,13 @@ async def test_a_long_answer_needs_room_in_memory() -> None:
     """What fits in one part does not."""
     records = {1: dict.fromkeys(range(1, 50), "1-0 99 2")}
     mesh: Any = Databases(records, 100)
-    busy = Answers(Budget(100, "bytes", 1))
+    busy = Responses(Budget(100, "bytes", 1))
     busy.budget.take(90)
     question = Question("2", "", 1000, 10_000)
-    assert len(shown(await Search(mesh, Finder(), Pace(), busy, question, 5000).run())) == 49
+    assert len(shown(await Search(mesh, SharedGathers(), Pace(), busy, question, 5000).run())) == 49
     mesh = Databases(records, 10)
     with pytest.raises(Busy):
-        await Search(mesh, Finder(), Pace(), busy, question, 5000).run()
+        await Search(mesh, SharedGathers(), Pace(), busy, question, 5000).run()
 
 
 async def test_a_search_ends_at_its_deadline() -> None:
