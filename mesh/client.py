@@ -317,7 +317,7 @@ class Client:
         """Wait until the calls in progress are answered, but no longer than the default deadline."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.deadline_ms / 1000):
-                while self._presence is not None and self._presence.calls.waiting:
+                while self._presence is not None and self._presence.calls.unanswered:
                     await asyncio.sleep(0.01)
 
 

@@ -213,7 +213,7 @@ class Replica:
 
     def statistics(self) -> dict[str, float]:
         """Return the counters of this membership, for metrics."""
-        counters: dict[str, float] = {"waiting": self._calls.waiting, "round_trips": self._link.trips}
+        counters: dict[str, float] = {"waiting": self._calls.unanswered, "round_trips": self._link.trips}
         for name, consumer in (("class", self._class_consumer), ("database", self._database_consumer)):
             counters[f"{name}_in_progress"] = consumer.in_progress
             for counter in consumer.counters.__slots__:
@@ -333,7 +333,7 @@ class Replica:
         await self._class_consumer.stop(deadline_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
-                while self._calls.waiting:
+                while self._calls.unanswered:
                     await asyncio.sleep(0.01)
         released = await self._lease.release(RELEASE_WAIT_S)
         log.info("lease released" if released else "lease not released", database=self.database)

@@ -39,8 +39,11 @@ class Ask:
         """The highest level of its options. All live replicas must understand this level: see `mesh.discovery`."""
         return LIMITS if self.limit else ONCE if self.once else 0
 
-    def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> str:
-        """Return the word from which submit.lua reads the ttl, the due time and the options."""
+    def ttl_and_options(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> str:
+        """Return the word from which submit.lua reads the ttl, the due time and the options.
+
+        `body` is the text whose SHA-1 goes with an idempotency key. `later_bound` is how many requests may wait in all.
+        """
         # A request for later without an idempotency key has its due time and its limit as words: see submit.lua.
         if self.once is None and due is not None:
             return f"{later_bound} {due.word}{f' {self.limit}' if self.limit else ''}"
@@ -67,6 +70,7 @@ class Answer:
     __slots__ = ("bodies", "error", "gone", "id", "key", "limit", "once", "outstanding", "to")
 
     def __init__(self, to: str, key: str, once: tuple[str, str] | None = None, limit: str = "") -> None:
+        #: the address of the request as text, such as "A" or "db3"
         self.to = to
         #: the caller's name for the request
         self.key = key

@@ -1,6 +1,8 @@
 """The calls and gathers of one process: it submits their requests, and collects the replies.
 
 In this module a call is what one caller waits for: a request, several requests that are sent together, or a gather.
+A group is the words of one submission, as submit.lua reads them. `deadline_ms` is the time from now until the deadline.
+
 One atomic step puts all requests of a call on their streams; it also reads the roster. A call is complete when all of
 its requests are answered. If a handler forwards a request, the field `forwards` of its reply says how many more replies
 follow.
@@ -76,7 +78,7 @@ class Calls:
         self._durability = durability
         #: returns whether an operation is known to have no effect
         self._only_reads = only_reads
-        #: how many requests may wait in `mesh:later`; submit.lua refuses more
+        #: how many requests may wait in `mesh:later`; submit.lua refuses more. 0: none may wait
         self._later_bound = later_bound
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
@@ -93,8 +95,8 @@ class Calls:
         )
 
     @property
-    def waiting(self) -> int:
-        """The number of requests that wait for replies."""
+    def unanswered(self) -> int:
+        """The number of requests that wait for replies. A gather counts as one."""
         return len(self._in_progress)
 
     async def _ask_in_span(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
@@ -108,23 +110,25 @@ class Calls:
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
             raise UsageError("a request with an idempotency key, or with a key to read, is sent without others")
         only_reads, without_options = True, True
-        # The words of a group, as submit.lua reads them. The first is the number of requests, which is negative if all
-        # of them only read. The second has the fields that all entries have. Five words for each request follow.
+        # The first word of a group is the number of requests, which is negative if all of them only read. The second
+        # has the fields that all entries have, such as `call` and `traceparent`. Five words for each request follow.
         group: list[str | int] = [0, tracing.about()]
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
             only_reads = only_reads and self._only_reads(op)
             request_key, target, text = self._next_key(), _target_of(ask.to), _encoded(ask.body)
-            ttl_word = str(deadline_ms)
+            ttl_and_options = str(deadline_ms)
             if once is None and not limit:
                 answers[request_key] = Answer(target, request_key)
             else:
                 answers[request_key] = Answer(target, request_key, None if once is None else (op, once.key), limit)
-                ttl_word, without_options = ask.ttl_word(deadline_ms, text, self._later_bound), False
+                ttl_and_options, without_options = ask.ttl_and_options(deadline_ms, text, self._later_bound), False
             if ask.read:
+                # submit.lua reads these shared keys, and adds their values to the entry as the field `found`. It takes
+                # the last name and value of the second word for this, so other requests need no further word.
                 shared_keys = ",".join([keys.SHARED + name for name in ask.read])
                 group[1] = f"{group[1]} read {shared_keys}".lstrip()
-            group += (target, op, request_key, ttl_word, text)
+            group += (target, op, request_key, ttl_and_options, text)
         group[0] = -len(asks) if only_reads else len(asks)
         call = CallInProgress("", answers, self._end_unanswered, decode, self._loop.create_future())
         return self._wait_for(call, answers, group, deadline_ms, without_options)
@@ -137,8 +141,8 @@ class Calls:
         """
         text = _encoded(ask.body)
         # The number 0 tells submit.lua that nobody waits. A ttl of 0 means no deadline.
-        ttl_word = ask.ttl_word(0, text, self._later_bound, due)
-        group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, ttl_word, text]
+        ttl_and_options = ask.ttl_and_options(0, text, self._later_bound, due)
+        group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, ttl_and_options, text]
         submission: asyncio.Future[Any] = self._loop.create_future()
         self._link.submit(_words_of(group), submission)
         result = await submission
@@ -164,11 +168,11 @@ class Calls:
         return tracing.traced(gathering, "PRODUCER", *tracing.sending(keys.REQUESTS + EVERY, op, 1))
 
     async def _gather(
-        self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, to: str
+        self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, target: str
     ) -> Replies[Any]:
         gather_key = self._next_key()
         number = -1 if self._only_reads(op) else 1
-        group: list[str | int] = [number, tracing.about(), to, op, gather_key, str(deadline_ms), _encoded(body)]
+        group: list[str | int] = [number, tracing.about(), target, op, gather_key, str(deadline_ms), _encoded(body)]
         call = CallInProgress(gather_key, {}, self._end_unanswered, decode, self._loop.create_future())
         answers = await self._wait_for(call, [gather_key], group, deadline_ms)
         replies: Replies[Any] = Replies()
@@ -208,8 +212,8 @@ class Calls:
         if len(self._in_progress) + len(reply_keys) > MOST_OUT:
             raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
         words = _words_of(group, without_options)
-        for key in reply_keys:
-            self._in_progress[key] = call
+        for reply_key in reply_keys:
+            self._in_progress[reply_key] = call
         same_deadline = self._deadlines.add(call, deadline_ms / 1000)
         try:
             self._link.submit(words, call)
@@ -223,8 +227,8 @@ class Calls:
             raise
         finally:
             same_deadline.discard(call)
-            for key in reply_keys:
-                self._in_progress.pop(key, None)
+            for reply_key in reply_keys:
+                self._in_progress.pop(reply_key, None)
 
     def _abandon(self, call: CallInProgress) -> None:
         """Remove the requests of a cancelled call.
@@ -289,12 +293,14 @@ class Calls:
 
     def _take(self, reply: Reply, flat: Sequence[str]) -> None:
         request_key, status, forwards, text = reply
-        # The keys of a gather's requests are made of its own key and their addresses: "<key of the gather>.db<n>".
+        # A request of a gather has the key "<key of the gather>.db<n>". Other keys have no dot: the names of replicas
+        # and clients, with which they begin, are a word, "-" and hexadecimal digits.
         call = self._in_progress.get(request_key) or self._in_progress.get(request_key.rpartition(".")[0])
         if call is None:
             return
         answer = call.answer(request_key)
         answer.take(status, forwards, text, call.decode)
+        # `CallInProgress` takes trail and span from the context of its caller.
         if call.trail is not None:  # the caller wants the fields of each reply
             call.trail.append((answer.to, fields_of(flat)))
         if call.span is not None:
@@ -304,7 +310,8 @@ class Calls:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_AFTER_S)
-            # The calls that were submitted longer ago than WATCH_AFTER_S, each once: a call may have several keys.
+            # `old` has the calls that are older than WATCH_AFTER_S. A call of several requests has several keys in
+            # `_in_progress`; the ids of the objects let each call count once.
             before = time.monotonic() - WATCH_AFTER_S
             old = {id(e): e for e in self._in_progress.values() if e.submitted and e.asked_at < before}
             if not old:
@@ -329,7 +336,7 @@ class Calls:
                 continue
             answer.outstanding = 0
             answer.gone = True
-            if "." not in answer.key:  # no request of a gather: in a gather the key of a request ends with its address
+            if "." not in answer.key:  # only the keys of a gather's requests have a dot (see `_take`)
                 answer.error = roster.absence(answer.to, expected=answer.to in expected_back)
             elif answer.to in holding_data and answer.to in expected_back:
                 answer.error = incomplete([holding_data[answer.to]])

@@ -67,7 +67,10 @@ def trace_id() -> str:
 
 
 def about() -> str:
-    """Return call and traceparent as submit.lua reads them: one word "name value name value"; "" for none."""
+    """Return the fields `call` and `traceparent` of a request's entry; "" if neither is set.
+
+    They are one word "name value name value", as submit.lua reads it.
+    """
     call, traceparent = CALL.get(), TRACEPARENT.get()
     if not call and not traceparent:
         return ""

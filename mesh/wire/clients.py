@@ -1,4 +1,7 @@
-"""Clients of Redis, with the address, the user and the time-outs that the settings say. They do not retry."""
+"""Clients of Redis, with the address, the user and the time-outs that the settings say. They do not retry.
+
+In this package a client is an object of redis-py, not a client of the mesh.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,12 @@ class Credentials:
     password: str | None = field(repr=False)
 
 
-class QuickConnection(Connection):
-    """A connection that packs commands with hiredis, in C. redis-py's own asyncio connections pack in Python."""
+class _HiredisPacking(Connection):
+    """A connection that packs the commands of a pipeline with hiredis, in C. redis-py's own classes pack in Python.
+
+    redis-py still packs a single command, with the `encoder_class` of its options. Neither way sends text that UTF-8
+    cannot encode: both raise UnicodeEncodeError.
+    """
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
         return [b"".join(map(_packed, commands))]
@@ -47,10 +54,11 @@ def _packed(command: Iterable[Any]) -> bytes:
     return packed
 
 
-class _TolerantEncoder(Encoder):
-    """Reads any bytes, because somebody may have written them by hand, but sends only text that is valid UTF-8.
+class _StrictEncoder(Encoder):
+    """Encodes text as UTF-8, and raises UnicodeEncodeError for text that UTF-8 cannot encode.
 
-    redis-py would use `encoding_errors` for both, and replace characters that UTF-8 does not have.
+    The option `encoding_errors` is "replace", so that bytes which are not UTF-8 can be read. redis-py's own encoder
+    would use this option for sending, too, and replace characters silently.
     """
 
     def encode(self, value: Any) -> Any:
@@ -168,19 +176,22 @@ class Connections:
             "retry": Retry(NoBackoff(), 0),  # the caller knows what may be repeated
             "decode_responses": True,
             "encoding_errors": "replace",
-            "encoder_class": _TolerantEncoder,
-            "protocol": 2,  # RESP2
+            "encoder_class": _StrictEncoder,
+            "protocol": 2,  # RESP2: the readers of streams expect lists, and RESP3 would send maps
             "client_name": name,
         }
         if settings.sentinels:
             return self._sentinel_client(options)
-        options.setdefault("connection_class", QuickConnection)
+        # For a URL with rediss://, `connection_class` is SSLConnection. TLS and sentinels need redis-py's own classes,
+        # which pack pipelines in Python. A `RedisConnection` packs its commands itself, so it is fast with each class.
+        options.setdefault("connection_class", _HiredisPacking)
         return heeding_cancellation(Redis.from_pool(_Pool(**options)))
 
     def _server_options(self) -> dict[str, Any]:
         """Return redis-py's options for the address and the user.
 
-        The URL overrides the other settings, and the user of an epoch overrides both.
+        The URL overrides the other settings. If this object has credentials of its own, such as those of an epoch, they
+        override both.
         """
         settings = self.settings
         options: dict[str, Any] = {"host": settings.host, "port": settings.port}
@@ -204,8 +215,8 @@ class Connections:
             **_login_options(settings.sentinel_username, settings.sentinel_password),
             **tls_options,
         }
-        # From addresses the constructor would make clients of the class Redis, and errors name these with all options.
-        # So it gets no addresses, and the clients are made here.
+        # The constructor would make clients of the class Redis. An error that names such a client has a page of options
+        # in its text. So the constructor gets no addresses, and this method makes clients whose errors are short.
         sentinel = Sentinel([])
         sentinel.sentinels = [
             _SentinelClient(host=host, port=port, **sentinel_options) for host, port in settings.sentinel_addresses
