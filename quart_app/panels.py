@@ -55,7 +55,7 @@ class Panel:
 
 
 #: What an act is applied to, such as the id of a request: the values of the form's fields by their names.
-About = Mapping[str, str]
+ActFields = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class ActQuestion:
 
     title: str
     consequence: str
-    about: About
+    fields: ActFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Act:
     button: str
     word: str
     view: str
-    ask: Callable[[Mesh, About], Awaitable[ActQuestion]]
-    do: Callable[[Mesh, About, Actor], Awaitable[Done]]
+    ask: Callable[[Mesh, ActFields], Awaitable[ActQuestion]]
+    do: Callable[[Mesh, ActFields, Actor], Awaitable[Done]]
 
 
 def counted(count: int, noun: str) -> str:

@@ -22,7 +22,7 @@ from mesh.control import Control, definitions
 from mesh.dead import Actor, Chosen, DeadLetters, LetterGroup, Report
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
-from quart_app.panels import About, Act, ActQuestion, Done, counted, shortened
+from quart_app.panels import Act, ActFields, ActQuestion, Done, counted, shortened
 from quart_app.security.audit import Audit
 from quart_app.security.basic import BasicAuth
 from quart_app.security.credentials import CredentialLimiter, Limits
@@ -37,19 +37,22 @@ REASON_SHOWN = 200
 _JSON_FIELDS: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | list[str]])
 
 
-class Operators:
-    """The check of who may act: one user. Guesses at the password are limited, and other sites' pages are refused."""
+class OperatorCheck:
+    """Checks whether a request may act: only the user `operator` may, with PAGE_PASSWORD.
+
+    Guesses at the password are limited, and requests that pages of other sites make are refused.
+    """
 
     def __init__(self, settings: AppSettings) -> None:
-        #: whether anybody may act: whether PAGE_PASSWORD is set
-        self.exist = bool(settings.page_password.get_secret_value())
+        #: whether PAGE_PASSWORD is set; without it nobody can act
+        self.can_act = bool(settings.page_password.get_secret_value())
         self._auth = BasicAuth("page", OPERATOR, settings.page_password)
         #: The membership whose Redis clients `_auth` uses. After a lost lease the next membership has other clients.
         self._opened_for: Mesh | None = None
 
     async def is_signed_in(self, request: Request, replica: Mesh) -> bool:
         """Return whether a request has the operator's credentials. Raises Problem if it has wrong ones."""
-        if not self.exist or request.authorization is None:
+        if not self.can_act or request.authorization is None:
             return False
         await self.check(request, replica)
         return True
@@ -58,7 +61,7 @@ class Operators:
         """Return who acts. Raises Problem: 401, 403, 429."""
         if is_foreign(request.method, request.headers, frozenset()):  # no other site is allowed
             raise Problem(403, "this request was made by a page of another site")
-        if not self.exist:
+        if not self.can_act:
             raise Problem(403, "this page is read-only; set PAGE_PASSWORD to act on it")
         if self._opened_for is not replica:
             self._auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
@@ -67,8 +70,8 @@ class Operators:
         return Actor(OPERATOR, request.remote_addr or "")
 
 
-async def about_of(request: Request) -> About:
-    """Return what a POST is about: the fields of a form, or a JSON object of texts and lists of texts."""
+async def read_fields(request: Request) -> ActFields:
+    """Return the fields of a POST: those of a form, or of a JSON object of texts and lists of texts."""
     if request.mimetype == "application/x-www-form-urlencoded":
         return (await request.form).to_dict()
     fields = await read_json(_JSON_FIELDS)
@@ -86,26 +89,30 @@ def find(name: str, acts: Mapping[str, Act]) -> Act:
 
 
 def _dead_letters(replica: Mesh) -> DeadLetters:
+    # A replay stops when a stream has as many requests as `stream_bound` allows.
     return DeadLetters(replica.shared, replica.settings.stream_bound)
 
 
-async def _chosen_letters(replica: Mesh, about: About) -> Chosen:
-    """Return the letters that are named, or the group of the letter that is named by `like`. Raises Refused."""
-    if not about.get("like"):
-        if not (ids := about.get("ids", "").split()):
+async def _chosen_letters(replica: Mesh, fields: ActFields) -> Chosen:
+    """Return the letters that the field `ids` names, or the group of the letter in the field `like`. Raises Refused.
+
+    A group is all letters with one reason from one stream. `like` has the id of the newest letter of the group.
+    """
+    if not fields.get("like"):
+        if not (ids := fields.get("ids", "").split()):
             raise Refused("name letters by their ids, or a group of them by `like`")
         return ids
-    # `like` names the newest letter of a group. An act handles the newest letter last, so if it is gone, the others are
-    # gone, too. Then the act gets this one id, and the report counts it as gone.
-    return await _dead_letters(replica).like(about["like"]) or [about["like"]]
+    # An act handles the newest letter of a group last. So if this letter is gone, the whole group is gone. Then the act
+    # gets this one id, and the report counts it as gone.
+    return await _dead_letters(replica).like(fields["like"]) or [fields["like"]]
 
 
-async def _describe_chosen(replica: Mesh, about: About) -> tuple[str, str, str]:
+async def _describe_chosen(replica: Mesh, fields: ActFields) -> tuple[str, str, str]:
     """Return how many letters were chosen ("3 dead letters"), their stream, and a phrase with their reason.
 
     Only a group has one stream and one reason. If letters were named by their ids, stream and phrase are "".
     """
-    chosen = await _chosen_letters(replica, about)
+    chosen = await _chosen_letters(replica, fields)
     if not isinstance(chosen, LetterGroup):
         return counted(len(chosen), "dead letter"), "", ""
     count = await _dead_letters(replica).counts(chosen)
@@ -113,36 +120,36 @@ async def _describe_chosen(replica: Mesh, about: About) -> tuple[str, str, str]:
     return counted(count, "dead letter"), chosen.stream, reason_phrase
 
 
-async def _ask_replay(replica: Mesh, about: About) -> ActQuestion:
-    how_many, stream, reason_phrase = await _describe_chosen(replica, about)
+async def _ask_replay(replica: Mesh, fields: ActFields) -> ActQuestion:
+    how_many, stream, reason_phrase = await _describe_chosen(replica, fields)
     target = f"to {stream}" if stream else "to the streams that they came from"
     return ActQuestion(
         f"Replay {how_many}?",
         f"{how_many}{reason_phrase} will go back {target}. Each is worked on once more, now and without a deadline; "
         "nobody waits for the answers. What fails again becomes a dead letter again.",
-        about,
+        fields,
     )
 
 
-async def _replay(replica: Mesh, about: About, actor: Actor) -> Done:
+async def _replay(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     return _done_with_letters(
-        "replayed", await _dead_letters(replica).replay(await _chosen_letters(replica, about), actor)
+        "replayed", await _dead_letters(replica).replay(await _chosen_letters(replica, fields), actor)
     )
 
 
-async def _ask_discard(replica: Mesh, about: About) -> ActQuestion:
-    how_many, stream, reason_phrase = await _describe_chosen(replica, about)
+async def _ask_discard(replica: Mesh, fields: ActFields) -> ActQuestion:
+    how_many, stream, reason_phrase = await _describe_chosen(replica, fields)
     return ActQuestion(
         f"Discard {how_many}?",
         f"{how_many}{f' of {stream}' if stream else ''}{reason_phrase} will be deleted with everything in them. "
         "This cannot be undone.",
-        about,
+        fields,
     )
 
 
-async def _discard(replica: Mesh, about: About, actor: Actor) -> Done:
+async def _discard(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     return _done_with_letters(
-        "discarded", await _dead_letters(replica).discard(await _chosen_letters(replica, about), actor)
+        "discarded", await _dead_letters(replica).discard(await _chosen_letters(replica, fields), actor)
     )
 
 
@@ -155,58 +162,60 @@ def _done_with_letters(verb: str, report: Report) -> Done:
     return Done(f"{', '.join(parts)}.{why_stopped}", asdict(report))
 
 
-# Operations, requests, replicas
+# Operations, requests, replicas. A replica learns of a pause, of its end and of a drain when it renews its lease. By
+# default it does so every half second, so the answers below say "within a second".
 
 
 def _control(replica: Mesh) -> Control:
     return Control(replica.shared, replica.settings)
 
 
-async def _ask_pause(replica: Mesh, about: About) -> ActQuestion:
-    op = about.get("op", "")
+async def _ask_pause(replica: Mesh, fields: ActFields) -> ActQuestion:
+    op = fields.get("op", "")
     warning = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
     return ActQuestion(
         f"Pause {shortened(op, REASON_SHOWN)}?",
         "Every replica will refuse its calls with 503 until you resume it. Requests to a class wait until then if no "
         f"caller waits for them; requests to a database go on.{warning}",
-        about,
+        fields,
     )
 
 
-async def _pause(replica: Mesh, about: About, actor: Actor) -> Done:
-    changed = await _control(replica).pause(about.get("op", ""), actor)
+async def _pause(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
+    changed = await _control(replica).pause(fields.get("op", ""), actor)
     text = "It is paused within a second." if changed else "It was paused before."
     return Done(text, {"changed": changed})
 
 
-async def _ask_resume(replica: Mesh, about: About) -> ActQuestion:
-    op = about.get("op", "")
-    return ActQuestion(f"Resume {shortened(op, REASON_SHOWN)}?", "Replicas will work on it again.", about)
+async def _ask_resume(replica: Mesh, fields: ActFields) -> ActQuestion:
+    op = fields.get("op", "")
+    return ActQuestion(f"Resume {shortened(op, REASON_SHOWN)}?", "Replicas will work on it again.", fields)
 
 
-async def _resume(replica: Mesh, about: About, actor: Actor) -> Done:
-    changed = await _control(replica).resume(about.get("op", ""), actor)
+async def _resume(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
+    changed = await _control(replica).resume(fields.get("op", ""), actor)
     return Done("It goes on within a second." if changed else "It was not paused.", {"changed": changed})
 
 
-async def _ask_cancel(replica: Mesh, about: About) -> ActQuestion:
+async def _ask_cancel(replica: Mesh, fields: ActFields) -> ActQuestion:
     return ActQuestion(
-        f"Cancel the request {shortened(about.get('id', ''), REASON_SHOWN)}?",
+        f"Cancel the request {shortened(fields.get('id', ''), REASON_SHOWN)}?",
         "It will have no effect, and its caller gets an error. A replica that works on it stops.",
-        about,
+        fields,
     )
 
 
-async def _cancel(replica: Mesh, about: About, actor: Actor) -> Done:
+async def _cancel(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     """Cancel a request. `Control.cancel` returns its stream and its operation, which may be empty."""
-    cancelled = await _control(replica).cancel(about.get("id", ""), actor)
+    cancelled = await _control(replica).cancel(fields.get("id", ""), actor)
     if cancelled is None:
         return Done("No stream has this request: it has ended already, or it never was there.", {"changed": False})
     return Done(f"Cancelled {cancelled[1] or 'a request'} on {cancelled[0]}.", {"changed": True})
 
 
-async def _ask_drain(replica: Mesh, about: About) -> ActQuestion:
-    drained_replica = about.get("replica", "")
+async def _ask_drain(replica: Mesh, fields: ActFields) -> ActQuestion:
+    # `replica` is the one that answers this request. The field `replica` has the name of the one to drain.
+    drained_replica = fields.get("replica", "")
     ready_members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
     cls = next((member.cls for member in ready_members if member.replica == drained_replica), "")
     others_of_class = sum(member.cls == cls for member in ready_members) - 1
@@ -220,18 +229,18 @@ async def _ask_drain(replica: Mesh, about: About) -> ActQuestion:
     return ActQuestion(
         f"Drain {shortened(drained_replica, REASON_SHOWN)}?",
         f"It finishes what it works on, gives its database back and ends its process. {outlook}",
-        about,
+        fields,
     )
 
 
-async def _drain(replica: Mesh, about: About, actor: Actor) -> Done:
-    changed = await _control(replica).drain(about.get("replica", ""), actor)
+async def _drain(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
+    changed = await _control(replica).drain(fields.get("replica", ""), actor)
     text = "It begins to drain within a second." if changed else "No such replica is live, or it leaves already."
     return Done(text, {"changed": changed})
 
 
-#: The acts on the mesh itself, by name. Services have further ones. The texts of each act are its name, the text of the
-#: button, the word that the operator must type ("": none), and the view that offers the act.
+#: The acts on the mesh itself, by name. `LivePage` adds those of the services (`Service.acts`). The texts of each act
+#: are its name, the text of the button, the word that the operator must type ("": none), and the view that offers it.
 ACTS = {
     act.name: act
     for act in (
@@ -245,18 +254,18 @@ ACTS = {
 }
 
 
-async def ask(act: Act, replica: Mesh, about: About) -> ActQuestion:
+async def ask(act: Act, replica: Mesh, fields: ActFields) -> ActQuestion:
     """Return the question for the operator. Raises Problem if the act is refused."""
     with _refusals_as_problems():
-        return await act.ask(replica, about)
+        return await act.ask(replica, fields)
 
 
-async def do(act: Act, replica: Mesh, about: About, actor: Actor) -> Done:
+async def do(act: Act, replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     """Carry an act out. Raises Problem if the act is refused, or if the word that confirms it was not typed."""
-    if act.word and about.get("word", "").strip().lower() != act.word:
+    if act.word and fields.get("word", "").strip().lower() != act.word:
         raise Problem(422, f"type the word {act.word!r} to confirm it; nothing was done")
     with _refusals_as_problems():
-        return await act.do(replica, about, actor)
+        return await act.do(replica, fields, actor)
 
 
 @contextlib.contextmanager

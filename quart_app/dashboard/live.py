@@ -61,7 +61,7 @@ class LivePage:
         self._is_unready = is_unready
         self._assets = Assets()
         self._pages = Pages(self._assets)
-        self._operators = acts.Operators(context.settings)
+        self._operator_check = acts.OperatorCheck(context.settings)
         self._looks: Looks | None = None
         self._viewers = 0
 
@@ -99,14 +99,14 @@ class LivePage:
         @blueprint.get("/mesh/sign-in")
         @hide
         async def sign_in() -> Response:
-            await self._operators.check(request, self._context.mesh)
+            await self._operator_check.check(request, self._context.mesh)
             return Response("", 303, {**HEADERS, "Location": _view_of_referer(request.headers.get("Referer", ""))})
 
         @blueprint.get("/mesh/confirm/<name>")
         @hide
         async def confirm(name: str) -> Response:
             act, replica = acts.find(name, self._acts), self._context.mesh
-            await self._operators.check(request, replica)
+            await self._operator_check.check(request, replica)
             question = await acts.ask(act, replica, request.args.to_dict())
             view = await self._page_view(act.view, {}, await self._current_looks().figures.newest(), True)
             return _html_response(self._pages.still(view, "confirm", act=act, question=question))
@@ -115,8 +115,8 @@ class LivePage:
         @hide
         async def do(name: str) -> Response:
             act, replica = acts.find(name, self._acts), self._context.mesh
-            actor = await self._operators.check(request, replica)
-            done = await acts.do(act, replica, await acts.about_of(request), actor)
+            actor = await self._operator_check.check(request, replica)
+            done = await acts.do(act, replica, await acts.read_fields(request), actor)
             looks = self._current_looks()
             looks.expire()
             if request.mimetype == "application/json":
@@ -126,7 +126,7 @@ class LivePage:
 
     async def _may_act(self) -> bool:
         """Return whether this viewer is signed in as the operator, so that the page shows the acts."""
-        return await self._operators.is_signed_in(request, self._context.mesh)
+        return await self._operator_check.is_signed_in(request, self._context.mesh)
 
     async def _event_stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
         self._viewers += 1
@@ -205,7 +205,7 @@ class LivePage:
             chosen=chosen_stream,
             entries=entries,
             groups=grouped(letters),
-            can_sign_in=self._operators.exist,
+            can_sign_in=self._operator_check.can_act,
             may_act=may_act,
             acts=self._acts,
             **fields_of_view,

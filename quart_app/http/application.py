@@ -259,10 +259,12 @@ class Application(Quart):
         route = "none" if request.url_rule is None else request.url_rule.rule
         seconds = time.perf_counter() - started_s
         self._request_metrics.count(request.method, route, response.status_code, seconds)
-        detail, is_known = (
-            (response.detail, response.is_known) if isinstance(response, ProblemResponse) else ("", False)
+        detail, is_logged_elsewhere = (
+            (response.detail, response.is_logged_elsewhere) if isinstance(response, ProblemResponse) else ("", False)
         )
-        self._request_log.write(request.method, route, response.status_code, detail, seconds, is_known=is_known)
+        self._request_log.write(
+            request.method, route, response.status_code, detail, seconds, is_logged_elsewhere=is_logged_elsewhere
+        )
         return response
 
     async def _answer_in_span(self, request: QuartRequest) -> ResponseTypes:

@@ -60,7 +60,7 @@ def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], 
         current_reason = reason()
         if current_reason:
             # Balancers ask all the time; `report` logs the reason.
-            raise Problem(503, current_reason, retry_after=1, is_known=True, not_ready=dict(not_ready()))
+            raise Problem(503, current_reason, retry_after=1, is_logged_elsewhere=True, not_ready=dict(not_ready()))
         replica = context.mesh
         return jsonify(
             {

@@ -51,7 +51,7 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
     mesh.GivenUp: 503,
     mesh.Unserved: 503,
     mesh.SetupError: 503,
-    mesh.Cancelled: 503,
+    mesh.Cancelled: 503,  # nothing of the request was applied, so a client may send it again
     mesh.DeadlineExceeded: 504,
     mesh.InvalidBody: 422,
     mesh.KeyReused: 422,
@@ -63,17 +63,18 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
 
 
 class ProblemResponse(Response):
-    """The answer that a problem becomes. `RequestLog.write` gets `detail` and `is_known` from it."""
+    """The answer that a problem becomes. `RequestLog.write` gets `detail` and `is_logged_elsewhere` from it."""
 
     detail = ""
-    is_known = False
+    is_logged_elsewhere = False
 
 
 class Problem(Exception):
     """An answer that is an error; raise it anywhere below a route.
 
     Each of `errors` is `{"pointer": "/0/value", "message": "..."}`. `facts` become further members of the answer. If a
-    problem `is_known`, another line of the log has it already, so the line of its request is for debugging only.
+    problem `is_logged_elsewhere`, another line of the log has it already. Then the line of its request is only for
+    debugging.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Problem(Exception):
         errors: Sequence[Mapping[str, Any]] = (),
         retry_after: float | None = None,
         headers: Mapping[str, str] | None = None,
-        is_known: bool = False,
+        is_logged_elsewhere: bool = False,
         **facts: Any,
     ) -> None:
         super().__init__(detail)
@@ -93,7 +94,7 @@ class Problem(Exception):
         self.errors = list(errors)
         self.retry_after = retry_after
         self.headers = dict(headers or {})
-        self.is_known = is_known
+        self.is_logged_elsewhere = is_logged_elsewhere
         self.facts = facts
 
     def document(self) -> bytes:
@@ -112,7 +113,7 @@ class Problem(Exception):
     def response(self) -> Response:
         """Return the answer to a client."""
         answer = ProblemResponse(self.document(), self.status, content_type="application/problem+json")
-        answer.detail, answer.is_known = self.detail, self.is_known
+        answer.detail, answer.is_logged_elsewhere = self.detail, self.is_logged_elsewhere
         answer.headers.update(self.headers)
         if self.retry_after is not None:
             answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
@@ -131,8 +132,9 @@ def from_mesh(error: mesh.MeshError) -> Problem:
 
 
 def _status_of(kind: type[mesh.MeshError]) -> int:
-    # The status of a class that the table does not have. A service's own subclass of Refused is about the request: the
-    # same request would be refused again. A 503 would ask the client to send it again.
+    # `default` is the status of a class that is not in the table. A service's own refusal has a code of its own and
+    # gets 409: the service would refuse the same request again, and a 503 would ask the client to repeat it. A refusal
+    # whose class has only the code of Refused may stand for an error that this release does not know (`from_wire`).
     default = 409 if issubclass(kind, mesh.Refused) and kind.code != mesh.Refused.code else 503
     return next((STATUS_OF[cls] for cls in kind.__mro__ if cls in STATUS_OF), default)
 
@@ -176,7 +178,7 @@ def install(app: Quart) -> None:
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
-        # An answer 405 must name the methods of the route (RFC 9110).
+        # `code` is the HTTP status here. An answer 405 must name the methods of the route (RFC 9110).
         headers = dict(error.get_headers()) if error.code == 405 else {}
         allow = {"Allow": headers["Allow"]} if "Allow" in headers else None
         detail = error.description or TITLES.get(error.code or 500, "Error")
@@ -185,4 +187,5 @@ def install(app: Quart) -> None:
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
         log.exception("a request failed unexpectedly", exc_info=error)
+        # `Application.handle_request` adds the id to the answer, as the header X-Request-ID.
         return Problem(500, "internal error; the server log has the details under this request id").response()

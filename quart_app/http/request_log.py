@@ -22,15 +22,22 @@ class RequestLog:
         self._failures, self._refusals = _RateLimit(MOST_LINES_PER_S), _RateLimit(MOST_LINES_PER_S)
 
     def write(
-        self, method: str, route: str, status: int, detail: str, seconds: float | None = None, *, is_known: bool = False
+        self,
+        method: str,
+        route: str,
+        status: int,
+        detail: str,
+        seconds: float | None = None,
+        *,
+        is_logged_elsewhere: bool = False,
     ) -> None:
         """Log a request by its route, because its path may name a person.
 
-        An error that `is_known` has another line in the log, so this line is for debugging.
+        An error that `is_logged_elsewhere` has another line in the log, so this line is only for debugging.
         """
         limit: _RateLimit | None = None
         level = logging.DEBUG
-        if status >= 400 and not is_known:
+        if status >= 400 and not is_logged_elsewhere:
             limit, level = (self._failures, logging.WARNING) if status >= 500 else (self._refusals, logging.INFO)
         if not log.is_enabled_for(level) or (limit is not None and not limit.allows(time.monotonic())):
             return

@@ -11,7 +11,18 @@ from redis.asyncio import Redis
 from mesh import Mesh, Refused, keys
 from mesh.dead import Actor
 from mesh.raw import Script
-from quart_app.panels import About, Act, ActQuestion, Done, Panel, PanelFigure, PanelItem, counted, data_size, duration
+from quart_app.panels import (
+    Act,
+    ActFields,
+    ActQuestion,
+    Done,
+    Panel,
+    PanelFigure,
+    PanelItem,
+    counted,
+    data_size,
+    duration,
+)
 from quart_app.values.jobs import FIELDS, JOB, KEPT, OPEN, SIZE, Job
 from quart_app.values.settings import ValuesSettings
 
@@ -111,22 +122,22 @@ class JobsPanel:
         return Act("cancel-job", "Cancel the job", "", "services", _ask, _cancel)
 
 
-async def _ask(mesh: Mesh, about: About) -> ActQuestion:
+async def _ask(mesh: Mesh, fields: ActFields) -> ActQuestion:
     """Return what the operator is asked before the job is cancelled."""
-    id = about.get("id", "")
-    fields: Any = await mesh.shared.hmget(keys.SHARED + JOB + id, FIELDS) if _ID.fullmatch(id) else None
-    job = Job.parse(id, fields) if fields else None
+    id = fields.get("id", "")
+    job_fields: Any = await mesh.shared.hmget(keys.SHARED + JOB + id, FIELDS) if _ID.fullmatch(id) else None
+    job = Job.parse(id, job_fields) if job_fields else None
     explanation = _NO_JOB
     if job is not None:
         explanation = (
             f"Finished so far: {job.values - job.left:,} of {counted(job.values, 'value')}. The job and its result are "
             "deleted, and its work stops within a second; GET /jobs/{id} answers 404 from then on."
         )
-    return ActQuestion(f"Cancel the job {id:.30}?", explanation, about)
+    return ActQuestion(f"Cancel the job {id:.30}?", explanation, fields)
 
 
-async def _cancel(mesh: Mesh, about: About, actor: Actor) -> Done:
-    cancelled = await cancel_job(mesh.shared, about.get("id", ""), actor)
+async def _cancel(mesh: Mesh, fields: ActFields, actor: Actor) -> Done:
+    cancelled = await cancel_job(mesh.shared, fields.get("id", ""), actor)
     if cancelled is None:
         return Done(_NO_JOB, {"changed": False})
     return Done(cancelled.text, {"changed": bool(cancelled.left), "values": cancelled.values, "left": cancelled.left})
