@@ -178,7 +178,7 @@ class Effects(Writer):
     ) -> None:
         self._request = request
         self._replica = replica
-        #: how many requests may wait in `mesh:later`; the commit refuses to add more
+        #: how many requests may wait in `mesh:later`; the commit refuses to add more. 0: none may wait
         self._later_bound = later_bound
         #: the due times of the requests that it sends for later; the runner tells the replica when to wake them
         self.dues: list[Due] = []
