@@ -1,6 +1,11 @@
--- The verbs of transactions that are not commands of Redis. A part of commit.lua. There `tx` is the list of the words of all
--- transactions; the words of one command are tx[first], its verb, to tx[last]. A verb returns an error reply if it fails. Any
--- other result is ignored.
+-- The verbs of transactions that are not commands of Redis. A part of commit_seldom.lua, and so of commit.lua. A verb returns
+-- an error reply if it fails. Any other result is ignored. These names come from other files:
+--   commit.lua          tx (the words of all transactions), head (tx[head] is the first word of the present transaction),
+--                       books_key, ending
+--   commit_seldom.lua   frees; options (the object that make_options() returns)
+--   place.lua           delay, place
+--   options.lua         make_options
+-- The words of one command are tx[first], its verb, to tx[last].
 --   set-all, ms, value, key, ...
 --       Set each key to the value, with its expiry at `ms` (Unix time).
 --   mark, key, bits, below, number, ...
@@ -9,16 +14,19 @@
 --   keep, key, ms
 --       Let the key live at least until `ms`. The commit sets this expiry after all writes of the batch.
 --   later, mesh:later, mesh:later:<key>, most waiting requests, due, key, to, op, from, ttl, body, and perhaps a limit
---       Send a request that waits until `due`: "<ms>", or "+<ms>" from now.
+--       Send a request that waits until `due`: "<ms>", or "+<ms>" from now. Of this verb and of `place`, commit.lua and
+--       commit_checks.lua read the keys and the most waiting requests, before the first write.
 --   place, mesh:later, mesh:later:<key>, most waiting requests, options, key, to, op, from, body
---       Send a request with a limit or an idempotency key. The options are JSON, with the names that submit.lua explains.
+--       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains. This
+--       verb puts it on its stream or lets it wait; it need not get a place in a lane.
 --   ends, name, value, ...
---       End the options of the request that the transaction belongs to. options.lua finds them by the request's fields, which
---       are given here. The field `kept` is 1 if later calls with the idempotency key get the same answer. This verb is the
+--       End the options of the request that the transaction belongs to: answer the other calls with its idempotency key, and
+--       free this key and the place in a lane. options.lua finds both by the request's fields, which are given here. The field `kept` is 1 if later calls with the idempotency key get the same answer. This verb is the
 --       last command of its transaction.
 -- A service adds verbs of its own: its Lua replaces the comment at the end of this file, and puts a function into `verbs` for
--- each verb. A verb that removes data is also put into `frees`: when memory is full, the commit counts its words as bytes
--- that the transaction removes. A verb that answers the request writes the body of the reply to tx[head + 8]. A verb that can
+-- each verb. A verb that removes data is also put into `frees`: when memory is full, the commit takes the length
+-- of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of the reply to
+-- tx[head + 8]. A verb that can
 -- fail although the types of its keys are right calls pcall, because an error that escapes ends the commit half-way.
 local function make_verbs(keep)
   -- Most words that are passed to one command. Lua's `unpack` fails at about 8000.
@@ -57,6 +65,7 @@ local function make_verbs(keep)
     end
   end
 
+  -- `wants` is the limit, which is applied when the request is due.
   local function later(first, last)
     local due, key, to, op, from, ttl, body, wants = unpack(tx, first + 4, last)
     local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
@@ -66,7 +75,8 @@ local function make_verbs(keep)
   end
 
   -- An earlier request with the same idempotency key takes the place of this one, so nothing is sent. If the earlier one has
-  -- not ended, `wait` notes that this sender wants it done, too.
+  -- not ended, `wait` notes that this sender wants it done, too. `with` has the options of the request. '0' and '' at the end
+  -- of a call say that it has no deadline, and that no caller waits on a reply stream.
   local function place_request(first, last)
     options = options or make_options()
     local json, key, to, op, from, body = unpack(tx, first + 4, last)
@@ -82,7 +92,8 @@ local function make_verbs(keep)
   local function ends(first, last) ending = {unpack(tx, first + 1, last)} end
 
   -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An error is
-  -- ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask the database.
+  -- ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask the database. A BITFIELD command has little more
+  -- than MOST_WORDS words.
   local MOST_WORDS, HASHED_DIGITS = 400, 15
   local ONE, ONE_TIMES, OTHER, OTHER_TIMES = 2147483647, 1640531, 2147483629, 1327217
   local function mark_numbers(key, bits, below, numbers, first, last)

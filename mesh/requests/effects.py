@@ -26,8 +26,8 @@ from mesh.wire.connection import Encoded, encode_words
 class Writer:
     """Collects writes and expectations on keys that all begin with one prefix.
 
-    Its methods raise ValueError or TypeError at once for a command that Redis would refuse. `side` is 1 for the keys of
-    the replica's own database, and 0 for the shared keys.
+    In its methods `key` is the name of a Redis key, without this prefix. They raise ValueError or TypeError at once for
+    a command that Redis would refuse. `side` is 1 for the keys of the replica's own database, and 0 for the shared keys.
     """
 
     __slots__ = ("_expects", "_prefix", "_side", "_writes")
@@ -55,7 +55,10 @@ class Writer:
                 self._expects.add(self._side, "", prefix + key, value)
 
     def expect_answer(self, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
-        """Commit only if a reading command of `mesh.requests.verbs.GUARDABLE_READS` still gets this answer."""
+        """Commit only if a reading command of `mesh.requests.verbs.GUARDABLE_READS` still gets this answer.
+
+        `answer` is the reply of Redis to the command. It has nothing to do with the answer to the request.
+        """
         check_words(args)
         self._expects.add_answer(self._side, verb, self._prefix + key, args, answer)
 
@@ -118,7 +121,8 @@ class Writer:
         for number in numbers:
             if not (number.isascii() and number.isdecimal()):
                 raise ValueError(f"a filter has numbers of decimal digits, not {number!r:.100}")
-        # Each command begins with the size of the filter, and with the number below which the filter has all numbers.
+        # The words of each command begin with two facts about the filter: how many bits it has, and the bound below
+        # which all numbers are in it already.
         self.write_with("mark", [filter.key], numbers, [filter.bits, filter.below])
 
     def zrem(self, key: str, *members: Text) -> None:
@@ -128,7 +132,10 @@ class Writer:
         self.write("INCRBY", key, by)
 
     def keep_until(self, key: str, at_ms: int) -> None:
-        """Let a key live at least until `at_ms`. After all writes, the commit moves its expiry if that is earlier."""
+        """Let a key live at least until `at_ms`.
+
+        After all writes, the commit gives the key this expiry, unless the key expires later already.
+        """
         self._writes.keep_until(self._side, self._prefix + key, at_ms)
 
 
@@ -182,8 +189,8 @@ class Effects(Writer):
         self._later_bound = later_bound
         #: the due times of the requests that it sends for later; the runner tells the replica when to wake them
         self.dues: list[Due] = []
-        #: The operations of the requests that it sends, but not of those that it forwards. Before the commit the runner
-        #: checks that a live replica serves each.
+        #: The operations that it asks replicas to run: those of the requests that it sends, but not of those that it
+        #: forwards. Before the commit the runner checks that a live replica serves each.
         self.asked: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
@@ -191,13 +198,15 @@ class Effects(Writer):
         self.sends: list[Any] = []
         #: to how many addresses it forwards the request; each of them sends a reply of its own
         self.forwards = 0
-        #: status and body of the reply
+        #: the answer to the request: status and body of the reply
         self._answer = (OK, "{}")
         #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
         self._is_kept = True
-        #: the highest level of the options of its sends
+        #: The highest level of the options of its sends. `refuse` leaves it: the runner checks the level before it
+        #: refuses the transaction, and not again.
         self._level = 0
-        #: by operation and idempotency key: the SHA-1 of the body that this transaction sends with the key
+        #: By operation and idempotency key: the SHA-1 of the body that this transaction sends with the key. `refuse`
+        #: leaves it, because a refused transaction sends nothing more.
         self._shas: dict[tuple[str, str], str | int] = {}
         # The attributes of `Writer`, for the own side. Setting them here costs less than a call of its `__init__`.
         self._prefix, self._side, self._expects, self._writes = keys.own(database), 1, self.expects, self.writes
@@ -219,7 +228,11 @@ class Effects(Writer):
         self.asked.append(op)
 
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
-        """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing."""
+        """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing.
+
+        `key` is the name of the request. This method is for sends without an idempotency key. When the request is due,
+        its limit (if any) decides whether it begins or waits further; `place` is for a limit that holds at once.
+        """
         _check_address_and_op(to, op)
         self.dues.append(due)
         self.asked.append(op)
@@ -239,11 +252,13 @@ class Effects(Writer):
         once: Once | None = None,
         due: Due | None = None,
     ) -> None:
-        """Send a request that waits until it is due and its limit lets it begin.
+        """Send a request with a limit or an idempotency key, which the commit checks; it may have to wait.
 
         `key` is the name of the request; `once` has the idempotency key. If an earlier request has the same idempotency
-        key and body, nothing is sent. If the limit or the key forbids this request, the commit applies nothing. Raises
-        KeyReused if this transaction has already sent another body with the idempotency key.
+        key and body, nothing is sent. The commit applies nothing if the limit refuses the request, or if an earlier
+        request has the same idempotency key and another body. Raises KeyReused if this transaction itself has sent the
+        other body.
+        A send with only a due time belongs to `send_later`.
         """
         _check_address_and_op(to, op)
         text = encode_body(body)
@@ -258,6 +273,7 @@ class Effects(Writer):
             options["due"] = due.word
             self.dues.append(due)
         self.asked.append(op)
+        # The level of an idempotency key includes that of a due time (LATER), so a due time does not change it.
         self._level = max(self._level, LIMITS if limit else ONCE)
         words = (self._later_bound, encode(options), key, to.target, op, self._replica, text)
         self.writes.add(0, "place", (keys.LATER, keys.later(key)), words)

@@ -4,8 +4,8 @@
 -- A line such as `[[ batch.lua ]]` in a comment stands for that file: scripts.py puts it there. scripts.py also makes three
 -- variants of the script:
 --   complete            the server refuses it when memory is full, and room.lua when the batch would exceed `maxmemory`
---   for a full memory   the link then sends the batch again, to this one (`allow-oom`; `memory_is_full` is true). It submits
---                       the groups that only read, and refuses the others.
+--   for a full memory   gets a batch that was refused because memory is full (`allow-oom`; `memory_is_full` is true). It
+--                       submits the groups that only read, and refuses the others.
 --   plain               lacks submit_seldom.lua, for batches of calls without options. Lua's garbage collector walks again
 --                       and again through all code that the server has loaded. A server that gets only such batches never
 --                       loads the other variants, so the collector takes less time.
@@ -96,7 +96,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- Returns how long (ms) the next unread request of a class has waited. Returns 0 while the replicas of the class work on
 -- less than half of the requests that they can work on at once. Then a wait does not show that they have too much work:
--- they have room for more, or they do not run. `group` is the consumer group, and `concurrency` holds for one replica.
+-- they have room for more, or they do not run. Here `group` is the consumer group of the stream, not a group of requests, and
+-- `concurrency` holds for one replica.
 local function delay_of(class)
   local stream = 'mesh:requests:' .. class
   local found, group = redis.pcall('XINFO', 'GROUPS', stream), {}
@@ -118,7 +119,9 @@ end
 -- request has waited for more than a tenth of the ttl. This leaves time: while a queue grows, each request waits longer than
 -- the one before it, and a request that begins just before its deadline is not finished in time. The stream of a database
 -- has one worker, so only its length is bounded.
--- By address: `waiting` is the number of entries on the stream, with those of this batch; `delays` is what `delay_of` says.
+-- By address: `waiting` is the number of entries on the stream, with those of this batch, and not of the requests in
+-- mesh:later; `delays` is what `delay_of` says. `waiting` also counts requests whose group is refused afterwards. So a queue
+-- may count as full too early in a batch, but never too late.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
   local number = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
@@ -134,8 +137,9 @@ end
 -- The functions that few batches need are created together, when one of them is needed for the first time: see commit.lua.
 local seldom
 
--- The keys of both tables are the fourth words of requests: a ttl, perhaps with options after it. `deadlines` has the
--- deadline, and `options` the options. `read_options` adds the options, and returns the ttl in ms.
+-- Two tables by the fourth word of a request, which is a ttl, perhaps with options after it. `deadlines` has the deadline, and
+-- `options` the options; `with` are those of one request. `read_options` adds the options, and returns the ttl (ms) as text.
+-- `seldom().option()` is none of these: it returns the functions of options.lua.
 local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
@@ -175,7 +179,8 @@ local function refused(first, last, only_reads)
 end
 
 -- Appends the request whose words begin at groups[at] to its stream, with further fields. `seldom().put` is for gathers and
--- for requests with options.
+-- for requests with options. `append` fails if the key is not a stream, if the stream's last id is the highest possible one, or
+-- if the server denies access. The error then ends the script, and the groups before it stay on their streams.
 local accepted = 0
 local function put(at, to, key, reply_to, ...)
   accepted = accepted + 1

@@ -28,21 +28,24 @@ _CLOSED_TEXT = "the connection to Redis was closed"
 #: Most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once, and the next trips
 #: must not wait for long.
 MOST_BYTES = 64 * 2**20
-#: Bytes left for the other arguments of the script, beside the JSON text of an item.
+#: An item of a batch has at most MOST_BYTES without these bytes. They are left for the other arguments of the script
+#: that runs the batch, such as its keys.
 _BYTES_FOR_COMMAND = 2**16
 
 _ENCODE = ENCODER.encode
 _NO_LONG_WORDS: Sequence[str] = ()
 
-#: `link.MOST_WORDS` bounds the words of a round trip. Each 2**WORD_BITS bytes of text count for one more word, so that
-#: it bounds the bytes, too.
+#: Each 2**WORD_BITS bytes of JSON, or characters of a command, count for one more word. So `link.MOST_WORDS`, the bound
+#: for the words of a round trip, bounds its bytes, too.
 WORD_BITS = 5
 
-#: A word of more characters is sent as an argument of its own, which the server reads faster than JSON.
-LONG_WORD = 65536
+#: A word of more characters is sent as an argument of its own, which the server reads faster than JSON. An item whose
+#: JSON has at most so many bytes has no such word, because a character takes at least one byte.
+LONG_WORD_CHARS = 65536
 
 #: An item of a batch, encoded. It has four values:
-#: - JSON, a list without its brackets: the number of its elements, then the words of the item
+#: - the JSON of a list, without its brackets. The first element is the number of all elements, itself included; then
+#:   come the words of the item
 #: - the weight: for how many words the item counts in a round trip
 #: - the long words of the item, for which the JSON has null
 #: - whether the plain variant of the script can run the item (see `Variants` in script.py)
@@ -78,9 +81,9 @@ def encode_words(words: Sequence[Any], is_plain: bool = False) -> Encoded:
     size = len(text)
     if size > MOST_BYTES - _BYTES_FOR_COMMAND:
         raise _too_large(size)
-    if size <= LONG_WORD:
+    if size <= LONG_WORD_CHARS:
         return text, element_count + (size >> WORD_BITS), _NO_LONG_WORDS, is_plain
-    long_indexes = [index for index, word in enumerate(words) if word.__class__ is str and len(word) > LONG_WORD]
+    long_indexes = [index for index, word in enumerate(words) if word.__class__ is str and len(word) > LONG_WORD_CHARS]
     if long_indexes:
         elements: list[Any] = [element_count, *words]
         for index in long_indexes:
@@ -119,7 +122,11 @@ class _ReplyProtocol(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def expect(self, count: int) -> asyncio.Future[list[Any]]:
-        """Return a future of the next `count` replies. Its exceptions are those of redis-py."""
+        """Return a future of the next `count` replies. Its exceptions are those of redis-py.
+
+        Call this only when the future of the round trip before is done: each call replaces the list of replies and the
+        future. A reply that nobody expects is appended to the list of the last trip, which its caller has already.
+        """
         self._expected_count = count
         self._replies = []
         self._overdue_at = self._loop.time() + self._timeout_s
@@ -137,6 +144,7 @@ class _ReplyProtocol(asyncio.Protocol):
         except (redis_errors.RedisError, ValueError) as error:
             self._fail_if_waiting(redis_errors.InvalidResponse(f"Redis sent a reply that cannot be parsed: {error}"))
             return
+        # There are more replies than expected only if the server is faulty. The link ignores those at the end.
         if len(replies) >= self._expected_count and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(replies)
 
@@ -180,8 +188,9 @@ class RedisConnection:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Make one round trip and return the replies; an error reply is returned, not raised.
 
-        If the trip fails or is cancelled, the connection is closed, because nobody knows which replies are still to
-        come. The next call connects again. Raises redis.exceptions.*, OSError.
+        Calls must not overlap. So each connection belongs to one object, which waits for the replies before it sends
+        again. If the trip fails or is cancelled, the connection is closed, because nobody knows which replies are still
+        to come. The next call connects again. Raises redis.exceptions.*, OSError.
         """
         packed = pack(commands)
         try:

@@ -90,7 +90,7 @@ class CarryOver:
         while shard_changes := await asyncio.to_thread(lambda: list(itertools.islice(differences, SHARDS_PER_STEP))):
             for body in entries.carry_bodies(lost_position.log, itertools.chain.from_iterable(shard_changes)):
                 # `floor` makes the stamp of the entry higher than the stamps of all fields that it carries; a reader
-                # refuses any other entry (`entries.effect`). Nobody waits for the entry by its name.
+                # refuses any other entry (`entries.changes_of`). Nobody waits for the entry by its name.
                 write_name = secrets.token_hex(8)
                 last_position = await grades_log.append(
                     entries.CARRY, body, reader_at=known.position, write=write_name, floor=lost_position.stamp

@@ -2,10 +2,11 @@
 
     founded   {"continues": ["<log>", …]}                     the log begins; it continues these logs
     set       {"user_id": "alice", "spp": 5}                  sets these fields, with the stamp of this entry
-    carry     {"of": "<log>", "records": [                    sets what a survivor of another log still knew,
+    carry     {"of": "<log>", "records": [                    sets what a replica knew from the log `of`,
                 {"user_id": "alice", "set": {"spp": [5, "1763700000000-0"]}}]}      each field with its own stamp
 
-All replicas read entries in the same way, so an entry that one replica cannot read is skipped by all.
+All replicas of one release read entries in the same way, so they all skip an entry that one of them cannot read. An
+entry does not name the release that wrote it. So a release that accepts further entries must not run beside this one.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ _UPDATE = TypeAdapter(GradeUpdate)
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class EntryChanges:
     """The changes that an entry makes."""
 
-    #: user ids, each with its changes
-    changes: Sequence[tuple[str, Changes]] = ()
-    #: the identities of older logs whose changes the log contains after this entry
+    #: user ids, each with the changes of this user
+    by_user: Sequence[tuple[str, Changes]] = ()
+    #: The identities of older logs whose changes the log may contain after this entry. The first of several carry
+    #: entries names the log already. If the others never come, a replica may still carry the rest over.
     continues: tuple[str, ...] = ()
 
 
@@ -78,35 +80,35 @@ def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[di
         yield {"of": of, "records": batch}
 
 
-def effect(entry: Entry) -> Effect:
+def changes_of(entry: Entry) -> EntryChanges:
     """Return what an entry changes. Raises UnreadableEntry."""
     try:
         match entry.op:  # with literals, because a bare name such as SET would match every operation
             case "set":
-                return _effect_of_set(entry)
+                return _changes_of_set(entry)
             case "carry":
-                return _effect_of_carry(entry)
+                return _changes_of_carry(entry)
             case op if op == FOUNDED:
-                return Effect(continues=Founding.model_validate(entry.content()).continues)
+                return EntryChanges(continues=Founding.model_validate(entry.content()).continues)
     except (ValueError, KeyError, RecursionError) as error:
         raise UnreadableEntry(f"entry {entry.position.number}: {error}") from error
     raise UnreadableEntry(f"entry {entry.position.number} has the unknown operation {entry.op!r}")
 
 
-def _effect_of_set(entry: Entry) -> Effect:
+def _changes_of_set(entry: Entry) -> EntryChanges:
     update = _UPDATE.validate_python(entry.content(), strict=True)
     stamp = entry.position.stamp
     changes = {FIELD_AT[name]: (value, stamp) for name, value in update.changes().items()}
-    return Effect([(update.user_id, changes)])
+    return EntryChanges([(update.user_id, changes)])
 
 
-def _effect_of_carry(entry: Entry) -> Effect:
+def _changes_of_carry(entry: Entry) -> EntryChanges:
     carried = Carried.model_validate(entry.content())
-    changes = [
+    by_user = [
         (record.user_id, {FIELD_AT[name]: (value, pack_id(entry_id)) for name, (value, entry_id) in record.set.items()})
         for record in carried.records
     ]
-    newest = max((stamp for _, fields in changes for _, stamp in fields.values()), default=0)
+    newest = max((stamp for _, changes in by_user for _, stamp in changes.values()), default=0)
     if newest > entry.position.stamp:
         raise ValueError("a carried field is newer than the entry, and would win against later changes")
-    return Effect(changes, (carried.of,))
+    return EntryChanges(by_user, (carried.of,))

@@ -207,7 +207,7 @@ class Replication:
         pause_at = time.perf_counter() + APPLY_SLICE_S
         for entry in batch:
             try:
-                _apply_effect(known, entries.effect(entry))
+                _apply_changes(known, entries.changes_of(entry))
             except entries.UnreadableEntry as error:
                 self._metrics.unreadable.inc()
                 log.error("unreadable entry skipped", reason=str(error))
@@ -266,12 +266,12 @@ class Replication:
         metrics.watch("sets_waiting", "changes that wait for their entry", lambda: len(self.sets))
 
 
-def _apply_effect(known: KnownState, effect: entries.Effect) -> None:
-    for user_id, changes in effect.changes:
+def _apply_changes(known: KnownState, entry_changes: entries.EntryChanges) -> None:
+    for user_id, changes in entry_changes.by_user:
         known.storage.merge(user_id, changes)
-    # The identities of older logs whose changes this log contains.
-    if effect.continues:
-        known.continues = union(known.continues, effect.continues)
+    # The identities of older logs whose changes this log may contain.
+    if entry_changes.continues:
+        known.continues = union(known.continues, entry_changes.continues)
 
 
 async def _no_peers() -> Sequence[Source]:
