@@ -20,14 +20,15 @@
 --       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains. This
 --       verb puts it on its stream or lets it wait; it need not get a place in a lane.
 --   ends, name, value, ...
---       End the options of the request that the transaction belongs to: answer the other calls with its idempotency key, and
---       free this key and the place in a lane. options.lua finds both by the request's fields, which are given here. The field `kept` is 1 if later calls with the idempotency key get the same answer. This verb is the
---       last command of its transaction.
--- A service adds verbs of its own: its Lua replaces the comment at the end of this file, and puts a function into `verbs` for
--- each verb. A verb that removes data is also put into `frees`: when memory is full, the commit takes the length
--- of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of the reply to
--- tx[head + 8]. A verb that can
--- fail although the types of its keys are right calls pcall, because an error that escapes ends the commit half-way.
+--       End the options of the request that the transaction belongs to: answer the other calls with its idempotency
+--       key, and free this key and the place in a lane. options.lua finds both by the request's fields, which are given
+--       here. The field `kept` is 1 if later calls with the idempotency key get the same answer. This verb is the last
+--       command of its transaction.
+-- A service adds verbs of its own: its Lua replaces the comment at the end of this file, and puts a function into
+-- `verbs` for each verb. A verb that removes data is also put into `frees`: when memory is full, the commit takes the
+-- length of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of
+-- the reply to tx[head + 8]. A verb that can fail although the types of its keys are right calls pcall, because an
+-- error that escapes ends the commit half-way.
 local function make_verbs(keep)
   -- Most words that are passed to one command. Lua's `unpack` fails at about 8000.
   local MOST_UNPACKED = 2000
@@ -74,9 +75,9 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  -- An earlier request with the same idempotency key takes the place of this one, so nothing is sent. If the earlier one has
-  -- not ended, `wait` notes that this sender wants it done, too. `with` has the options of the request. '0' and '' at the end
-  -- of a call say that it has no deadline, and that no caller waits on a reply stream.
+  -- An earlier request with the same idempotency key takes the place of this one, so nothing is sent. If the earlier
+  -- one has not ended, `wait` notes that this sender wants it done, too. `with` has the options of the request. '0' and
+  -- '' at the end of a call say that it has no deadline, and that no caller waits on a reply stream.
   local function place_request(first, last)
     options = options or make_options()
     local json, key, to, op, from, body = unpack(tx, first + 4, last)
@@ -91,9 +92,9 @@ local function make_verbs(keep)
 
   local function ends(first, last) ending = {unpack(tx, first + 1, last)} end
 
-  -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An error is
-  -- ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask the database. A BITFIELD command has little more
-  -- than MOST_WORDS words.
+  -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An
+  -- error is ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask
+  -- the database. A BITFIELD command has little more than MOST_WORDS words.
   local MOST_WORDS, HASHED_DIGITS = 400, 15
   local ONE, ONE_TIMES, OTHER, OTHER_TIMES = 2147483647, 1640531, 2147483629, 1327217
   local function mark_numbers(key, bits, below, numbers, first, last)

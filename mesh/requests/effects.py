@@ -27,7 +27,7 @@ class Writer:
     """Collects writes and expectations on keys that all begin with one prefix.
 
     In its methods `key` is the name of a Redis key, without this prefix. They raise ValueError or TypeError at once for
-    a command that Redis would refuse. `side` is 1 for the keys of the replica's own database, and 0 for the shared keys.
+    a command that Redis would refuse. `side` is 1 for keys of the replica's own database, and 0 for shared keys.
     """
 
     __slots__ = ("_expects", "_prefix", "_side", "_writes")

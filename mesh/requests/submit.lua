@@ -179,8 +179,9 @@ local function refused(first, last, only_reads)
 end
 
 -- Appends the request whose words begin at groups[at] to its stream, with further fields. `seldom().put` is for gathers and
--- for requests with options. `append` fails if the key is not a stream, if the stream's last id is the highest possible one, or
--- if the server denies access. The error then ends the script, and the groups before it stay on their streams.
+-- for requests with options. `append` fails if the last id of the stream is the highest possible one, or if the server
+-- denies access. (`is_full` fails before, if the key is not a stream.) The error ends the script, and the groups before it
+-- stay on their streams.
 local accepted = 0
 local function put(at, to, key, reply_to, ...)
   accepted = accepted + 1
