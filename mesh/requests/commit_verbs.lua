@@ -21,9 +21,9 @@
 --       verb puts it on its stream or lets it wait; it need not get a place in a lane.
 --   ends, name, value, ...
 --       End the options of the request that the transaction belongs to: answer the other calls with its idempotency
---       key, and free this key and the place in a lane. options.lua finds both by the request's fields, which are given
---       here. The field `kept` is 1 if later calls with the idempotency key get the same answer. This verb is the last
---       command of its transaction.
+--       key, free this key or keep the answer in it, and free the place in a lane. options.lua finds both by the
+--       request's fields, which are given here. The field `kept` is 1 if the answer is kept for later calls with the
+--       key. This verb is the last command of its transaction.
 -- A service adds verbs of its own: its Lua replaces the comment at the end of this file, and puts a function into
 -- `verbs` for each verb. A verb that removes data is also put into `frees`: when memory is full, the commit takes the
 -- length of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of
