@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from mesh import roster
-from mesh.errors import Busy, Incomplete, KeyReused, Limited, MeshError, NoReplica, SetupError, redis_is_full
+from mesh.errors import (
+    Busy,
+    Incomplete,
+    KeyReused,
+    Limited,
+    MeshError,
+    NoReplica,
+    SetupError,
+    Unavailable,
+    redis_is_full,
+)
 from mesh.requests.once import key_reused
 from mesh.requests.settlement import FULL, KEY_REUSED, LIMITED, TOO_MANY
 
@@ -39,7 +49,7 @@ def refusal(code: str, about: str) -> MeshError:
     if code == TOO_MANY.strip():
         return too_many()
     if code == "wrong-type":
-        return MeshError(f"{about} is a key of the wrong type; delete it with redis-cli")
+        return Unavailable(f"{about} is a key of the wrong type; delete it with redis-cli", retry_after=5)
     # The code that is left is "busy": the stream of the address is full.
     name = roster.name_of(about)
     return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)

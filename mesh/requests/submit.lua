@@ -115,21 +115,25 @@ local function delay_of(class)
   return now - tonumber(string.match(next[1], '^%d+'))
 end
 
--- Returns whether a queue is full for one more request with this ttl. The queue of a class is full when its next unread
--- request has waited for more than a tenth of the ttl. This leaves time: while a queue grows, each request waits longer than
+-- Returns why a queue takes no further request with this ttl: a code, and what the code is about. Returns nothing if the queue
+-- takes the request. It does not if somebody has overwritten the key of its stream, or if the queue is full. This refuses one
+-- group; an error would end the script, after other groups are on their streams.
+-- The queue of a class is full when its next unread request has waited for more than a tenth of the ttl. This leaves time: while a queue grows, each request waits longer than
 -- the one before it, and a request that begins just before its deadline is not finished in time. The stream of a database
 -- has one worker, so only its length is bounded.
 -- By address: `waiting` is the number of entries on the stream, with those of this batch, and not of the requests in
 -- mesh:later; `delays` is what `delay_of` says. `waiting` also counts requests whose group is refused afterwards. So a queue
 -- may count as full too early in a batch, but never too late.
 local waiting, delays = {}, {}
-local function is_full(to, ttl)
-  local number = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
+local function refused_by_queue(to, ttl)
+  local number = waiting[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
+  if type(number) == 'table' then return 'wrong-type', 'mesh:requests:' .. to end
+  number = number + 1
   waiting[to] = number
-  if number > bound then return true end
-  if ttl == '0' or number == 1 then return false end
+  if number > bound then return 'busy', to end
+  if ttl == '0' or number == 1 then return end
   if not delays[to] then delays[to] = string.sub(to, 1, 2) == 'db' and 0 or delay_of(to) end
-  return delays[to] > 0 and delays[to] > ttl / 10
+  if delays[to] > 0 and delays[to] > ttl / 10 then return 'busy', to end
 end
 
 --[[ append.lua ]]
@@ -159,7 +163,8 @@ local function refused(first, last, only_reads)
     end
     if memory_is_full and not only_reads then return 'full', '' end
     if live[to] and not with then
-      if is_full(to, ttl) then return 'busy', to end
+      code, about = refused_by_queue(to, ttl)
+      if code then return code, about end
     elseif with and with.due then
       -- The address needs no live replica until the request is due.
       if seldom().waiting_are_full(with.most) then return 'too-many', '' end
@@ -169,7 +174,8 @@ local function refused(first, last, only_reads)
     else
       code = absence_of(to)
       if code then return code, to end
-      if is_full(to, with and with.ttl or ttl) then return 'busy', to end
+      code, about = refused_by_queue(to, with and with.ttl or ttl)
+      if code then return code, about end
       if with and with.limit then
         code, about = seldom().option().limits().refusal(with.limit, deadlines[ttl], with.most)
         if code then return code, about end
@@ -179,9 +185,8 @@ local function refused(first, last, only_reads)
 end
 
 -- Appends the request whose words begin at groups[at] to its stream, with further fields. `seldom().put` is for gathers and
--- for requests with options. `append` fails if the last id of the stream is the highest possible one, or if the server
--- denies access. (`is_full` fails before, if the key is not a stream.) The error ends the script, and the groups before it
--- stay on their streams.
+-- for requests with options. `append` fails only if the last id of the stream is the highest possible one, or if the server
+-- denies access. The error ends the script, and the groups before it stay on their streams.
 local accepted = 0
 local function put(at, to, key, reply_to, ...)
   accepted = accepted + 1

@@ -85,7 +85,8 @@ function seldom.gather_refused(to)
   local every, expected = seldom.all(to)
   if #expected > 0 then return 'missing', table.concat(expected, ' ') end
   for _, each in ipairs(every) do
-    if is_full(each, '0') then return 'busy', each end
+    local code, about = refused_by_queue(each, '0')
+    if code then return code, about end
   end
 end
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from mesh import Busy, Incomplete, KeyReused, Limited, MeshError, NoReplica, SetupError, Unavailable
+from mesh import Busy, Class, Incomplete, KeyReused, Limited, MeshError, NoReplica, SetupError, Unavailable
+from mesh.raw import Body, Effects, Request, Store, Worker
 from mesh.requests.refusals import not_applied, refusal
+from tests.support.backend import Backend
+
+WORKER = Worker()
+
+
+@WORKER.handles("refusals.echo")
+async def echo(request: Request, store: Store, transaction: Effects) -> Body:
+    """Say which database has handled the request."""
+    return {"database": store.database}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +36,7 @@ from mesh.requests.refusals import not_applied, refusal
         ("limited", "1500 a.do:ann", Limited, "too many requests of a.do for 'ann'; retry after 1.5 s", 1.5),
         ("limited", "20 a.do:", Limited, "too many requests of a.do; retry after 0.02 s", 0.02),
         ("too-many", "", Busy, "too many requests wait for their time; retry after 1 s", 1),
-        ("wrong-type", "mesh:lane:x", MeshError, "mesh:lane:x is a key of the wrong type", None),
+        ("wrong-type", "mesh:lane:x", Unavailable, "mesh:lane:x is a key of the wrong type", 5),
     ],
 )
 def test_a_refusal_names_what_is_lacking(
@@ -52,3 +64,25 @@ def test_a_commit_that_is_refused_says_the_same(
     """A handler's sends are refused in the commit, for the reasons for which a caller's are."""
     error = not_applied(word)
     assert type(error) is kind and text in error.detail and error.retry_after == retry_after
+
+
+async def test_an_overwritten_queue_refuses_only_its_own_requests(backend: Backend) -> None:
+    """Requests of the same batch to other queues are submitted, answered and counted."""
+    one = await backend.join(WORKER, class_="A")
+    two = await backend.join(WORKER, class_="B")
+    client, stream = backend.redis(), "mesh:requests:A"
+    entries = await client.dump(stream)
+    before = await two.books()
+    await client.set(stream, "overwritten")
+    addresses = [Class("B"), Class("A"), Class("B"), Class("A")]
+    calls = [two.call(to, "refusals.echo", {}, deadline_ms=5000) for to in addresses]
+    first, refused, second, also_refused = await asyncio.gather(*calls, return_exceptions=True)
+    assert first == second == {"database": two.database}
+    for error in (refused, also_refused):
+        assert isinstance(error, Unavailable) and error.retry_after == 5 and stream in error.detail
+    await client.delete(stream)
+    await client.restore(stream, 0, entries)
+    await client.aclose()
+    after = await two.books()
+    assert after["accepted"] - before["accepted"] == after["answered"] - before["answered"] == 2
+    assert await two.call(Class("A"), "refusals.echo", {}, deadline_ms=5000) == {"database": one.database}
