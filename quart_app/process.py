@@ -257,7 +257,9 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
             log.warning("unknown setting", detail=sentence)
         await process.run()
     except Exception as raised:
-        match error := _first_error(raised):
+        first = _first_error(raised)
+        # The membership may end with an error of Redis, such as that of a server with which the mesh cannot work.
+        match error := failures.translate(first) or first:
             case SetupError():
                 log.error("this replica cannot run", error=str(error))
                 return EXIT_SETUP

@@ -131,7 +131,7 @@ async def _ask(mesh: Mesh, fields: ActFields) -> ActQuestion:
     if job is not None:
         explanation = (
             f"Finished so far: {job.values - job.left:,} of {counted(job.values, 'value')}. The job and its result are "
-            "deleted, and its work stops within a second; GET /jobs/{id} answers 404 from then on."
+            f"deleted, and its work stops within a second; GET /jobs/{id} answers 404 from then on."
         )
     return ActQuestion(f"Cancel the job {id:.30}?", explanation, fields)
 

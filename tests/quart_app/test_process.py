@@ -1,4 +1,4 @@
-"""The process of one replica, before it serves."""
+"""The process of one replica, before it serves and at its end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis.exceptions import AuthenticationError, ResponseError
 
+from mesh import MeshSettings, Unavailable
+from quart_app import process
+from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
 from quart_app.registry import SERVICES
+from quart_app.settings import AppSettings
 
 #: What `python -m quart_app` does before it serves.
 START = """
@@ -71,3 +76,24 @@ def test_garbage_is_looked_for_once_everything_is_made(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", START]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "True True True"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (AuthenticationError("WRONGPASS invalid username-password pair or user is disabled."), EXIT_AGAIN),
+        (ResponseError("NOPROTO unsupported protocol version"), EXIT_SETUP),
+        (ResponseError("DENIED Redis is running in protected mode"), EXIT_SETUP),
+        (Unavailable("the lease was not free in time"), EXIT_AGAIN),
+    ],
+)
+async def test_the_exit_status_says_whether_a_new_start_may_help(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of Redis that ends a membership for good counts as the one that a start would have met."""
+
+    async def ends(self: process.Process) -> None:
+        raise ExceptionGroup("the tasks of a process", [ExceptionGroup("the membership", [error])])
+
+    monkeypatch.setattr(process.Process, "run", ends)
+    assert await process.run(AppSettings(), MeshSettings()) == status
