@@ -259,7 +259,7 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
     except Exception as raised:
         first = _first_error(raised)
         # The membership may end with an error of Redis, such as that of a server with which the mesh cannot work.
-        match error := failures.translate(first) or first:
+        match error := failures.translate(first) if isinstance(first, RedisError) else first:
             case SetupError():
                 log.error("this replica cannot run", error=str(error))
                 return EXIT_SETUP

@@ -85,6 +85,7 @@ def test_garbage_is_looked_for_once_everything_is_made(tmp_path: Path) -> None:
         (ResponseError("NOPROTO unsupported protocol version"), EXIT_SETUP),
         (ResponseError("DENIED Redis is running in protected mode"), EXIT_SETUP),
         (Unavailable("the lease was not free in time"), EXIT_AGAIN),
+        (OSError(98, "Address already in use"), EXIT_SETUP),
     ],
 )
 async def test_the_exit_status_says_whether_a_new_start_may_help(
