@@ -59,7 +59,8 @@ def load() -> None:
     if not path.is_file():
         if os.environ.get("ENV_FILE") and (path.is_dir() or not path.exists()):
             raise UnreadableFile(f"ENV_FILE names {path}, which {'is a folder' if path.is_dir() else 'does not exist'}")
-        return  # there is no `.env`; or ENV_FILE names a device such as /dev/null
+        # There is no `.env`, or a bind mount has made a folder in its place; or ENV_FILE names a device, as /dev/null.
+        return
     try:
         values = dotenv_values(path, interpolate=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

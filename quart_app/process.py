@@ -52,7 +52,8 @@ log = structlog.get_logger(__name__)
 REQUEST_WAIT_SHARE = 0.25
 #: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
 END_OF_WORK_S = 10.0
-#: The first and the longest backoff before joining again. It grows until a membership has lasted for `STEADY_S`.
+#: The first and the longest backoff before joining again. It grows until joining and the membership after it have
+#: together lasted for `STEADY_S`.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S, STEADY_S = 0.1, 5.0, 10.0
 LOST = "this replica lost its lease and joins the mesh again"
 #: Longest wait for the last log lines. It is short: if the process still holds its lease, it must end before the lease.
@@ -92,10 +93,10 @@ class Process:
         gc.freeze()
         # The search is off until here: `__main__` disables it, so that the start is faster.
         gc.enable()
-        # A pass over the objects made since the last one comes after 20,000 new objects. Every 5th pass also covers the
-        # four before it, so 100,000 objects, and holds the event loop for 8 ms. With 20 in place of 5 it would cover
-        # 400,000, and hold the loop for 40 ms. A pass over all objects takes longer the more work is in progress. So it
-        # comes only after 1000 passes over 100,000.
+        # A pass over the objects made since the last one comes after 20,000 new objects. After more than 5 such passes,
+        # the next one also covers the objects of these, about 100,000, and holds the event loop for 8 ms. With 20 in
+        # place of 5 it would cover 400,000, and hold the loop for 40 ms. A pass over all objects takes longer the more
+        # work is in progress. So it comes only after more than 1000 passes over 100,000.
         gc.set_threshold(20_000, 5, 1000)
 
     async def run(self) -> None:
@@ -304,7 +305,7 @@ def main() -> int:
     logs.configure(settings)
     status = uvloop.run(run(settings, mesh_settings))
     if status == EXIT_AGAIN:
-        # This process cannot trust its own state.
+        # This process may still hold its lease, or have work that does not end.
         _end_at_once(status)
     return status
 

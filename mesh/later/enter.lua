@@ -30,6 +30,6 @@ local again = options.limits().place(limit, name, to, fields, deadline)
 -- The stream takes no more entries if somebody has written an entry with the highest possible id by hand.
 if type(again) == 'table' then return {'wrong-type', stream} end
 leave(stream, id)
--- With 0, the idempotency key keeps its expiry, which already counts from the deadline.
+-- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
 if named.once then options.once.moved(named, again and stream or later_key, again or name, 0) end
 return {'placed', ''}

@@ -24,6 +24,6 @@ redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
 -- In the order of acceptance.
 redis.call('ZADD', parked_key, string.match(named.first, '^%d+'), name)
 leave(stream, id)
--- With 0, the idempotency key keeps its expiry, which already counts from the deadline.
+-- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
 make_options().moved(named, later_key, name, 0)
 return 'parked'

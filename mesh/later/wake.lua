@@ -52,7 +52,7 @@ local function put(name, about, words)
     id = append(stream, unpack(words))
   end
   if type(id) ~= 'string' then return FAILED, stream .. ': ' .. tostring(id.err) end
-  -- With 0, the idempotency key keeps its expiry, which already counts from the deadline.
+  -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
   options.moved(about, stream, id, 0)
   return GONE
 end

@@ -70,7 +70,7 @@ LONGEST_PAUSE_S = 0.2
 MOST_READ = 64
 #: How long an ending consumer waits for its cancelled handlers to end.
 CANCELLED_WAIT_S = 1.0
-#: If the commit has no room for its effect, a request without a caller on a database's stream waits this long.
+#: If its commit is not allowed now, a request without a caller on a database's stream waits this long.
 FULL_PAUSE_S = 1.0
 
 

@@ -190,7 +190,8 @@ class Effects(Writer):
         #: the due times of the requests that it sends for later; the runner tells the replica when to wake them
         self.dues: list[Due] = []
         #: The operations that it asks replicas to run: those of the requests that it sends, but not of those that it
-        #: forwards. Before the commit the runner checks that a live replica serves each.
+        #: forwards. If the request has a caller or an idempotency key, the runner checks before the commit that a live
+        #: replica serves each.
         self.asked: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
@@ -202,8 +203,8 @@ class Effects(Writer):
         self._answer = (OK, "{}")
         #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
         self._is_kept = True
-        #: The highest level of the options of its sends. `refuse` leaves it: the runner checks the level before it
-        #: refuses the transaction, and not again.
+        #: The highest level of the options of its sends. `refuse` leaves it: a refused transaction sends nothing, so
+        #: nothing reads the level any more.
         self._level = 0
         #: By operation and idempotency key: the SHA-1 of the body that this transaction sends with the key. `refuse`
         #: leaves it, because a refused transaction sends nothing more.

@@ -41,7 +41,7 @@ local function make_limits(options)
   end
 
   local function write_rate(lane, accepted, begun)
-    -- Once both times have passed, the key says no more than an absent one. So it expires then, at the next whole ms.
+    -- Once both times have passed, the key says no more than an absent one. So it expires then, one ms after the next whole ms.
     local ms = math.ceil((math.max(accepted, begun) - now_us) / 1000) + 1
     local text = string.format('%.0f %.0f %.0f', accepted, now_us, begun)
     redis.call('SET', 'mesh:rate:' .. lane, text, 'PX', string.format('%.0f', ms))
@@ -49,7 +49,7 @@ local function make_limits(options)
 
   -- Returns when (µs) the next request may begin if only the requests that have begun count, and the value of `begun` after it.
   -- No request begins before its time, so `begun` is at most a burst ahead of the clock. If it is further ahead, the server's
-  -- clock has stepped back. Then the function lowers `begun` to a burst ahead of the clock.
+  -- clock has stepped back, or a new release has a smaller burst or interval. Then the function lowers `begun` to a burst ahead of the clock.
   local function start_after_begun(interval, burst, begun)
     begun = math.max(math.min(begun, now_us + burst * interval), now_us) + interval
     return begun - burst * interval, begun

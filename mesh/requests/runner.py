@@ -249,7 +249,7 @@ class Runner:
                 body = await rest_of_handler
             # `asked` are the operations of the transaction's sends, and `level` is the highest level of their options.
             # The check raises an error if nobody serves an operation, or if a live replica does not know the level.
-            # If a request has neither a caller nor an idempotency key (`is_answered`), nobody would learn of this
+            # If a request has neither a caller nor an idempotency key (not `is_answered`), nobody would learn of this
             # error, and the effect of the request would be lost. So then the sends go out unchecked, and a send whose
             # operation nobody serves becomes a dead letter.
             if request.is_answered:

@@ -7,7 +7,7 @@ of attempts without a commit. The consumer acts on "done" and "conflict" itself:
     done (its effect or its refusal is applied)        Commit                 Commit
     conflict (what it read has changed)                Rerun                  Rerun
     crashed (an exception that is not a refusal)       Redeliver              Bury
-    hopeless (nobody can do it, and no caller waits)   Bury                   Bury
+    hopeless (no further delivery can help)            Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not mine (another consumer has it, or it is over)  Forget                 Forget
     not allowed (no room, or a send is refused)        RefuseRequest          RefuseRequest

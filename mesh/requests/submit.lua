@@ -5,7 +5,8 @@
 -- variants of the script:
 --   complete            the server refuses it when memory is full, and room.lua when the batch would exceed `maxmemory`
 --   for a full memory   gets a batch that was refused because memory is full (`allow-oom`; `memory_is_full` is true). It
---                       submits the groups that only read, and refuses the others.
+--                       submits the groups that only read and those whose idempotency key belongs to an earlier request,
+--                       and refuses the others.
 --   plain               lacks submit_seldom.lua, for batches of calls without options. Lua's garbage collector walks again
 --                       and again through all code that the server has loaded. A server that gets only such batches never
 --                       loads the other variants, so the collector takes less time.
@@ -116,18 +117,24 @@ local function delay_of(class)
 end
 
 -- Returns why a queue takes no further request with this ttl: a code, and what the code is about. Returns nothing if the queue
--- takes the request. It does not if somebody has overwritten the key of its stream, or if the queue is full. This refuses one
--- group; an error would end the script, after other groups are on their streams.
--- The queue of a class is full when its next unread request has waited for more than a tenth of the ttl. This leaves time: while a queue grows, each request waits longer than
--- the one before it, and a request that begins just before its deadline is not finished in time. The stream of a database
--- has one worker, so only its length is bounded.
+-- takes the request. A queue takes none if it is full, or if somebody has overwritten the key of its stream. A refusal is for
+-- one group; an error would end the script, after other groups are on their streams.
+-- The queue of a class is full when its next unread request has waited for more than a tenth of the ttl. This leaves time: while
+-- a queue grows, each request waits longer than the one before it, and a request that begins just before its deadline is not
+-- finished in time. The stream of a database has one worker, so only its length is bounded.
+--
 -- By address: `waiting` is the number of entries on the stream, with those of this batch, and not of the requests in
 -- mesh:later; `delays` is what `delay_of` says. `waiting` also counts requests whose group is refused afterwards. So a queue
 -- may count as full too early in a batch, but never too late.
 local waiting, delays = {}, {}
 local function refused_by_queue(to, ttl)
   local number = waiting[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
-  if type(number) == 'table' then return 'wrong-type', 'mesh:requests:' .. to end
+  if type(number) == 'table' then
+    -- The Redis user of this sender may not read the key.
+    local why = tostring(number.err)
+    if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
+    return 'wrong-type', 'mesh:requests:' .. to
+  end
   number = number + 1
   waiting[to] = number
   if number > bound then return 'busy', to end
@@ -232,7 +239,8 @@ while head <= stored do
   end
   head = last + 1
 end
-if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end
+-- The requests are on their streams by now. So an error at the books, whose key may have another type, must not end the script.
+if accepted > 0 then redis.pcall('HINCRBY', books_key, 'accepted', accepted) end
 local result = cjson.encode(results)
 redis.call('SET', submitted_key, batch .. result, 'PX', remembered_ms)
 return result

@@ -83,7 +83,7 @@ class Counters:
 
     #: requests that a commit has ended
     done: int = 0
-    #: requests whose answer is an error
+    #: refusals by handlers and checks, one for each run; dead letters are not among them
     refused: int = 0
     conflicts: int = 0
     #: attempts that failed, after which the request is delivered again or waits for its next try

@@ -21,7 +21,8 @@ async def stop_accepting(listening: socket.socket, request_wait_s: float) -> Non
     """Refuse new connections, and return when accepted ones had time to send their request.
 
     The caller can then close the socket. `request_wait_s` is the longest time from a connection to its request; with 0
-    this does nothing. The refusal applies to the socket in every process, so no other process may accept from it.
+    this does nothing. It also bounds the wait until all connections are accepted, so the whole can take twice as long.
+    The refusal applies to the socket in every process, so no other process may accept from it.
     """
     if request_wait_s <= 0:
         return

@@ -169,7 +169,7 @@ class Exchange:
         """Send one part of the answer (ASGI `send`). The head is written together with the first part of the body.
 
         So the client wakes up once. If the process dies after it has the head alone, a balancer has got no part of the
-        answer, and may ask another replica.
+        answer, and may ask another replica. But if no length is announced, the head is sent at once.
         """
         if self._client_has_gone or self._is_over:
             return

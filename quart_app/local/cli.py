@@ -162,7 +162,7 @@ def _welcome(teller: Teller, members: list[Member], port: int, local_mesh: Local
     for line in (
         f"public         {public}   in a browser: a page to try it; {public}/docs: all routes",
         f"for operators  {private}/mesh   what happens now; {private}/metrics: metrics",
-        f"Redis          {address_of(local_mesh.redis)}   mesh dead list{data_option_text}: dead letters",
+        f"Redis          {address_of(local_mesh.redis)}   mesh dead list{data_option_text}   dead letters",
         "",
         "Try it:",
         f"curl {public}/values -H 'Content-Type: application/json' -d '{json.dumps([example])}'",

@@ -6,11 +6,12 @@ import contextlib
 import ctypes
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
-#: The C library, loaded before a child is made: in a new child, only calls that take no lock are safe.
-_C_LIBRARY = ctypes.CDLL(None)
+#: prctl(2), looked up before a child is made: in a new child, only calls that take no lock are safe. None on systems
+#: without it, which are all but Linux.
+_PRCTL: Callable[[int, int | bytes], int] | None = getattr(ctypes.CDLL(None), "prctl", None)
 #: Options of prctl(2), with their numbers from Linux's <sys/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -27,8 +28,8 @@ def take_name(name: str) -> None:
 
 
 def _prctl(option: int, value: int | bytes) -> None:
-    with contextlib.suppress(AttributeError):  # another system than Linux
-        _C_LIBRARY.prctl(option, value)
+    if _PRCTL is not None:
+        _PRCTL(option, value)
 
 
 def spawn(

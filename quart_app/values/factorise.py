@@ -62,7 +62,7 @@ _SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP_BELOW)))
 #: Below this, FLINT proves in 4 µs that a number is prime. Above this, a proof takes a thousand times as long.
 _PROVEN_BELOW = 1 << 81
 
-#: Between these sizes, PARI mixes rho and its sieve. Below, the sieve alone is faster. Above, curves run before it.
+#: Between these sizes, PARI combines all of its methods. Below, the sieve alone is faster. Above, curves run before it.
 MIXTURE_BITS = 140
 SIEVE_ALONE_BITS = 90
 

@@ -50,6 +50,8 @@ class JobRoutes:
         replica.memory.store(size(items))
         id = await self._jobs.begin(replica, items)
         job = await self._wait(id)
+        if job is None and preferences.wait_ms() is not None:
+            raise _no_such_job()  # somebody has deleted it meanwhile
         # Answer only when enough copies of Redis have the job.
         await replica.confirm()
         state = "waiting" if job is None else job.state(replica.now_ms())

@@ -13,7 +13,7 @@
         stage:{class}           how the work of a class is going now (JSON)
     shared:values:jobs          zset, PX     "{id} {size}" of all kept jobs, by expiry (ms)
     shared:values:jobs:open     zset, PX     the ids of unfinished jobs, by deadline (ms). A finished job stays until
-                                            another job is admitted
+                                            somebody tries to begin another one, or deletes it
     shared:values:jobs:size     counter, PX  the sum of the sizes of all kept jobs
 
 The number of unfinished jobs and the bytes of all kept jobs have bounds. No command reads a whole job at once: a step

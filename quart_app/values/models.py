@@ -82,7 +82,7 @@ class Page(BaseModel):
 
 
 class JobBegun(BaseModel):
-    """A job that was begun, and its state at the moment; the header Location names the path of its state and result."""
+    """A job that was begun. With `Prefer: wait`, `state` is its state after the wait. Location names its path."""
 
     id: str
     state: Literal["waiting", "running", "failed"]

@@ -158,8 +158,8 @@ class ValuesRoutes:
         """Return the factors of every value once all are stored. Of items with the same value the last one counts."""
         if not items:
             return {}
-        # Every POST waits here for its turn of the event loop. So requests that come together do not block the loop;
-        # code that handles many values calls `pace` again between its pieces.
+        # Every POST that begins no job waits here for its turn of the event loop. So requests that come together do not
+        # block the loop; code that handles many values calls `pace` again between its pieces.
         await self._pace()
         replica, time_limit_ms = self._context.mesh.replica, self._time_limit_ms()
         # Most POSTs have one small value. Such values share requests with those of other clients. A value of this kind

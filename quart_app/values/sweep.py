@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 #: looks at, and those that it removes from the index. More would block the server for long. With less, a busy replica
 #: would write records faster than it removes them, because each sweep takes three round trips.
 MOST_VALUES, MOST_BYTES = 1000, 400_000
-#: How many groups are read at once. A group has values that were written together and have the same expiry. Most groups
+#: How many groups are read at once. A group has values that were written together, with the same expiry. Most groups
 #: have many values; a large value is usually alone in its group.
 GROUPS = 250
 #: A record is removed this long after its expiry. A put refreshes a record only if Redis has its place (`where`). Redis

@@ -32,7 +32,8 @@ TIME_LIMIT_STEP_MS = 20
 TURNS = 3
 #: A caller waits for the request of its group during this fraction of its time limit. Then it sends its own request:
 #: the group may wait for a stalled replica that only another caller needs. A full queue is rarely the cause: submit.lua
-#: (`is_full`) refuses a request that would wait in the queue of a class for more than a tenth of its time limit.
+#: (`refused_by_queue`) refuses a request if the next unread one of the class has waited for more than a tenth of its
+#: time limit.
 WAIT_FRACTION = 0.25
 #: Longest text of call ids that a request carries, in characters.
 MOST_ID_CHARACTERS = 200

@@ -41,5 +41,6 @@ async def test_no_process_ends_and_all_works_when_it_is_repaired(server: Server,
     await eventually(works, 20)
     assert replica.popen.poll() is None, replica.log.read_text()
     assert seen <= {200, 404, 503, 504}
-    assert 503 in seen or key == "mesh:later"
+    # No answer needs the requests that wait, or the books, which only count.
+    assert 503 in seen or key in {"mesh:later", "mesh:books"}
     assert '"exc_type"' not in replica.log.read_text()
