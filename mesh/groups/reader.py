@@ -67,10 +67,11 @@ class GroupReader:
             "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, "BLOCK", block_ms,
             "STREAMS", self.stream, ">",
         )  # fmt: skip
-        if not answer:
+        # Redis 7.0 may name a stream that has no entry: one that was deleted and made again during the read.
+        if not answer or not (entries := answer[0][1]):
             await not_too_fast(sent_at, block_ms)
             return []
-        return [(id, 1, flat) for id, flat in answer[0][1]]
+        return [(id, 1, flat) for id, flat in entries]
 
     async def pending(self, count: int, start: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
         """Return pending entries of this consumer (`mine`) or of all, that nobody kept alive for `idle_ms`.

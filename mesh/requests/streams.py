@@ -124,10 +124,10 @@ class ReplyReader:
             self._kept_ids = self._kept_ids[-most_kept - 1 :]
             self._bytes_since_trim = 0
         answer = answers[-1]
-        if not answer:
+        # Redis 7.0 may name a stream that has no entry: one that was deleted and made again during the read.
+        if not answer or not (entries := answer[0][1]):
             await not_too_fast(read_began)  # a server that does not block must not make this loop spin
             return
-        entries = answer[0][1]
         self._last_id = entries[-1][0]
         pause_at = time.monotonic() + PARSE_S
         for id, flat in entries:

@@ -229,6 +229,27 @@ async def test_a_read_that_does_not_block_is_followed_by_a_pause() -> None:
     assert time.monotonic() - began < 0.01
 
 
+async def test_a_stream_without_entries_is_no_reply() -> None:
+    """Redis 7.0 answers so if the stream was deleted and made again while the read waited."""
+
+    class Connection:
+        async def send(self, commands: Any) -> Any:
+            return [[["mesh:replies:r", []]]]
+
+        async def execute(self, *command: Any) -> Any:
+            return [["mesh:requests:A", []]]
+
+    connection: Any = Connection()
+    taken: list[str] = []
+    reader = streams.ReplyReader(connection, "mesh:replies:r")
+    await reader.read(lambda reply, words: taken.append(words[1]))
+    await reader.read(lambda reply, words: taken.append(words[1]))
+    assert taken == []
+    began = time.monotonic()
+    assert await GroupReader(connection.execute, connection, "mesh:requests:A", "workers", "replica-1").read(10) == []
+    assert time.monotonic() - began >= 0.01, "a server that answers so again and again must not make the loop spin"
+
+
 @pytest.mark.parametrize(("parse_s", "least", "most"), [(60, 0, 5), (-1, 100, 200)])
 async def test_other_tasks_run_while_many_replies_are_read(
     monkeypatch: pytest.MonkeyPatch, parse_s: float, least: int, most: int

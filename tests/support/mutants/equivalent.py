@@ -243,8 +243,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "a boundary that no clock hits exactly",
     (
         "mesh/requests/streams.py",
-        "entries = answer[0][1]",
-        "entries = answer[ -1][1]",
+        "if not answer or not (entries := answer[0][1]):",
+        "if not answer or not (entries := answer[ -1][1]):",
     ): "one stream is read, so the first is the last",
     (
         "mesh/dead/letter.lua",
