@@ -94,7 +94,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def duration(milliseconds: int) -> str:
-    """Return a span of time for people, with two significant figures."""
+    """Return a span of time for people, in whole units; below ten seconds with one decimal."""
     seconds = milliseconds / 1000
     for below_s, unit, per_unit in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
         if seconds < below_s:
