@@ -67,10 +67,9 @@ class GroupReader:
             "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, "BLOCK", block_ms,
             "STREAMS", self.stream, ">",
         )  # fmt: skip
-        # Redis 7.0 may name a stream that has no entry: one that was deleted and made again during the read.
-        if not answer or not (entries := answer[0][1]):
+        entries = entries_of(answer)
+        if not entries:
             await not_too_fast(sent_at, block_ms)
-            return []
         return [(id, 1, flat) for id, flat in entries]
 
     async def pending(self, count: int, start: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
@@ -118,6 +117,14 @@ def fields_of(flat: Sequence[str]) -> Fields:
     # `zip` reads the one iterator twice for each pair: a name, then its value.
     names_and_values = iter(flat)
     return dict(zip(names_and_values, names_and_values))  # noqa: B905
+
+
+def entries_of(answer: Any) -> list[Any]:
+    """Return the entries in the answer to a read of one stream.
+
+    Redis 7.0 may name a stream that has no entry: one that was deleted and made again during the read.
+    """
+    return answer[0][1] if answer else []
 
 
 async def not_too_fast(started: float, block_ms: int = BLOCK_MS) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from mesh import keys
-from mesh.groups.reader import BLOCK_MS, GroupReader, not_too_fast
+from mesh.groups.reader import BLOCK_MS, GroupReader, entries_of, not_too_fast
 from mesh.requests.protocol import Body, Reply, reply_of
 from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, PLAIN_SWEEP, REDELIVER, SWEEP
 from mesh.wire.codec import encode
@@ -123,9 +123,8 @@ class ReplyReader:
         if is_trim_due:
             self._kept_ids = self._kept_ids[-most_kept - 1 :]
             self._bytes_since_trim = 0
-        answer = answers[-1]
-        # Redis 7.0 may name a stream that has no entry: one that was deleted and made again during the read.
-        if not answer or not (entries := answer[0][1]):
+        entries = entries_of(answers[-1])
+        if not entries:
             await not_too_fast(read_began)  # a server that does not block must not make this loop spin
             return
         self._last_id = entries[-1][0]

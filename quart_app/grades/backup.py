@@ -141,7 +141,7 @@ class BackupReader:
     def __init__(self, max_records: int) -> None:
         self._unpacker = zlib.decompressobj(GZIP)
         self._sha = hashlib.sha256()
-        #: the last line of the text so far, of which only the beginning has come
+        #: the beginning of a line whose end has not come yet
         self._unfinished_line = b""
         self._max_records = max_records
         self._records_read = 0

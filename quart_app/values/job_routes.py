@@ -50,8 +50,6 @@ class JobRoutes:
         replica.memory.store(size(items))
         id = await self._jobs.begin(replica, items)
         job = await self._wait(id)
-        if job is None and preferences.wait_ms() is not None:
-            raise _no_such_job()  # somebody has deleted it meanwhile
         # Answer only when enough copies of Redis have the job.
         await replica.confirm()
         state = "waiting" if job is None else job.state(replica.now_ms())
@@ -89,7 +87,7 @@ class JobRoutes:
     async def _wait(self, id: str) -> Job | None:
         """Wait for a job as long as `Prefer: wait` says, and return the job.
 
-        Return None if the job is gone, or if the client does not ask to wait.
+        Return None if the client does not ask to wait. Raises Problem if the job is deleted meanwhile.
         """
         replica, wait_ms = self._context.mesh.replica, preferences.wait_ms()
         if wait_ms is None:
@@ -97,7 +95,9 @@ class JobRoutes:
         end_ms = replica.now_ms() + min(wait_ms, self._context.settings.max_wait_ms)
         while True:
             job = await self._jobs.get(replica, id)
-            if job is None or job.is_over(replica.now_ms()) or replica.now_ms() >= end_ms:
+            if job is None:
+                raise _no_such_job()
+            if job.is_over(replica.now_ms()) or replica.now_ms() >= end_ms:
                 return job
             await asyncio.sleep(LOOK_S)
 

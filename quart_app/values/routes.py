@@ -228,8 +228,8 @@ def _too_long_problem(prime: str, settings: ValuesSettings) -> Problem:
     page = f"?limit={min(1000, settings.max_answer)}"
     return Problem(
         422,
-        f"the answer has more than {bound}; ask for pages with {page}, each of which names the next one in its "
-        f"Link header ({page}&after=<last value>)",
+        f"the answer has more than {bound}; ask for pages with {page}; the Link header of each page has the "
+        f"address of the next one ({page}&after=<last value>)",
         next=f"/values/{prime}{page}",
     )
 

@@ -242,9 +242,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return time.monotonic() <= self.send_by",
     ): "a boundary that no clock hits exactly",
     (
-        "mesh/requests/streams.py",
-        "if not answer or not (entries := answer[0][1]):",
-        "if not answer or not (entries := answer[ -1][1]):",
+        "mesh/groups/reader.py",
+        "return answer[0][1] if answer else []",
+        "return answer[ -1][1] if answer else []",
     ): "one stream is read, so the first is the last",
     (
         "mesh/dead/letter.lua",
