@@ -338,13 +338,10 @@ class FactorPool:
         """
         lane = self._lane(computation)
         factoring_before = computation.factoring
-
-        async def run() -> child.Slice:
-            result: child.Slice = await self._run_with_retry(lane, partial(self._next_call, computation))
-            return result
-
+        run = partial(self._run_with_retry, lane, partial(self._next_call, computation))
         if factoring_before is None or self._stage(computation) is not Stage.CURVES:
-            return await run()
+            slice_reached: child.Slice = await run()
+            return slice_reached
         if self._helpers is None or not self._needs_help(computation):
             return await race(factoring_before, run, max(1, lane.idle))
         self._lanes_with_help.add(lane)
@@ -365,8 +362,9 @@ class FactorPool:
         return is_long and self._lane(computation) not in self._lanes_with_help
 
     def _spare_processes(self) -> int:
-        """Return how many processes this replica does not need for its own work."""
-        if self._closed or not self._opened.is_set():
+        """Return how many processes this replica does not need. Curves need all of them, also between two slices."""
+        at_curves = any(computation.stage is Stage.CURVES for computation in self._computations.values())
+        if self._closed or not self._opened.is_set() or at_curves:
             return 0
         return max(0, self.processes - self._brisk.calls - self._hard.calls - self._patient.calls)
 
