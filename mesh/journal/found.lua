@@ -1,18 +1,19 @@
 -- Begins a log if there is none. A caller may also name a log that is to be replaced, because that log began empty or because
--- nobody has the state with which it began. It is replaced only if its founding is its only entry, so no other entry is lost.
+-- nobody has the state with which it began. The caller's state has all entries of that log up to one that it names. The log
+-- is replaced only if this is still the newest entry, so no entry is lost.
 -- KEYS: log
 -- ARGV: identity of the new log, number of its founding entry, least ms of the id of this entry, writer, body, identity of
---       the log that may be replaced or ""
+--       the log that may be replaced or "", number of the newest entry that the caller has of it or ""
 -- Returns {id}, or {} if there is a log already
 -- Redis refuses this script when memory is full, because the script stores an entry.
 local log, identity, number, floor = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
-local writer, body, instead_of = ARGV[4], ARGV[5], ARGV[6]
+local writer, body, instead_of, known_up_to = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 if newest then
   local is = {}
   for i = 1, #newest[2], 2 do is[newest[2][i]] = newest[2][i + 1] end
-  if is.log ~= instead_of or is.op ~= 'founded' then return {} end
+  if is.log ~= instead_of or is.number ~= known_up_to then return {} end
 end
 redis.call('DEL', log)
 local time = redis.call('TIME')

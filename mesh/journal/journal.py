@@ -169,19 +169,20 @@ class Log:
         return True
 
     async def found(
-        self, *, body: Mapping[str, Any], after: Position | None = None, instead_of: str = ""
+        self, *, body: Mapping[str, Any], after: Position | None = None, instead_of: Position | None = None
     ) -> Position | None:
         """Found a log and return the position of its first entry, or None if there is a log already.
 
-        `after` is the position of the founder's state: the new log begins with that state. `instead_of` is the identity
-        of a log that may be replaced if the founding is its only entry.
+        `after` is the position of the founder's state: the new log begins with that state. The new log may replace an
+        earlier one that still ends at the position `instead_of`, because the founder's state has all its changes.
         """
         identity = new_identity()
         number = 1 if after is None else 2  # a founder with a state founds with number 2, see the top of this module
         # above the ms of the founder's last entry
         floor_ms = 0 if after is None else (after.stamp >> SEQUENCE_BITS) + 1
         text = json.dumps(body, ensure_ascii=False)
-        answer = await self._run(FOUND, identity, number, floor_ms, self.writer, text, instead_of)
+        end_of_former = ("", "") if instead_of is None else (instead_of.log, instead_of.number)
+        answer = await self._run(FOUND, identity, number, floor_ms, self.writer, text, *end_of_former)
         return Position(identity, number, answer[0]) if answer else None
 
     async def append(

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
-from mesh.journal import Position
-from quart_app.grades import backup
+from mesh.journal import Entry, Position
+from quart_app.grades import backup, entries
 from quart_app.grades.backup import Header
 from quart_app.grades.storage import Frozen, Storage
 
@@ -28,6 +28,15 @@ class KnownState:
     def lineage(self) -> tuple[str, ...]:
         """All logs whose changes may be in the records."""
         return union(self.continues, (self.position.log,))
+
+    def apply(self, entry: Entry) -> None:
+        """Apply the changes of an entry to the records; the position stays. Raises UnreadableEntry."""
+        changes = entries.changes_of(entry)
+        for user_id, changed_fields in changes.by_user:
+            self.storage.merge(user_id, changed_fields)
+        # The identities of older logs whose changes this log may contain.
+        if changes.continues:
+            self.continues = union(self.continues, changes.continues)
 
     def header_and_records(self, now_ms: int | None, *, orphaned: bool = False) -> tuple[Header, Frozen]:
         """Return the header of a backup and the records of this moment.

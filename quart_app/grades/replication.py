@@ -29,7 +29,7 @@ from mesh.journal import Entry, Log, LogError
 from quart_app.grades import entries
 from quart_app.grades.backup import Header
 from quart_app.grades.carry_over import CarryOver
-from quart_app.grades.known_state import KnownState, union
+from quart_app.grades.known_state import KnownState
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.pending_sets import PendingSets
@@ -207,7 +207,7 @@ class Replication:
         pause_at = time.perf_counter() + APPLY_SLICE_S
         for entry in batch:
             try:
-                _apply_changes(known, entries.changes_of(entry))
+                known.apply(entry)
             except entries.UnreadableEntry as error:
                 self._metrics.unreadable.inc()
                 log.error("unreadable entry skipped", reason=str(error))
@@ -264,14 +264,6 @@ class Replication:
             "log_number", "number of the last entry applied", lambda: self._known.position.number if self._known else 0
         )
         metrics.watch("sets_waiting", "changes that wait for their entry", lambda: len(self.sets))
-
-
-def _apply_changes(known: KnownState, entry_changes: entries.EntryChanges) -> None:
-    for user_id, changes in entry_changes.by_user:
-        known.storage.merge(user_id, changes)
-    # The identities of older logs whose changes this log may contain.
-    if entry_changes.continues:
-        known.continues = union(known.continues, entry_changes.continues)
 
 
 async def _no_peers() -> Sequence[Source]:

@@ -10,13 +10,16 @@ When the log is lost (Redis was emptied or replaced), the first surviving replic
 with the state that this replica has, or else with one that it gets from a peer or its disk.
 
 If the founder dies, the only copy of that state may be lost. So a survivor that finds no state of the new log waits for
-`founder_patience_s`. If the log then still has only its founding entry, the survivor founds the log again. The wait
-doubles with each log for which no state was found, because on a busy machine a founder may need longer to give its
-state. Survivors that replaced each other's logs too early would never be ready.
+`founder_patience_s`, and while any other replica has its grades ready. Then it founds the log again, with its own state
+and all changes that were appended to the log. The wait doubles with each log for which no state was found, because on a
+busy machine a founder may need longer to give its state. Survivors that replaced each other's logs too early would
+never be ready.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,10 +27,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from mesh.journal import Log, Position, View
+from mesh.journal import FOUNDED, Entry, Log, Position, View
+from quart_app.grades import entries
 from quart_app.grades.backup import BadBackup, Header
 from quart_app.grades.carry_over import CarryOver
-from quart_app.grades.known_state import KnownState, union
+from quart_app.grades.known_state import KnownState, merge, union
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.snapshot_keeper import SnapshotKeeper
@@ -94,18 +98,11 @@ class Restorer:
             self._stateless_log = None
         return restored
 
-    async def _begin_log(self, grades_log: Log, base: KnownState | None, instead_of: str = "") -> Restored | None:
-        """Found a log that begins with the state `base`. Return None if another replica was faster.
-
-        `instead_of` names a log that the new log replaces.
-        """
+    async def _begin_log(self, grades_log: Log, base: KnownState | None) -> Restored | None:
+        """Found a log that begins with the state `base`. Return None if another replica was faster."""
         continues = base.lineage if base else ()
-        if instead_of:
-            continues = union(continues, (instead_of,))
         # This writes the first entry of the log. Its body is what `entries.Founding` reads.
-        position = await grades_log.found(
-            body={"continues": continues}, after=base.position if base else None, instead_of=instead_of
-        )
+        position = await grades_log.found(body={"continues": continues}, after=base.position if base else None)
         if position is None:
             return None
         log.warning("log founded", log=position.log, continues=continues)
@@ -113,6 +110,22 @@ class Restorer:
         known = KnownState(base.storage if base else Storage(), position, continues)
         # The new log has no snapshot yet, so all its entries count until the first one is due.
         return Restored(known, 0, must_save=base is not None)
+
+    async def _begin_log_again(self, grades_log: Log, view: View, base: KnownState) -> Restored | None:
+        """Replace the log by one that begins with the state `base` and all changes of the log.
+
+        Return None if something was appended meanwhile, or another replica was faster. `base` is unchanged then.
+        """
+        changes = await _changes_since_founding(grades_log, view)
+        continues = union(base.lineage, changes.lineage)
+        latest = max(base.position, changes.position, key=lambda position: position.stamp)
+        position = await grades_log.found(body={"continues": continues}, after=latest, instead_of=changes.position)
+        if position is None:
+            return None
+        log.warning("log founded again", log=position.log, instead_of=view.log, continues=continues)
+        self._carry_over.note_base(base)
+        whole = await asyncio.to_thread(merge, base, changes)
+        return Restored(KnownState(whole.storage, position, continues), 0, must_save=True)
 
     async def _any_state(self, peers: Peers) -> KnownState | None:
         """Return a state of any log, to found a log on."""
@@ -124,7 +137,7 @@ class Restorer:
         if lost_log_state is not None and view.whole and view.just_founded:
             # This log began with the empty state, and has no entry but its founding. So no grade is lost when a log
             # that begins with the state of this replica takes its place.
-            return await self._begin_log(grades_log, lost_log_state, view.log)
+            return await self._begin_log_again(grades_log, view, lost_log_state)
 
         async def must_be_continued(header: Header) -> None:
             if not await grades_log.holds(header.position):
@@ -144,7 +157,9 @@ class Restorer:
     async def _replace_log(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
         """Found the log again, because nobody has a state of it. Return None if it must not be replaced now.
 
-        A log is not replaced if something was appended to it, or while its founder may still need time.
+        A log is not replaced while its founder may still need time, or while another replica has its grades ready. Nor
+        is a log replaced that was trimmed: its state is in a snapshot then, perhaps on the disk of a replica that is
+        away.
         """
         now_s = time.monotonic()
         if self._stateless_log is None or self._stateless_log[0] != view.log:
@@ -153,15 +168,35 @@ class Restorer:
             self._stateless_log = (view.log, now_s + patience_s * random.uniform(1, 1.5))
             self._fruitless_logs += 1
             log.error("no peer and no snapshot has a state of the log", log=view.log)
-        if not view.just_founded or now_s < self._stateless_log[1]:
+        if view.oldest.op != FOUNDED or now_s < self._stateless_log[1]:
+            return None
+        if any(source.is_ready for source in await peers()):
             return None
         base = self._carry_over.lost_log_state or await self._any_state(peers)
-        return await self._begin_log(grades_log, base, view.log) if base is not None else None
+        return None if base is None else await self._begin_log_again(grades_log, view, base)
 
     async def _first_accepted(
         self, sources: Sequence[Source], accept: Callable[[Header], Awaitable[None]]
     ) -> KnownState | None:
         return await first_good(sources, self._settings, self._metrics, accept)
+
+
+async def _changes_since_founding(grades_log: Log, view: View) -> KnownState:
+    """Return what the entries of a log have set, without the state with which it began. The log must not be trimmed."""
+    changes = KnownState(Storage(), view.oldest.position)
+    _apply_all(changes, [view.oldest])
+    async with grades_log.follow(view.oldest.position) as tail:
+        while tail.position.number < view.newest.position.number:
+            await asyncio.to_thread(_apply_all, changes, await tail.read())
+    return changes
+
+
+def _apply_all(changes: KnownState, batch: Sequence[Entry]) -> None:
+    for entry in batch:
+        # Every replica skips an unreadable entry.
+        with contextlib.suppress(entries.UnreadableEntry):
+            changes.apply(entry)
+        changes.position = entry.position
 
 
 async def _accept_all(header: Header) -> None:

@@ -35,6 +35,8 @@ class Source(Protocol):
     kind: str
     #: for the log
     name: str
+    #: whether it is a replica that says its grades are ready
+    is_ready: bool
 
     def open(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
 
@@ -47,6 +49,7 @@ class File:
     """A snapshot on disk."""
 
     kind = "disk"
+    is_ready = False
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -68,8 +71,9 @@ class Peer:
 
     kind = "peer"
 
-    def __init__(self, address: str, settings: GradesSettings) -> None:
+    def __init__(self, address: str, is_ready: bool, settings: GradesSettings) -> None:
         self.name = address
+        self.is_ready = is_ready
         self._settings = settings
 
     @contextlib.asynccontextmanager
@@ -96,7 +100,10 @@ async def peers(
     reachable_members = [member for member in other_members if member.leased and member.private]
     random.shuffle(reachable_members)
     reachable_members.sort(key=lambda member: (member.state != "ready", "grades" in member.not_ready))
-    return [Peer(member.private, settings) for member in reachable_members]
+    return [
+        Peer(member.private, member.state == "ready" and "grades" not in member.not_ready, settings)
+        for member in reachable_members
+    ]
 
 
 async def first_good(

@@ -7,6 +7,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,16 @@ async def test_a_new_log_is_later_than_all_its_founder_saw(log: Log) -> None:
     assert (await appended(log, position, 1))[0].stamp > position.stamp
 
 
-async def test_only_a_log_without_entries_may_be_founded_again(log: Log) -> None:
-    """A founder that died before anybody restored from it must not block the log for ever."""
+async def test_a_log_may_be_founded_again_by_who_has_all_its_entries(log: Log) -> None:
+    """A founder that died before anybody restored from it must not block the log for ever, nor may a change be lost."""
     first = await founded(log)
-    assert await log.found(body={}, instead_of="0" * 16) is None
-    second = await log.found(body={}, instead_of=first.log)
+    assert await log.found(body={}, instead_of=replace(first, log="0" * 16)) is None
+    second = await log.found(body={}, instead_of=first)
     assert second is not None and second.log != first.log
-    await appended(log, second, 1)
-    assert await log.found(body={}, instead_of=second.log) is None
+    (third,) = await appended(log, second, 1)
+    assert await log.found(body={}, instead_of=second) is None
+    fourth = await log.found(body={}, instead_of=third)
+    assert fourth is not None and fourth.log not in (first.log, second.log)
 
 
 # appending

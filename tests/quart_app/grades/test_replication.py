@@ -435,6 +435,51 @@ async def test_a_founder_that_died_is_replaced(nodes: Nodes) -> None:
     assert await nodes.agree() == digest
 
 
+async def test_changes_after_the_founding_do_not_keep_a_dead_founder_s_log(nodes: Nodes) -> None:
+    """The founder dies with a state that nobody else has: neither a change in its log nor what its disk has is lost."""
+    one, two, three = await nodes.up("one", "two", "three")
+    await fill(one, 3)
+    await nodes.agree()
+    await two.pause()
+    await three.pause()
+    await one.set("user-0", spp=8)
+    await one.set("only-one-knows", spp=9)
+    await nodes.redis.flushall()
+    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await one.set("user-1", spp=70)
+    await one.set("new", spp=71)
+    await one.kill()
+    await asyncio.gather(two.start(), three.start())
+    await two.set("user-2", spp=72)
+    await nodes.agree()
+    assert [three.replication.get(user).spp for user in ("user-0", "user-1", "user-2", "new")] == [1, 70, 72, 71]
+    assert three.replication.get("only-one-knows") is None
+    await one.start()
+    await nodes.agree()
+    assert [two.replication.get(user).spp for user in ("user-0", "user-1", "only-one-knows")] == [8, 70, 9]
+
+
+async def test_a_log_is_not_founded_again_while_somebody_has_its_state(nodes: Nodes) -> None:
+    """A replica that is ready but gives no backup keeps its log: the others wait for it, and say so."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 3)
+    await nodes.agree()
+    await two.pause()
+    await nodes.redis.flushall()
+    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await one.set("new", spp=71)
+    present = one.replication._known.position.log
+    one.spoil = lambda data: data[:100]
+    await two.start(ready=False)
+    await eventually(lambda: "no peer and no snapshot" in two.replication.explanation, "it says why")
+    await asyncio.sleep(1)
+    assert one.is_ready and one.replication._known.position.log == present
+    assert two.restores("peer", "refused") > 1
+    one.spoil = bytes
+    await two.start()
+    await nodes.agree()
+
+
 # The server is away, replies are lost
 
 
