@@ -4,7 +4,7 @@
 -- Returns one list for each roster row: {database, 1 if it is leased or else 0, field, value, ...}
 local rows = {}
 for n = 0, tonumber(ARGV[1]) - 1 do
-  local row = redis.call('HGETALL', 'mesh:replica:' .. n)
+  local row = redis.pcall('HGETALL', 'mesh:replica:' .. n)  -- has no words if somebody has overwritten the row
   if #row > 0 then
     table.insert(row, 1, redis.call('EXISTS', 'mesh:lease:' .. n))
     table.insert(row, 1, n)

@@ -8,6 +8,11 @@
 local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
 local databases, digest, overwrites = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 
+-- The replicas write all that these keys have, so a key that somebody has overwritten is deleted and written anew.
+for key, kind in pairs({[operations_key] = 'hash', [served_key] = 'hash', [schedules_key] = 'zset'}) do
+  if redis.call('TYPE', key).ok ~= kind then redis.call('DEL', key) end
+end
+
 local function each_name(text, visit)
   for name in string.gmatch(text, '%S+') do visit(name) end
 end
@@ -26,7 +31,7 @@ if #names > 0 or overwrites then redis.call('HSET', served_key, digest, table.co
 -- `live` has the digests of the tables of live replicas, and `kept` the operations in these tables.
 local live, kept, gone, all_are_known = {[digest] = true}, {}, {}, true
 for n = 0, databases - 1 do
-  local replica, its = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
+  local replica, its = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
   if its then live[its] = true end
   -- A replica of an older release does not say what it serves. A replica that has just joined has not said it yet.
   if replica and (not its or redis.call('HEXISTS', served_key, its) == 0) then all_are_known = false end

@@ -13,7 +13,7 @@ for i = 1, #tables, 2 do served[tables[i]] = tables[i + 1] end
 
 local found = false
 for n = 0, tonumber(ARGV[1]) - 1 do
-  local row = redis.call('HMGET', 'mesh:replica:' .. n, 'replica', 'state', 'serves', 'reads', 'version')
+  local row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'state', 'serves', 'reads', 'version')
   if not row[1] then
     -- The replica of this database is expected back, and may serve anything.
     if redis.call('EXISTS', 'mesh:expected:' .. n) == 1 then known = 0 end

@@ -12,7 +12,7 @@ local function serves(digest)
 end
 
 for n = 0, databases - 1 do
-  local its, state, digest = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', 'state', 'serves'))
+  local its, state, digest = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', 'state', 'serves'))
   if its == class and state ~= 'left' and digest and serves(digest) then return 1 end
   if patient and not its and redis.call('GET', 'mesh:expected:' .. n) == class then return 1 end
 end

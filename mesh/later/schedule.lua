@@ -9,7 +9,7 @@ local known, by, next = unpack(redis.call('HMGET', schedule_key, 'definition', '
 
 local function is_live(author)
   for n = 0, tonumber(ARGV[5]) - 1 do
-    local found, state = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))
+    local found, state = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))
     if found == author and state ~= 'left' then return true end
   end
 end

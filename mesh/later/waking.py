@@ -19,12 +19,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import structlog
+from redis.exceptions import RedisError
 
 from mesh import keys
 from mesh.later.options import OPTIONS
 from mesh.later.schedule import Schedule, Tick
 from mesh.lease.applicant import Grant
 from mesh.wire.codec import encode
+from mesh.wire.failures import OVERWRITTEN, Meaning, classify, text_of
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
@@ -45,6 +47,9 @@ STAGGER_MS = 2
 LONGEST_SLEEP_S = 1.0
 #: How often a replica writes its schedules into Redis again, in case somebody has deleted them.
 REWRITE_S = 30.0
+#: Pause after an error that says that somebody has overwritten a key. publish.lua, which writes some keys anew, runs as
+#: often.
+OVERWRITTEN_PAUSE_S = 5.0
 #: Most entries of each stream among which a cancellation looks for its request.
 MOST_SEARCHED = 10_000
 #: For how long Redis remembers that a cancellation succeeded, so that a repeated one gets the same answer.
@@ -81,6 +86,17 @@ class Waking:
 
     async def run(self) -> None:
         """Wake due requests and send due ticks until cancelled."""
+        while True:
+            try:
+                await self._wake_and_sleep()
+            except RedisError as error:
+                # Calls do not need the keys of waiting requests and schedules. So the membership goes on without them.
+                if classify(error) is not Meaning.OVERWRITTEN:
+                    raise
+                log.error("waiting requests and schedules rest", reason=f"{OVERWRITTEN}: {text_of(error)}")
+                await asyncio.sleep(OVERWRITTEN_PAUSE_S)
+
+    async def _wake_and_sleep(self) -> None:
         written_at = -math.inf
         while True:
             if time.monotonic() - written_at >= REWRITE_S:

@@ -39,7 +39,7 @@ local epoch = math.max(tonumber(redis.call('GET', epoch_key) or '0') + 1, now)
 local function rarest()
   local held = {}
   for n = 0, databases - 1 do
-    local class = redis.call('HGET', 'mesh:replica:' .. n, 'class')
+    local class = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')[1]
     if class then held[class] = (held[class] or 0) + 1 end
   end
   local best

@@ -17,7 +17,7 @@ redis.call('HSET', row_key, 'state', 'left')
 -- again.
 local function is_outlived()
   for n = 0, databases - 1 do
-    local state = n ~= database and redis.call('HGET', 'mesh:replica:' .. n, 'state')
+    local state = n ~= database and redis.pcall('HMGET', 'mesh:replica:' .. n, 'state')[1]
     if state == 'ready' or state == 'starting' then return true end
   end
 end

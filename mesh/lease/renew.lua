@@ -29,7 +29,12 @@ elseif found ~= holder then
   return {0, now}
 end
 redis.call('PEXPIRE', lease_key, ttl)
-redis.call('HSET', row_key, 'state', state, unpack(ARGV, 10))
+local written = redis.pcall('HSET', row_key, 'state', state, unpack(ARGV, 10))
+if type(written) == 'table' then
+  -- Somebody has overwritten the row with a value of another type. All of its fields are known here.
+  redis.call('DEL', row_key)
+  redis.call('HSET', row_key, 'state', state, unpack(ARGV, 10))
+end
 -- The row ends a third of the ttl after the lease. In that time a successor may take the database, so a gather waits for the
 -- successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
@@ -43,5 +48,6 @@ redis.call('PEXPIRE', replies_key, 10 * ttl)
 --[[ ../later/next_due.lua ]]
 
 local answer = {outcome, now, next_due(later_key, schedules_key), redis.call('DEL', drain_key)}
-for _, op in ipairs(redis.call('HKEYS', paused_key)) do answer[#answer + 1] = op end
+-- No operation is paused while somebody has overwritten the key.
+for _, op in ipairs(redis.pcall('HKEYS', paused_key)) do answer[#answer + 1] = op end
 return answer

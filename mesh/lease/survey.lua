@@ -15,7 +15,7 @@ for n = 0, databases - 1 do
   redis.call('SELECT', bus)
   local lease = redis.call('GET', 'mesh:lease:' .. n)
   local pttl = redis.call('PTTL', 'mesh:lease:' .. n)
-  local state = redis.call('HGET', 'mesh:replica:' .. n, 'state')
+  local state = redis.pcall('HMGET', 'mesh:replica:' .. n, 'state')[1]
   redis.call('SELECT', n)
   local class = redis.call('GET', 'db' .. n .. ':class')
   local known = redis.call('GET', 'db' .. n .. ':format')

@@ -3,18 +3,24 @@
 -- streams are in the order in which the entries were appended. No id is earlier than the server's clock, so an expiry that is
 -- counted from an id does not come too early.
 local stamp
+-- Returns the time (ms) that the text of the key mesh:clock says; 0 if the key is missing, or is overwritten with another text.
+local function ms_of_clock(clock)
+  return clock and #clock < 16 and tonumber(string.match(clock, '^%d+$')) or 0
+end
+
 -- Sets the time of all ids of this script. `time` is the answer of TIME, and `clock` is the text of the key mesh:clock.
 local function begin_stamps(time, clock)
   -- In ms, cut from the texts of the seconds and the µs: to calculate and format a number takes 1 µs longer.
   local latest = time[1] .. string.sub('00000' .. time[2], -6, -4)
-  if clock and tonumber(clock) > tonumber(latest) then latest = clock end
+  if ms_of_clock(clock) > tonumber(latest) then latest = clock end
   redis.call('SET', 'mesh:clock', latest)
   stamp = latest .. '-*'
 end
 
 local function append(stream, ...)
   if not stamp then
-    begin_stamps(redis.call('TIME'), redis.call('GET', 'mesh:clock'))
+    -- MGET, because it has no error if the key has another type.
+    begin_stamps(redis.call('TIME'), redis.call('MGET', 'mesh:clock')[1])
   end
   local id = redis.pcall('XADD', stream, stamp, ...)
   -- XADD fails if somebody has written an entry with a later id by hand. Then the server chooses the id.

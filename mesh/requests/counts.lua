@@ -1,10 +1,16 @@
+-- Returns how many things a key holds; 0 if somebody has overwritten it with a value of another type.
+local function size_of(command, key)
+  local size = redis.pcall(command, key)
+  return type(size) == 'number' and size or 0
+end
+
 -- Returns how many requests are {accepted, answered, expired, cancelled, dead, lost, in flight, waiting} at this moment. The
--- request streams are KEYS[first] and all later keys.
+-- request streams are KEYS[first] and all later keys. What somebody has overwritten counts 0.
 local function counts_of(books_key, first)
-  local counts = redis.call('HMGET', books_key, 'accepted', 'answered', 'expired', 'cancelled', 'dead', 'lost')
+  local counts = redis.pcall('HMGET', books_key, 'accepted', 'answered', 'expired', 'cancelled', 'dead', 'lost')
   local in_flight = 0
-  for i = 1, 6 do counts[i] = tonumber(counts[i] or '0') end
-  for k = first, #KEYS do in_flight = in_flight + redis.call('XLEN', KEYS[k]) end
-  counts[7], counts[8] = in_flight, redis.call('ZCARD', 'mesh:later')
+  for i = 1, 6 do counts[i] = tonumber(counts[i] or 0) or 0 end
+  for k = first, #KEYS do in_flight = in_flight + size_of('XLEN', KEYS[k]) end
+  counts[7], counts[8] = in_flight, size_of('ZCARD', 'mesh:later')
   return counts
 end

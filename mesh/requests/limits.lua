@@ -29,7 +29,7 @@ local function make_limits(options)
 
   local function exists(where)
     local stream, id = string.match(where, '^(%S+) (.*)$')
-    if stream == 'mesh:later' then return redis.call('ZSCORE', stream, id) end
+    if stream == 'mesh:later' then return redis.pcall('ZSCORE', stream, id) end
     local found = redis.pcall('XRANGE', stream, id, id)
     return #found > 0
   end
@@ -87,7 +87,7 @@ local function make_limits(options)
   -- Puts a request into mesh:later. The field `first` keeps the time at which the mesh accepted the request: now, on the clock
   -- by which append.lua makes ids.
   local function put_later(name, to, words, due)
-    local accepted_ms = math.max(now, tonumber(redis.call('GET', 'mesh:clock') or '0'))
+    local accepted_ms = math.max(now, ms_of_clock(redis.call('MGET', 'mesh:clock')[1]))
     redis.call('HSET', 'mesh:later:' .. name, 'to', to, 'first', string.format('%.0f-0', accepted_ms), unpack(words))
     -- The hash may have these fields from an earlier wait of the request, for its time or for a rate.
     redis.call('HDEL', 'mesh:later:' .. name, 'wants', 'ttl', 'rate')
@@ -176,12 +176,15 @@ local function make_limits(options)
   -- placed, returns nil, nil, and whether it will wait.
   -- mesh:later takes no request beyond `most`. Before this request, the caller will place `earlier` requests with the same limit.
   function limits.refusal(limit, deadline, most, earlier)
-    local is_full, waits = redis.call('ZCARD', 'mesh:later') >= most, nil
+    local number, waits = redis.pcall('ZCARD', 'mesh:later'), nil
+    local code, about = unusable(number, 'mesh:later')
+    if code then return code, about end
+    local is_full = number >= most
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
     if lane then
       local running = redis.pcall('HLEN', 'mesh:running:' .. lane)
       local waiting = redis.pcall('LLEN', 'mesh:lane:' .. lane)
-      local code, about = unusable(running, 'mesh:running:' .. lane)
+      code, about = unusable(running, 'mesh:running:' .. lane)
       if not code then code, about = unusable(waiting, 'mesh:lane:' .. lane) end
       if code then return code, about end
       waits = waiting > 0 or running + (earlier or 0) >= tonumber(concurrency)
@@ -190,7 +193,7 @@ local function make_limits(options)
     end
     local interval, burst, excess
     interval, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
-    local code, about = unusable(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
+    code, about = unusable(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
     if code then return code, about end
     local begins_us = start_after_accepted(tonumber(interval), tonumber(burst), excess, lane) + (earlier or 0) * interval
     if begins_us <= now_us then return end
@@ -239,7 +242,7 @@ local function make_limits(options)
   -- Frees the places of requests that have ended without `limits.ended`: somebody deleted their entries by hand, or a replica
   -- of a release without lanes ended them. Each call checks at most `places` places, in at most `lanes` random lanes.
   function limits.repair(lanes, places)
-    for _, lane in ipairs(redis.call('SRANDMEMBER', 'mesh:lanes', lanes)) do
+    for _, lane in ipairs(redis.pcall('SRANDMEMBER', 'mesh:lanes', lanes)) do
       pcall(function()
         local running = 'mesh:running:' .. lane
         local found = redis.call('HRANDFIELD', running, places, 'WITHVALUES')

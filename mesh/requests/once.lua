@@ -14,7 +14,7 @@ local once = {}
 local function key_of(op, key) return 'mesh:once:' .. op .. ':' .. key end
 
 local function is_there(stream, id)
-  if stream == 'mesh:later' then return redis.call('ZSCORE', stream, id) end
+  if stream == 'mesh:later' then return redis.pcall('ZSCORE', stream, id) end
   local found = redis.pcall('XRANGE', stream, id, id)
   return #found > 0
 end

@@ -63,10 +63,11 @@ local groups, stored = words, #words
 
 --[[ room.lua ]]
 
--- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once.
+-- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once. A
+-- row that somebody has overwritten counts as missing, until its replica writes it again (renew.lua).
 local classes = {}
 local function class_of(n)
-  if classes[n] == nil then classes[n] = redis.call('HGET', 'mesh:replica:' .. n, 'class') end
+  if classes[n] == nil then classes[n] = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')[1] or false end
   return classes[n]
 end
 
@@ -174,7 +175,8 @@ local function refused(first, last, only_reads)
       if code then return code, about end
     elseif with and with.due then
       -- The address needs no live replica until the request is due.
-      if seldom().waiting_are_full(with.most) then return 'too-many', '' end
+      code, about = seldom().refused_by_later(with.most)
+      if code then return code, about end
     elseif string.byte(to) == GATHER then
       code, about = seldom().gather_refused(to)
       if code then return code, about end

@@ -43,8 +43,8 @@ local rows = {}
 local function row_of(n, field)
   local row = rows[field .. n]
   if not row then
-    row = redis.call('HMGET', 'mesh:replica:' .. n, 'class', field)
-    rows[field .. n], classes[n] = row, row[1]
+    row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', field)
+    rows[field .. n], classes[n] = row, row[1] or false
   end
   return row[1], row[2]
 end
@@ -99,7 +99,12 @@ end
 
 --[[ place.lua ]]
 
-function seldom.waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >= tonumber(most) end
+-- Returns why mesh:later takes no further request: a code, and what the code is about. Returns nothing if it takes one.
+function seldom.refused_by_later(most)
+  local number = redis.pcall('ZCARD', 'mesh:later')
+  if type(number) == 'table' then return 'wrong-type', 'mesh:later' end
+  if number >= tonumber(most) then return 'too-many', '' end
+end
 
 -- Submits a request with options. Returns the id of its entry; or "@" and its name if the request waits; or the error of
 -- Redis if a request that is due later cannot be stored.
@@ -149,7 +154,8 @@ local function forbidden(failed) return {error = 'forbidden', about = failed.err
 -- Stores a request without a caller until it is due. The address of the request needs no live replica until then.
 local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
-  if seldom.waiting_are_full(most) then return {error = 'too-many', about = ''} end
+  local code, about = seldom.refused_by_later(most)
+  if code then return {error = code, about = about} end
   local words = {'op', groups[at + 1], 'request', groups[at + 2], 'from', sender, 'reply_to', '', 'body', groups[at + 4], 'ttl', '0',
     unpack(further)}
   local failed = delay(groups[at + 2], groups[at], due, limit, words)

@@ -25,7 +25,8 @@ is_complete = true
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for k = 2, #KEYS do
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most)) do
+  -- The answer is an error, and has no entries, if somebody has overwritten the stream.
+  for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most)) do
     local fields, deadline = entry[2], 0
     for i = 1, #fields, 2 do
       if fields[i] == 'deadline' then deadline = tonumber(fields[i + 1]) or 0 end
@@ -44,5 +45,5 @@ if redis.call('EXISTS', 'mesh:lanes') == 1 then
   options = options or make_options()
   options.limits().repair(LANES, PLACES)
 end
-if ended > 0 then redis.call('HINCRBY', books_key, 'expired', ended) end
+if ended > 0 then redis.pcall('HINCRBY', books_key, 'expired', ended) end
 return ended

@@ -4,43 +4,101 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 
-from tests.support.replicas import Replicas
+from tests.support.replicas import Process, Replicas
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
+#: Keys that no answer needs, or that the replicas write anew.
+SPARE = [
+    "mesh:later",
+    "mesh:books",
+    "mesh:minutes",
+    "mesh:dead",
+    "mesh:paused",
+    "mesh:lanes",
+    "mesh:clock",
+    "mesh:schedules",
+    "mesh:operations",
+    "mesh:operations:served",
+    "mesh:requests:db0",
+]
+
+
+async def statuses(client: httpx.AsyncClient, replica: Process) -> list[int]:
+    url, item = replica.public, {"value": 6, "ttl": 600, "cls": "A"}
+    answers = await asyncio.gather(
+        client.get(url + "/classes"), client.get(url + "/values/3"), client.post(url + "/values", json=[item])
+    )
+    assert all(answer.status_code != 503 or answer.json()["detail"] for answer in answers)
+    return [answer.status_code for answer in answers]
+
+
+async def after(client: httpx.AsyncClient, replica: Process, seconds: float) -> set[int]:
+    """Return the statuses of all answers that come in a time."""
+    seen: set[int] = set()
+    for _ in range(int(seconds * 4)):
+        seen |= set(await statuses(client, replica))
+        await asyncio.sleep(0.25)
+    return seen
+
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("key", ["mesh:later", "mesh:books", "mesh:requests:A", "mesh:written", "mesh:replica:9"])
+@pytest.mark.parametrize("key", ["mesh:requests:A", "mesh:written", "mesh:expected:1"])
 async def test_no_process_ends_and_all_works_when_it_is_repaired(server: Server, replicas: Replicas, key: str) -> None:
     """Answers meanwhile are 200, or 503 with a reason; none is a 500."""
     (replica,) = await replicas(1, {"LOG_FORMAT": "json"})
-    item = {"value": 6, "ttl": 600, "cls": "A"}
-
-    async def statuses() -> list[int]:
-        client, url = replicas.client, replica.public
-        answers = await asyncio.gather(
-            client.get(url + "/classes"), client.get(url + "/values/3"), client.post(url + "/values", json=[item])
-        )
-        assert all(answer.status_code != 503 or answer.json()["detail"] for answer in answers)
-        return [answer.status_code for answer in answers]
-
     with server.redis() as admin:
         admin.delete(key)
-        admin.set(key, "overwritten")
-        seen = set()
-        for _ in range(20):
-            seen |= set(await statuses())
-            await asyncio.sleep(0.25)
+        admin.lpush(key, "overwritten")
+        seen = await after(replicas.client, replica, 5)
         admin.delete(key)
 
     async def works() -> bool:
-        return await statuses() == [200, 200, 200]
+        return await statuses(replicas.client, replica) == [200, 200, 200]
 
     await eventually(works, 20)
     assert replica.popen.poll() is None, replica.log.read_text()
     assert seen <= {200, 404, 503, 504}
-    # No answer needs the requests that wait, or the books, which only count.
-    assert 503 in seen or key in {"mesh:later", "mesh:books"}
+    assert 503 in seen
+    assert '"exc_type"' not in replica.log.read_text()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("command", ["SET", "RPUSH"])
+async def test_what_no_answer_needs_changes_no_answer(server: Server, replicas: Replicas, command: str) -> None:
+    """All these keys are overwritten at once: a replica that runs goes on, and a new one joins."""
+    (replica,) = await replicas(1, {"LOG_FORMAT": "json"})
+    assert await after(replicas.client, replica, 0.5) == {200}
+    with server.redis() as admin:
+        for key in SPARE:
+            admin.delete(key)
+            admin.execute_command(command, key, "overwritten")
+        assert await after(replicas.client, replica, 7) == {200}
+        types = {key: admin.type(key) for key in SPARE}
+        (other,) = await replicas(1, {"LOG_FORMAT": "json"})
+        assert await after(replicas.client, other, 1) == {200}
+    assert types["mesh:operations"] == types["mesh:operations:served"] == "hash"
+    for each in (replica, other):
+        assert each.popen.poll() is None, each.log.read_text()
+        assert '"exc_type"' not in each.log.read_text()
+
+
+@pytest.mark.timeout(120)
+async def test_a_roster_row_is_written_anew(server: Server, replicas: Replicas) -> None:
+    """The next renewal of the lease replaces what somebody wrote over the row, and its replica stays a member."""
+    (replica,) = await replicas(1, {"LOG_FORMAT": "json"})
+    with server.redis() as admin:
+        (row,) = admin.keys("mesh:replica:*")
+        before = admin.hgetall(row)
+        admin.set(row, "overwritten")
+
+        async def works() -> bool:
+            return await statuses(replicas.client, replica) == [200, 200, 200]
+
+        await eventually(works, 5)
+        now = admin.hgetall(row)
+    assert now["replica"] == before["replica"] and now["epoch"] == before["epoch"]
     assert '"exc_type"' not in replica.log.read_text()
