@@ -144,7 +144,7 @@ class Presence:
             server.check_claim(str(await claim_client.get(keys.CLAIM) or ""), f"{self._settings.name} {bus}")
         finally:
             await claim_client.aclose()
-        server.check_format(int(await self._presence_client.get(keys.FORMAT) or 0), "to this mesh")
+        server.check_format(str(await self._presence_client.get(keys.FORMAT) or ""), "to this mesh")
 
     async def _renew(self) -> None:
         sent_at = time.monotonic()

@@ -104,6 +104,8 @@ CLIENT_NAME_PREFIX = "client-"
 #: The one consumer group of every request stream.
 GROUP = "workers"
 
+#: The classes that a mesh can have.
+CLASSES = "ABCD"
 #: The most databases that a mesh can lease: as many as a Redis server has by default.
 MOST_DATABASES = 16
 

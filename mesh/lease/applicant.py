@@ -79,6 +79,8 @@ class Applicant:
         #: what the key `mesh:claim` must have as its value
         self._claim = f"{settings.name} {connections.bus}"
         self._reason_to_wait = ""
+        #: keys that the log has named as unreadable
+        self._unreadable_keys: set[str] = set()
         #: called with the reason why there is no lease yet, whenever the reason has changed
         self.on_wait: Callable[[str], None] = lambda reason: None
 
@@ -138,8 +140,16 @@ class Applicant:
         server.check_format(newest_format, "to this mesh")
         rows = [Row(*fields) for fields in raw_rows]
         for row in rows:
-            server.check_format(row.format, f"database {row.database}")
+            if row.unreadable_key:
+                self._note_unreadable(row.unreadable_key)
+            else:
+                server.check_format(row.format, f"database {row.database}")
         return rows
+
+    def _note_unreadable(self, key: str) -> None:
+        if key not in self._unreadable_keys:
+            log.error("database not taken: one of its keys has a text that the mesh does not write", key=key)
+            self._unreadable_keys.add(key)
 
     async def _take(self, client: Redis, database: int, acl_dialect: acl.Dialect | None) -> Grant | None:
         """Grant this replica the database; return None if another replica was faster.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mesh import keys
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -12,7 +14,7 @@ class Row:
 
     `lease` is "<epoch> <replica>", or empty if no replica holds the database; `pttl` is the remaining time of the lease
     in ms. `cls` is the database's class, or empty if it never had one. `size` is the number of keys in it, `state` the
-    holder's state in the roster, and `format` the newest format that a holder has written there.
+    holder's state in the roster, and `format` the text of the newest format that a holder has written there.
     """
 
     database: int
@@ -21,12 +23,19 @@ class Row:
     cls: str
     size: int
     state: str
-    format: int = 0
+    format: str = ""
 
     @property
     def free(self) -> bool:
         """Whether no replica holds the database."""
         return not self.lease
+
+    @property
+    def unreadable_key(self) -> str:
+        """The key of the database whose text is none that the mesh writes, because somebody has changed it; or ""."""
+        if self.cls not in {"", *keys.CLASSES}:
+            return f"{keys.own(self.database)}class"
+        return "" if self.format.isdecimal() or not self.format else f"{keys.own(self.database)}format"
 
     def foreign(self, bus: int) -> bool:
         """Whether another program uses the database: it has keys, but no class. The bus never counts as foreign."""
@@ -56,7 +65,7 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting
     replica waits for that database, which would otherwise stay without a holder.
     """
     free = sorted(
-        (row for row in rows if row.free and not row.foreign(bus)),
+        (row for row in rows if row.free and not row.foreign(bus) and not row.unreadable_key),
         key=lambda row: (not row.cls, row.database == bus, row.database),
     )
     if free and free[0].cls:
@@ -68,6 +77,11 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting
         )
     if free:
         return Take(free[0].database)
+    if unreadable_keys := [row.unreadable_key for row in rows if row.free and row.unreadable_key]:
+        return KeepWaiting(
+            f"no database is free, except some whose keys have a text that the mesh does not write: "
+            f"{', '.join(unreadable_keys)}; restore these keys, or delete them"
+        )
     foreign = [row.database for row in rows if row.foreign(bus)]
     if foreign and len(foreign) == sum(row.free for row in rows):
         return KeepWaiting(

@@ -19,9 +19,9 @@ redis.call('SELECT', 0)
 local claimed = redis.call('GET', claim_key)
 redis.call('SELECT', bus)
 if claimed and claimed ~= claim then return {} end
-if tonumber(redis.call('GET', format_key) or '0') > format then return {} end
+if (tonumber(redis.call('GET', format_key) or 0) or 0) > format then return {} end
 redis.call('SELECT', database)
-local known = tonumber(redis.call('GET', 'db' .. database .. ':format') or '0')
+local known = tonumber(redis.call('GET', 'db' .. database .. ':format') or 0) or 0
 redis.call('SELECT', bus)
 if known > format then return {} end
 if not claimed then
@@ -33,8 +33,9 @@ redis.call('SET', format_key, ARGV[10])
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- The epoch is at least the time in ms, so that a server that has lost its data does not grant the same epoch again.
-local epoch = math.max(tonumber(redis.call('GET', epoch_key) or '0') + 1, now)
+-- The epoch is at least the time in ms. So the same epoch is not granted again by a server that has lost its data, or whose
+-- key of the epoch was overwritten with another text.
+local epoch = math.max((tonumber(redis.call('GET', epoch_key) or 0) or 0) + 1, now)
 
 local function rarest()
   local held = {}

@@ -39,6 +39,11 @@ def check_claim(claim: str, ours: str) -> None:
     if claim in {"", ours}:
         return
     name, _, bus = claim.rpartition(" ")
+    if not bus.isdecimal():
+        raise SetupError(
+            f"the key {keys.CLAIM} in database 0 has {claim!r:.100}, which no mesh writes; if no other mesh uses "
+            "this server, delete the key"
+        )
     raise SetupError(
         f"the mesh {name!r} uses this server, with its shared keys in database {bus}. Set MESH_NAME={name} and "
         f"REDIS_DB={bus} to join it, or use another server. If that mesh is gone for good, delete the key {keys.CLAIM} "
@@ -46,11 +51,15 @@ def check_claim(claim: str, ours: str) -> None:
     )
 
 
-def check_format(data_format: int, where: str) -> None:
+def check_format(text: str, where: str) -> None:
     """Raise SetupError if a newer release has written data that this release may misread.
 
-    The text of the error says where they are, such as "to this mesh".
+    `text` is the text of the key `mesh:format`, or "". Raises Unavailable if it is not a number. `where` says what was
+    written, such as "to this mesh".
     """
+    if text and not text.isdecimal():
+        raise Unavailable(f"the key {keys.FORMAT} has {text!r:.100}, which is not a number; delete it")
+    data_format = int(text or 0)
     if data_format > FORMAT:
         raise SetupError(
             f"a newer release has written {where} (format {data_format}, this release knows {FORMAT}); "

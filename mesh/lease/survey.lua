@@ -2,8 +2,8 @@
 -- Reads what a starting replica must know of the mesh and of every database, at one moment. The shared Redis user runs it.
 -- KEYS: claim of the server (in database 0), format of the bus
 -- ARGV: bus database, number of databases
--- Returns {claim or "", format of the bus or 0, rows}, with one row for each database:
---   {number, lease or "", remaining ms of the lease, class or "", number of keys, state of the holder or "", format or 0}
+-- Returns {claim or "", format of the bus or "", rows}, with one row for each database:
+--   {number, lease or "", remaining ms of the lease, class or "", number of keys, state of the holder or "", format or ""}
 local claim_key, format_key = KEYS[1], KEYS[2]
 local bus, databases = tonumber(ARGV[1]), tonumber(ARGV[2])
 redis.call('SELECT', 0)
@@ -22,7 +22,7 @@ for n = 0, databases - 1 do
   local size = redis.call('DBSIZE')
   -- The claim is a key of the mesh. Without this line it would look as if another program used database 0.
   if n == 0 and claim then size = size - 1 end
-  rows[#rows + 1] = {n, lease or '', pttl, class or '', size, state or '', tonumber(known or '0')}
+  rows[#rows + 1] = {n, lease or '', pttl, class or '', size, state or '', known or ''}
 end
 redis.call('SELECT', bus)
-return {claim or '', tonumber(format or '0'), rows}
+return {claim or '', format or '', rows}

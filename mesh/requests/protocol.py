@@ -37,7 +37,7 @@ _REPLY_FIELDS = ("request", "status", "forwards", "body")
 MOST_BODY = 16 * 2**20
 
 #: The classes and the databases that a mesh can have.
-_CLASSES = frozenset("ABCD")
+_CLASSES = frozenset(keys.CLASSES)
 _DATABASES = frozenset(range(keys.MOST_DATABASES))
 
 Body = dict[str, Any]

@@ -102,3 +102,45 @@ async def test_a_roster_row_is_written_anew(server: Server, replicas: Replicas) 
         now = admin.hgetall(row)
     assert now["replica"] == before["replica"] and now["epoch"] == before["epoch"]
     assert '"exc_type"' not in replica.log.read_text()
+
+
+@pytest.mark.timeout(120)
+async def test_a_replica_starts_beside_texts_that_no_mesh_writes(server: Server, replicas: Replicas) -> None:
+    """It takes a database whose keys can be read, and its epoch is that of its time."""
+    with server.redis() as admin:
+        for key in ("mesh:epoch", "mesh:clock"):
+            admin.set(key, "overwritten")
+        for number, key in ((1, "db1:class"), (2, "db2:format")):
+            with server.redis(number) as database:
+                database.set(key, "overwritten")
+        (replica,) = await replicas(1, {"LOG_FORMAT": "json"})
+        (row,) = admin.keys("mesh:replica:*")
+        assert row == "mesh:replica:3"
+        assert int(admin.get("mesh:epoch")) > 1_700_000_000_000
+    assert await after(replicas.client, replica, 0.5) == {200}
+    log = replica.log.read_text()
+    assert '"key": "db1:class"' in log and '"key": "db2:format"' in log
+    assert '"exc_type"' not in log
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("key", ["mesh:format", "mesh:claim"])
+async def test_a_replica_that_cannot_start_beside_a_text_names_the_key(
+    server: Server, replicas: Replicas, key: str
+) -> None:
+    """Without the format nobody knows which release wrote the data; without the claim, nobody knows whose they are."""
+    with server.redis() as admin:
+        admin.set(key, "overwritten")
+        replica = replicas.spawn()
+        said = f"the key {key}"
+
+        async def names_it() -> bool:
+            return said in replica.log.read_text() and "'overwritten'" in replica.log.read_text()
+
+        await eventually(names_it)
+        assert "Traceback" not in replica.log.read_text()
+        admin.delete(key)
+    if key == "mesh:claim":
+        assert await replica.ended() == 78
+    else:
+        await replicas.ready(replica)

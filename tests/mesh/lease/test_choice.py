@@ -41,6 +41,8 @@ def foreign(database: int) -> Row:
         pytest.param([unused(0), foreign(1), unused(2)], set(), 2, id="never one with foreign keys"),
         pytest.param([foreign(0), held(1)], {1}, 0, id="shared keys in the bus are not foreign"),
         pytest.param([unused(0), held(1), had(2)], set(), 2, id="one with data although a holder is in doubt"),
+        pytest.param([unused(0), had(1, cls="x"), had(2)], set(), 2, id="none whose class somebody has changed"),
+        pytest.param([replace(had(0), format="x"), had(1)], set(), 1, id="none whose format somebody has changed"),
     ],
 )
 def test_which_database_is_taken(rows: list[Row], alive: set[int], expected: int) -> None:
@@ -54,6 +56,7 @@ def test_which_database_is_taken(rows: list[Row], alive: set[int], expected: int
         pytest.param([held(0), held(1)], {0, 1}, "all 2 databases are leased", id="full"),
         pytest.param([unused(0), held(1)], set(), "database 1 may become free", id="a holder in doubt"),
         pytest.param([held(0), foreign(1)], {0}, "(1) hold keys that are not the mesh's", id="foreign keys"),
+        pytest.param([held(0), had(1, cls="AB")], {0}, "text that the mesh does not write: db1:class;", id="a class"),
     ],
 )
 def test_the_reason_to_wait_is_told(rows: list[Row], alive: set[int], reason: str) -> None:
