@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Pauses an operation or resumes it, and adds an entry to the audit log. Each replica learns of the change with its next
--- renewal. When an operation is resumed, its parked requests are due at once, and any replica wakes them.
+-- renewal. When an operation is resumed, its parked requests are due since the time of their acceptance. So any replica wakes
+-- them at once, in this order.
 -- KEYS: paused operations, audit log, parked requests of the operation, later
 -- ARGV: 1 to pause or 0 to resume, operation, actor, address of the actor, most entries of the audit log
 -- Returns 1 if this changed the state of the operation, else 0
@@ -13,12 +14,12 @@ if pause then
   changed = redis.call('HSETNX', paused_key, op, now .. ' ' .. actor)
 else
   changed = redis.call('HDEL', paused_key, op)
-  -- Lua's `unpack` fails at about 8000 words, and each name has two.
-  local names, MOST_UNPACKED = redis.call('ZRANGE', parked_key, 0, -1), 2000
-  for first = 1, #names, MOST_UNPACKED do
+  -- Each name, and the time (ms) of acceptance. Lua's `unpack` fails at about 8000 words.
+  local parked, MOST_UNPACKED = redis.call('ZRANGE', parked_key, 0, -1, 'WITHSCORES'), 4000
+  for first = 1, #parked, MOST_UNPACKED do
     local words = {}
-    for k = first, math.min(first + MOST_UNPACKED - 1, #names) do
-      words[#words + 1], words[#words + 2] = now, names[k]
+    for k = first, math.min(first + MOST_UNPACKED - 1, #parked), 2 do
+      words[#words + 1], words[#words + 2] = parked[k + 1], parked[k]
     end
     redis.call('ZADD', later_key, 'XX', unpack(words))
   end

@@ -69,3 +69,6 @@ class Pace:
             if not waiter.done():
                 waiter.set_result(None)
                 woken += 1
+        # Not only a piece that runs schedules the next turn: all woken pieces may be cancelled before they run.
+        if self._waiting:
+            self._schedule_next_turn()

@@ -85,6 +85,26 @@ async def test_they_run_once_when_the_operation_goes_on(backend: Backend) -> Non
     assert [key async for key in backend.redis().scan_iter("mesh:*") if "later" in key or "parked" in key] == []
 
 
+async def test_they_go_on_in_the_order_in_which_they_were_accepted(backend: Backend) -> None:
+    """Their names would give another order: 10 before 9."""
+    done: list[int] = []
+    worker = Worker()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> Body:
+        done.append(request.body["number"])
+        return {}
+
+    one, _ = await _two_paused(backend, worker)
+    for number in range(12):
+        await one._calls.send(Ask(Class(one.cls), "count.put", {"number": number}), f"job-{number}")
+        await asyncio.sleep(0.002)  # each in a ms of its own
+    await _books(one, waiting=12)
+    await control(backend, one).resume("count.put", ACTOR)
+    await _books(one, answered=12)
+    assert done == [*range(12)]
+
+
 async def test_they_keep_the_time_at_which_they_were_sent(backend: Backend) -> None:
     done: list[Request] = []
     worker = Worker()

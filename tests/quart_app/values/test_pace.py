@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from quart_app.values.pace import MOST_S, Pace
+import pytest
+
+from quart_app.values.pace import MOST_S, MOST_WOKEN, Pace
 from tests.support.beats import Beats
 
 
@@ -58,3 +60,20 @@ async def test_a_piece_that_is_cancelled_while_it_waits_holds_nobody_up() -> Non
     done = await asyncio.wait_for(asyncio.gather(first, *others, return_exceptions=True), 1)
     assert [one for one in done if one is True] == [True] * 4
     assert waiting.cancelled()
+
+
+async def test_pieces_that_are_cancelled_when_they_are_woken_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pieces that one turn wakes are cancelled before they run; the others get the next turn."""
+    pace, begin_turn = Pace(), Pace._begin_turn
+    pieces: list[asyncio.Future[None]] = []
+
+    def begin_turn_and_cancel(self: Pace) -> None:
+        begin_turn(self)
+        for piece in pieces[:MOST_WOKEN]:
+            piece.cancel()
+
+    monkeypatch.setattr(Pace, "_begin_turn", begin_turn_and_cancel)
+    pace._full_at_s = -1  # this turn is full
+    pieces += [asyncio.ensure_future(pace()) for _ in range(MOST_WOKEN + 3)]
+    await asyncio.wait_for(asyncio.gather(*pieces[MOST_WOKEN:]), 1)
+    assert all(piece.cancelled() for piece in pieces[:MOST_WOKEN])
