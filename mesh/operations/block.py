@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mesh.errors import UsageError
 
-T = TypeVar("T", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
 
 
 class AsyncOnly:
@@ -28,14 +28,14 @@ class AsyncOnly:
             raise UsageError(f"write `{self.usage}`: this is a block, and there is nothing to await")
 
 
-class Block(AsyncOnly, AbstractAsyncContextManager[T, bool | None]):
+class Block(AsyncOnly, AbstractAsyncContextManager[T_co, bool | None]):
     """A block around an asynchronous context manager."""
 
-    def __init__(self, usage: str, inner: AbstractAsyncContextManager[T, bool | None]) -> None:
+    def __init__(self, usage: str, inner: AbstractAsyncContextManager[T_co, bool | None]) -> None:
         self.usage = usage
         self._inner = inner
 
-    async def __aenter__(self) -> T:
+    async def __aenter__(self) -> T_co:
         return await self._inner.__aenter__()
 
     async def __aexit__(
@@ -43,7 +43,7 @@ class Block(AsyncOnly, AbstractAsyncContextManager[T, bool | None]):
     ) -> bool | None:
         return await self._inner.__aexit__(kind, error, traceback)
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # a type checker reports this mistake only if it does not see the method
 
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(f"a block that was not entered has no {name!r}: write `{self.usage}`")

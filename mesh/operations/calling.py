@@ -18,8 +18,8 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 
-class Asking(Protocol):
-    """Sends requests and collects their replies."""
+class Asker(Protocol):
+    """Sends requests and collects their replies: a `mesh.raw` replica or client."""
 
     async def ask(
         self, asks: Sequence[Ask], *, deadline_ms: int | None = ..., decode: Decode = ...
@@ -36,8 +36,8 @@ class Caller:
     Requests without `to=` go to the address `default`; a client without a lease has none.
     """
 
-    def __init__(self, asking: Asking, default: Address | None) -> None:
-        self._asking = asking
+    def __init__(self, asker: Asker, default: Address | None) -> None:
+        self._asker = asker
         self._default_address = default
 
     @overload
@@ -80,7 +80,7 @@ class Caller:
         ask = self._ask_for(op, body, to)
         if key is not None:
             ask.once = Once.of(key, keep)
-        (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
+        (answer,) = await self._asker.ask([ask], deadline_ms=deadline_ms_of(deadline), decode=op.decode_reply)
         if answer.error is not None:
             raise answer.error
         # More than one if a handler forwarded the request to several addresses: each of them replies.
@@ -107,7 +107,7 @@ class Caller:
     ) -> list[Any]:
         """Send a request that several replicas answer in parts (see `tx.forward`), and return all parts."""
         ask = self._ask_for(op, body, to)
-        (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
+        (answer,) = await self._asker.ask([ask], deadline_ms=deadline_ms_of(deadline), decode=op.decode_reply)
         if answer.error is not None:
             raise answer.error
         return answer.bodies
@@ -118,7 +118,7 @@ class Caller:
             to = self._default_address
         if to is None:
             raise UsageError(f'{op_name} needs an address: to=Class("A") or to=Database(3)')
-        # No idempotency key: `call` adds it.
+        # None stands for no idempotency key: `call` adds the key.
         return Ask(to, op_name, body_json, None, "" if op.limit is None else op.limit_of(body))
 
     @overload
@@ -140,20 +140,22 @@ class Caller:
             raise UsageError(
                 f"{op_name} has a limit, and cannot be gathered: a gather asks all databases at one moment"
             )
-        return await self._asking.gather(op_name, body_json, deadline_ms=milliseconds(deadline), decode=op.decode_reply)
+        return await self._asker.gather(
+            op_name, body_json, deadline_ms=deadline_ms_of(deadline), decode=op.decode_reply
+        )
 
 
-def milliseconds(deadline: timedelta | None) -> int | None:
+def deadline_ms_of(deadline: timedelta | None) -> int | None:
     """Return a deadline in ms. Raises UsageError for anything but a positive timedelta."""
     if deadline is None:
         return None
     if not isinstance(deadline, timedelta):
         raise UsageError(f"a deadline is a timedelta, not {deadline!r:.100}; write timedelta(seconds=...)")
-    return _to_ms(deadline)
+    return _cached_ms_of(deadline)
 
 
 @lru_cache
-def _to_ms(deadline: timedelta) -> int:
+def _cached_ms_of(deadline: timedelta) -> int:
     """Return a deadline in ms. The results are cached, because the many calls of a program have few deadlines."""
     ms = deadline.days * 86_400_000 + deadline.seconds * 1000 + deadline.microseconds // 1000
     if ms <= 0:

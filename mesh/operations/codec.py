@@ -28,7 +28,7 @@ _INTEGER = re.compile(r"-?[0-9]+")
 
 
 #: The exceptions that `Codec.decode` raises; RecursionError for JSON with too many levels.
-ERRORS = (ValueError, RecursionError)
+DECODE_ERRORS = (ValueError, RecursionError)
 
 
 class NotOfType(ValueError):
@@ -42,7 +42,7 @@ class NotOfType(ValueError):
 class Codec(Generic[T]):
     """Writes and reads the JSON of one type.
 
-    `encode` raises TypeError or ValueError. `decode` raises one of ERRORS, which `explain` turns into a NotOfType.
+    `encode` raises TypeError or ValueError. `decode` raises one of DECODE_ERRORS; `explain` makes a NotOfType of it.
     `decode` is the decoder's own method. A function around it, which raises NotOfType, would cost each request time.
     """
 
@@ -59,8 +59,8 @@ class Codec(Generic[T]):
             _check_known(kind)
             self.encode = _ENCODER.encode
             self.decode = msgspec.json.Decoder(kind).decode
-        #: the class of most values: callers compare with it first, because `accepts` costs more
-        self.usual = self._classes[0] if self._classes else None
+        #: the class of most values, or None: callers compare with it first, because `accepts` costs more
+        self.usual_class = self._classes[0] if self._classes else None
 
     def explain(self, error: Exception) -> NotOfType:
         """Return the NotOfType for an error that `decode` raised."""
@@ -92,13 +92,13 @@ def _classes_of(kind: Any) -> tuple[type, ...] | None:
     return (float, int) if origin is float else (origin,)
 
 
-def described(value: object) -> str:
+def class_and_value(value: object) -> str:
     """Return the class of a value and the value, as text. An awaitable gets the hint that `await` was forgotten."""
     text = f"{type(value).__name__}: {value!r:.100}"
     return f"{text}; write `await` before it" if inspect.isawaitable(value) else text
 
 
-def name_of(kind: Any) -> str:
+def type_name_of(kind: Any) -> str:
     """Return the name of a type as a program writes it, such as `list[int]`."""
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
@@ -116,10 +116,11 @@ def _check_known(kind: Any) -> None:
     try:
         info = msgspec.inspect.type_info(kind)
     except (TypeError, NameError) as error:
-        raise UsageError(f"{name_of(kind)} cannot be JSON: {error}") from error
+        raise UsageError(f"{type_name_of(kind)} cannot be JSON: {error}") from error
     if isinstance(info, msgspec.inspect.CustomType):
         raise UsageError(
-            f"{name_of(kind)} cannot be JSON; write a msgspec Struct, a dataclass, a pydantic model or a builtin type"
+            f"{type_name_of(kind)} cannot be JSON; "
+            "write a msgspec Struct, a dataclass, a pydantic model or a builtin type"
         )
 
 
@@ -128,7 +129,7 @@ def _json_path(steps: tuple[int | str, ...]) -> str:
     return "$" + "".join(parts) if steps else ""
 
 
-def is_object(kind: Any) -> bool:
+def is_object_type(kind: Any) -> bool:
     """Return whether the values of a type are JSON objects, as every body of a request is."""
     kind = get_origin(kind) or kind
     if not isinstance(kind, type):
@@ -136,21 +137,21 @@ def is_object(kind: Any) -> bool:
     return is_typeddict(kind) or issubclass(kind, msgspec.Struct | BaseModel | dict) or dataclasses.is_dataclass(kind)
 
 
-def schema_of(kind: Any, *, written: bool) -> dict[str, Any]:
+def schema_of(kind: Any, *, for_writing: bool) -> dict[str, Any]:
     """Return the JSON schema of a type, with the schemas of its parts in `$defs`.
 
-    With `written` the schema describes the JSON that the mesh writes, else the JSON that the mesh accepts. For a type
-    without a schema, return {}, which allows every JSON.
+    With `for_writing` the schema describes the JSON that the mesh writes, else the JSON that the mesh accepts.
+    For a type without a schema, return {}, which allows every JSON.
     """
     try:
         if _has_model(kind):
-            return TypeAdapter(kind).json_schema(mode="serialization" if written else "validation")
+            return TypeAdapter(kind).json_schema(mode="serialization" if for_writing else "validation")
         return msgspec.json.schema(kind)
     except (TypeError, ValueError, PydanticUserError):
         return {}
 
 
-def fields_of(kind: Any) -> frozenset[str]:
+def field_names_of(kind: Any) -> frozenset[str]:
     """Return the names of a type's fields; none for a plain dict. The values of the type must be JSON objects."""
     kind = get_origin(kind) or kind
     if issubclass(kind, msgspec.Struct):
@@ -171,6 +172,7 @@ class StoredCodec(Generic[T]):
         self.decode: Callable[[str], T]
         if kind in (str, int):
             self.encode = _plain_encoder(kind)
+            # The ignored error: mypy cannot see that T is this `kind`.
             self.decode = _decode_integer if kind is int else str  # type: ignore[assignment]
         else:
             codec: Codec[T] = Codec(kind)
@@ -189,7 +191,7 @@ def _plain_encoder(kind: type) -> Callable[[Any], str]:
     def encode(value: Any) -> str:
         # `isinstance` would accept True as an int.
         if type(value) is not kind:
-            raise UsageError(f"expected {kind.__name__}, got {described(value)}")
+            raise UsageError(f"expected {kind.__name__}, got {class_and_value(value)}")
         return str(value)
 
     return encode
@@ -199,7 +201,7 @@ def _json_decoder(codec: Codec[Any]) -> Callable[[str], Any]:
     def decode(text: str) -> Any:
         try:
             return codec.decode(text)
-        except ERRORS as error:
+        except DECODE_ERRORS as error:
             raise codec.explain(error) from None
 
     return decode
@@ -208,7 +210,7 @@ def _json_decoder(codec: Codec[Any]) -> Callable[[str], Any]:
 def _json_encoder(codec: Codec[Any]) -> Callable[[Any], str]:
     def encode(value: Any) -> str:
         if not codec.accepts(value):
-            raise UsageError(f"expected {name_of(codec.kind)}, got {described(value)}")
+            raise UsageError(f"expected {type_name_of(codec.kind)}, got {class_and_value(value)}")
         try:
             return codec.encode(value).decode()
         except (TypeError, ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 from redis.asyncio import Redis
 
-from mesh import replica as replicas
+from mesh import replica as replica_module
 from mesh.control.control import Control
 from mesh.dead.letters import Actor
 from mesh.errors import UsageError
@@ -20,7 +20,7 @@ from mesh.memory import Memory
 from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import dispatch, key_of
+from mesh.operations.sending import add_send, request_key_of
 from mesh.operations.table import Operations
 from mesh.replica import Replica
 from mesh.requests.durations import Durations
@@ -93,8 +93,9 @@ class Mesh(Caller):
         used before for the same operation and body, nothing is sent; KeyReused says that the body was another one.
         Raises UsageError, InvalidBody, Busy, KeyReused, or another MeshError.
         """
+        # A transaction that belongs to no request. The send is its only effect.
         effects, address = self.replica.transaction(), Class(self.cls) if to is None else to
-        ticket = dispatch(effects, op, body, address, Due.of(after, at), Once.of(key, keep))
+        ticket = add_send(effects, op, body, address, Due.of(after, at), Once.of(key, keep))
         await self.replica.commit(effects)
         return ticket
 
@@ -103,7 +104,7 @@ class Mesh(Caller):
 
         If a replica works on the request now, its work has no effect.
         """
-        return await self.replica.cancel(key_of(ticket))
+        return await self.replica.cancel(request_key_of(ticket))
 
     async def pause(self, op: Operation[Any, Any] | str) -> bool:
         """Pause an operation on all replicas; return False if the operation was paused already.
@@ -173,7 +174,8 @@ class Mesh(Caller):
         """Write into the roster that this replica is ready.
 
         Each renewal calls both functions. `not_ready` returns the names of the services that are not ready now. `facts`
-        returns further fields of the roster row, which readers of the roster find in `Member.load`.
+        returns further fields of the roster row, which readers of the roster find in `Member.load`. The defaults,
+        `tuple` and `dict`, return nothing.
         """
         self.replica.announce(not_ready, facts)
 
@@ -216,7 +218,7 @@ def join(
     false the roster says `starting` until `announce` is called. Raises SetupError if the mesh cannot work with this
     server or these credentials. Raises LeaseLost if the lease was lost: join again then.
     """
-    replica_block = replicas.join(
+    replica_block = replica_module.join(
         worker_of(operations),
         chosen(settings),
         connections=connections,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from mesh.errors import InvalidBody, InvalidReply, UsageError
 from mesh.later.limit import Limit
-from mesh.operations.codec import ERRORS, Codec, described, fields_of, is_object, name_of
+from mesh.operations.codec import DECODE_ERRORS, Codec, class_and_value, field_names_of, is_object_type, type_name_of
 from mesh.requests.protocol import MOST_BODY
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 B = TypeVar("B")
 R = TypeVar("R")
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 #: The JSON that is sent as the body if an operation has no body.
-NOTHING = b"{}"
+NO_BODY = b"{}"
 
 
 class Operation(Generic[B, R]):
@@ -45,16 +45,16 @@ class Operation(Generic[B, R]):
     @overload
     def __init__(self, name: str, body: type[B], reply: type[R], *, limit: Limit | None = ...) -> None: ...
     def __init__(self, name: str, body: Any, reply: Any, *, limit: Limit | None = None) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
             raise UsageError(f'an operation has a name like "greetings.put", not {name!r:.100}')
         self.name = name
-        # In the types of a handler, the annotation None is NoneType. In a contract it is None.
+        # Both are types. In the types of a handler, the annotation None is NoneType. In a contract it is None.
         self.body = None if body is type(None) else body
         self.reply = type(None) if reply is None else reply
         self.handler: Callable[..., Awaitable[Any]] | None = None
-        if self.body is not None and not is_object(self.body):
+        if self.body is not None and not is_object_type(self.body):
             raise UsageError(
-                f"the body of {name} is {name_of(body)}; a body is an object with names: "
+                f"the body of {name} is {type_name_of(body)}; a body is an object with names: "
                 "a msgspec Struct, a dataclass, a pydantic model or a TypedDict"
             )
         #: how many of its requests may run at once, or in a time
@@ -63,8 +63,8 @@ class Operation(Generic[B, R]):
         self._reply_codec: Codec[Any] = Codec(self.reply)
 
     def __repr__(self) -> str:
-        body = "None" if self.body is None else name_of(self.body)
-        return f"<Operation {self.name}: {body} -> {name_of(self.reply)}>"
+        body = "None" if self.body is None else type_name_of(self.body)
+        return f"<Operation {self.name}: {body} -> {type_name_of(self.reply)}>"
 
     if not TYPE_CHECKING:  # a type checker reports this mistake only if it does not see the method
 
@@ -75,7 +75,7 @@ class Operation(Generic[B, R]):
             )
 
     def limit_of(self, body: Any) -> str:
-        """Return the limit of a request with this body, as limits.lua reads it, or "". Raises InvalidBody."""
+        """Return the limit of a request with this body as text for limits.lua; "" for no limit. Raises InvalidBody."""
         return "" if self.limit is None else self.limit.words(self.name, body)
 
     def encode_body(self, body: B | None) -> bytes:
@@ -84,11 +84,11 @@ class Operation(Generic[B, R]):
         if codec is None:
             if body is not None:
                 raise InvalidBody(f"{self.name} takes no body, and was called with {body!r:.100}")
-            return NOTHING
+            return NO_BODY
         # Most bodies are of the usual class. Then `accepts`, which takes longer, is not called.
-        if body.__class__ is not codec.usual and not codec.accepts(body):
-            type_name = name_of(self.body)
-            actual = "and there is none" if body is None else f"not {described(body)}"
+        if body.__class__ is not codec.usual_class and not codec.accepts(body):
+            type_name = type_name_of(self.body)
+            actual = "and there is none" if body is None else f"not {class_and_value(body)}"
             raise InvalidBody(f"the body of {self.name} is a {type_name}, {actual}; write {type_name}(...)")
         try:
             return codec.encode(body)
@@ -104,17 +104,19 @@ class Operation(Generic[B, R]):
             return None
         try:
             return self._body_codec.decode(text)
-        except ERRORS as error:
+        except DECODE_ERRORS as error:
             mistake = self._body_codec.explain(error)
-            return InvalidBody(f"the body of {self.name} is not a {name_of(self.body)}: {mistake}", path=mistake.path)
+            return InvalidBody(
+                f"the body of {self.name} is not a {type_name_of(self.body)}: {mistake}", path=mistake.path
+            )
 
     def encode_reply(self, reply: R) -> bytes:
         """Return the JSON of a reply. Raises InvalidReply."""
         codec = self._reply_codec
-        if reply.__class__ is not codec.usual and not codec.accepts(reply):
+        if reply.__class__ is not codec.usual_class and not codec.accepts(reply):
             raise InvalidReply(
-                f"{self.name} answers {name_of(self.reply)}, and its handler returned "
-                f"{described(reply)}; correct the annotation or the return"
+                f"{self.name} answers {type_name_of(self.reply)}, and its handler returned "
+                f"{class_and_value(reply)}; correct the annotation or the return"
             )
         try:
             text = codec.encode(reply)
@@ -130,9 +132,9 @@ class Operation(Generic[B, R]):
         """Return the reply that a JSON text holds. Raises ValueError if it is of another type."""
         try:
             reply: R = self._reply_codec.decode(text)
-        except ERRORS as error:
+        except DECODE_ERRORS as error:
             raise ValueError(
-                f"{self.name} answers {name_of(self.reply)}, not this: {self._reply_codec.explain(error)}"
+                f"{self.name} answers {type_name_of(self.reply)}, not this: {self._reply_codec.explain(error)}"
             ) from None
         return reply
 
@@ -159,7 +161,7 @@ def _checked_limit(limit: Limit | None, name: str, body: Any) -> Limit | None:
         return None
     if not isinstance(limit, Limit):
         raise UsageError(f"limit= takes a Limit(...), not {limit!r:.100}")
-    fields = frozenset[str]() if body is None else fields_of(body)
+    fields = frozenset[str]() if body is None else field_names_of(body)
     if limit.by and limit.by not in fields:
         known_names = ", ".join(sorted(fields)) or "no fields that are known"
         raise UsageError(f"{name}: Limit(by={limit.by!r}) names no field of its body, which has {known_names}")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mesh.errors import UsageError
-from mesh.operations.state import Hash, Readable, Set, Slot, SortedSet
+from mesh.operations.state import Hash, KeyOrField, Readable, Set, SortedSet
 from mesh.requests.protocol import Request
 from mesh.requests.store import Reader, Store
 
@@ -22,7 +22,8 @@ MOST_ELEMENTS = 1000
 #: Methods of a transaction that queries and snapshots do not have.
 _WRITES = frozenset({"set", "add", "delete", "insert", "put", "remove", "send", "forward"})
 
-_KeyAndField = tuple[bool, str, str | None]
+#: `KeyOrField.location`
+_Location = tuple[bool, str, str | None]
 
 
 class Reads:
@@ -55,8 +56,8 @@ class Reads:
 
     async def get(self, key: Readable[R]) -> R:
         """Return a value. If nothing is stored, return the default of a `Key`, or None for a `Field`."""
-        place = checked_slot(key)
-        return key.read(await self._text(place))
+        checked = checked_key(key)
+        return key.read(await self._read_text(checked))
 
     async def many(self, keys: Sequence[Readable[R]]) -> list[R]:
         """Return several values, in the order of `keys`.
@@ -64,78 +65,88 @@ class Reads:
         One command reads all keys of our own database, one reads all shared keys, and one reads all fields of each
         hash. Values that one command reads were stored at the same moment.
         """
-        check(keys, (list, tuple), "many() takes a list of values and fields of hashes")
-        texts = await self._texts([checked_slot(key) for key in keys])
+        check_type(keys, (list, tuple), "many() takes a list of values and fields of hashes")
+        texts = await self._read_texts([checked_key(key) for key in keys])
         return [key.read(text) for key, text in zip(keys, texts, strict=True)]
 
     async def items(self, hash: Hash[K, T]) -> dict[K, T]:
         """Return all fields of a hash."""
-        check(hash, Hash, "items() reads a hash")
-        return hash.read(await self._answer("HGETALL", hash.shared, hash.name))
+        check_type(hash, Hash, "items() reads a hash")
+        return hash.read(await self._read_answer("HGETALL", hash.shared, hash.name))
 
     async def members(self, of: Set[T]) -> list[T]:
         """Return the members of a set."""
-        check(of, Set, "members() reads a set")
-        return [of.decode(text) for text in await self._answer("SMEMBERS", of.shared, of.name)]
+        check_type(of, Set, "members() reads a set")
+        return [of.decode(text) for text in await self._read_answer("SMEMBERS", of.shared, of.name)]
 
     async def contains(self, of: Set[T], member: T) -> bool:
         """Return whether a set has a member."""
-        check(of, Set, "contains() asks a set")
-        return bool(await self._answer("SISMEMBER", of.shared, of.name, of.encode(member)))
+        check_type(of, Set, "contains() asks a set")
+        return bool(await self._read_answer("SISMEMBER", of.shared, of.name, of.encode(member)))
 
     async def range(
         self, of: SortedSet[T], least: float = float("-inf"), most: float = float("inf"), *, count: int | None = None
     ) -> list[T]:
         """Return members with scores from `least` to `most`, lowest first, at most `count` of them (default: 1001)."""
-        check(of, SortedSet, "range() reads a sorted set")
-        check(least, (int, float), "a range begins at a number")
-        check(most, (int, float), "a range ends at a number")
+        check_type(of, SortedSet, "range() reads a sorted set")
+        check_type(least, (int, float), "a range begins at a number")
+        check_type(most, (int, float), "a range ends at a number")
         if count is not None and (type(count) is not int or count < 0):
             raise UsageError(f"count= is a number of members, not {count!r:.100}")
         # One more than a guarded read may return, so that a longer range raises GuardTooLarge and is not cut silently.
-        limit = MOST_ELEMENTS + 1 if count is None else count
-        words = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, limit)
-        return [of.decode(text) for text in await self._answer(*words)]
+        most_members = MOST_ELEMENTS + 1 if count is None else count
+        arguments = (
+            "ZRANGEBYSCORE",
+            of.shared,
+            of.name,
+            repr(float(least)),
+            repr(float(most)),
+            "LIMIT",
+            0,
+            most_members,
+        )
+        return [of.decode(text) for text in await self._read_answer(*arguments)]
 
     async def score(self, of: SortedSet[T], member: T) -> float | None:
         """Return the score of a member; None if the sorted set does not have the member."""
-        check(of, SortedSet, "score() asks a sorted set")
-        text = await self._answer("ZSCORE", of.shared, of.name, of.encode(member))
+        check_type(of, SortedSet, "score() asks a sorted set")
+        text = await self._read_answer("ZSCORE", of.shared, of.name, of.encode(member))
         return None if text is None else float(text)
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # a type checker reports these mistakes only if it does not see the method
 
         def __getattr__(self, name: str) -> Any:
             if name in _WRITES:
                 raise UsageError(f"{name}() is not for a query or a snapshot: call it on the transaction of a command")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    # `Transaction` overrides `_text`, `_texts` and `_answer`, to guard what they read.
+    # `Transaction` overrides `_read_text`, `_read_texts` and `_read_answer`, to guard what they read.
 
-    async def _text(self, place: Slot[Any]) -> str | None:
-        shared, name, field = place.at
+    async def _read_text(self, key: KeyOrField[Any]) -> str | None:
+        shared, name, field = key.location
         reader = self._reader(shared)
         return await (reader.get(name) if field is None else reader.hget(name, field))
 
-    async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
-        """Read several keys and fields: one command reads all own keys, one all shared keys, and one each hash."""
-        # Each command reads one source: keys, if it is (is shared, None); fields, if it is (is shared, name of a hash).
+    async def _read_texts(self, keys: Sequence[KeyOrField[Any]]) -> list[str | None]:
+        """Read several keys and fields, with one command for all own keys, one for all shared keys, and one a hash."""
+        # By source, the names that its one command reads: keys from (is shared, None), fields from (is shared, hash).
         names_of: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
-        for shared, name, field in dict.fromkeys(place.at for place in places):
+        for shared, name, field in dict.fromkeys(key.location for key in keys):
             names_of[shared, None if field is None else name].append(name if field is None else field)
         text_lists = await asyncio.gather(*(self._read_source(*source, names) for source, names in names_of.items()))
-        text_at: dict[_KeyAndField, str | None] = {}
+        text_at: dict[_Location, str | None] = {}
         for (shared, hash_name), texts in zip(names_of, text_lists, strict=True):
             for name, text in zip(names_of[shared, hash_name], texts, strict=True):
                 text_at[(shared, name, None) if hash_name is None else (shared, hash_name, name)] = text
-        return [text_at[place.at] for place in places]
+        return [text_at[key.location] for key in keys]
 
-    # The `names` are keys, or with `hash_name` fields of this hash.
+    # Without a `hash_name` the `names` are keys, else fields of this hash.
     async def _read_source(self, shared: bool, hash_name: str | None, names: Sequence[str]) -> list[str | None]:
         reader = self._reader(shared)
         return await (reader.mget(*names) if hash_name is None else reader.hmget(hash_name, *names))
 
-    async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
+    async def _read_answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
+        """Return what Redis answers to a reading command on one key. `verb` is the command, such as HGETALL."""
         return await self._reader(shared).read(verb, name, *args)
 
 
@@ -145,14 +156,14 @@ class Query(Reads):
     __slots__ = ()
 
 
-def checked_slot(key: Any) -> Slot[Any]:
+def checked_key(key: Any) -> KeyOrField[Any]:
     """Return `key` if it names a value or a field of a hash. Raises UsageError for anything else."""
-    if not isinstance(key, Slot):
+    if not isinstance(key, KeyOrField):
         raise UsageError(f"get(), many() and add() take a value or the field of a hash, not {key!r:.100}")
     return key
 
 
-def check(given: object, kinds: Any, what: str) -> None:
-    """Raise UsageError if an argument is of none of these `kinds`; `what` is the beginning of the error's text."""
-    if not isinstance(given, kinds):
-        raise UsageError(f"{what}, not {given!r:.100}")
+def check_type(argument: object, types: Any, error_start: str) -> None:
+    """Raise UsageError if an argument is of none of these `types`. The error's text begins with `error_start`."""
+    if not isinstance(argument, types):
+        raise UsageError(f"{error_start}, not {argument!r:.100}")

@@ -12,10 +12,10 @@ from mesh.requests.once import Once
 from mesh.requests.protocol import Address, Class, Database
 
 
-def dispatch(
+def add_send(
     effects: Effects, op: Operation[Any, Any], body: Any, to: Address, due: Due | None, once: Once | None
 ) -> Ticket:
-    """Add a request without a caller to a transaction. Raises UsageError, InvalidBody, KeyReused."""
+    """Add a request without a caller to a transaction's effects. Raises UsageError, InvalidBody, KeyReused."""
     op_name, body_json = checked_request(op, body)
     ticket, limit = ticket_of(op_name, once), op.limit_of(body)
     # With `place`, the commit looks at the idempotency key and the limit. A request for later without a key meets its
@@ -45,13 +45,13 @@ def checked_address(to: Address) -> Address:
     return to
 
 
-def ticket_of(op: str, once: Once | None) -> Ticket:
+def ticket_of(op_name: str, once: Once | None) -> Ticket:
     """Return the ticket of a request. All requests of an operation with one idempotency key have the same ticket."""
-    return Ticket(op) if once is None else Ticket(op, once.name(op))
+    return Ticket(op_name) if once is None else Ticket(op_name, once.name(op_name))
 
 
-def key_of(ticket: Ticket) -> str:
-    """Return the name of the request that a ticket stands for. Raises UsageError for anything but a ticket."""
+def request_key_of(ticket: Ticket) -> str:
+    """Return the name that the sender gave to its request; no idempotency key. Raises UsageError without a ticket."""
     if not isinstance(ticket, Ticket):
         raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")
     return ticket.key

@@ -19,23 +19,26 @@ _IMMUTABLE = (str, int, float, bool, bytes, type(None))
 
 
 class Readable(Protocol[R_co]):
-    """What `get` takes: reading a `Key[T]` gives T; reading a `Field[T]`, such as one of a hash, gives T or None."""
+    """What `get` takes: reading a `Key[T]` gives T; reading a `Field[T]` gives T or None.
+
+    `read` sends no command: `get` has fetched the text, and `read` makes the value of it.
+    """
 
     def read(self, text: str | None, /) -> R_co:
         """Return the value that a stored text stands for. The text is None if nothing is stored."""
 
 
-class Slot(Generic[T]):
-    """A key, or one field of a hash: `at` is (whether the key is shared, key, field), with None for no field."""
+class KeyOrField(Generic[T]):
+    """A key, or one field of a hash. `location` is (whether the key is shared, key, field), with None for no field."""
 
-    __slots__ = ("at", "codec")
+    __slots__ = ("codec", "location")
 
     def __init__(self, name: str, codec: StoredCodec[T], shared: bool, field: str | None = None) -> None:
-        self.at = (shared, name, field)
+        self.location = (shared, name, field)
         self.codec = codec
 
     def __str__(self) -> str:
-        _, name, field = self.at
+        _, name, field = self.location
         return name if field is None else f"{name} {field}"
 
     def __repr__(self) -> str:
@@ -56,8 +59,8 @@ class Slot(Generic[T]):
             raise UsageError(f"{self}: {error.detail}") from error
 
 
-class Field(Slot[T]):
-    """A key, or a field of a hash, that has no default: reading it gives T or None."""
+class Field(KeyOrField[T]):
+    """A key without a default, or a field of a hash, which never has one: reading it gives T or None."""
 
     __slots__ = ()
 
@@ -66,24 +69,24 @@ class Field(Slot[T]):
         return None if text is None else self.decode(text)
 
 
-class Key(Slot[T]):
+class Key(KeyOrField[T]):
     """A key with a default: reading it gives T."""
 
-    __slots__ = ("_default", "default")
+    __slots__ = ("_default_text", "default")
 
     def __init__(self, name: str, codec: StoredCodec[T], shared: bool, default: T) -> None:
         super().__init__(name, codec, shared)
         self.default = default
         text = self.encode(default)
         #: The default as text, if readers could change the object: then each read decodes a new object from this text.
-        self._default = None if isinstance(default, _IMMUTABLE) else text
+        self._default_text = None if isinstance(default, _IMMUTABLE) else text
 
     def read(self, text: str | None) -> T:
         """Return the value that a stored text stands for; the default if nothing is stored."""
         if text is None:
-            if self._default is None:
+            if self._default_text is None:
                 return self.default
-            text = self._default
+            text = self._default_text
         return self.decode(text)
 
 
@@ -108,10 +111,10 @@ class Hash(_Collection, Generic[K, T]):
 
     __slots__ = ("_codec", "_field_type")
 
-    def __init__(self, name: str, fields: type[K], codec: StoredCodec[T], shared: bool) -> None:
+    def __init__(self, name: str, field_type: type[K], codec: StoredCodec[T], shared: bool) -> None:
         super().__init__(name, shared)
         #: the type of the names of its fields: str or int
-        self._field_type: type[K] = fields
+        self._field_type: type[K] = field_type
         self._codec = codec
 
     def __getitem__(self, field: K) -> Field[T]:
@@ -133,10 +136,10 @@ class Values(_Collection, Generic[K, T]):
 
     __slots__ = ("_codec", "_id_type")
 
-    def __init__(self, name: str, ids: type[K], codec: StoredCodec[T], shared: bool) -> None:
+    def __init__(self, name: str, id_type: type[K], codec: StoredCodec[T], shared: bool) -> None:
         super().__init__(name, shared)
         #: the type of the ids: str or int
-        self._id_type: type[K] = ids
+        self._id_type: type[K] = id_type
         self._codec = codec
 
     def __getitem__(self, id: K) -> Field[T]:
@@ -179,4 +182,4 @@ class SortedSet(_Members[T]):
 
 
 #: What `Transaction.delete` takes.
-Deletable = Slot[Any] | Hash[Any, Any] | Set[Any] | SortedSet[Any]
+Deletable = KeyOrField[Any] | Hash[Any, Any] | Set[Any] | SortedSet[Any]

@@ -11,7 +11,7 @@ from mesh.errors import InvalidBody, UsageError
 from mesh.later.limit import Limit
 from mesh.later.retry import Retry
 from mesh.later.schedule import Missed, Schedule, Tick, missed_of
-from mesh.operations.codec import StoredCodec, name_of
+from mesh.operations.codec import StoredCodec, type_name_of
 from mesh.operations.definition import define
 from mesh.operations.operation import Operation
 from mesh.operations.reads import Query
@@ -22,12 +22,14 @@ from mesh.requests.protocol import Request
 from mesh.requests.store import Store
 from mesh.requests.worker import Handle, Handler, Worker
 
+# A body, a reply, a stored value, and the name of a hash's field or the id of a value.
 B = TypeVar("B")
 R = TypeVar("R")
 T = TypeVar("T")
 K = TypeVar("K", str, int)
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+#: Stands for no default. None is not used for it, because None may be a default.
 _NO_DEFAULT: Any = object()
 
 
@@ -60,15 +62,15 @@ class Operations:
     """
 
     def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
             raise UsageError(f'operations have a name like "greetings", not {name!r:.100}')
         self.name = name
         #: name -> operation
         self.operations: dict[str, Operation[Any, Any]] = {}
         #: the handlers of these operations as a `mesh.raw.Worker`: `join` gives it to the replica, which runs them
         self.worker = Worker()
-        #: (is shared, name of a key) -> the description of the key, such as "set of str"
-        self._defined_as: dict[tuple[bool, str], str] = {}
+        #: (is shared, name of a key) -> what it is, such as "set of str"
+        self._descriptions: dict[tuple[bool, str], str] = {}
 
     # State
 
@@ -82,7 +84,7 @@ class Operations:
         Reading an absent value gives the default of a Key, and None for a Field. Both are read and written in the same
         way. A `shared` value is stored once for all replicas. Any other is stored once in each database.
         """
-        description = f"value of {name_of(kind)}" + (
+        description = f"value of {type_name_of(kind)}" + (
             "" if default is _NO_DEFAULT else f" with the default {default!r:.100}"
         )
         key = self._key(name, description, shared)
@@ -91,31 +93,31 @@ class Operations:
         return Key(key, StoredCodec(kind), shared, default)
 
     def values(self, name: str, ids: type[K], kind: type[T], *, shared: bool = False) -> Values[K, T]:
-        """Define values of one type, each named by a str or int id. Each value has its own key, and may have a ttl."""
+        """Define values of one type. Each value has its own key, and may have a ttl. `ids` is the type of the ids."""
         if ids not in (str, int):
-            raise UsageError(f"values are named by str or int, not by {name_of(ids)}")
-        return Values(self._key(name, f"family of {name_of(kind)}", shared), ids, StoredCodec(kind), shared)
+            raise UsageError(f"values are named by str or int, not by {type_name_of(ids)}")
+        return Values(self._key(name, f"family of {type_name_of(kind)}", shared), ids, StoredCodec(kind), shared)
 
     def hash(self, name: str, fields: type[K], kind: type[T], *, shared: bool = False) -> Hash[K, T]:
-        """Define a hash. Its fields are named by text or integers; their values are of one type."""
+        """Define a hash. `fields` is the type of its fields' names: str or int. `kind` is the type of its values."""
         if fields not in (str, int):
-            raise UsageError(f"the fields of a hash are named by str or int, not by {name_of(fields)}")
-        return Hash(self._key(name, f"hash of {name_of(kind)}", shared), fields, StoredCodec(kind), shared)
+            raise UsageError(f"the fields of a hash are named by str or int, not by {type_name_of(fields)}")
+        return Hash(self._key(name, f"hash of {type_name_of(kind)}", shared), fields, StoredCodec(kind), shared)
 
     def set(self, name: str, kind: type[T], *, shared: bool = False) -> Set[T]:
         """Define a set."""
-        return Set(self._key(name, f"set of {name_of(kind)}", shared), StoredCodec(kind), shared)
+        return Set(self._key(name, f"set of {type_name_of(kind)}", shared), StoredCodec(kind), shared)
 
     def sorted_set(self, name: str, kind: type[T], *, shared: bool = False) -> SortedSet[T]:
         """Define a sorted set: members in the order of their scores."""
-        return SortedSet(self._key(name, f"sorted set of {name_of(kind)}", shared), StoredCodec(kind), shared)
+        return SortedSet(self._key(name, f"sorted set of {type_name_of(kind)}", shared), StoredCodec(kind), shared)
 
     def _key(self, name: str, description: str, shared: bool) -> str:
         """Return a key's full name, and remember its description. Raises UsageError."""
         if not isinstance(name, str) or not name or any(character.isspace() for character in name):
             raise UsageError(f"a key is named by text without spaces, not by {name!r:.100}")
         # One key may be defined several times, as long as the definitions agree on its type and default.
-        earlier = self._defined_as.setdefault((shared, name), description)
+        earlier = self._descriptions.setdefault((shared, name), description)
         if earlier != description:
             raise UsageError(f"{self.name}:{name} is a {earlier}, and cannot be a {description}, too")
         return f"{self.name}:{name}"
@@ -186,7 +188,8 @@ class Operations:
             op: Operation[Tick, None] = self.command(name=name, limit=limit)(handler)
             if (op.body, op.reply) != (Tick, type(None)):
                 raise UsageError(
-                    f"{_where(handler)}: a command with a schedule takes (tx: Transaction, tick: Tick) and returns None"
+                    f"{_full_name(handler)}: "
+                    "a command with a schedule takes (tx: Transaction, tick: Tick) and returns None"
                 )
             self.worker.schedules[op.name] = schedule
             return op
@@ -215,7 +218,7 @@ class Operations:
         def decorate(handler: Any) -> Operation[Any, Any]:
             first_type, body, reply = _types_of(handler)
             if (body, reply) != (op.body, op.reply):
-                raise UsageError(f"the types of {_where(handler)} are not those of {op!r}")
+                raise UsageError(f"the types of {_full_name(handler)} are not those of {op!r}")
             self._add_handler(op, handler, first_type)
             return op
 
@@ -224,20 +227,22 @@ class Operations:
     def _new_operation(
         self, handler: Any, name: str, wanted_type: type, retry: Retry | None = None, limit: Limit | None = None
     ) -> Operation[Any, Any]:
+        """Register a handler whose first parameter must be of the type `wanted_type`: Transaction or Query."""
         if not isinstance(name, str):
             raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
         first_type, body, reply = _types_of(handler)
         if first_type is not wanted_type:
-            kind, other_kind = ("command", "query") if wanted_type is Transaction else ("query", "command")
+            noun, other_noun = ("command", "query") if wanted_type is Transaction else ("query", "command")
             raise UsageError(
-                f"{_where(handler)}: a {kind} gets a {wanted_type.__name__}, and this one asks for a "
-                f"{name_of(first_type)}; change the annotation, or make it a {other_kind}"
+                f"{_full_name(handler)}: a {noun} gets a {wanted_type.__name__}, and this one asks for a "
+                f"{type_name_of(first_type)}; change the annotation, or make it a {other_noun}"
             )
         op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply, limit=limit)
         self._add_handler(op, handler, wanted_type, retry)
         return op
 
     def _add_handler(self, op: Operation[Any, Any], handler: Any, first_type: type, retry: Retry | None = None) -> None:
+        """Give the worker a `Handler`: a record of an operation and of the function that calls its handler."""
         is_command = first_type is Transaction
         if op.limit is not None and not is_command:
             raise UsageError(f"{op.name} is a query, and only a command can have a limit")
@@ -263,7 +268,7 @@ class Operations:
         self.operations[op.name] = op
 
 
-def _where(handler: Any) -> str:
+def _full_name(handler: Any) -> str:
     """Return the module and name of a handler, for the texts of errors."""
     return f"{getattr(handler, '__module__', '')}.{getattr(handler, '__qualname__', repr(handler))}"
 
@@ -271,25 +276,26 @@ def _where(handler: Any) -> str:
 def _types_of(handler: Any) -> tuple[Any, Any, Any]:
     """Return the types in a handler's signature: Transaction or Query, body or None, reply. Raises UsageError."""
     if not inspect.iscoroutinefunction(handler):
-        raise UsageError(f"{_where(handler)}: a handler is an `async def` function")
+        raise UsageError(f"{_full_name(handler)}: a handler is an `async def` function")
     parameters = [*inspect.signature(handler).parameters.values()]
     names = [parameter.name for parameter in parameters]
-    all_plain = all(each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty for each in parameters)
-    if not all_plain or not 1 <= len(names) <= 2:
-        raise UsageError(f"{_where(handler)}: a handler takes (tx) or (tx, body), without defaults")
+    all_are_plain = all(one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty for one in parameters)
+    if not all_are_plain or not 1 <= len(names) <= 2:
+        raise UsageError(f"{_full_name(handler)}: a handler takes (tx) or (tx, body), without defaults")
     try:
         hints = get_type_hints(handler)
     except NameError as error:
         raise UsageError(
-            f"{_where(handler)}: {error}; define its types at the top level of a module, before the handler"
+            f"{_full_name(handler)}: {error}; define its types at the top level of a module, before the handler"
         ) from error
-    untyped = [name for name in [*names, "return"] if name not in hints]
-    if untyped:
-        raise UsageError(f"{_where(handler)}: write the type of {', '.join(untyped)}; the mesh needs it")
+    untyped_names = [name for name in [*names, "return"] if name not in hints]
+    if untyped_names:
+        raise UsageError(f"{_full_name(handler)}: write the type of {', '.join(untyped_names)}; the mesh needs it")
     first_type, *body = (hints[name] for name in names)
     if first_type not in (Transaction, Query):
         raise UsageError(
-            f"{_where(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, not {name_of(first_type)}"
+            f"{_full_name(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, "
+            f"not {type_name_of(first_type)}"
         )
     return first_type, body[0] if body else None, hints["return"]
 
@@ -304,7 +310,7 @@ def _command_handle(handler: Any, op: Operation[Any, Any]) -> Handle:
 
     def handle(request: Request, store: Store, effects: Effects) -> Awaitable[Any]:
         body = request.body
-        if body.__class__ is InvalidBody:
+        if body.__class__ is InvalidBody:  # `Operation.decode_body` returns this error for a wrong body
             raise body
         coroutine: Awaitable[Any] = handler(Transaction(store, request, effects), body)
         return coroutine
@@ -319,7 +325,7 @@ def _query_handle(handler: Any, op: Operation[Any, Any]) -> Handle:
 
     def handle(request: Request, store: Store, effects: Effects) -> Awaitable[Any]:
         body = request.body
-        if body.__class__ is InvalidBody:
+        if body.__class__ is InvalidBody:  # `Operation.decode_body` returns this error for a wrong body
             raise body
         coroutine: Awaitable[Any] = handler(Query(store, request), body)
         return coroutine

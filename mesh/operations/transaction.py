@@ -16,11 +16,11 @@ import structlog
 
 from mesh.errors import GuardTooLarge, ReadAfterWrite, UsageError
 from mesh.later.due import LONGEST, Due, Ticket
-from mesh.operations.codec import name_of
+from mesh.operations.codec import type_name_of
 from mesh.operations.operation import Operation
-from mesh.operations.reads import MOST_ELEMENTS, Reads, check, checked_slot
-from mesh.operations.sending import checked_address, checked_request, dispatch
-from mesh.operations.state import Deletable, Field, Hash, Key, Set, Slot, SortedSet
+from mesh.operations.reads import MOST_ELEMENTS, Reads, check_type, checked_key
+from mesh.operations.sending import add_send, checked_address, checked_request
+from mesh.operations.state import Deletable, Field, Hash, Key, KeyOrField, Set, SortedSet
 from mesh.requests.effects import Effects, Writer
 from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address, Class, Request
@@ -43,13 +43,13 @@ class _Added:
 
 _ADDED = _Added()
 #: The keys and fields whose long values were logged: the warning comes once for each in a process.
-_long: set[str] = set()
+_warned_about: set[str] = set()
 
 
 class Transaction(Reads):
     """Guarded reads, and the effects that the commit applies, all of them or none."""
 
-    __slots__ = ("_effects", "_known", "_touched")
+    __slots__ = ("_effects", "_known", "_written_collections")
 
     def __init__(self, store: Store, request: Request, effects: Effects) -> None:
         self._store = store
@@ -60,7 +60,7 @@ class Transaction(Reads):
         self._known: dict[Any, Any] | None = None
         #: (is shared, key) of each hash, set and sorted set that this transaction has written to -> whether the
         #: transaction has deleted the whole of it
-        self._touched: dict[tuple[bool, str], bool] | None = None
+        self._written_collections: dict[tuple[bool, str], bool] | None = None
 
     @property
     def snapshot(self) -> Reads:
@@ -69,52 +69,52 @@ class Transaction(Reads):
 
     # Reads
 
-    async def _text(self, place: Slot[Any]) -> str | None:
+    async def _read_text(self, key: KeyOrField[Any]) -> str | None:
         known = self._known
-        if known is not None and place.at in known:
-            return _known_text(place, known[place.at])
-        if self._is_deleted(place):
+        if known is not None and key.location in known:
+            return _known_text(key, known[key.location])
+        if self._is_in_deleted_hash(key):
             return None
-        text = await Reads._text(self, place)
-        return self._guard(place, text)
+        text = await Reads._read_text(self, key)
+        return self._guard(key, text)
 
-    async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
+    async def _read_texts(self, keys: Sequence[KeyOrField[Any]]) -> list[str | None]:
         known = self._known
         if known is None:
             known = self._known = {}
-        unknown = [place for place in places if place.at not in known and not self._is_deleted(place)]
-        for place, text in zip(unknown, await Reads._texts(self, unknown), strict=True):
-            self._guard(place, text)
+        unknown = [key for key in keys if key.location not in known and not self._is_in_deleted_hash(key)]
+        for key, text in zip(unknown, await Reads._read_texts(self, unknown), strict=True):
+            self._guard(key, text)
         # A field of a hash that this transaction has deleted is not in `known`: its text is None.
-        return [_known_text(place, known.get(place.at)) for place in places]
+        return [_known_text(key, known.get(key.location)) for key in keys]
 
-    def _guard(self, place: Slot[Any], text: str | None) -> str | None:
+    def _guard(self, key: KeyOrField[Any], text: str | None) -> str | None:
         """Let the commit expect the text that was read, and return the text that the handler gets.
 
         Another task of the handler may have read or written the same key or field meanwhile. Then its text counts.
         """
-        known, at = self._known, place.at
+        known, location = self._known, key.location
         if known is None:
             known = self._known = {}
-        if at not in known:
-            known[at] = text
-            shared, name, field = at
+        if location not in known:
+            known[location] = text
+            shared, name, field = location
             self._writer(shared).expect(name, text, field)
             if text is not None and len(text) > LONG_VALUE:
-                _warn_once(place, len(text))
-        return _known_text(place, known[at])
+                _warn_once(key, len(text))
+        return _known_text(key, known[location])
 
-    async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
-        if self._touched and (shared, name) in self._touched:
+    async def _read_answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
+        if self._written_collections and (shared, name) in self._written_collections:
             raise ReadAfterWrite(f"{name} is read by {verb} after this transaction has written to it; read it first")
         read_id = (shared, verb, name, *args)
         if self._known is None:
             self._known = {}
         if read_id not in self._known:
-            answer = await Reads._answer(self, verb, shared, name, *args)
+            answer = await Reads._read_answer(self, verb, shared, name, *args)
             # The answer to HGETALL is a list of two elements for each field: its name and its value.
-            elements = len(answer) // (2 if verb == "HGETALL" else 1) if isinstance(answer, list) else 1
-            if elements > MOST_ELEMENTS:
+            element_count = len(answer) // (2 if verb == "HGETALL" else 1) if isinstance(answer, list) else 1
+            if element_count > MOST_ELEMENTS:
                 raise GuardTooLarge(
                     f"{name} has more than {MOST_ELEMENTS} elements, too many to compare in the commit; "
                     "read it with tx.snapshot, and get() a version key that each of its writers changes",
@@ -126,33 +126,33 @@ class Transaction(Reads):
                 self._writer(shared).expect_answer(verb, name, args, answer)
         return self._known[read_id]
 
-    def _is_deleted(self, place: Slot[Any]) -> bool:
-        shared, name, _ = place.at
-        return self._touched is not None and self._touched.get((shared, name), False)
+    def _is_in_deleted_hash(self, key: KeyOrField[Any]) -> bool:
+        shared, name, _ = key.location
+        return self._written_collections is not None and self._written_collections.get((shared, name), False)
 
     # Writes
 
     def _writer(self, shared: bool) -> Writer:
         return self._effects.shared if shared else self._effects
 
-    def _remember(self, place: Slot[Any], text: str | _Added | None) -> None:
+    def _remember(self, key: KeyOrField[Any], text: str | _Added | None) -> None:
         if self._known is None:
             self._known = {}
-        self._known[place.at] = text
-        shared, name, field = place.at
+        self._known[key.location] = text
+        shared, name, field = key.location
         if field is not None:
-            self._touch(shared, name)
+            self._note_write(shared, name)
 
-    def _touch(self, shared: bool, name: str) -> None:
-        if self._touched is None:
-            self._touched = {}
-        self._touched.setdefault((shared, name), False)
+    def _note_write(self, shared: bool, name: str) -> None:
+        if self._written_collections is None:
+            self._written_collections = {}
+        self._written_collections.setdefault((shared, name), False)
 
     def set(self, key: Key[T] | Field[T], value: T, *, ttl: timedelta | None = None) -> None:
         """Set a value or a field of a hash. A value can have a `ttl`, which begins with the commit; a field cannot."""
-        if not isinstance(key, Slot):
+        if not isinstance(key, KeyOrField):
             raise UsageError(f"set() takes a value or the field of a hash, not {key!r:.100}")
-        at = shared, name, field = key.at
+        location = shared, name, field = key.location
         text = key.encode(value)
         # `_writer` and `_remember` are written out in this method, to save two calls.
         writer = self._effects.shared if shared else self._effects
@@ -160,24 +160,26 @@ class Transaction(Reads):
             if ttl is not None:
                 raise UsageError(f"{key}: a field of a hash cannot have a ttl; use a value of its own")
             writer.hset(name, {field: text})
-            self._touch(shared, name)
+            self._note_write(shared, name)
         elif ttl is None:
             writer.set_text(name, text)
         else:
-            writer.set(name, text, "PX", _milliseconds(ttl))
+            writer.set(name, text, "PX", _ttl_ms(ttl))
         if self._known is None:
-            self._known = {at: text}
+            self._known = {location: text}
         else:
-            self._known[at] = text
+            self._known[location] = text
 
     def add(self, key: Key[int] | Field[int], by: int = 1) -> None:
         """Add `by` to an integer. An absent integer counts as 0.
 
         The commit does the addition. So the handler need not read the integer, and `add` causes no conflict.
         """
-        shared, name, field = checked_slot(key).at
+        shared, name, field = checked_key(key).location
         if key.codec.kind is not int:
-            raise UsageError(f"add() is for integers, and {key} is of {name_of(key.codec.kind)}; use get() and set()")
+            raise UsageError(
+                f"add() is for integers, and {key} is of {type_name_of(key.codec.kind)}; use get() and set()"
+            )
         if type(by) is not int:
             raise UsageError(f"add() adds an integer to {key}, not {by!r:.100}")
         if isinstance(key, Key) and key.default != 0:
@@ -190,8 +192,8 @@ class Transaction(Reads):
 
     def delete(self, key: Deletable) -> None:
         """Delete a value, a hash's field, or a whole hash, set or sorted set."""
-        if isinstance(key, Slot):
-            shared, name, field = key.at
+        if isinstance(key, KeyOrField):
+            shared, name, field = key.location
             if field is None:
                 self._writer(shared).delete(name)
             else:
@@ -203,32 +205,32 @@ class Transaction(Reads):
         self._writer(key.shared).delete(key.name)
         if self._known:
             # Forget the texts of single fields. Their expectations stay, so the commit still checks what was read.
-            for at in [at for at in self._known if at[:2] == (key.shared, key.name)]:
-                del self._known[at]
-        self._touched = {**(self._touched or {}), (key.shared, key.name): True}
+            for known_id in [known_id for known_id in self._known if known_id[:2] == (key.shared, key.name)]:
+                del self._known[known_id]
+        self._written_collections = {**(self._written_collections or {}), (key.shared, key.name): True}
 
     def insert(self, into: Set[T], *members: T) -> None:
         """Insert members into a set."""
-        check(into, Set, "insert() is for a set")
+        check_type(into, Set, "insert() is for a set")
         if members:
             self._writer(into.shared).write("SADD", into.name, *map(into.encode, members))
-            self._touch(into.shared, into.name)
+            self._note_write(into.shared, into.name)
 
     def put(self, into: SortedSet[T], scores: Mapping[T, float]) -> None:
         """Put members into a sorted set, each with its score."""
-        check(into, SortedSet, "put() is for a sorted set")
-        check(scores, Mapping, "put() takes scores by their members, such as {member: 1.5}")
+        check_type(into, SortedSet, "put() is for a sorted set")
+        check_type(scores, Mapping, "put() takes scores by their members, such as {member: 1.5}")
         if scores:
-            self._writer(into.shared).zadd(into.name, {into.encode(m): _score(s) for m, s in scores.items()})
-            self._touch(into.shared, into.name)
+            self._writer(into.shared).zadd(into.name, {into.encode(m): _score_text(s) for m, s in scores.items()})
+            self._note_write(into.shared, into.name)
 
     def remove(self, of: Set[T] | SortedSet[T], *members: T) -> None:
         """Remove members of a set or a sorted set."""
-        check(of, (Set, SortedSet), "remove() is for a set or a sorted set; delete() is for the rest")
+        check_type(of, (Set, SortedSet), "remove() is for a set or a sorted set; delete() is for the rest")
         if members:
             verb = "SREM" if isinstance(of, Set) else "ZREM"
             self._writer(of.shared).write(verb, of.name, *map(of.encode, members))
-            self._touch(of.shared, of.name)
+            self._note_write(of.shared, of.name)
 
     # Requests
 
@@ -273,7 +275,7 @@ class Transaction(Reads):
         has no effect, and the caller of the running handler gets KeyReused. Raises UsageError, InvalidBody, KeyReused.
         """
         address = Class(self.cls) if to is None else to
-        return dispatch(self._effects, op, body, address, Due.of(after, at), Once.of(key, keep))
+        return add_send(self._effects, op, body, address, Due.of(after, at), Once.of(key, keep))
 
     def forward(self, op: Operation[B, Any], body: B, *, to: Address) -> None:
         """Let another replica answer this request, or a part of it. `op` must be the operation that runs now.
@@ -287,30 +289,30 @@ class Transaction(Reads):
         self._effects.forward(checked_address(to), body_json)
 
 
-def _milliseconds(ttl: timedelta) -> int:
+def _ttl_ms(ttl: timedelta) -> int:
     if not isinstance(ttl, timedelta) or not timedelta(0) < ttl <= LONGEST:
         raise UsageError(f"ttl= is a time such as timedelta(minutes=5), not {ttl!r:.100}")
     # Redis refuses a ttl of 0 ms.
     return max(1, round(ttl.total_seconds() * 1000))
 
 
-def _score(score: float) -> str:
+def _score_text(score: float) -> str:
     if not isinstance(score, int | float) or math.isnan(score):
         raise UsageError(f"a score is a number, not {score!r:.100}")
     return repr(float(score))
 
 
-def _known_text(place: Slot[Any], text: str | _Added | None) -> str | None:
+def _known_text(key: KeyOrField[Any], text: str | _Added | None) -> str | None:
     """Return the text of a key or field, as this transaction knows it. Raises ReadAfterWrite after `add`."""
     if isinstance(text, _Added):
-        raise ReadAfterWrite(f"{place} is read after add(); read it before, or use set()")
+        raise ReadAfterWrite(f"{key} is read after add(); read it before, or use set()")
     return text
 
 
-def _warn_once(place: Slot[Any], length: int) -> None:
+def _warn_once(key: KeyOrField[Any], length: int) -> None:
     """Log that a guarded value is long, the first time for this key or field."""
-    if str(place) not in _long:
-        _long.add(str(place))
+    if str(key) not in _warned_about:
+        _warned_about.add(str(key))
         log.warning(
-            "guarded value is long", key=str(place), characters=length, advice="guard a short key that changes with it"
+            "guarded value is long", key=str(key), characters=length, advice="guard a short key that changes with it"
         )

@@ -8,13 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
-from mesh import client as clients
+from mesh import client as client_module
 from mesh.client import Client
 from mesh.later.due import Due, Ticket
 from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import checked_address, checked_request, key_of, ticket_of
+from mesh.operations.sending import checked_address, checked_request, request_key_of, ticket_of
 from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address
 from mesh.roster import Member
@@ -90,7 +90,7 @@ class MeshClient(Caller):
 
         If a replica works on the request now, its work has no effect.
         """
-        return await self.client.cancel(key_of(ticket))
+        return await self.client.cancel(request_key_of(ticket))
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
@@ -112,7 +112,7 @@ def connect(
     `connect` does not wait for Redis: while Redis cannot be reached, calls raise Unavailable. Raises SetupError if the
     server or the credentials are not those of this mesh.
     """
-    client_block = clients.connect(url, settings=settings, connections=connections)
+    client_block = client_module.connect(url, settings=settings, connections=connections)
     return Block("async with connect(url) as mesh:", _yield_client(client_block))
 
 

@@ -16,7 +16,7 @@ from mesh import keys
 from mesh.errors import MeshError, UsageError
 from mesh.operations.operation import Operation
 from mesh.operations.reads import Query
-from mesh.operations.state import Field, Key, Readable, Slot
+from mesh.operations.state import Field, Key, KeyOrField, Readable
 from mesh.operations.transaction import Transaction
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Request
@@ -105,7 +105,7 @@ class Ran(Generic[R]):
 
 def read_stored(sync_client: Any, key_or_field: Key[Any] | Field[Any], database: int) -> Any:
     """Return the value of a key or field, read with a synchronous client."""
-    shared, name, field = key_or_field.at
+    shared, name, field = key_or_field.location
     if not shared:
         sync_client.select(database)
     try:
@@ -148,9 +148,9 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
 async def _prepare(alone: Alone, state: Mapping[Any, Any], database: int) -> None:
     """Store the values that the test gives."""
     for key_or_field, value in state.items():
-        if not isinstance(key_or_field, Slot):
+        if not isinstance(key_or_field, KeyOrField):
             raise UsageError(f"the keys of state= are values and fields of hashes, not {key_or_field!r:.100}")
-        shared, name, field = key_or_field.at
+        shared, name, field = key_or_field.location
         send, prefix = (alone.shared, keys.SHARED) if shared else (alone.own, keys.own(database))
         text = key_or_field.encode(value)
         await (send("SET", prefix + name, text) if field is None else send("HSET", prefix + name, field, text))

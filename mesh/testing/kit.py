@@ -326,7 +326,7 @@ class MeshKit(AsyncOnly):
             return await self.redis(database).get(keys.own(database) + key)
         if not isinstance(key, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {key!r:.100}; see redis() for the rest")
-        shared, name, field = key.at
+        shared, name, field = key.location
         redis, prefix = (self.redis(), keys.SHARED) if shared else (self.redis(database), keys.own(database))
         text: Any = await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field))
         return key.read(text)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from pydantic import BaseModel
 
 from mesh import UsageError
-from mesh.operations.codec import ERRORS, Codec, NotOfType, StoredCodec, fields_of, is_object
+from mesh.operations.codec import DECODE_ERRORS, Codec, NotOfType, StoredCodec, field_names_of, is_object_type
 
 
 class Item(Struct):
@@ -53,13 +53,13 @@ class AsTypedDict(TypedDict):
 @pytest.mark.parametrize("kind", [AsStruct, AsDataclass, AsModel, AsTypedDict])
 def test_the_fields_of_a_body(kind: Any) -> None:
     """Every type whose values are objects says which fields these have."""
-    assert fields_of(kind) == {"items"}
+    assert field_names_of(kind) == {"items"}
 
 
 @pytest.mark.parametrize("kind", [dict, dict[str, int]])
 def test_a_plain_dict_has_no_fields_that_are_known(kind: Any) -> None:
     """A plain dict may hold anything."""
-    assert fields_of(kind) == frozenset()
+    assert field_names_of(kind) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_a_value_is_the_same_after_it_was_written_and_read(kind: Any, value: Any
 def test_a_wrong_text_says_where_it_is_wrong(kind: Any) -> None:
     """The place is given in one notation, whatever type reads the text."""
     codec: Codec[Any] = Codec(kind)
-    with pytest.raises(ERRORS) as caught:
+    with pytest.raises(DECODE_ERRORS) as caught:
         codec.decode('{"items":[{"name":"a"},{"name":7}]}')
     assert codec.explain(caught.value).path == "$.items[1].name"
-    with pytest.raises(ERRORS) as caught:
+    with pytest.raises(DECODE_ERRORS) as caught:
         codec.decode("{")
     assert codec.explain(caught.value).path == ""
 
@@ -100,8 +100,8 @@ def test_a_type_that_is_no_json_is_refused_at_once() -> None:
 
 def test_a_body_is_an_object_with_names() -> None:
     """A list or a number has no room for a second field."""
-    assert all(map(is_object, (AsStruct, AsDataclass, AsModel, dict[str, int])))
-    assert not any(map(is_object, (list[int], int, str)))
+    assert all(map(is_object_type, (AsStruct, AsDataclass, AsModel, dict[str, int])))
+    assert not any(map(is_object_type, (list[int], int, str)))
 
 
 def test_text_and_integers_are_stored_as_they_are_and_all_else_as_json() -> None:

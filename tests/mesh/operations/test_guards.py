@@ -65,7 +65,7 @@ async def run(mesh: Mesh, todo: Callable[[Transaction], Awaitable[Any]]) -> Any:
 def forget_runs() -> None:
     """Each test counts for itself."""
     runs.clear()
-    transaction._long.clear()
+    transaction._warned_about.clear()
 
 
 async def test_fifty_greetings_at_once_count_fifty(backend: Backend) -> None:
