@@ -39,6 +39,8 @@
 -- Returns a JSON list with one text per transaction: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
 -- "key-reused <idempotency key>", "conflict <side> <hash> <name>", or why a write or a send is not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
+-- `database` and `bus` are the numbers of the two databases. `batch` is the number of the batch, with a blank after it. `held`
+-- is what the lease says now, and `before` is the number and the result of the latest batch.
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
 local memory_is_full = false
@@ -51,27 +53,27 @@ if before and string.sub(before, 1, #batch) == batch then return string.sub(befo
 
 -- SELECT costs as much as any other command, so the script changes to the bus database as seldom as it can. It looks up the
 -- requests of all transactions before the first transaction, and writes all replies and acknowledgements after the last one.
-local at = bus
-local function go_to(number)
-  if at ~= number then
-    redis.call('SELECT', number)
-    at = number
+local selected = bus
+local function go_to(target)
+  if selected ~= target then
+    redis.call('SELECT', target)
+    selected = target
   end
 end
 
--- Selects the database of an expectation or a write; `word` is its first word. The word begins with "0" for shared keys,
--- which are in the bus database. It begins with "1" for own keys, and with "2" for own keys that are only read. SHARED and
--- OWN are the bytes of "0" and "1".
+-- Selects the database of an expectation or a write. Its first word, `word`, begins with "0" for shared keys, which are in the
+-- bus database, with "1" for own keys, and with "2" for own keys that are only read. SHARED and OWN are the bytes of "0" and
+-- "1".
 local SHARED, OWN = 48, 49
 local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or database) end
 
 -- The number of the argument that has the batch. batch.lua reads this argument into `words`.
-local PLACE = 7
+local BATCH_ARGUMENT = 7
 --[[ batch.lua ]]
 
 -- `tx` has the words of all transactions, and `heads` the position of the first word of each. The present transaction begins
--- at tx[head], with FIRST words about the request and its reply. Then its expectations, writes and sends follow.
-local FIRST = 14
+-- at tx[head], with HEAD_WORDS words about the request and its reply. Then its expectations, writes and sends follow.
+local HEAD_WORDS = 14
 local tx, heads, head, total = words, {}, 1, #words
 -- By stream: the ids of the first and the last of its requests in the batch, and the number of these requests.
 local first_of, last_of, number_of = {}, {}, {}
@@ -86,8 +88,8 @@ while head <= total do
   head = head + tx[head]
 end
 
--- About how many words the batch stores, for room.lua: all but the first FIRST words of each transaction.
-local stored = total - FIRST * #heads
+-- About how many words the batch stores, for room.lua: all but the first HEAD_WORDS words of each transaction.
+local words_to_store = total - HEAD_WORDS * #heads
 --[[ room.lua ]]
 
 -- By stream and id: true if the request is pending for this consumer, and false once this batch has ended it. Requests end
@@ -97,6 +99,7 @@ local stored = total - FIRST * #heads
 local mine = {}
 local function look_up(stream, first, last, most)
   go_to(bus)
+  -- An error, for instance because the stream is gone, is a table without elements: then no request is found.
   local pending = redis.pcall('XPENDING', stream, 'workers', first, last, most, consumer)
   for i = 1, #pending do mine[stream][pending[i][1]] = true end
 end
@@ -119,46 +122,46 @@ local accepted = 0
 local ending
 -- By database and key: when the key is to expire at the earliest (ms). The verb `keep` of commit_verbs.lua fills it. Many
 -- transactions of a batch name the same key, so the script sets its expiry once, after all of them.
-local kept = {}
+local expiries = {}
 
 -- Each function costs time at every run of the script: to create it, to bind each outer variable that it uses, and about as
 -- much again to free its memory later. So the functions that few transactions need are created together, when one of them is
--- needed for the first time. For the same reason, code that is used in one place only is not put into a function.
+-- needed for the first time: `seldom()` returns them. For the same reason, code that is used only once is in no function.
 --[[ commit_seldom.lua ]]
-local created
+local seldom_functions
 local function seldom()
-  created = created or make_seldom()
-  return created
+  seldom_functions = seldom_functions or make_seldom()
+  return seldom_functions
 end
 
 -- Compares the group of expected values that begins at tx[i]. Returns the position after the group; or nil and the reason,
--- if a value has changed or the key is not a hash.
-local function unchanged(i)
+-- if a value has changed or the key is not a hash. Redis answers false for an absent key or field, so `wanted` is false, too.
+local function check_expectations(i)
   local hash, names, values, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
-  local last = i + 3 + names
+  local after_names = i + 3 + names
   if hash == '' then
-    found = redis.call('MGET', unpack(tx, i + 4, last))
+    found = redis.call('MGET', unpack(tx, i + 4, after_names))
   else
     local wrong = wrong_type(hash, 'hash')
     if wrong then return nil, wrong end
-    found = redis.call('HMGET', hash, unpack(tx, i + 4, last))
+    found = redis.call('HMGET', hash, unpack(tx, i + 4, after_names))
   end
   for k = 1, names do
-    local wanted = values > 0 and tx[last + k]
+    local wanted = values > 0 and tx[after_names + k]
     if found[k] ~= wanted then return nil, 'conflict ' .. tx[i] .. ' ' .. hash .. ' ' .. tx[i + 3 + k] end
   end
-  return last + values + 1
+  return after_names + values + 1
 end
 
 -- By the first word of a write: the list of checks that this word names. `is_special` says whether a check needs more than
--- the type of a key. Many writes begin with the same word, so each word is parsed once.
+-- the type of a key: then it is one of commit_checks.lua. Many writes begin with the same word, so each word is parsed once.
 local checks = {}
 -- Checks all that can make a write fail, before the first write, because Redis cannot roll a script back. verbs.py has
 -- already checked what can be checked without the database.
--- Returns the position after the writes; or nil and the reason, if a write would fail.
-local function possible(first, count)
+-- Returns the position after the writes; or nil and the reason, if a write would fail. `each` is the list of a write's checks.
+local function check_writes(first, count)
   local i = first
-  if created then created.begin_checks() end
+  if seldom_functions then seldom_functions.begin_checks() end
   for _ = 1, count do
     local word = tx[i]
     if #word > 1 then
@@ -184,26 +187,26 @@ local function possible(first, count)
 end
 
 -- The sorted set db<n>:written says which keys the own database holds, and until when (see lease/written.lua). For this set,
--- `touched` collects the own keys that the batch writes, but not the many keys of the verb `set-all`. For those, `unnamed` has
--- the moment (ms) at which the last of them expires. `is_known` is true if the set already says that the database holds data
--- for ever ("*" has the score inf). Then no write can change what the set says.
-local set = 'db' .. database .. ':written'
-local touched, unnamed, is_known = {}, nil, nil
+-- `named_keys` collects the own keys that the batch writes, but not the many keys of the verb `set-all`. `unnamed_until` is the
+-- moment (ms) at which the last of those expires. `holds_forever` is true if the set already says that the database holds data
+-- for ever ("*" has the score inf). Then no write can change what the set says. It is nil until the set is read.
+local written_set = 'db' .. database .. ':written'
+local named_keys, unnamed_until, holds_forever = {}, nil, nil
 
 -- Makes the writes of a transaction. Returns the reason if a write fails in spite of all checks. Then the script does not
 -- make the later writes of this transaction, and does not acknowledge its request. It still applies the other transactions.
-local function write(first, count)
+local function make_writes(first, count)
   local i = first
   for _ = 1, count do
     local word, verb, last, result = tx[i], tx[i + 2], i + 1 + tx[i + 1], nil
     local is_own = string.byte(word) == OWN
     go_to_side(word)
-    if is_own and is_known == nil then is_known = redis.call('ZSCORE', set, '*') == 'inf' end
-    if is_own and not is_known then
+    if is_own and holds_forever == nil then holds_forever = redis.call('ZSCORE', written_set, '*') == 'inf' end
+    if is_own and not holds_forever then
       if verb == 'set-all' then
-        unnamed = math.max(unnamed or 0, tonumber(tx[i + 3]))
+        unnamed_until = math.max(unnamed_until or 0, tonumber(tx[i + 3]))
       else
-        for k = i + 3, i + 2 + (#word > 1 and #checks[word] or 1) do touched[tx[k]] = true end
+        for k = i + 3, i + 2 + (#word > 1 and #checks[word] or 1) do named_keys[tx[k]] = true end
       end
     end
     -- Our own verbs begin with a small letter; "a" is byte 97.
@@ -231,21 +234,21 @@ local function commit(number)
     if mine[stream][id] == nil then look_up(stream, id, id, 1) end
     if not mine[stream][id] then return 'not-mine' end
   end
-  local first_write, changed = head + FIRST, nil
+  local first_write, changed = head + HEAD_WORDS, nil
   for _ = 1, groups do
     local word = tx[first_write]
     go_to_side(word)
     if #word > 1 then
       first_write, changed = seldom().unchanged_answer(first_write)
     else
-      first_write, changed = unchanged(first_write)
+      first_write, changed = check_expectations(first_write)
     end
     if changed then return changed end
   end
   if memory_is_full and seldom().adds(first_write, writes, sends) then return 'full' end
-  local first_send, wrong = possible(first_write, writes)
+  local first_send, wrong = check_writes(first_write, writes)
   if not first_send then return wrong end
-  local failed = sends > 0 and seldom().send(first_send, sends) or write(first_write, writes)
+  local failed = sends > 0 and seldom().send(first_send, sends) or make_writes(first_write, writes)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
   endings[number], ending = ending, nil
@@ -254,33 +257,34 @@ end
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
 for number = 1, #heads do outcomes[number] = commit(number) or 'done' end
 -- NX gives an expiry to a key that has none; GT moves an expiry that is there, but only to a later moment.
-for number, lifetimes in pairs(kept) do
-  go_to(number)
-  for key, ms in pairs(lifetimes) do
+for of_database, expiry_of in pairs(expiries) do
+  go_to(of_database)
+  for key, ms in pairs(expiry_of) do
     redis.call('PEXPIREAT', key, ms, 'NX')
     redis.call('PEXPIREAT', key, ms, 'GT')
   end
 end
-if unnamed or next(touched) then
+if unnamed_until or next(named_keys) then
   --[[ ../lease/written.lua ]]
   go_to(database)
   local time = redis.call('TIME')
-  local last = note_keys(set, touched, unnamed, time[1] * 1000 + math.floor(time[2] / 1000))
+  local held_until = note_keys(written_set, named_keys, unnamed_until, time[1] * 1000 + math.floor(time[2] / 1000))
   go_to(bus)
-  note_database(database, last)
+  note_database(database, held_until)
 end
 go_to(bus)
-local no_call = {}
+-- All entries without the field `call` share this empty list.
+local no_field = {}
 for number = 1, #heads do
   if outcomes[number] == 'done' then
     head = heads[number]
     local stream = tx[head + 1]
     if tx[head + 3] ~= '' then
-      local call = tx[head + 13] == '' and no_call or {'call', tx[head + 13]}
+      local call_field = tx[head + 13] == '' and no_field or {'call', tx[head + 13]}
       -- XADD fails if the key is not a stream. Then no caller can read a reply there. The other replies are still written.
       redis.pcall('XADD', tx[head + 3], 'NOMKSTREAM', '*', 'request', tx[head + 4], 'op', tx[head + 5], 'from', consumer,
         'status', tx[head + 6], 'forwards', tx[head + 7], 'body', tx[head + 8], 'asked', tx[head + 2],
-        'took_us', tx[head + 12], 'db', database, unpack(call))
+        'took_us', tx[head + 12], 'db', database, unpack(call_field))
     end
     if endings[number] then seldom().end_options(endings[number]) end
     if stream ~= '' then

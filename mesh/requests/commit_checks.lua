@@ -1,16 +1,17 @@
 -- Checks before a write that look at more than the type of a key. A part of commit_seldom.lua. Each check returns the reason
--- if the write is not possible.
+-- if the write is not possible. tx[k] is the first key of the write, and the other words of its command follow.
 
 -- The largest magnitude that a counter may reach. Lua rounds numbers above 2^53, and near 2^63 to multiples of 1024. So the
 -- bound is a little lower than the 64 bits of Redis allow.
 local MOST_INTEGER = 2 ^ 63 - 4096
 -- By name of a counter: by how much the transaction changes it, as the sum of magnitudes. Nil until a counter is checked.
-local changes
-local function wrong_counter(name, text, by)
+-- `text` is what the counter holds now, and `change` what a write adds to it.
+local change_of
+local function wrong_counter(name, text, change)
   if text and text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return name .. ' does not hold an integer' end
-  changes = changes or {}
-  changes[name] = (changes[name] or 0) + math.abs(by)
-  if math.abs(text or 0) + changes[name] > MOST_INTEGER then return name .. ' would have more than 64 bits' end
+  change_of = change_of or {}
+  change_of[name] = (change_of[name] or 0) + math.abs(change)
+  if math.abs(text or 0) + change_of[name] > MOST_INTEGER then return name .. ' would have more than 64 bits' end
 end
 
 local function wrong_integer(k)
@@ -39,20 +40,20 @@ end
 -- How many requests of this transaction that were checked so far will wait in mesh:later.
 local delayed = 0
 -- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, which may have tx[k + 2] members.
-local function wrong_size(k)
+local function no_room(k)
   local wrong = wrong_type(tx[k], 'zset')
   if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
   delayed = delayed + 1
 end
 
 -- By limit: how many requests of this transaction with this limit were checked so far. Nil until a limit is checked.
-local limited
+local count_by_limit
 local function wrong_limit(k, limit)
-  limited = limited or {}
-  local before = limited[limit] or 0
-  limited[limit] = before + 1
+  count_by_limit = count_by_limit or {}
+  local earlier_count = count_by_limit[limit] or 0
+  count_by_limit[limit] = earlier_count + 1
   -- The request has no deadline: '0'.
-  local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, before)
+  local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, earlier_count)
   if code then return code .. ' ' .. about end
   if waits then delayed = delayed + 1 end
 end
@@ -66,20 +67,20 @@ local function wrong_place(k)
     if code then return code .. ' ' .. about end
     if known then return end
   end
-  if with.due then return wrong_size(k) end
+  if with.due then return no_room(k) end
   if with.limit then return wrong_limit(k, with.limit) end
   return wrong_stream('mesh:requests:' .. tx[k + 5])
 end
 
-local special = {
-  bounded = wrong_size, placed = wrong_place, integer = wrong_integer, field = wrong_field,
+local special_checks = {
+  bounded = no_room, placed = wrong_place, integer = wrong_integer, field = wrong_field,
   stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
 }
 -- Makes the check `wanted` of the key tx[k] and of the words after it. Returns the reason if the check fails.
 function seldom.check(wanted, k)
-  if special[wanted] then return special[wanted](k) end
+  if special_checks[wanted] then return special_checks[wanted](k) end
   return wrong_type(tx[k], wanted)
 end
 
 -- Forgets the counts of the transaction before. `possible` of commit.lua calls this before it checks a transaction.
-function seldom.begin_checks() changes, limited, delayed = nil, nil, 0 end
+function seldom.begin_checks() change_of, count_by_limit, delayed = nil, nil, 0 end

@@ -13,11 +13,13 @@ local options
 
 --[[ commit_answers.lua ]]
 
+-- The function that commit_answers.lua makes; nil until a transaction needs it.
 local answers
 -- Compares the answer of the reading command at tx[i]. Returns the position after its words; or nil and the reason, if the
 -- answer has changed.
 function seldom.unchanged_answer(i)
-  answers = answers or make_answers()
+  answers = answers or make_answer_check()
+  -- Two blanks: the hash of the conflict is "". tx[i + 5] is the key.
   if not answers(i + 1) then return nil, 'conflict ' .. string.sub(tx[i], 1, 1) .. '  ' .. tx[i + 5] end
   return i + 4 + tx[i + 2] + tx[i + 3]
 end
@@ -26,10 +28,10 @@ end
 
 -- The verb `keep`. Its words are tx[first], the verb itself, and then the key and the moment (ms).
 local function keep(first)
-  local key, ms = tx[first + 1], tx[first + 2]
-  kept[at] = kept[at] or {}
-  local before = kept[at][key]
-  if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
+  local key, until_ms = tx[first + 1], tx[first + 2]
+  expiries[selected] = expiries[selected] or {}
+  local earliest_ms = expiries[selected][key]
+  if not earliest_ms or tonumber(earliest_ms) < tonumber(until_ms) then expiries[selected][key] = until_ms end
 end
 
 -- By verb: true if the verb removes data. `seldom.adds` fills it when memory is full. Services add their own verbs to it.
@@ -72,28 +74,28 @@ function seldom.adds(first, writes, sends)
   return added > 0
 end
 
--- How many words a send has; and by stream: true if its key can take entries.
-local SEND, sendable = 8, {}
+-- How many words a send has; and by stream: true if its key can take entries, so that each stream is checked once.
+local SEND_WORDS, sendable = 8, {}
 -- Makes the sends of a transaction, all or none. Returns the reason if one of them is not possible. Sends are made before
 -- the writes, because the script can undo a send, but not a write.
 function seldom.send(first, count)
   go_to(bus)
-  local last, done = first + (count - 1) * SEND, {}
-  for i = first, last, SEND do
+  local last, sent = first + (count - 1) * SEND_WORDS, {}
+  for i = first, last, SEND_WORDS do
     local stream = 'mesh:requests:' .. tx[i]
     local wrong = not sendable[stream] and wrong_type(stream, 'stream')
     if wrong then return wrong end
     sendable[stream] = true
   end
-  for i = first, last, SEND do
+  for i = first, last, SEND_WORDS do
     local stream = 'mesh:requests:' .. tx[i]
     local id = append(stream, 'op', tx[i + 1], 'request', tx[i + 2], 'from', tx[i + 6],
       'reply_to', tx[i + 3], 'deadline', tx[i + 4], 'body', tx[i + 5], unpack(further_fields(tx[i + 7])))
     if type(id) == 'table' then
-      for _, one in ipairs(done) do redis.call('XDEL', one[1], one[2]) end
+      for _, entry in ipairs(sent) do redis.call('XDEL', entry[1], entry[2]) end
       return stream .. ': ' .. tostring(id.err)
     end
-    done[#done + 1] = {stream, id}
+    sent[#sent + 1] = {stream, id}
   end
   accepted = accepted + count
 end

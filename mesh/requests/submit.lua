@@ -52,14 +52,14 @@ if not held then return redis.error_reply('LEASEGONE there is no lease at the mo
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
--- The number of the argument that has the batch, for batch.lua, which reads it into `words`. It is no place in a lane.
-local PLACE = 9
+-- The number of the argument that has the batch, for batch.lua, which reads it into `words`.
+local BATCH_ARGUMENT = 9
 --[[ batch.lua ]]
 
--- `groups` has the words of all groups, and `stored` how many these are, for room.lua. The requests of a group begin FIRST
--- words after the beginning of the group.
-local FIRST = 3
-local groups, stored = words, #words
+-- `groups` has the words of all groups, and `words_to_store` is their number, because all of them count for room.lua. The
+-- requests of a group begin HEAD_WORDS words after the beginning of the group.
+local HEAD_WORDS = 3
+local groups, words_to_store = words, #words
 
 --[[ room.lua ]]
 
@@ -214,15 +214,15 @@ end
 local no_fields = {}
 local further
 --[[ submit_seldom.lua ]]
-local created
+local seldom_functions
 function seldom()
-  created = created or make_seldom()
-  return created
+  seldom_functions = seldom_functions or make_seldom()
+  return seldom_functions
 end
 
 local results, head = {}, 1
-while head <= stored do
-  local first, last, number = head + FIRST, head + groups[head] - 1, groups[head + 1]
+while head <= words_to_store do
+  local first, last, number = head + HEAD_WORDS, head + groups[head] - 1, groups[head + 1]
   further = groups[head + 2] == '' and no_fields or further_fields(groups[head + 2])
   if number == 0 then
     results[#results + 1] = seldom().send(first)
