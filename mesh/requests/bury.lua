@@ -5,7 +5,7 @@
 -- ARGV: id, consumer, reason, deliveries, reply status, reply body, most dead letters kept
 -- Returns 1 if the request was buried, 0 if it is not pending for this consumer
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, consumer, reason, deliveries, status, body, most = unpack(ARGV)
+local id, consumer, reason, deliveries, status, body, most_letters = unpack(ARGV)
 
 --[[ append.lua ]]
 
@@ -18,17 +18,18 @@ local entry = redis.call('XRANGE', stream, id, id)[1]
 redis.call('XACK', stream, 'workers', id)
 -- The entry was deleted from outside: count_by_hand.lua counts the request as lost.
 if not entry then return 0 end
--- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
-local fields, key, op = {unpack(entry[2], 1, 4000)}, '', ''
+-- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more. Of such an entry, the dead
+-- letter has the first 4000 words.
+local fields, request_name, op = {unpack(entry[2], 1, 4000)}, '', ''
 for i = 1, #fields, 2 do
-  if fields[i] == 'request' then key = fields[i + 1] end
+  if fields[i] == 'request' then request_name = fields[i + 1] end
   if fields[i] == 'op' then op = fields[i + 1] end
 end
-redis.pcall('XADD', dead_key, 'MAXLEN', '~', most, '*', 'kind', 'request', 'stream', stream, 'id', id, 'reason', reason,
+redis.pcall('XADD', dead_key, 'MAXLEN', '~', most_letters, '*', 'kind', 'request', 'stream', stream, 'id', id, 'reason', reason,
   'deliveries', deliveries, unpack(fields))
 options.ended(options.named(fields), {status = status, body = body, from = consumer, asked = id})
 if replies_key then
-  redis.pcall('XADD', replies_key, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
+  redis.pcall('XADD', replies_key, 'NOMKSTREAM', '*', 'request', request_name, 'op', op, 'from', consumer, 'status', status,
     'forwards', '0', 'body', body, 'asked', id)
 end
 redis.call('XDEL', stream, id)

@@ -33,9 +33,9 @@ local function make_verbs(keep)
   -- Most words that are passed to one command. Lua's `unpack` fails at about 8000.
   local MOST_UNPACKED = 2000
 
-  local function set_each(first, last, value, ms)
+  local function set_each(first, last, value, until_ms)
     for k = first, last do
-      local result = redis.pcall('SET', tx[k], value, 'PXAT', ms)
+      local result = redis.pcall('SET', tx[k], value, 'PXAT', until_ms)
       if result.err then return result end
     end
   end
@@ -43,35 +43,35 @@ local function make_verbs(keep)
   -- Sets the keys in one command. A server without it answers with an error and sets nothing. Valkey has it from 9.1, Redis
   -- from 8.4.
   local has_msetex = true
-  local function set_together(first, last, value, ms)
+  local function set_together(first, last, value, until_ms)
     local words, n = {}, 0
     for k = first, last do
       words[n + 1], words[n + 2] = tx[k], value
       n = n + 2
     end
-    words[n + 1], words[n + 2] = 'PXAT', ms
+    words[n + 1], words[n + 2] = 'PXAT', until_ms
     local result = redis.pcall('MSETEX', last - first + 1, unpack(words))
     has_msetex = type(result) ~= 'table'
   end
 
   local function set_all(first, last)
-    local ms, value = tx[first + 1], tx[first + 2]
+    local until_ms, value = tx[first + 1], tx[first + 2]
     for begin = first + 3, last, MOST_UNPACKED do
       local till = math.min(begin + MOST_UNPACKED - 1, last)
-      if has_msetex then set_together(begin, till, value, ms) end
+      if has_msetex then set_together(begin, till, value, until_ms) end
       if not has_msetex then
-        local failed = set_each(begin, till, value, ms)
+        local failed = set_each(begin, till, value, until_ms)
         if failed then return failed end
       end
     end
   end
 
-  -- `wants` is the limit, which is applied when the request is due.
-  local function later(first, last)
+  -- `wants` is the limit, which is applied when the request is due. `ttl` is the time (ms) from then to its deadline.
+  local function send_later(first, last)
     local due, key, to, op, from, ttl, body, wants = unpack(tx, first + 4, last)
     local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
-    local failed = delay(key, to, due, wants or '', words)
-    if type(failed) == 'table' then return failed end
+    local wait_or_error = delay(key, to, due, wants or '', words)
+    if type(wait_or_error) == 'table' then return wait_or_error end
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
@@ -90,13 +90,14 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  local function ends(first, last) ending = {unpack(tx, first + 1, last)} end
+  local function note_ending(first, last) ending = {unpack(tx, first + 1, last)} end
 
   -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An
   -- error is ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask
-  -- the database. A BITFIELD command has little more than MOST_WORDS words.
+  -- the database. A BITFIELD command has little more than MOST_WORDS words, which is far below the bound of `unpack`. The other
+  -- constants are those of filters.py, which looks for the same bits.
   local MOST_WORDS, HASHED_DIGITS = 400, 15
-  local ONE, ONE_TIMES, OTHER, OTHER_TIMES = 2147483647, 1640531, 2147483629, 1327217
+  local FIRST_PRIME, FIRST_FACTOR, SECOND_PRIME, SECOND_FACTOR = 2147483647, 1640531, 2147483629, 1327217
   local function mark_numbers(key, bits, below, numbers, first, last)
     local words, n = {'BITFIELD', key}, 2
     for k = first, last do
@@ -104,8 +105,10 @@ local function make_verbs(keep)
       local is_long = #digits > HASHED_DIGITS
       local number = tonumber(is_long and string.sub(digits, -HASHED_DIGITS) or digits)
       if is_long or number >= below then
-        words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', number % ONE * ONE_TIMES % ONE % bits, 1
-        words[n + 5], words[n + 6], words[n + 7], words[n + 8] = 'SET', 'u1', number % OTHER * OTHER_TIMES % OTHER % bits, 1
+        words[n + 1], words[n + 2], words[n + 3], words[n + 4] =
+          'SET', 'u1', number % FIRST_PRIME * FIRST_FACTOR % FIRST_PRIME % bits, 1
+        words[n + 5], words[n + 6], words[n + 7], words[n + 8] =
+          'SET', 'u1', number % SECOND_PRIME * SECOND_FACTOR % SECOND_PRIME % bits, 1
         n = n + 8
       end
       if n > 2 and (n > MOST_WORDS or k == last) then
@@ -120,7 +123,7 @@ local function make_verbs(keep)
   end
 
   local verbs = {
-    ends = ends, ['set-all'] = set_all, keep = keep, mark = mark, later = later,
+    ends = note_ending, ['set-all'] = set_all, keep = keep, mark = mark, later = send_later,
     place = place_request,
   }
   --[[ verbs of services ]]

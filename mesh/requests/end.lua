@@ -9,7 +9,7 @@
 --                                           id: they are looked up here
 --         {op, idempotency key, request}    a call with this key leaves: remove the request only if no other call waits
 -- Returns how many of the requests were removed
-local books_key, ended = KEYS[1], 0
+local books_key, ended_count = KEYS[1], 0
 
 --[[ append.lua ]]
 
@@ -19,38 +19,42 @@ local books_key, ended = KEYS[1], 0
 
 --[[ ../later/left.lua ]]
 
--- Returns the stream and the id of a request whose caller knows only its limit and name, or its idempotency key.
-local function where(option)
+-- Returns the stream and the id of a request whose caller knows only its limit and name, or its idempotency key. Returns
+-- nothing if the request is gone, or must go on for another caller.
+local function location_of(option)
   options = options or make_options()
   if #option == 2 then return options.limits().find(unpack(option)) end
   return options.once.leave(unpack(option))
 end
 
+-- Removes a request that waits in mesh:later.
 local function end_waiting(name, outcome)
   local flat = left(name)
   if not flat then return end
   redis.call('HINCRBY', books_key, outcome, 1)
-  ended = ended + 1
+  ended_count = ended_count + 1
   options.ended(options.named(flat))
 end
 
+-- Removes a request that is on a stream. Its entry is read only for its options, before it is deleted.
 local function end_entry(stream, id, outcome, has_options)
   local entry = has_options and redis.call('XRANGE', stream, id, id)[1]
   if redis.call('XDEL', stream, id) == 0 then return end
+  -- The stream may have no group: then there is nothing to acknowledge.
   pcall(redis.call, 'XACK', stream, 'workers', id)
   redis.call('HINCRBY', books_key, outcome, 1)
-  ended = ended + 1
+  ended_count = ended_count + 1
   if entry then end_early(stream, id, entry[2], outcome) end
 end
 
--- `e` is one item of the list in ARGV.
-for _, e in ipairs(cjson.decode(ARGV[1])) do
-  local stream, id, outcome, option = unpack(e)
-  if type(option) == 'table' then stream, id = where(option) end
+-- `item` is one item of the list in ARGV.
+for _, item in ipairs(cjson.decode(ARGV[1])) do
+  local stream, id, outcome, option = unpack(item)
+  if type(option) == 'table' then stream, id = location_of(option) end
   if stream == 'mesh:later' then
     end_waiting(id, outcome)
   elseif stream then
     end_entry(stream, id, outcome, option)
   end
 end
-return ended
+return ended_count

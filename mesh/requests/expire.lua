@@ -7,17 +7,19 @@ local function end_early(stream, id, flat, outcome)
   local fields = options.named(flat)
   if not options.has(fields) then return end
   local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local deadline = outcome == 'expired' and fields.once and options.once.latest(fields, now)
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  local deadline = outcome == 'expired' and fields.once and options.once.latest(fields, now_ms)
   if not deadline then return options.ended(fields) end
-  -- Lua's `unpack` fails at about 8000 words.
+  -- Lua's `unpack` fails at about 8000 words. An entry with more than 4000 was written by hand, and is cut.
   local words = {unpack(flat, 1, 4000)}
   for i = 1, #words, 2 do
     if words[i] == 'deadline' then words[i + 1] = deadline end
   end
+  -- `first` keeps the id of the first entry of the request: the time at which the mesh accepted it.
   if not fields.first then words[#words + 1], words[#words + 2] = 'first', id end
-  local again = append(stream, unpack(words))
-  if type(again) == 'table' then return options.ended(fields) end
+  local new_id = append(stream, unpack(words))
+  if type(new_id) == 'table' then return options.ended(fields) end
+  -- end.lua or sweep.lua counts the removed entry as expired, so the new entry counts as accepted.
   redis.call('HINCRBY', books_key, 'accepted', 1)
-  options.moved(fields, stream, again, deadline ~= '0' and deadline - now or nil)
+  options.moved(fields, stream, new_id, deadline ~= '0' and deadline - now_ms or nil)
 end

@@ -1,10 +1,10 @@
--- Applies the limits of operations (`Limit`): a request goes to its stream, or it waits in mesh:later until its limit allows it.
+-- Applies the limits of operations (`Limit`): a request goes to its stream, or waits in mesh:later until its limit allows it.
 -- The caller gives the limit of a request as text:
 --   lane <concurrency> <lane>                        at most so many requests of the lane are on streams; the others wait in
 --                                                    order
 --   rate <µs> <burst> delay|refuse <lane>            `burst` requests begin at once, then one every so many µs (GCRA). A
 --                                                    request that comes too soon is delayed or refused
--- A lane is "<op>:<value>". The entry of a request has the field `limit`, so that the scripts that end or move it find its lane:
+-- A lane is "<op>:<value>". The entry of a request has the field `limit`, so that scripts that end or move it find its lane:
 --   lane <concurrency> <name> <lane>    the keys of the lane know the request by `name`, which never changes
 --   rate <lane>
 -- Keys:
@@ -23,12 +23,14 @@ local function make_limits(options)
   local limits, named = {}, options.named
   local time = redis.call('TIME')
   local now_us = time[1] * 1000000 + time[2]
-  local now = math.floor(now_us / 1000)
+  local now_ms = math.floor(now_us / 1000)
 
+  -- Returns the concurrency, the name and the lane in the field `limit` of an entry; nothing if the limit is a rate.
   local function lane_of(limit) return string.match(limit, '^lane (%d+) (%S+) (.*)$') end
 
-  local function exists(where)
-    local stream, id = string.match(where, '^(%S+) (.*)$')
+  -- `location` is "<stream> <id>", or "mesh:later <name>".
+  local function request_exists_at(location)
+    local stream, id = string.match(location, '^(%S+) (.*)$')
     if stream == 'mesh:later' then return redis.pcall('ZSCORE', stream, id) end
     local found = redis.pcall('XRANGE', stream, id, id)
     return #found > 0
@@ -36,58 +38,61 @@ local function make_limits(options)
 
   local function read_rate(lane)
     local found = redis.pcall('GET', 'mesh:rate:' .. lane)
-    local accepted, written, begun = string.match(type(found) == 'string' and found or '', '^(%d+) (%d+) (%d+)$')
-    return tonumber(accepted or 0), tonumber(written or 0), tonumber(begun or 0)
+    local accepted_us, written_us, begun_us =
+      string.match(type(found) == 'string' and found or '', '^(%d+) (%d+) (%d+)$')
+    return tonumber(accepted_us or 0), tonumber(written_us or 0), tonumber(begun_us or 0)
   end
 
-  local function write_rate(lane, accepted, begun)
+  local function write_rate(lane, accepted_us, begun_us)
     -- Once both times have passed, the key says no more than an absent one. So it expires then, one ms after the next whole ms.
-    local ms = math.ceil((math.max(accepted, begun) - now_us) / 1000) + 1
-    local text = string.format('%.0f %.0f %.0f', accepted, now_us, begun)
-    redis.call('SET', 'mesh:rate:' .. lane, text, 'PX', string.format('%.0f', ms))
+    local lasting_ms = math.ceil((math.max(accepted_us, begun_us) - now_us) / 1000) + 1
+    local text = string.format('%.0f %.0f %.0f', accepted_us, now_us, begun_us)
+    redis.call('SET', 'mesh:rate:' .. lane, text, 'PX', string.format('%.0f', lasting_ms))
   end
 
-  -- Returns when (µs) the next request may begin if only the requests that have begun count, and the value of `begun` after it.
-  -- No request begins before its time, so `begun` is at most a burst ahead of the clock. If it is further ahead, the server's
-  -- clock has stepped back, or a new release has a smaller burst or interval. Then the function lowers `begun` to a burst ahead of the clock.
-  local function start_after_begun(interval, burst, begun)
-    begun = math.max(math.min(begun, now_us + burst * interval), now_us) + interval
-    return begun - burst * interval, begun
+  -- Returns when (µs) the next request may begin if only the requests that have begun count, and `begun_us` after it.
+  -- No request begins before its time, so `begun_us` is at most a burst ahead of the clock. If it is further ahead, the
+  -- server's clock has stepped back, or a new release has a smaller burst or interval. Then `begun_us` is lowered to a burst
+  -- ahead of the clock.
+  local function start_after_begun(interval_us, burst, begun_us)
+    begun_us = math.max(math.min(begun_us, now_us + burst * interval_us), now_us) + interval_us
+    return begun_us - burst * interval_us, begun_us
   end
 
-  -- Returns when (µs) the next request may begin, and the values of `accepted` and `begun` after it.
+  -- Returns when (µs) the next request may begin, and the values of `accepted_us` and `begun_us` after it.
   -- When the server's clock has stepped back, a rate that refuses moves both values back by the same step; otherwise it would
   -- refuse every request until the clock has caught up. A rate that delays keeps them, because the requests that wait keep
   -- the times that they got before the step.
-  local function start_after_accepted(interval, burst, excess, lane)
-    local accepted, written, begun = read_rate(lane)
-    local step = excess == 'refuse' and math.max(written - now_us, 0) or 0
-    accepted, begun = accepted - step, begun - step
-    accepted = math.max(accepted, now_us) + interval
-    local earliest_us, begun_after = start_after_begun(interval, burst, begun)
-    local begins_us = math.max(accepted - burst * interval, earliest_us)
-    return begins_us, accepted, begins_us <= now_us and begun_after or begun
+  local function start_after_accepted(interval_us, burst, excess, lane)
+    local accepted_us, written_us, begun_us = read_rate(lane)
+    local step_us = excess == 'refuse' and math.max(written_us - now_us, 0) or 0
+    accepted_us, begun_us = accepted_us - step_us, begun_us - step_us
+    accepted_us = math.max(accepted_us, now_us) + interval_us
+    local earliest_us, begun_after_us = start_after_begun(interval_us, burst, begun_us)
+    local begins_us = math.max(accepted_us - burst * interval_us, earliest_us)
+    return begins_us, accepted_us, begins_us <= now_us and begun_after_us or begun_us
   end
 
-  -- By lane: the value that `begun` would have if the requests that this run of the script has postponed had begun. So each
+  -- By lane: the value that `begun_us` would have if the requests that this run of the script has postponed had begun. So each
   -- postponed request gets a time one interval later than the one before.
-  local postponed = {}
+  local postponed_us = {}
   -- Counts a delayed request, whose time has come, as begun. If the rate does not allow that yet, returns a later time (ms).
-  -- This happens when the times of several requests have passed while no replica ran, or the server was down. The rate then lets
-  -- them begin one after the other.
+  -- This happens when the times of several requests have passed while no replica ran, or the server was down. The rate then
+  -- lets them begin one after the other.
   function limits.begin(rate)
-    local interval, burst, lane = string.match(rate, '^(%d+) (%d+) (.*)$')
-    local accepted, _, begun = read_rate(lane)
-    local begins_us, begun_after = start_after_begun(tonumber(interval), tonumber(burst), postponed[lane] or begun)
-    if begins_us <= now_us then return write_rate(lane, accepted, begun_after) end
-    postponed[lane] = begun_after
+    local interval_us, burst, lane = string.match(rate, '^(%d+) (%d+) (.*)$')
+    local accepted_us, _, begun_us = read_rate(lane)
+    local begins_us, begun_after_us =
+      start_after_begun(tonumber(interval_us), tonumber(burst), postponed_us[lane] or begun_us)
+    if begins_us <= now_us then return write_rate(lane, accepted_us, begun_after_us) end
+    postponed_us[lane] = begun_after_us
     return string.format('%.0f', math.ceil(begins_us / 1000))
   end
 
   -- Puts a request into mesh:later. The field `first` keeps the time at which the mesh accepted the request: now, on the clock
   -- by which append.lua makes ids.
   local function put_later(name, to, words, due)
-    local accepted_ms = math.max(now, ms_of_clock(redis.call('MGET', 'mesh:clock')[1]))
+    local accepted_ms = math.max(now_ms, ms_of_clock(redis.call('MGET', 'mesh:clock')[1]))
     redis.call('HSET', 'mesh:later:' .. name, 'to', to, 'first', string.format('%.0f-0', accepted_ms), unpack(words))
     -- The hash may have these fields from an earlier wait of the request, for its time or for a rate.
     redis.call('HDEL', 'mesh:later:' .. name, 'wants', 'ttl', 'rate')
@@ -98,9 +103,9 @@ local function make_limits(options)
   -- places the lane has. So when an upgrade changes the concurrency, requests of the earlier release still begin under the old
   -- number, and the new number applies after them.
   local function fill_places(lane)
-    local running, list = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
+    local running, list_key = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
     while true do
-      local name = redis.call('LINDEX', list, 0)
+      local name = redis.call('LINDEX', list_key, 0)
       if not name then
         if redis.call('HLEN', running) == 0 then redis.call('SREM', 'mesh:lanes', lane) end
         return
@@ -110,6 +115,7 @@ local function make_limits(options)
       local fields = named(flat)
       -- The hash of a request that was cancelled or has expired is empty. Then only its name leaves the list.
       if fields.to and fields.limit then
+        -- The inner parentheses keep only the first result of `lane_of`: the concurrency.
         if redis.call('HLEN', running) >= tonumber((lane_of(fields.limit))) then return end
         for i = 1, #flat, 2 do
           if flat[i] ~= 'to' then words[#words + 1], words[#words + 2] = flat[i], flat[i + 1] end
@@ -121,9 +127,10 @@ local function make_limits(options)
         redis.call('ZREM', 'mesh:later', name)
         redis.call('DEL', entry_key)
         local deadline = tonumber(fields.deadline or '0')
-        options.moved(fields, stream, id, deadline == 0 and 0 or math.max(deadline - now, 0))
+        -- Without a deadline, the idempotency key expires in about a year, and 0 leaves that as it is.
+        options.moved(fields, stream, id, deadline == 0 and 0 or math.max(deadline - now_ms, 0))
       end
-      redis.call('LPOP', list)
+      redis.call('LPOP', list_key)
     end
   end
 
@@ -143,13 +150,13 @@ local function make_limits(options)
     fill_places(lane)
   end
 
-  local function place_by_rate(name, to, words, interval, burst, excess, lane)
-    local begins_us, accepted, begun = start_after_accepted(interval, burst, excess, lane)
-    write_rate(lane, accepted, begun)
+  local function place_by_rate(name, to, words, interval_us, burst, excess, lane)
+    local begins_us, accepted_us, begun_us = start_after_accepted(interval_us, burst, excess, lane)
+    write_rate(lane, accepted_us, begun_us)
     words[#words + 1], words[#words + 2] = 'limit', 'rate ' .. lane
     if begins_us <= now_us then return append('mesh:requests:' .. to, unpack(words)) end
     put_later(name, to, words, string.format('%.0f', math.ceil(begins_us / 1000)))
-    redis.call('HSET', 'mesh:later:' .. name, 'rate', string.format('%.0f %.0f %s', interval, burst, lane))
+    redis.call('HSET', 'mesh:later:' .. name, 'rate', string.format('%.0f %.0f %s', interval_us, burst, lane))
   end
 
   -- Puts a request on its stream, or into mesh:later until its limit allows it. `words` are the fields of its entry, among them
@@ -157,13 +164,13 @@ local function make_limits(options)
   function limits.place(limit, name, to, words, deadline)
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
     if lane then return place_in_lane(name, to, words, concurrency, lane, deadline) end
-    local interval, burst, excess
-    interval, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
-    return place_by_rate(name, to, words, tonumber(interval), tonumber(burst), excess, lane)
+    local interval_us, burst, excess
+    interval_us, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
+    return place_by_rate(name, to, words, tonumber(interval_us), tonumber(burst), excess, lane)
   end
 
   -- Returns a code and a text if `found` is an error: the Redis user may not read the key, or the key has another type.
-  local function unusable(found, key)
+  local function read_error(found, key)
     if type(found) ~= 'table' then return end
     local why = tostring(found.err)
     if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then
@@ -174,35 +181,37 @@ local function make_limits(options)
 
   -- Returns why a request cannot be placed now: a code, and the key, lane or error that it is about. If the request can be
   -- placed, returns nil, nil, and whether it will wait.
-  -- mesh:later takes no request beyond `most`. Before this request, the caller will place `earlier` requests with the same limit.
-  function limits.refusal(limit, deadline, most, earlier)
-    local number, waits = redis.pcall('ZCARD', 'mesh:later'), nil
-    local code, about = unusable(number, 'mesh:later')
+  -- mesh:later takes no request beyond `most_waiting`. Before this request, the caller will place `earlier_count` requests with
+  -- the same limit.
+  function limits.refusal(limit, deadline, most_waiting, earlier_count)
+    local later_count, waits = redis.pcall('ZCARD', 'mesh:later'), nil
+    local code, about = read_error(later_count, 'mesh:later')
     if code then return code, about end
-    local is_full = number >= most
+    local later_is_full = later_count >= most_waiting
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
     if lane then
-      local running = redis.pcall('HLEN', 'mesh:running:' .. lane)
-      local waiting = redis.pcall('LLEN', 'mesh:lane:' .. lane)
-      code, about = unusable(running, 'mesh:running:' .. lane)
-      if not code then code, about = unusable(waiting, 'mesh:lane:' .. lane) end
+      local running_count = redis.pcall('HLEN', 'mesh:running:' .. lane)
+      local waiting_count = redis.pcall('LLEN', 'mesh:lane:' .. lane)
+      code, about = read_error(running_count, 'mesh:running:' .. lane)
+      if not code then code, about = read_error(waiting_count, 'mesh:lane:' .. lane) end
       if code then return code, about end
-      waits = waiting > 0 or running + (earlier or 0) >= tonumber(concurrency)
-      if waits and is_full then return 'too-many', '' end
+      waits = waiting_count > 0 or running_count + (earlier_count or 0) >= tonumber(concurrency)
+      if waits and later_is_full then return 'too-many', '' end
       return nil, nil, waits
     end
-    local interval, burst, excess
-    interval, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
-    code, about = unusable(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
+    local interval_us, burst, excess
+    interval_us, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
+    code, about = read_error(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
     if code then return code, about end
-    local begins_us = start_after_accepted(tonumber(interval), tonumber(burst), excess, lane) + (earlier or 0) * interval
+    local begins_us = start_after_accepted(tonumber(interval_us), tonumber(burst), excess, lane)
+      + (earlier_count or 0) * interval_us
     if begins_us <= now_us then return end
-    local begins = math.ceil(begins_us / 1000)
+    local begins_ms = math.ceil(begins_us / 1000)
     -- A request that would wait beyond its deadline is refused at once, so that its caller does not wait in vain.
-    if excess == 'refuse' or (deadline ~= '0' and begins >= tonumber(deadline)) then
-      return 'limited', string.format('%.0f ', begins - now) .. lane
+    if excess == 'refuse' or (deadline ~= '0' and begins_ms >= tonumber(deadline)) then
+      return 'limited', string.format('%.0f ', begins_ms - now_ms) .. lane
     end
-    if is_full then return 'too-many', '' end
+    if later_is_full then return 'too-many', '' end
     return nil, nil, true
   end
 
@@ -223,7 +232,7 @@ local function make_limits(options)
     if lane then redis.pcall('HSET', 'mesh:running:' .. lane, name, stream .. ' ' .. id) end
   end
 
-  -- Returns whether a request waits for a place in its lane.
+  -- Returns whether a request waits for a place in its lane. `limit` is the field of its entry.
   function limits.waits(limit)
     local _, name, lane = lane_of(limit)
     return lane and redis.pcall('HEXISTS', 'mesh:running:' .. lane, name) == 0
@@ -235,20 +244,21 @@ local function make_limits(options)
     if redis.call('ZSCORE', 'mesh:later', name) then return 'mesh:later', name end
     local lane = string.match(limit, '^lane %d+ (.*)$')
     if not lane then return end
-    local where = redis.pcall('HGET', 'mesh:running:' .. lane, name)
-    if type(where) == 'string' then return string.match(where, '^(%S+) (.*)$') end
+    local location = redis.pcall('HGET', 'mesh:running:' .. lane, name)
+    if type(location) == 'string' then return string.match(location, '^(%S+) (.*)$') end
   end
 
   -- Frees the places of requests that have ended without `limits.ended`: somebody deleted their entries by hand, or a replica
-  -- of a release without lanes ended them. Each call checks at most `places` places, in at most `lanes` random lanes.
-  function limits.repair(lanes, places)
-    for _, lane in ipairs(redis.pcall('SRANDMEMBER', 'mesh:lanes', lanes)) do
+  -- of a release without lanes ended them. Each call checks at most `places_left` places in all, in at most `most_lanes` random
+  -- lanes. An error in one lane, whose keys may have another type, must not keep the others from being repaired.
+  function limits.repair(most_lanes, places_left)
+    for _, lane in ipairs(redis.pcall('SRANDMEMBER', 'mesh:lanes', most_lanes)) do
       pcall(function()
         local running = 'mesh:running:' .. lane
-        local found = redis.call('HRANDFIELD', running, places, 'WITHVALUES')
-        places = places - #found / 2
-        for name, where in pairs(named(found)) do
-          if not exists(where) then redis.call('HDEL', running, name) end
+        local found = redis.call('HRANDFIELD', running, places_left, 'WITHVALUES')
+        places_left = places_left - #found / 2
+        for name, location in pairs(named(found)) do
+          if not request_exists_at(location) then redis.call('HDEL', running, name) end
         end
         fill_places(lane)
       end)

@@ -11,16 +11,17 @@
 --   body, from, asked, db   fields of the reply
 local once = {}
 
-local function key_of(op, key) return 'mesh:once:' .. op .. ':' .. key end
+local function redis_key_of(op, key) return 'mesh:once:' .. op .. ':' .. key end
 
-local function is_there(stream, id)
+-- Returns whether the open request of a key is still there; see the fields `stream` and `id` above.
+local function request_exists(stream, id)
   if stream == 'mesh:later' then return redis.pcall('ZSCORE', stream, id) end
   local found = redis.pcall('XRANGE', stream, id, id)
   return #found > 0
 end
 
 -- Writes a reply. If its stream is gone, nobody reads it any more, so it is not created again (NOMKSTREAM).
-local function reply(stream, request, op, answer)
+local function write_reply(stream, request, op, answer)
   redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', request, 'op', op, 'from', answer.from, 'status',
     answer.status, 'forwards', '0', 'body', answer.body, 'asked', answer.asked, 'db', answer.db or '')
 end
@@ -28,9 +29,9 @@ end
 -- Returns the state of a key, and the sha and the id of its request; nothing if the key is free; or the error of Redis if it
 -- is not a hash. The key is also free if somebody has deleted its open request by hand.
 function once.find(op, key)
-  local found = redis.pcall('HMGET', key_of(op, key), 'state', 'sha', 'stream', 'id')
+  local found = redis.pcall('HMGET', redis_key_of(op, key), 'state', 'sha', 'stream', 'id')
   if found.err then return found end
-  if found[1] and (found[1] ~= 'open' or is_there(found[3] or '', found[4] or '')) then
+  if found[1] and (found[1] ~= 'open' or request_exists(found[3] or '', found[4] or '')) then
     return {state = found[1], sha = found[2], id = found[4]}
   end
 end
@@ -41,80 +42,81 @@ end
 function once.check(op, key, sha)
   local known = once.find(op, key)
   if not known then return end
-  if known.err then return nil, 'wrong-type', key_of(op, key) end
+  if known.err then return nil, 'wrong-type', redis_key_of(op, key) end
   if known.sha ~= sha then return nil, 'key-reused', key end
   return known
 end
 
--- Sets the expiry of the key of an open request: `keep` (ms) after its deadline. A request without a deadline holds its key
--- for a year and `keep`, which is far longer than any request waits. The key has an expiry because somebody may delete the
--- request by hand. Then nothing else would remove the key.
+-- Sets the expiry of the key of an open request: `keep_ms` after its deadline. A request without a deadline holds its key for
+-- a year and `keep_ms`, which is far longer than any request waits. The key has an expiry because somebody may delete the
+-- request by hand. Then nothing else would remove the key. A last argument 'GT' only moves the expiry to a later moment.
 local YEAR_MS = 366 * 86400000
-local function hold(name, keep, ms, ...)
-  redis.call('PEXPIRE', name, string.format('%.0f', (tonumber(keep) or 0) + (ms or YEAR_MS)), ...)
+local function set_expiry(redis_key, keep_ms, ttl_ms, ...)
+  redis.call('PEXPIRE', redis_key, string.format('%.0f', (tonumber(keep_ms) or 0) + (ttl_ms or YEAR_MS)), ...)
 end
 
--- Lets a new request hold its key. `stream` and `id` say where the request is. `ms` is the time until its deadline; nil if
+-- Lets a new request hold its key. `stream` and `id` say where the request is. `ttl_ms` is the time until its deadline; nil if
 -- it has none. `wait_ms` is the time until the request is due, if it waits.
-function once.open(op, key, sha, request, stream, id, keep, ms, wait_ms)
-  local name = key_of(op, key)
-  redis.call('HSET', name, 'request', request, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
-  hold(name, keep, ms or YEAR_MS + (wait_ms or 0))
+function once.open(op, key, sha, request, stream, id, keep_ms, ttl_ms, wait_ms)
+  local redis_key = redis_key_of(op, key)
+  redis.call('HSET', redis_key, 'request', request, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
+  set_expiry(redis_key, keep_ms, ttl_ms or YEAR_MS + (wait_ms or 0))
 end
 
 -- Notes that a call waits for the answer on its reply stream. A `stream` of "" stands for a send, for which nobody waits.
 function once.wait(op, key, request, deadline, stream)
   if stream == '' then
-    redis.call('HSET', key_of(op, key), 'sent', '1')
+    redis.call('HSET', redis_key_of(op, key), 'sent', '1')
   else
-    redis.call('HSET', key_of(op, key), 'caller:' .. request, deadline .. ' ' .. stream)
+    redis.call('HSET', redis_key_of(op, key), 'caller:' .. request, deadline .. ' ' .. stream)
   end
 end
 
 -- Answers a call with the stored answer.
 function once.repeat_answer(op, key, request, stream)
-  local kept = redis.call('HMGET', key_of(op, key), 'state', 'body', 'from', 'asked', 'db')
-  reply(stream, request, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
+  local kept = redis.call('HMGET', redis_key_of(op, key), 'state', 'body', 'from', 'asked', 'db')
+  write_reply(stream, request, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
 end
 
--- Returns the fields of the hash of a key, by name, if the request with these `fields` holds the key; else a false value.
-local function held(fields)
-  local flat = redis.pcall('HGETALL', key_of(fields.op, fields.once))
+-- Returns the fields of the hash of a key, by name, if the request with these `fields` holds the key and is open; else a false
+-- value.
+local function facts_while_open(fields)
+  local flat = redis.pcall('HGETALL', redis_key_of(fields.op, fields.once))
   local facts = flat.err and {} or options.named(flat)
   return facts.state == 'open' and facts.request == fields.request and facts
 end
 
--- Answers the other calls that wait for a request, and frees its key. With `keeps`, the key keeps the answer for later
--- calls.
-function once.ended(fields, answer, keeps)
-  local facts, name = held(fields), key_of(fields.op, fields.once)
+-- Answers the other calls that wait for a request, and frees its key. Without an `answer`, nobody is answered. With
+-- `keeps_answer`, the key keeps the answer for later calls.
+function once.ended(fields, answer, keeps_answer)
+  local facts, redis_key = facts_while_open(fields), redis_key_of(fields.op, fields.once)
   if not facts then return end
   for field, caller in pairs(answer and facts or {}) do
     local request, stream = string.match(field, '^caller:(.*)$'), string.match(caller, '^%d+ (.*)$')
     -- The script, not this function, answers the call that made the request.
-    if request and stream and request ~= fields.request then reply(stream, request, fields.op, answer) end
+    if request and stream and request ~= fields.request then write_reply(stream, request, fields.op, answer) end
   end
-  redis.call('DEL', name)
-  if keeps then
-    redis.call('HSET', name, 'request', fields.request, 'sha', facts.sha, 'state', answer.status, 'body', answer.body,
+  redis.call('DEL', redis_key)
+  if keeps_answer then
+    redis.call('HSET', redis_key, 'request', fields.request, 'sha', facts.sha, 'state', answer.status, 'body', answer.body,
       'from', answer.from, 'asked', answer.asked, 'db', answer.db or '')
-    redis.call('PEXPIRE', name, string.format('%.0f', tonumber(fields.keep) or 0))
+    redis.call('PEXPIRE', redis_key, string.format('%.0f', tonumber(fields.keep) or 0))
   end
 end
 
--- Notes where a request is from now on. `ms` is the time until its deadline; nil if it has none. Its key then expires `keep`
--- after the deadline, or later if it had a later expiry (GT).
-function once.moved(fields, stream, id, ms)
-  if not held(fields) then return end
-  local name = key_of(fields.op, fields.once)
-  redis.call('HSET', name, 'stream', stream, 'id', id)
-  hold(name, fields.keep, ms, 'GT')
+-- Notes where a request is from now on. `ttl_ms` is the time until its deadline; nil if it has none. Its key then expires the
+-- field `keep` (ms) after the deadline, or later if it had a later expiry.
+function once.moved(fields, stream, id, ttl_ms)
+  if not facts_while_open(fields) then return end
+  local redis_key = redis_key_of(fields.op, fields.once)
+  redis.call('HSET', redis_key, 'stream', stream, 'id', id)
+  set_expiry(redis_key, fields.keep, ttl_ms, 'GT')
 end
 
 -- Removes a call that no longer waits. Returns nothing if another caller needs the request; else its stream and id.
 function once.leave(op, key, request)
-  if redis.pcall('HDEL', key_of(op, key), 'caller:' .. request) ~= 1 then return end
-  local facts = options.named(redis.call('HGETALL', key_of(op, key)))
+  if redis.pcall('HDEL', redis_key_of(op, key), 'caller:' .. request) ~= 1 then return end
+  local facts = options.named(redis.call('HGETALL', redis_key_of(op, key)))
   if facts.sent then return end
   for field in pairs(facts) do
     if string.sub(field, 1, 7) == 'caller:' then return end
@@ -125,7 +127,7 @@ end
 -- Returns the latest deadline (ms) of all calls that wait for a request, as text. "0" if one of them has no deadline, or if
 -- the request was also sent without a caller: then it must go on. Nothing if all deadlines have passed.
 function once.latest(fields, now)
-  local facts = held(fields)
+  local facts = facts_while_open(fields)
   if not facts then return end
   local latest = facts.sent and math.huge or now
   for field, caller in pairs(facts) do

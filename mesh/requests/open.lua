@@ -6,7 +6,8 @@
 
 --[[ count_by_hand.lua ]]
 for k = 2, 1 + tonumber(ARGV[1]) do
+  -- It fails if the group is there already.
   pcall(redis.call, 'XGROUP', 'CREATE', KEYS[k], 'workers', '0', 'MKSTREAM')
 end
-local _, missing = corrected(KEYS[1], 2)
-return missing
+local _, uncounted = correct_books(KEYS[1], 2)
+return uncounted

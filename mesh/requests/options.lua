@@ -9,6 +9,7 @@
 local function make_options()
   local options = {}
 
+  -- Returns the values of fields by their names. `flat` is a list: name, value, name, value, ...
   function options.named(flat)
     local fields = {}
     for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
@@ -30,19 +31,19 @@ local function make_options()
 
   -- Frees the idempotency key of a request that ends, and its place in its lane. `answer` has the fields status, body, from,
   -- asked and db of the reply, and goes to all other calls that wait for the request; nil if there is no answer. With
-  -- `keeps`, later calls with the key get the answer, too.
-  function options.ended(fields, answer, keeps)
+  -- `keeps_answer`, later calls with the key get the answer, too.
+  function options.ended(fields, answer, keeps_answer)
     if not options.has(fields) then return end
-    if fields.once then once.ended(fields, answer, keeps) end
+    if fields.once then once.ended(fields, answer, keeps_answer) end
     if fields.limit then options.limits().ended(fields.limit) end
   end
 
   -- Notes where a request is from now on: the entry `id` of a stream; or, with the stream "mesh:later", the waiting request
-  -- with the name `id`. Its idempotency key then expires no earlier than `ms` from now. `ms` is nil if the request has no
-  -- deadline.
-  function options.moved(fields, stream, id, ms)
+  -- with the name `id`. Its idempotency key then expires no earlier than `ttl_ms` from now. nil stands for no deadline, and 0
+  -- leaves a later expiry as it is.
+  function options.moved(fields, stream, id, ttl_ms)
     if not options.has(fields) then return end
-    if fields.once then once.moved(fields, stream, id, ms) end
+    if fields.once then once.moved(fields, stream, id, ttl_ms) end
     if fields.limit then options.limits().moved(fields.limit, stream, id) end
   end
 

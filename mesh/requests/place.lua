@@ -8,23 +8,24 @@ local function delay(name, to, due, limit, words)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   if string.sub(due, 1, 1) == '+' then due = string.format('%.0f', now + string.sub(due, 2)) end
-  local added = redis.pcall('ZADD', 'mesh:later', due, name)
-  if type(added) == 'table' then return added end
+  local result = redis.pcall('ZADD', 'mesh:later', due, name)
+  if type(result) == 'table' then return result end
   redis.call('HSET', 'mesh:later:' .. name, 'to', to, unpack(words))
   if limit ~= '' then redis.call('HSET', 'mesh:later:' .. name, 'wants', limit) end
   return math.max(due - now, 0)
 end
 
--- Puts a request on its stream, or stores it if it must wait for its time or for its limit. `with` has its options, with the
--- names that submit.lua explains, and `ttl`: the time from now to the deadline (ms), "0" for no deadline. Returns the id of
--- the entry; nothing if the request waits; or the error of Redis.
+-- Puts a request on its stream, or stores it if it must wait for its time or for its limit: the verb, not the place in a lane.
+-- `options` has the functions of options.lua. `with` has the request's options, with the names that submit.lua explains, and
+-- `ttl`: the time from now to the deadline (ms), "0" for no deadline. Returns the id of the entry; nothing if the request
+-- waits; or the error of Redis.
 local function place(options, with, op, name, to, words, deadline, reply_to)
   local stream, wait_ms, id = 'mesh:requests:' .. to, 0, nil
-  local function add(field, value) words[#words + 1], words[#words + 2] = field, value end
+  local function add_field(field, value) words[#words + 1], words[#words + 2] = field, value end
   if with.once then
-    add('once', with.once)
-    add('sha', with.sha)
-    add('keep', string.format('%.0f', with.keep))
+    add_field('once', with.once)
+    add_field('sha', with.sha)
+    add_field('keep', string.format('%.0f', with.keep))
   end
   if with.due then
     wait_ms = delay(name, to, with.due, with.limit or '', words)
@@ -36,8 +37,8 @@ local function place(options, with, op, name, to, words, deadline, reply_to)
   end
   if type(id) == 'table' then return id end
   if with.once then
-    local ms = with.ttl ~= '0' and with.ttl or nil
-    options.once.open(op, with.once, with.sha, name, id and stream or 'mesh:later', id or name, with.keep, ms, wait_ms)
+    local ttl_ms = with.ttl ~= '0' and with.ttl or nil
+    options.once.open(op, with.once, with.sha, name, id and stream or 'mesh:later', id or name, with.keep, ttl_ms, wait_ms)
     options.once.wait(op, with.once, name, deadline, reply_to)
   end
   return id

@@ -6,6 +6,7 @@
 local stream, consumer, id = KEYS[1], ARGV[1], ARGV[2]
 local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end
+-- XCLAIM counts a delivery, and returns no entry if the entry was deleted.
 local claimed = redis.call('XCLAIM', stream, 'workers', consumer, 0, id)
 if not claimed[1] then return 0 end
 return pending[1][4] + 1

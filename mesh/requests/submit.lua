@@ -40,10 +40,12 @@
 -- A call whose idempotency key belongs to an earlier request has the id of that request. A call that has to wait for its
 -- limit has no entry yet: "@" and its `key` stand in place of the id.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
-local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
+-- `databases` is their number, and `most_at_once` is how many requests one replica works on. `batch` is the number of the
+-- batch, with a blank after it. `held` is what the lease says now; `before` is the number and the result of the latest batch.
+local holder, remembered_ms, databases, most_on_stream = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local sender, reply_to, most_at_once, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
 -- How many words a request has, and the first byte of the address of a gather: "*".
-local WORDS, GATHER = 5, 42
+local REQUEST_WORDS, GATHER = 5, 42
 local memory_is_full = false
 
 local held, before, clock = unpack(redis.call('MGET', lease_key, submitted_key, 'mesh:clock'))
@@ -71,9 +73,10 @@ local function class_of(n)
   return classes[n]
 end
 
+-- By address: true if it has a live replica. Without true, `absence_of` looks again.
+local live = {}
 -- Returns why an address has no live replica: 'missing' if one is expected back, or else 'no-replica'. Returns nothing if
 -- the address has a live replica.
-local live = {}
 local function absence_of(to)
   if live[to] then return end
   local n = tonumber(string.match(to, '^db(%d+)$'))
@@ -98,50 +101,49 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- Returns how long (ms) the next unread request of a class has waited. Returns 0 while the replicas of the class work on
 -- less than half of the requests that they can work on at once. Then a wait does not show that they have too much work:
--- they have room for more, or they do not run. Here `group` is the consumer group of the stream, not a group of requests, and
--- `concurrency` holds for one replica.
-local function delay_of(class)
+-- they have room for more, or they do not run. `group_facts` is about the consumer group of the stream.
+local function queue_wait_ms(class)
   local stream = 'mesh:requests:' .. class
-  local found, group = redis.pcall('XINFO', 'GROUPS', stream), {}
-  local flat = not found.err and found[1] or {}
-  for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-  local last, members = group['last-delivered-id'], 0
+  local answer, group_facts = redis.pcall('XINFO', 'GROUPS', stream), {}
+  local flat = not answer.err and answer[1] or {}
+  for i = 1, #flat, 2 do group_facts[flat[i]] = flat[i + 1] end
+  local last_delivered, replica_count = group_facts['last-delivered-id'], 0
   -- A live class has at least one replica. If that one alone would have room, the replicas need not be counted.
-  if not last or group.pending < concurrency / 2 then return 0 end
-  local next = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
-  if not next then return 0 end
+  if not last_delivered or group_facts.pending < most_at_once / 2 then return 0 end
+  local next_entry = redis.call('XRANGE', stream, '(' .. last_delivered, '+', 'COUNT', 1)[1]
+  if not next_entry then return 0 end
   for n = 0, databases - 1 do
-    if class_of(n) == class then members = members + 1 end
+    if class_of(n) == class then replica_count = replica_count + 1 end
   end
-  if group.pending < members * concurrency / 2 then return 0 end
-  return now - tonumber(string.match(next[1], '^%d+'))
+  if group_facts.pending < replica_count * most_at_once / 2 then return 0 end
+  return now - tonumber(string.match(next_entry[1], '^%d+'))
 end
 
 -- Returns why a queue takes no further request with this ttl: a code, and what the code is about. Returns nothing if the queue
 -- takes the request. A queue takes none if it is full, or if somebody has overwritten the key of its stream. A refusal is for
 -- one group; an error would end the script, after other groups are on their streams.
--- The queue of a class is full when its next unread request has waited for more than a tenth of the ttl. This leaves time: while
--- a queue grows, each request waits longer than the one before it, and a request that begins just before its deadline is not
--- finished in time. The stream of a database has one worker, so only its length is bounded.
+-- The queue of a class is full when its next unread request has waited for more than a tenth of the ttl. This leaves time:
+-- while a queue grows, each request waits longer than the one before it, and a request that begins just before its deadline is
+-- not finished in time. The stream of a database has one worker, so only its length is bounded.
 --
--- By address: `waiting` is the number of entries on the stream, with those of this batch, and not of the requests in
--- mesh:later; `delays` is what `delay_of` says. `waiting` also counts requests whose group is refused afterwards. So a queue
--- may count as full too early in a batch, but never too late.
-local waiting, delays = {}, {}
+-- By address: `queue_lengths` has the number of entries on the stream, with those of this batch, and `queue_waits_ms` what
+-- `queue_wait_ms` says. The lengths also count requests whose group is refused afterwards. So a queue may count as full too
+-- early in a batch, but never too late.
+local queue_lengths, queue_waits_ms = {}, {}
 local function refused_by_queue(to, ttl)
-  local number = waiting[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
-  if type(number) == 'table' then
+  local length = queue_lengths[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
+  if type(length) == 'table' then
     -- The Redis user of this sender may not read the key.
-    local why = tostring(number.err)
+    local why = tostring(length.err)
     if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
     return 'wrong-type', 'mesh:requests:' .. to
   end
-  number = number + 1
-  waiting[to] = number
-  if number > bound then return 'busy', to end
-  if ttl == '0' or number == 1 then return end
-  if not delays[to] then delays[to] = string.sub(to, 1, 2) == 'db' and 0 or delay_of(to) end
-  if delays[to] > 0 and delays[to] > ttl / 10 then return 'busy', to end
+  length = length + 1
+  queue_lengths[to] = length
+  if length > most_on_stream then return 'busy', to end
+  if ttl == '0' or length == 1 then return end
+  if not queue_waits_ms[to] then queue_waits_ms[to] = string.sub(to, 1, 2) == 'db' and 0 or queue_wait_ms(to) end
+  if queue_waits_ms[to] > 0 and queue_waits_ms[to] > ttl / 10 then return 'busy', to end
 end
 
 --[[ append.lua ]]
@@ -156,11 +158,11 @@ local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
 local function refused(first, last, only_reads)
-  for at = first, last, WORDS do
+  for at = first, last, REQUEST_WORDS do
     local to, ttl, code, about = groups[at], groups[at + 3], nil, nil
     if not deadlines[ttl] then
-      local ms = tonumber(ttl) or seldom().read_options(ttl)
-      deadlines[ttl] = ms == '0' and '0' or string.format('%.0f', now + ms)
+      local ttl_ms = tonumber(ttl) or seldom().read_options(ttl)
+      deadlines[ttl] = ttl_ms == '0' and '0' or string.format('%.0f', now + ttl_ms)
     end
     local with = options[ttl]
     if with and with.once then
@@ -222,22 +224,23 @@ end
 
 local results, head = {}, 1
 while head <= words_to_store do
-  local first, last, number = head + HEAD_WORDS, head + groups[head] - 1, groups[head + 1]
+  local first, last, request_count = head + HEAD_WORDS, head + groups[head] - 1, groups[head + 1]
   further = groups[head + 2] == '' and no_fields or further_fields(groups[head + 2])
-  if number == 0 then
+  if request_count == 0 then
     results[#results + 1] = seldom().send(first)
   else
-    local code, about = refused(first, last, number < 0)
-    local ids = code and {error = code, about = about} or {}
-    for at = first, code and 0 or last, WORDS do
+    local code, about = refused(first, last, request_count < 0)
+    local item = code and {error = code, about = about} or {}
+    -- If the group is refused, the loop ends at 0, before it begins.
+    for at = first, code and 0 or last, REQUEST_WORDS do
       local to, key = groups[at], groups[at + 2]
       if options[groups[at + 3]] or (not live[to] and string.byte(to) == GATHER) then
-        seldom().put(ids, at, to, key)
+        seldom().put(item, at, to, key)
       else
-        ids[#ids + 1] = put(at, to, key, reply_to, unpack(further))
+        item[#item + 1] = put(at, to, key, reply_to, unpack(further))
       end
     end
-    results[#results + 1] = ids
+    results[#results + 1] = item
   end
   head = last + 1
 end

@@ -5,10 +5,10 @@
 -- ARGV: how long after its deadline a request is removed (ms), most entries to look at on one stream
 -- Returns how many were removed. The plain variant returns -1 if there is a request to remove or a lane; then the caller has
 -- to run the complete script
-local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
+local books_key, grace_ms, most_entries, removed_count = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
 -- How many lanes one sweep searches for places of requests that are gone, and how many places in all. A place takes about
--- 2 µs.
-local LANES, PLACES = 100, 1000
+-- 2 µs, so a sweep blocks the server for about 2 ms. Lanes are chosen at random, so later sweeps reach the others.
+local MOST_LANES, MOST_PLACES = 100, 1000
 
 -- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need".
 local is_complete = false
@@ -26,24 +26,25 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for k = 2, #KEYS do
   -- The answer is an error, and has no entries, if somebody has overwritten the stream.
-  for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most)) do
+  for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most_entries)) do
     local fields, deadline = entry[2], 0
     for i = 1, #fields, 2 do
       if fields[i] == 'deadline' then deadline = tonumber(fields[i + 1]) or 0 end
     end
-    if deadline > 0 and deadline + grace < now then
+    if deadline > 0 and deadline + grace_ms < now then
       if not is_complete then return -1 end
+      -- The stream may have no group: then there is nothing to acknowledge.
       pcall(redis.call, 'XACK', KEYS[k], 'workers', entry[1])
       redis.call('XDEL', KEYS[k], entry[1])
       end_early(KEYS[k], entry[1], fields, 'expired')
-      ended = ended + 1
+      removed_count = removed_count + 1
     end
   end
 end
 if redis.call('EXISTS', 'mesh:lanes') == 1 then
   if not is_complete then return -1 end
   options = options or make_options()
-  options.limits().repair(LANES, PLACES)
+  options.limits().repair(MOST_LANES, MOST_PLACES)
 end
-if ended > 0 then redis.pcall('HINCRBY', books_key, 'expired', ended) end
-return ended
+if removed_count > 0 then redis.pcall('HINCRBY', books_key, 'expired', removed_count) end
+return removed_count
