@@ -4,7 +4,8 @@ import gc
 import sys
 
 if __name__ == "__main__":
-    # Imported objects never become garbage, and to search them takes a sixth of the start. `Process` enables it again.
+    # Imported objects never become garbage, and to search them takes a sixth of the start. `Process` enables the garbage
+    # collection again.
     gc.disable()
     from quart_app.process import main
 

@@ -41,20 +41,20 @@ def create_app(context: Context) -> App:
     Raises SetupError when two routes answer the same request.
     """
     services = [_create_service(name, context) for name in context.settings.service_names]
-    requests = metrics.Requests(context.metrics)
+    request_metrics = metrics.Requests(context.metrics)
 
     # The functions below are called only when `app` exists.
-    def is_unready() -> bool:
+    def has_reason() -> bool:
         return bool(app.reason)  # while this replica starts or drains, or has lost its lease
 
     public_app, private_app = (
-        Application(name, context.settings, requests, is_unready) for name in ("public", "private")
+        Application(name, context.settings, request_metrics, has_reason) for name in ("public", "private")
     )
     app = App(context, Services(services, context.metrics), public_app, private_app)
     for service in services:
         app.operations += service.operations
-    public = [blueprint for service in services for blueprint in service.public]
-    private = [blueprint for service in services for blueprint in service.private]
+    public_blueprints = [blueprint for service in services for blueprint in service.public]
+    private_blueprints = [blueprint for service in services for blueprint in service.private]
 
     def reason_not_ready() -> str:
         return why_not_ready(app)
@@ -63,13 +63,13 @@ def create_app(context: Context) -> App:
     def health_routes() -> Blueprint:
         return health.routes(context, reason_not_ready, app.services.not_ready)
 
-    docs = openapi.routes([*public, health_routes()], VERSION, private)
-    private_docs = openapi.routes([health_routes()], VERSION, private)
+    public_docs = openapi.routes([*public_blueprints, health_routes()], VERSION, private_blueprints)
+    private_docs = openapi.routes([health_routes()], VERSION, private_blueprints)
     settings = context.settings
     landing = landing_routes(settings.page_url if settings.page else "") if settings.page_public else ()
-    live_routes = LivePage(context, is_unready, services).routes() if settings.page else ()
-    _register(app.public, [health_routes(), *public, docs, *landing])
-    _register(app.private, [health_routes(), *private, metrics.routes(context), *live_routes, private_docs])
+    live_page = LivePage(context, has_reason, services).routes() if settings.page else ()
+    _register(app.public, [health_routes(), *public_blueprints, public_docs, *landing])
+    _register(app.private, [health_routes(), *private_blueprints, metrics.routes(context), *live_page, private_docs])
     return app
 
 
@@ -77,12 +77,12 @@ def why_not_ready(app: App) -> str:
     """Return why no requests should be sent to this replica, or "" when it is ready."""
     if app.reason:
         return app.reason
-    replica = app.context.membership
-    if replica is None or not replica.trusted:
+    mesh = app.context.membership
+    if mesh is None or not mesh.trusted:
         return "this replica holds no lease"
-    if not replica.reachable:
+    if not mesh.reachable:
         return "Redis cannot be reached"
-    return replica.memory.evicting
+    return mesh.memory.evicting  # why the server may delete acknowledged data, or ""
 
 
 def _create_service(name: str, context: Context) -> Service:
@@ -90,9 +90,9 @@ def _create_service(name: str, context: Context) -> Service:
     return service
 
 
-def _register(quart: Application, blueprints: Sequence[Blueprint]) -> None:
+def _register(port_app: Application, blueprints: Sequence[Blueprint]) -> None:
     for blueprint in blueprints:
-        quart.register_blueprint(blueprint)
-    quart.expect_requests()
-    if collision := collisions.find(quart):
-        raise SetupError(f"two routes of the {quart.name} port collide: {collision}; change ENDPOINT_PREFIX")
+        port_app.register_blueprint(blueprint)
+    port_app.expect_requests()
+    if collision := collisions.find(port_app):
+        raise SetupError(f"two routes of the {port_app.name} port collide: {collision}; change ENDPOINT_PREFIX")

@@ -21,8 +21,9 @@ from pydantic_settings import BaseSettings, SettingsError
 from mesh import SECRETS_DIR, explain
 from quart_app.registry import SERVICES
 
-#: Names that are read, but not by a class of settings: by commands, by Caddy, by compose.yaml.
-OTHERS = frozenset(
+#: Names that are read, but not by a class of settings: by commands, by Caddy, by compose.yaml. A text that is split is
+#: shorter than a list (SIM905).
+OTHER_NAMES = frozenset(
     "ENV_FILE SECRETS_DIR SECRETS MESH_DATA TAG HTTP_PORT HTTPS_PORT OPERATORS_PORT SITE "  # noqa: SIM905
     "REDIS_MAXMEMORY REDIS_APPENDFSYNC REDIS_MEMORY CADDY_LOG_LEVEL CADDY_TRACING ACCESS_LOG PROXIES_IN_FRONT "
     "PROMETHEUS_PORT GRAFANA_PORT BROWSER_PORT PROVIDER_HOST PROVIDER_LATENCY_MS".split()
@@ -72,7 +73,7 @@ def load() -> None:
         os.environ.setdefault(name, value)
 
 
-def sentence(error: Exception) -> str:
+def sentence_about(error: Exception) -> str:
     """Return the sentence that tells a user why settings cannot be used. It contains no setting's value."""
     if isinstance(error, ValidationError):
         return f"the environment is not valid: {explain(error)}"
@@ -83,11 +84,11 @@ def sentence(error: Exception) -> str:
     return str(error)
 
 
-#: The classes of all errors that reading settings can raise; `sentence` has words for each.
+#: The classes of all errors that reading settings can raise; `sentence_about` has words for each.
 SETTINGS_ERRORS = (UnreadableFile, ValidationError, SettingsError, OSError, UnicodeDecodeError, UserWarning)
 
 
-def known_names() -> dict[type[BaseSettings], set[str]]:
+def names_by_class() -> dict[type[BaseSettings], set[str]]:
     """Return the names that each class of settings reads. Only imported classes are known: `main` imports all.
 
     Each class of settings derives from BaseSettings itself. `__subclasses__` would not return a class further down.
@@ -104,17 +105,20 @@ def _names_of(settings_class: type[BaseSettings]) -> Iterator[str]:
             yield from (str(alias) for alias in getattr(field.validation_alias, "choices", [field.validation_alias]))
 
 
-def unknown_names(environ: Mapping[str, str]) -> list[str]:
+def sentences_about_unknown(environ: Mapping[str, str]) -> list[str]:
     """Return a sentence for each name that is no setting but begins with a prefix of ours or is like one of ours."""
-    names_by_class = known_names()
-    known = OTHERS.union(*names_by_class.values())
-    prefixes = tuple(str(prefix) for kind in names_by_class if (prefix := kind.model_config.get("env_prefix")))
+    known_by_class = names_by_class()
+    known = OTHER_NAMES.union(*known_by_class.values())
+    prefixes = tuple(str(prefix) for kind in known_by_class if (prefix := kind.model_config.get("env_prefix")))
     return [
-        warning for name in sorted(environ) if name not in known and (warning := _warning_about(name, known, prefixes))
+        sentence
+        for name in sorted(environ)
+        if name not in known and (sentence := _sentence_about_name(name, known, prefixes))
     ]
 
 
-def _warning_about(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
+def _sentence_about_name(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
+    """Return the sentence about one unknown name; "" if it may be the variable of another program."""
     if not name.isupper() or CONTAINER_VARIABLES.search(name):
         return ""
     similar = difflib.get_close_matches(name, known, 1, LEAST_SIMILARITY) if len(name) >= SHORTEST_COMPARED else []
@@ -124,11 +128,12 @@ def _warning_about(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -
 
 
 def main() -> None:
+    """Write the sentences about this process's environment. `mesh up` runs this module in a process of its own."""
     for module in SERVICES.values():
         import_module(f"{module.rpartition('.')[0]}.settings")
     import_module("quart_app.settings")
-    for warning in unknown_names(os.environ):
-        sys.stdout.write(f"{warning}\n")
+    for sentence in sentences_about_unknown(os.environ):
+        sys.stdout.write(f"{sentence}\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from quart_app.service import Service
 
 log = structlog.get_logger(__name__)
 
-#: Shortest and longest backoff before a failed service is opened again, in seconds.
+#: Shortest and longest backoff before a failed service is opened again. With longer ones, a service that fails costs
+#: less, but is back later. A service that was ready for longer than MAX_PAUSE_S begins with the shortest one again.
 MIN_PAUSE_S = 0.25
 MAX_PAUSE_S = 10.0
 
@@ -39,8 +40,8 @@ class ServiceLife:
         self._failure = ""
         #: when the service is opened again after a failure, on the monotonic clock
         self._retry_at_s = 0.0
-        #: set once the service is ready or has failed for the first time
-        self.tried = asyncio.Event()
+        #: set once the service is ready or has failed for the first time: `Services.running` waits for it
+        self.was_tried = asyncio.Event()
         self.ready = False
 
     @property
@@ -54,7 +55,7 @@ class ServiceLife:
         """Return the fields that the service writes into this replica's roster row."""
         return self._service.told()
 
-    def gate(self) -> Callable[[], Awaitable[None]]:
+    def refusal(self) -> Callable[[], Awaitable[None]]:
         """Return a function for Quart to run before each route. It raises a 503 until the service is ready."""
 
         async def refuse_until_ready() -> None:
@@ -64,16 +65,16 @@ class ServiceLife:
 
         return refuse_until_ready
 
-    async def run(self, replica: Mesh, closing: asyncio.Event) -> None:
+    async def run(self, mesh: Mesh, closing: asyncio.Event) -> None:
         """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
         delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
         # A process that joins the mesh again has tried before, under its former lease.
-        self.tried.clear()
+        self.was_tried.clear()
         while True:
             # Infinite until the service is ready: a failure before then does not make the pauses short again.
             ready_since_s = math.inf
             try:
-                async with self._service.lifespan(replica):
+                async with self._service.lifespan(mesh):
                     ready_since_s = time.monotonic()
                     self._become_ready()
                     await closing.wait()
@@ -93,7 +94,7 @@ class ServiceLife:
         if self._failure:
             log.info("service ready again", service=self.name)
         self.ready, self._failure = True, ""
-        self.tried.set()
+        self.was_tried.set()
 
     def _keep_and_log_failure(self, error: Exception, pause_s: float) -> None:
         """Keep and log why the service is not ready. The log has a traceback only if the error is not the mesh's."""
@@ -107,7 +108,7 @@ class ServiceLife:
             "service not ready", service=self.name, reason=str(mesh_error or cause), retry_in_s=round(pause_s, 1),
             exc_info=None if mesh_error else error,
         )  # fmt: skip
-        self.tried.set()
+        self.was_tried.set()
 
 
 class Services:
@@ -121,7 +122,7 @@ class Services:
         for life in self._lives:
             ready_gauge.labels(life.name).set_function(_readiness_of(life))
             for blueprint in (*life._service.public, *life._service.private):
-                blueprint.before_request(life.gate())
+                blueprint.before_request(life.refusal())
 
     def not_ready(self) -> dict[str, str]:
         """Return the services that cannot do all of their work, each with the reason."""
@@ -132,7 +133,7 @@ class Services:
         return {name: fact for life in self._lives for name, fact in life.told().items()}
 
     @contextlib.asynccontextmanager
-    async def running(self, replica: Mesh, wait_s: float) -> AsyncIterator[None]:
+    async def running(self, mesh: Mesh, wait_s: float) -> AsyncIterator[None]:
         """Keep all services open while the block lasts. Raises LeaseLost.
 
         The block begins once every service is ready or has failed, and after `wait_s` seconds at the latest.
@@ -140,13 +141,12 @@ class Services:
         closing = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             life_tasks = [
-                (life, tasks.create_task(life.run(replica, closing), name=f"service-{life.name}"))
-                for life in self._lives
+                (life, tasks.create_task(life.run(mesh, closing), name=f"service-{life.name}")) for life in self._lives
             ]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     for life in self._lives:
-                        await life.tried.wait()
+                        await life.was_tried.wait()
             yield
             closing.set()
             # A service that is not ready would not notice `closing`: it may be in a pause, or may take long to open.

@@ -26,7 +26,8 @@ from structlog.tracebacks import ExceptionDictTransformer
 from mesh import tracing
 from quart_app.settings import AppSettings
 
-#: Bytes of lines that may wait for the stream.
+#: Bytes of lines that may wait for the stream. With more, a longer stall of the reader loses no line, but each process
+#: may need as much more memory.
 MOST_BYTES = 4 << 20
 #: Most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream.
 MOST_TEXT, MOST_TRACEBACK = 2000, 20_000
@@ -48,7 +49,7 @@ class Sink:
         line_about_dropped: Callable[[int], bytes] | None = None,
     ) -> None:
         #: number of dropped lines that the stream does not tell of yet
-        self.dropped = 0
+        self.dropped_count = 0
         self._line_about_dropped = line_about_dropped or _json_about_dropped
         self._descriptor = descriptor
         self._most_bytes = most_bytes
@@ -63,7 +64,7 @@ class Sink:
         line = text.encode("utf-8", "backslashreplace")
         with self._changed:
             if self._descriptor is None or self._waiting_bytes + len(line) > self._most_bytes:
-                self.dropped += 1
+                self.dropped_count += 1
             else:
                 self._waiting.append(line)
                 self._waiting_bytes += len(line)
@@ -84,12 +85,18 @@ class Sink:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 line = self._waiting.popleft()
-                count = self.dropped
-            just_dropped = 0 if self._write_whole(line) else 1
-            reported = count if count and not just_dropped and self._write_whole(self._line_about_dropped(count)) else 0
+                unreported_count = self.dropped_count
+            newly_dropped = 0 if self._write_whole(line) else 1
+            reported_count = (
+                unreported_count
+                if unreported_count
+                and not newly_dropped
+                and self._write_whole(self._line_about_dropped(unreported_count))
+                else 0
+            )
             with self._changed:
                 self._waiting_bytes -= len(line)
-                self.dropped += just_dropped - reported
+                self.dropped_count += newly_dropped - reported_count
                 self._changed.notify_all()
 
     def _write_whole(self, line: bytes) -> bool:
@@ -99,7 +106,8 @@ class Sink:
             while line:
                 line = line[os.write(self._descriptor, line) :]
         except BlockingIOError:
-            # Somebody has made the stream non-blocking. The processes on a terminal share this state.
+            # Somebody has made the stream non-blocking. The processes on a terminal share this state. So wait until the
+            # stream takes bytes, for at most a second, and try again.
             select.select([], [self._descriptor], [], 1)
             return self._write_whole(line)
         except OSError:
@@ -113,7 +121,7 @@ def _json_about_dropped(count: int) -> bytes:
     return b'{"event": "log lines dropped", "level": "warning", "count": %d}\n' % count
 
 
-#: The sink of the latest `configure`; empty before.
+#: The sink of the latest `configure`, the only element; empty before.
 _sinks: list[Sink] = []
 
 
@@ -167,6 +175,7 @@ def configure(settings: AppSettings) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
+        # structlog only writes and flushes; its annotation asks for a whole text stream.
         logger_factory=structlog.WriteLoggerFactory(file=sink),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )

@@ -31,6 +31,7 @@ class PanelItem:
     """One thing in the list of a panel, such as a job.
 
     The share `done` of `whole` is drawn as a bar, unless `whole` is 0. `act` names an act on the item; "": it has none.
+    `bad`: the item needs attention.
     """
 
     id: str
@@ -77,7 +78,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One act of an operator. `view` offers it. `word` must be typed to confirm it; "": a button is enough."""
+    """One act of an operator, which the view `view` offers.
+
+    The operator types `word` to confirm the act; "": a button is enough. `ask` returns the question before the act, and `do` does the act.
+    """
 
     name: str
     button: str
@@ -96,9 +100,10 @@ def counted(count: int, noun: str) -> str:
 def duration(milliseconds: int) -> str:
     """Return a span of time for people, in whole units; below ten seconds with one decimal."""
     seconds = milliseconds / 1000
-    for below_s, unit, per_unit in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+    # Seconds, minutes and hours are used up to two of the next unit: "90 s" says more than "2 min".
+    for below_s, unit, unit_s in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
         if seconds < below_s:
-            amount = seconds / per_unit
+            amount = seconds / unit_s
             return f"{amount:.1f} {unit}" if amount < 10 and unit == "s" else f"{amount:.0f} {unit}"
     return f"{seconds / 86_400:.0f} days"
 
@@ -108,10 +113,10 @@ def shortened(text: str, max_length: int) -> str:
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
-def data_size(count: int) -> str:
+def data_size(byte_count: int) -> str:
     """Return a number of bytes for people: "120 bytes", "3.2 MB"."""
-    for unit, size in (("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            amount = count / size
+    for unit, unit_bytes in (("MB", 10**6), ("kB", 10**3)):
+        if byte_count >= unit_bytes:
+            amount = byte_count / unit_bytes
             return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:,.0f} {unit}"
-    return counted(count, "byte")
+    return counted(byte_count, "byte")

@@ -51,13 +51,14 @@ log = structlog.get_logger(__name__)
 #: replica takes longer to leave. The time in which it answers these requests (`grace_s`) begins only afterwards.
 REQUEST_WAIT_SHARE = 0.25
 #: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
-END_OF_WORK_S = 10.0
-#: The first and the longest backoff before joining again. It grows until joining and the membership after it have
-#: together lasted for `STEADY_S`.
+LONGEST_END_OF_WORK_S = 10.0
+#: The first and the longest backoff before joining again. If joining and the membership after it have together lasted
+#: for longer than `STEADY_S`, the next backoff is the first one again.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S, STEADY_S = 0.1, 5.0, 10.0
-LOST = "this replica lost its lease and joins the mesh again"
+#: Why this replica is not ready, between two memberships.
+LOST_REASON = "this replica lost its lease and joins the mesh again"
 #: Longest wait for the last log lines. It is short: if the process still holds its lease, it must end before the lease.
-LAST_LINES_S = 0.05
+LAST_LINES_BEFORE_EXIT_S = 0.05
 
 
 class Process:
@@ -81,9 +82,9 @@ class Process:
         #: `_serve_http` could wait for it without end
         self._ready_or_leaving = asyncio.Event()
         #: set when both ports must stop taking new requests
-        self._close_http = asyncio.Event()
+        self._must_close_http = asyncio.Event()
         #: set when both ports have answered their last request
-        self._http_closed = asyncio.Event()
+        self._http_is_closed = asyncio.Event()
         self._app: App = create_app(Context(settings, CollectorRegistry()))
         self._memberships_lost = Counter(
             "mesh_memberships_lost", "memberships that ended by themselves", registry=self._app.context.metrics
@@ -126,19 +127,21 @@ class Process:
         self._must_leave.set()
 
     async def _serve_http(self, sockets: Sockets) -> None:
-        """Serve both ports until `_close_http` is set and the requests in progress are answered."""
+        """Serve both ports until `_must_close_http` is set and the requests in progress are answered."""
         # No client waits for longer than this: the longest deadline that it may ask for, and one second.
         grace_s = self._settings.max_wait_ms / 1000 + 1
         public, private = self._app.public, self._app.private
 
         async def stop_public() -> None:
-            await self._close_http.wait()
+            await self._must_close_http.wait()
             # Not `sockets.common`: the refusal would hold for the other replicas that accept from this socket, too.
             await stop_accepting(sockets.public, self._drain_ms / 1000 * REQUEST_WAIT_SHARE)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
-                server.run(private, [sockets.private], self._close_http.wait, grace_s=grace_s, clients=private.clients)
+                server.run(
+                    private, [sockets.private], self._must_close_http.wait, grace_s=grace_s, clients=private.clients
+                )
             )
             if self._settings.listen_when_ready:
                 await self._ready_or_leaving.wait()
@@ -152,7 +155,7 @@ class Process:
                     clients=public.clients,
                 )
             )
-        self._http_closed.set()
+        self._http_is_closed.set()
 
     async def _drain(self, http_task: asyncio.Task[None], membership_task: asyncio.Task[None]) -> None:
         """Wait for the signal, and then lead this replica out: not ready, closed to new requests, left."""
@@ -168,7 +171,7 @@ class Process:
             # called by this.
             mesh.drain()
             await asyncio.sleep(self._drain_ms / 1000)
-        self._close_http.set()
+        self._must_close_http.set()
         self._ready_or_leaving.set()
         await http_task
 
@@ -192,7 +195,9 @@ class Process:
                 return
             # For an error of Redis, the reason also says what Redis answered. A MeshError is only logged.
             cause = failures.translate(error)
-            self._app.reason = LOST if cause is None or isinstance(error, MeshError) else f"{LOST}: {cause.detail}"
+            self._app.reason = (
+                LOST_REASON if cause is None or isinstance(error, MeshError) else f"{LOST_REASON}: {cause.detail}"
+            )
             if time.monotonic() - began_at_s > STEADY_S:
                 delays = pauses(FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
             await asyncio.sleep(next(delays))
@@ -201,14 +206,15 @@ class Process:
         """End the process if the work of a lost membership does not stop: it might still act under the lost lease."""
         untrusted_since_s = math.inf
         while True:
-            await asyncio.sleep(END_OF_WORK_S / 10)
+            # Ten looks in the time that the work has: so it gets at most a tenth more.
+            await asyncio.sleep(LONGEST_END_OF_WORK_S / 10)
             mesh = self._app.context.membership
             if mesh is None or mesh.trusted:
                 untrusted_since_s = math.inf
             elif untrusted_since_s == math.inf:
                 untrusted_since_s = time.monotonic()
-            elif time.monotonic() - untrusted_since_s > END_OF_WORK_S:
-                log.critical("work of a lost membership does not end", replica=mesh.id, waited_s=END_OF_WORK_S)
+            elif time.monotonic() - untrusted_since_s > LONGEST_END_OF_WORK_S:
+                log.critical("work of a lost membership does not end", replica=mesh.id, waited_s=LONGEST_END_OF_WORK_S)
                 _end_at_once(EXIT_AGAIN)
 
     async def _be_member(self, sockets: Sockets) -> None:
@@ -242,7 +248,7 @@ class Process:
             self._ready_or_leaving.set()
             not_ready = list(self._app.services.not_ready())
             log.info("ready", database=mesh.database, cls=mesh.cls, services_not_ready=not_ready)
-        await self._http_closed.wait()
+        await self._http_is_closed.wait()
 
     def _show_why_it_waits(self, applicant: Applicant) -> None:
         """Let the reason of this replica, which /readyz gives, say why it has no lease yet."""
@@ -254,18 +260,18 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
     try:
         refuse_open_redis(settings.host, mesh_settings.redis)
         process = Process(settings, mesh_settings)
-        for sentence in environment.unknown_names(os.environ):
+        for sentence in environment.sentences_about_unknown(os.environ):
             log.warning("unknown setting", detail=sentence)
         await process.run()
     except Exception as raised:
-        first = _first_error(raised)
+        first_error = _first_error(raised)
         # The membership may end with an error of Redis, such as that of a server with which the mesh cannot work.
-        match error := failures.translate(first) if isinstance(first, RedisError) else first:
+        match error := failures.translate(first_error) if isinstance(first_error, RedisError) else first_error:
             case SetupError():
                 log.error("this replica cannot run", error=str(error))
                 return EXIT_SETUP
             case Exception() if isinstance(error, environment.SETTINGS_ERRORS):
-                log.error("this replica cannot run", error=environment.sentence(error))
+                log.error("this replica cannot run", error=environment.sentence_about(error))
                 return EXIT_SETUP
             case MeshError():
                 log.error("this replica cannot go on", error=str(error))
@@ -295,12 +301,14 @@ def _first_error(raised: BaseException) -> BaseException:
 
 
 def main() -> int:
+    """Run a replica with the settings of the environment, and return its exit status."""
     logs.fill_standard_streams()
     try:
         environment.load()
         settings, mesh_settings = AppSettings(), MeshSettings()
     except environment.SETTINGS_ERRORS as error:
-        print(environment.sentence(error), file=sys.stderr)  # noqa: T201
+        # The log cannot be used yet: its settings are among those that could not be read.
+        print(environment.sentence_about(error), file=sys.stderr)  # noqa: T201
         return EXIT_SETUP
     logs.configure(settings)
     status = uvloop.run(run(settings, mesh_settings))
@@ -312,5 +320,5 @@ def main() -> int:
 
 def _end_at_once(status: int) -> None:
     """End without the interpreter's cleaning up, which could last longer than a lease that this process still holds."""
-    logs.wait_until_written(LAST_LINES_S)
+    logs.wait_until_written(LAST_LINES_BEFORE_EXIT_S)
     os._exit(status)

@@ -39,7 +39,7 @@ class Context:
 
 
 @contextlib.asynccontextmanager
-async def always_ready(replica: Mesh) -> AsyncIterator[None]:
+async def always_ready(mesh: Mesh) -> AsyncIterator[None]:
     """Do nothing: the lifespan of a service that has nothing to open or close."""
     yield
 
@@ -72,7 +72,7 @@ class Service:
     #: Returns why the service cannot do all of its work at the moment, or "". `/readyz` gives this reason, and the
     #: roster names the service.
     trouble: Callable[[], str] = no_trouble
-    #: Fields that each renewal writes into this replica's roster row.
+    #: Returns the fields that each renewal writes into this replica's roster row.
     told: Callable[[], Mapping[str, str]] = nothing_told
     #: Reads what the live page shows of the service, for the whole mesh. Raises RedisError, MeshError.
     panel: Callable[[Mesh], Awaitable[Panel]] | None = None

@@ -86,7 +86,7 @@ class AppSettings(BaseSettings):
 
     @field_validator("services")
     @classmethod
-    def _known(cls, value: str) -> str:
+    def _check_services(cls, value: str) -> str:
         unknown = [name for name in split(value) if name not in SERVICES]
         if unknown:
             raise ValueError(f"no such service: {', '.join(unknown)}; there are {', '.join(SERVICES)}")
@@ -94,9 +94,9 @@ class AppSettings(BaseSettings):
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _networks(cls, value: str) -> str:
+    def _check_networks(cls, value: str) -> str:
         for network in split(value):
-            ip_network(network)
+            ip_network(network)  # raises ValueError for anything else
         return value
 
     @property

@@ -51,7 +51,7 @@ class Commands(click.Group):
             environment.load()
             return super().invoke(ctx)
         except environment.SETTINGS_ERRORS as error:
-            raise CannotRun(environment.sentence(error)) from error
+            raise CannotRun(environment.sentence_about(error)) from error
         except LocalError as error:
             raise CannotRun(str(error)) from error
 

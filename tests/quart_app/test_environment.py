@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quart_app import environment
-from quart_app.environment import UnreadableFile, load, unknown_names
+from quart_app.environment import UnreadableFile, load, sentences_about_unknown
 from quart_app.exits import EXIT_SETUP
 from quart_app.local.ports import free_port
 
@@ -159,7 +159,7 @@ def test_a_secret_that_cannot_be_read_is_a_sentence(tmp_path: Path, made: object
 )
 def test_a_misspelt_name_is_named(name: str, said: str | None) -> None:
     """The message has the setting that was probably meant; what other programs set is left alone."""
-    assert unknown_names({name: "1"}) == ([] if said is None else [said])
+    assert sentences_about_unknown({name: "1"}) == ([] if said is None else [said])
 
 
 def test_the_check_of_names_knows_every_service(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +186,6 @@ def test_the_example_of_a_file_of_settings_names_settings() -> None:
     assert len(names) > 10
     for kind in ("values", "addresses", "messages", "grades", "movements"):
         __import__(f"quart_app.{kind}.settings")
-    known = environment.OTHERS.union(*environment.known_names().values())
+    known = environment.OTHER_NAMES.union(*environment.names_by_class().values())
     assert [name for name in names if name not in known] == []
     assert (ROOT / ".env.example").read_text() == (ROOT / "env.example").read_text()
