@@ -4,7 +4,7 @@ import gc
 import sys
 
 if __name__ == "__main__":
-    # Imported objects never become garbage, and to search them takes a sixth of the start. `Process` enables the garbage
+    # Imported objects never become garbage, and to search them takes a sixth of the start. `Process` enables garbage
     # collection again.
     gc.disable()
     from quart_app.process import main

@@ -85,18 +85,12 @@ class Sink:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 line = self._waiting.popleft()
-                unreported_count = self.dropped_count
-            newly_dropped = 0 if self._write_whole(line) else 1
-            reported_count = (
-                unreported_count
-                if unreported_count
-                and not newly_dropped
-                and self._write_whole(self._line_about_dropped(unreported_count))
-                else 0
-            )
+                untold = self.dropped_count
+            just_dropped = 0 if self._write_whole(line) else 1
+            told = untold if untold and not just_dropped and self._write_whole(self._line_about_dropped(untold)) else 0
             with self._changed:
                 self._waiting_bytes -= len(line)
-                self.dropped_count += newly_dropped - reported_count
+                self.dropped_count += just_dropped - told
                 self._changed.notify_all()
 
     def _write_whole(self, line: bytes) -> bool:

@@ -80,7 +80,8 @@ class Done:
 class Act:
     """One act of an operator, which the view `view` offers.
 
-    The operator types `word` to confirm the act; "": a button is enough. `ask` returns the question before the act, and `do` does the act.
+    The operator types `word` to confirm the act; "": a button is enough. `ask` returns the question before the act, and
+    `do` does the act.
     """
 
     name: str

@@ -36,7 +36,7 @@ COMMAND_ERRORS = (RedisError, OSError, TimeoutError)
 
 
 class GroupConsumer(ABC, Generic[W]):
-    """Reads a stream for its group, at most `most` entries at a time.
+    """Reads a stream for its group, at most `most_per_read` entries at a time.
 
     At its start and after each error, it takes over the entries that are pending for itself. `alone` says that no other
     consumer works on entries of this stream. A consumer that is alone takes over all pending entries at its start.
@@ -47,15 +47,24 @@ class GroupConsumer(ABC, Generic[W]):
     """
 
     def __init__(
-        self, reader: GroupReader, most: int, *, claim_idle_ms: int, keep_alive_ms: int, pause_s: float, alone: bool
+        self,
+        reader: GroupReader,
+        most_per_read: int,
+        *,
+        claim_idle_ms: int,
+        keep_alive_ms: int,
+        pause_s: float,
+        alone: bool,
     ) -> None:
         self._reader = reader
-        self._most_per_read, self._alone = most, alone
+        self._most_per_read, self._alone = most_per_read, alone
         self._claim_idle_ms, self._keep_alive_s, self._longest_pause_s = claim_idle_ms, keep_alive_ms / 1000, pause_s
         #: The entries in progress, by id. The subclass adds an entry when it begins to work on it, and removes the
         #: entry when this work ends. This class keeps the entries alive, and `_kept_alive` learns which ones are lost.
         self._works: dict[str, W] = {}
+        #: whether `_recover` has succeeded in this process
         self._recovered = False
+        #: when to look for entries of other consumers again, on the monotonic clock, in seconds
         self._take_over_at = 0.0
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
@@ -95,7 +104,10 @@ class GroupConsumer(ABC, Generic[W]):
         return self._most_per_read
 
     def _kept_alive(self, ids: Sequence[str], lost: set[str]) -> None:
-        """Receive the ids of the entries in progress. Those in `lost` no longer belong to this consumer."""
+        """Receive the ids of the entries in progress. Those in `lost` no longer belong to this consumer.
+
+        Here this does nothing: a subclass may stop the work on lost entries.
+        """
 
     async def run(self) -> None:
         """Consume entries until stopped, and finish those in progress.
@@ -165,7 +177,7 @@ class GroupConsumer(ABC, Generic[W]):
         """Claim and accept pending entries, the oldest first. If `mine`, claim only those of this consumer.
 
         One claim sets one number of deliveries (XCLAIM with RETRYCOUNT). So it takes only entries that have had equally
-        many deliveries. `count` is true if the claim counts as one more delivery.
+        many deliveries. `count` is no number: it says whether the claim counts as one more delivery.
         """
         range_start = "-"  # as in XPENDING: from the first entry on; "(" and an id: after this id
         while room := await self._wait_for_room():
@@ -190,6 +202,7 @@ class GroupConsumer(ABC, Generic[W]):
         return self._stopping.is_set()
 
     async def _keep_alive(self) -> None:
+        """Keep the entries in progress alive until cancelled, and tell `_kept_alive` which ones are lost."""
         while True:
             await asyncio.sleep(self._keep_alive_s)
             if ids := list(self._works):

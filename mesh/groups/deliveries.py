@@ -18,20 +18,20 @@ class Pending(NamedTuple):
     deliveries: int
 
 
-def is_last(deliveries: int, most: int) -> bool:
-    """Return whether an entry is given up if this delivery fails."""
-    return deliveries >= most
+def is_last(deliveries: int, most_deliveries: int) -> bool:
+    """Return whether an entry is given up if this delivery fails. `deliveries` is their number, this one included."""
+    return deliveries >= most_deliveries
 
 
-def is_overdelivered(deliveries: int, most: int) -> bool:
+def is_overdelivered(deliveries: int, most_deliveries: int) -> bool:
     """Return whether an entry must not be tried once more: all allowed deliveries ended without an outcome."""
-    return deliveries > most
+    return deliveries > most_deliveries
 
 
-def next_to_claim(pending: Sequence[Pending], most: int) -> list[Pending]:
+def next_to_claim(pending: Sequence[Pending], most_entries: int) -> list[Pending]:
     """Return the entries to claim next: the oldest, and those right after it with the same number of deliveries.
 
-    They are at most `most` entries.
+    They are at most `most_entries`.
     """
     same_deliveries = takewhile(lambda entry: entry.deliveries == pending[0].deliveries, pending)
-    return list(same_deliveries)[:most]
+    return list(same_deliveries)[:most_entries]

@@ -19,9 +19,10 @@ FORGET = Script.beside(__file__, "forget.lua")
 
 #: Longest time for which a read blocks. A reader that is to stop needs this long at most.
 BLOCK_MS = 250
-#: If a consumer has no pending entries and has sent no command for this long, its process has ended.
+#: If a consumer has no pending entries and has sent no command for this long, its process has ended. A running consumer
+#: reads again after at most BLOCK_MS.
 SILENCE_MS = 60_000
-#: Most entries that one consumer hands back.
+#: Most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while.
 MOST_HANDED_BACK = 10_000
 
 Fields = dict[str, str]
@@ -33,18 +34,24 @@ Delivered = tuple[str, int, Sequence[str]]
 class CommandRunner(Protocol):
     """Runs commands and scripts that do not block."""
 
+    # A command in the bus database.
     def shared(self, *command: Any) -> Awaitable[Any]: ...
 
     def script(self, script: Script, keys: Sequence[str], *args: Any) -> Awaitable[Any]: ...
 
 
 class GroupReader:
-    """The commands of one consumer on its stream and group. `execute` runs the read, which blocks its connection."""
+    """The commands of one consumer on its stream and group. `execute_read` runs the read, which blocks a connection."""
 
     def __init__(
-        self, execute: Callable[..., Awaitable[Any]], commands: CommandRunner, stream: str, group: str, consumer: str
+        self,
+        execute_read: Callable[..., Awaitable[Any]],
+        commands: CommandRunner,
+        stream: str,
+        group: str,
+        consumer: str,
     ) -> None:
-        self._execute, self._commands = execute, commands
+        self._execute_read, self._commands = execute_read, commands
         self.stream, self.group, self.consumer = stream, group, consumer
 
     async def open(self) -> None:
@@ -63,17 +70,17 @@ class GroupReader:
     async def read(self, count: int, block_ms: int = BLOCK_MS) -> list[Delivered]:
         """Return new entries in order, or an empty list if none came within `block_ms`."""
         sent_at = time.monotonic()
-        answer = await self._execute(
+        answer = await self._execute_read(
             "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, "BLOCK", block_ms,
             "STREAMS", self.stream, ">",
         )  # fmt: skip
         entries = entries_of(answer)
         if not entries:
-            await not_too_fast(sent_at, block_ms)
+            await pause_if_not_blocked(sent_at, block_ms)
         return [(id, 1, flat) for id, flat in entries]
 
     async def pending(self, count: int, start: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
-        """Return pending entries of this consumer (`mine`) or of all, that nobody kept alive for `idle_ms`.
+        """Return at most `count` pending entries of this consumer (`mine`) or of all, not kept alive for `idle_ms`.
 
         `start` is the first id, as XPENDING reads it: "-" for the first entry, "(" and an id for the entry after it.
         """
@@ -120,17 +127,17 @@ def fields_of(flat: Sequence[str]) -> Fields:
 
 
 def entries_of(answer: Any) -> list[Any]:
-    """Return the entries in the answer to a read of one stream.
+    """Return the entries in the answer to a read of one stream, each as its id and its fields.
 
     Redis 7.0 may name a stream that has no entry: one that was deleted and made again during the read.
     """
     return answer[0][1] if answer else []
 
 
-async def not_too_fast(started: float, block_ms: int = BLOCK_MS) -> None:
+async def pause_if_not_blocked(sent_at: float, block_ms: int = BLOCK_MS) -> None:
     """Pause if a read returned nothing and did not block either, so that its loop does not use the whole processor.
 
     A read counts as one that did not block if it took less than a quarter of its BLOCK time.
     """
-    if time.monotonic() - started < block_ms / 4000:
+    if time.monotonic() - sent_at < block_ms / 4000:  # a quarter, in seconds
         await asyncio.sleep(0.01)

@@ -14,7 +14,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from mesh import keys
-from mesh.groups.reader import BLOCK_MS, GroupReader, entries_of, not_too_fast
+from mesh.groups.reader import BLOCK_MS, GroupReader, entries_of, pause_if_not_blocked
 from mesh.requests.protocol import Body, Reply, reply_of
 from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, PLAIN_SWEEP, REDELIVER, SWEEP
 from mesh.wire.codec import encode
@@ -125,7 +125,7 @@ class ReplyReader:
             self._bytes_since_trim = 0
         entries = entries_of(answers[-1])
         if not entries:
-            await not_too_fast(read_began)  # a server that does not block must not make this loop spin
+            await pause_if_not_blocked(read_began)  # a server that does not block must not make this loop spin
             return
         self._last_id = entries[-1][0]
         pause_at = time.monotonic() + PARSE_S

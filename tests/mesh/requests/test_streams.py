@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mesh import Class, DeadlineExceeded, keys
-from mesh.groups.reader import Delivered, GroupReader, not_too_fast
+from mesh.groups.reader import Delivered, GroupReader, pause_if_not_blocked
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker
 from mesh.requests import streams
 from mesh.requests.streams import RequestReader
@@ -222,10 +222,10 @@ async def test_no_request_gets_an_id_below_that_of_an_earlier_one(backend: Backe
 async def test_a_read_that_does_not_block_is_followed_by_a_pause() -> None:
     """A server that has no stream to block on answers at once; the loop around the read does not run hot."""
     began = time.monotonic()
-    await not_too_fast(began)
+    await pause_if_not_blocked(began)
     assert time.monotonic() - began >= 0.01
     began = time.monotonic()
-    await not_too_fast(began - 10)
+    await pause_if_not_blocked(began - 10)
     assert time.monotonic() - began < 0.01
 
 
