@@ -94,18 +94,9 @@ class Reads:
         if count is not None and (type(count) is not int or count < 0):
             raise UsageError(f"count= is a number of members, not {count!r:.100}")
         # One more than a guarded read may return, so that a longer range raises GuardTooLarge and is not cut silently.
-        most_members = MOST_ELEMENTS + 1 if count is None else count
-        arguments = (
-            "ZRANGEBYSCORE",
-            of.shared,
-            of.name,
-            repr(float(least)),
-            repr(float(most)),
-            "LIMIT",
-            0,
-            most_members,
-        )
-        return [of.decode(text) for text in await self._read_answer(*arguments)]
+        at_most = MOST_ELEMENTS + 1 if count is None else count
+        command = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, at_most)
+        return [of.decode(text) for text in await self._read_answer(*command)]
 
     async def score(self, of: SortedSet[T], member: T) -> float | None:
         """Return the score of a member; None if the sorted set does not have the member."""

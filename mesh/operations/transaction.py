@@ -82,8 +82,8 @@ class Transaction(Reads):
         known = self._known
         if known is None:
             known = self._known = {}
-        unknown = [key for key in keys if key.location not in known and not self._is_in_deleted_hash(key)]
-        for key, text in zip(unknown, await Reads._read_texts(self, unknown), strict=True):
+        unknown_keys = [key for key in keys if key.location not in known and not self._is_in_deleted_hash(key)]
+        for key, text in zip(unknown_keys, await Reads._read_texts(self, unknown_keys), strict=True):
             self._guard(key, text)
         # A field of a hash that this transaction has deleted is not in `known`: its text is None.
         return [_known_text(key, known.get(key.location)) for key in keys]
@@ -127,6 +127,7 @@ class Transaction(Reads):
         return self._known[read_id]
 
     def _is_in_deleted_hash(self, key: KeyOrField[Any]) -> bool:
+        """Return whether this transaction has deleted the whole hash of a field."""
         shared, name, _ = key.location
         return self._written_collections is not None and self._written_collections.get((shared, name), False)
 
@@ -135,6 +136,7 @@ class Transaction(Reads):
     def _writer(self, shared: bool) -> Writer:
         return self._effects.shared if shared else self._effects
 
+    # Later reads of this transaction return the `text`; None after a deletion.
     def _remember(self, key: KeyOrField[Any], text: str | _Added | None) -> None:
         if self._known is None:
             self._known = {}
@@ -143,6 +145,7 @@ class Transaction(Reads):
         if field is not None:
             self._note_write(shared, name)
 
+    # Later reads of the whole collection raise ReadAfterWrite. Those of one field know what was written.
     def _note_write(self, shared: bool, name: str) -> None:
         if self._written_collections is None:
             self._written_collections = {}

@@ -137,20 +137,20 @@ end
 -- Compares the group of expected values that begins at tx[i]. Returns the position after the group; or nil and the reason,
 -- if a value has changed or the key is not a hash. Redis answers false for an absent key or field, so `wanted` is false, too.
 local function check_expectations(i)
-  local hash, names, values, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
-  local after_names = i + 3 + names
+  local hash, name_count, value_count, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
+  local last_name = i + 3 + name_count
   if hash == '' then
-    found = redis.call('MGET', unpack(tx, i + 4, after_names))
+    found = redis.call('MGET', unpack(tx, i + 4, last_name))
   else
     local wrong = wrong_type(hash, 'hash')
     if wrong then return nil, wrong end
-    found = redis.call('HMGET', hash, unpack(tx, i + 4, after_names))
+    found = redis.call('HMGET', hash, unpack(tx, i + 4, last_name))
   end
-  for k = 1, names do
-    local wanted = values > 0 and tx[after_names + k]
+  for k = 1, name_count do
+    local wanted = value_count > 0 and tx[last_name + k]
     if found[k] ~= wanted then return nil, 'conflict ' .. tx[i] .. ' ' .. hash .. ' ' .. tx[i + 3 + k] end
   end
-  return after_names + values + 1
+  return last_name + value_count + 1
 end
 
 -- By the first word of a write: the list of checks that this word names. `is_special` says whether a check needs more than
@@ -209,6 +209,7 @@ local function make_writes(first, count)
       if verb == 'set-all' then
         unnamed_until = math.max(unnamed_until or 0, tonumber(tx[i + 3]))
       else
+        -- A write has one check for each of its keys. Without checks it has one key.
         for k = i + 3, i + 2 + (#word > 1 and #checks[word] or 1) do named_keys[tx[k]] = true end
       end
     end
@@ -232,26 +233,27 @@ local endings = {}
 local function commit(number)
   head = heads[number]
   local stream, id = tx[head + 1], tx[head + 2]
-  local groups, writes, sends = tx[head + 9], tx[head + 10], tx[head + 11]
+  local group_count, write_count, send_count = tx[head + 9], tx[head + 10], tx[head + 11]
   if stream ~= '' then
     if mine[stream][id] == nil then look_up(stream, id, id, 1) end
     if not mine[stream][id] then return 'not-mine' end
   end
-  local first_write, changed = head + HEAD_WORDS, nil
-  for _ = 1, groups do
+  -- Each check moves `first_write` to the position after its group; after the last group, the first write is there.
+  local first_write, reason = head + HEAD_WORDS, nil
+  for _ = 1, group_count do
     local word = tx[first_write]
     go_to_side(word)
     if #word > 1 then
-      first_write, changed = seldom().unchanged_answer(first_write)
+      first_write, reason = seldom().unchanged_answer(first_write)
     else
-      first_write, changed = check_expectations(first_write)
+      first_write, reason = check_expectations(first_write)
     end
-    if changed then return changed end
+    if reason then return reason end
   end
-  if memory_is_full and seldom().adds(first_write, writes, sends) then return 'full' end
-  local first_send, wrong = check_writes(first_write, writes)
+  if memory_is_full and seldom().adds(first_write, write_count, send_count) then return 'full' end
+  local first_send, wrong = check_writes(first_write, write_count)
   if not first_send then return wrong end
-  local failed = sends > 0 and seldom().send(first_send, sends) or make_writes(first_write, writes)
+  local failed = send_count > 0 and seldom().send(first_send, send_count) or make_writes(first_write, write_count)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
   endings[number], ending = ending, nil

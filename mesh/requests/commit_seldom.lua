@@ -50,14 +50,14 @@ end
 -- transaction ends a request, its sends do not count, because the entry of the request is removed. The writes may store as
 -- many bytes as they remove, so that sweeps go on when memory is full.
 local MOST_REPLY = 256 * 1024
-function seldom.adds(first, writes, sends)
-  if #tx[head + 8] > MOST_REPLY or (sends > 0 and tx[head + 1] == '') then return true end
+function seldom.adds(first, write_count, send_count)
+  if #tx[head + 8] > MOST_REPLY or (send_count > 0 and tx[head + 1] == '') then return true end
   if not frees.DEL then
     for verb in string.gmatch('DEL UNLINK HDEL ZREM SREM LTRIM', '%a+') do frees[verb] = true end
     seldom.verbs()
   end
   local added, i = 0, first
-  for _ = 1, writes do
+  for _ = 1, write_count do
     local verb, last, bytes = tx[i + 2], i + 1 + tonumber(tx[i + 1]), 0
     -- Of ZADD only the members count, not the scores. So a sweep that removes a group of values, and adds it again with a
     -- later time, stores no more than it removes.
