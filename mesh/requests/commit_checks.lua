@@ -58,7 +58,7 @@ local function wrong_limit(k, limit)
   if waits then delayed = delayed + 1 end
 end
 
--- Checks that the request of a verb `place` can be sent now. tx[k] is the first key of the verb; its other words follow.
+-- Checks that the request of a verb `place` can be sent now. commit_verbs.lua lists the words of the verb.
 local function wrong_place(k)
   options = options or make_options()
   local with = cjson.decode(tx[k + 3])
@@ -82,5 +82,5 @@ function seldom.check(wanted, k)
   return wrong_type(tx[k], wanted)
 end
 
--- Forgets the counts of the transaction before. `possible` of commit.lua calls this before it checks a transaction.
+-- Forgets the counts of the transaction before. `check_writes` of commit.lua calls this before it checks a transaction.
 function seldom.begin_checks() change_of, count_by_limit, delayed = nil, nil, 0 end

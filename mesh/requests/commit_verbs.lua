@@ -6,13 +6,13 @@
 --   place.lua           delay, place
 --   options.lua         make_options
 -- The words of one command are tx[first], its verb, to tx[last].
---   set-all, ms, value, key, ...
---       Set each key to the value, with its expiry at `ms` (Unix time).
+--   set-all, until_ms, value, key, ...
+--       Set each key to the value, with its expiry at `until_ms` (Unix time).
 --   mark, key, bits, below, number, ...
 --       Set the bits of these numbers in a filter of `bits` bits (see filters.py). Numbers below `below` are skipped: the
 --       filter has all of them.
---   keep, key, ms
---       Let the key live at least until `ms`. The commit sets this expiry after all writes of the batch.
+--   keep, key, until_ms
+--       Let the key live at least until `until_ms`. The commit sets this expiry after all writes of the batch.
 --   later, mesh:later, mesh:later:<key>, most waiting requests, due, key, to, op, from, ttl, body, and perhaps a limit
 --       Send a request that waits until `due`: "<ms>", or "+<ms>" from now. Of this verb and of `place`, commit.lua and
 --       commit_checks.lua read the keys and the most waiting requests, before the first write.

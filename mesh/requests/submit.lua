@@ -133,7 +133,7 @@ local queue_lengths, queue_waits_ms = {}, {}
 local function refused_by_queue(to, ttl)
   local length = queue_lengths[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
   if type(length) == 'table' then
-    -- The Redis user of this sender may not read the key.
+    -- If the Redis user of this sender may not read the key, the whole script fails: the lease of this user is over.
     local why = tostring(length.err)
     if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
     return 'wrong-type', 'mesh:requests:' .. to
@@ -141,6 +141,7 @@ local function refused_by_queue(to, ttl)
   length = length + 1
   queue_lengths[to] = length
   if length > most_on_stream then return 'busy', to end
+  -- Without a deadline a request may wait as long as it must, and an only request waits for no other.
   if ttl == '0' or length == 1 then return end
   if not queue_waits_ms[to] then queue_waits_ms[to] = string.sub(to, 1, 2) == 'db' and 0 or queue_wait_ms(to) end
   if queue_waits_ms[to] > 0 and queue_waits_ms[to] > ttl / 10 then return 'busy', to end
@@ -157,6 +158,7 @@ local seldom
 local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
+-- `only_reads` says that its requests store nothing, so that they are accepted when memory is full.
 local function refused(first, last, only_reads)
   for at = first, last, REQUEST_WORDS do
     local to, ttl, code, about = groups[at], groups[at + 3], nil, nil
@@ -172,6 +174,7 @@ local function refused(first, last, only_reads)
       if code or with.known then return code, about end
     end
     if memory_is_full and not only_reads then return 'full', '' end
+    -- The most frequent case comes first, because it needs no function of submit_seldom.lua.
     if live[to] and not with then
       code, about = refused_by_queue(to, ttl)
       if code then return code, about end
