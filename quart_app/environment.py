@@ -93,7 +93,7 @@ def names_by_class() -> dict[type[BaseSettings], set[str]]:
 
     Each class of settings derives from BaseSettings itself. `__subclasses__` would not return a class further down.
     """
-    return {kind: set(_names_of(kind)) for kind in BaseSettings.__subclasses__()}
+    return {settings_class: set(_names_of(settings_class)) for settings_class in BaseSettings.__subclasses__()}
 
 
 def _names_of(settings_class: type[BaseSettings]) -> Iterator[str]:
@@ -109,7 +109,9 @@ def sentences_about_unknown(environ: Mapping[str, str]) -> list[str]:
     """Return a sentence for each name that is no setting but begins with a prefix of ours or is like one of ours."""
     known_by_class = names_by_class()
     known = OTHER_NAMES.union(*known_by_class.values())
-    prefixes = tuple(str(prefix) for kind in known_by_class if (prefix := kind.model_config.get("env_prefix")))
+    prefixes = tuple(
+        str(prefix) for settings_class in known_by_class if (prefix := settings_class.model_config.get("env_prefix"))
+    )
     return [
         sentence
         for name in sorted(environ)

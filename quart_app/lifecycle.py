@@ -66,7 +66,10 @@ class ServiceLife:
         return refuse_until_ready
 
     async def run(self, mesh: Mesh, closing: asyncio.Event) -> None:
-        """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
+        """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost.
+
+        `closing` is set when this replica leaves.
+        """
         delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
         # A process that joins the mesh again has tried before, under its former lease.
         self.was_tried.clear()

@@ -125,6 +125,9 @@ def wait_until_written(longest_wait_s: float = LAST_LINES_WAIT_S) -> None:
         sink.wait_until_written(longest_wait_s)
 
 
+# structlog calls a processor, such as the next two functions, with the logger, the name of its method, and the fields.
+
+
 def add_ids(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Add the ids of the call and of the trace that a line belongs to. They are the same on every replica."""
     call, trace = tracing.CALL.get(), tracing.trace_id()

@@ -133,7 +133,7 @@ local queue_lengths, queue_waits_ms = {}, {}
 local function refused_by_queue(to, ttl)
   local length = queue_lengths[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
   if type(length) == 'table' then
-    -- If the Redis user of this sender may not read the key, the whole script fails: the lease of this user is over.
+    -- If the Redis user of this sender may not read the key, the whole script fails, as after a lost lease.
     local why = tostring(length.err)
     if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
     return 'wrong-type', 'mesh:requests:' .. to
