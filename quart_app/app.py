@@ -67,9 +67,9 @@ def create_app(context: Context) -> App:
     private_docs = openapi.routes([health_routes()], VERSION, private_blueprints)
     settings = context.settings
     landing = landing_routes(settings.page_url if settings.page else "") if settings.page_public else ()
-    live_page = LivePage(context, has_reason, services).routes() if settings.page else ()
+    live_routes = LivePage(context, has_reason, services).routes() if settings.page else ()
     _register(app.public, [health_routes(), *public_blueprints, public_docs, *landing])
-    _register(app.private, [health_routes(), *private_blueprints, metrics.routes(context), *live_page, private_docs])
+    _register(app.private, [health_routes(), *private_blueprints, metrics.routes(context), *live_routes, private_docs])
     return app
 
 

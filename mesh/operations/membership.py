@@ -139,7 +139,7 @@ class Mesh(Caller):
         await self.replica.confirm()
 
     def connect(self, **options: Any) -> Redis:
-        """Return a redis-py client with a connection of its own, for reads that block for up to `block_ms`."""
+        """Return a redis-py client with its own connection. The only option, `block_ms`, bounds how long reads block."""
         return self.replica.connect(**options)
 
     def now_ms(self) -> int:
