@@ -139,7 +139,7 @@ class Mesh(Caller):
         await self.replica.confirm()
 
     def connect(self, **options: Any) -> Redis:
-        """Return a redis-py client with its own connection. The only option, `block_ms`, bounds how long reads block."""
+        """Return a redis-py client with its own connection. The only option, `block_ms`, bounds how long it blocks."""
         return self.replica.connect(**options)
 
     def now_ms(self) -> int:

@@ -216,10 +216,10 @@ class Operations:
             )
 
         def decorate(handler: Any) -> Operation[Any, Any]:
-            first_type, body, reply = _types_of(handler)
+            first_parameter_type, body, reply = _types_of(handler)
             if (body, reply) != (op.body, op.reply):
                 raise UsageError(f"the types of {_full_name(handler)} are not those of {op!r}")
-            self._add_handler(op, handler, first_type)
+            self._add_handler(op, handler, first_parameter_type)
             return op
 
         return decorate
@@ -230,20 +230,22 @@ class Operations:
         """Register a handler whose first parameter must be of the type `wanted_type`: Transaction or Query."""
         if not isinstance(name, str):
             raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
-        first_type, body, reply = _types_of(handler)
-        if first_type is not wanted_type:
+        first_parameter_type, body, reply = _types_of(handler)
+        if first_parameter_type is not wanted_type:
             noun, other_noun = ("command", "query") if wanted_type is Transaction else ("query", "command")
             raise UsageError(
                 f"{_full_name(handler)}: a {noun} gets a {wanted_type.__name__}, and this one asks for a "
-                f"{type_name_of(first_type)}; change the annotation, or make it a {other_noun}"
+                f"{type_name_of(first_parameter_type)}; change the annotation, or make it a {other_noun}"
             )
         op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply, limit=limit)
         self._add_handler(op, handler, wanted_type, retry)
         return op
 
-    def _add_handler(self, op: Operation[Any, Any], handler: Any, first_type: type, retry: Retry | None = None) -> None:
+    def _add_handler(
+        self, op: Operation[Any, Any], handler: Any, first_parameter_type: type, retry: Retry | None = None
+    ) -> None:
         """Give the worker a `Handler`: a record of an operation and of the function that calls its handler."""
-        is_command = first_type is Transaction
+        is_command = first_parameter_type is Transaction
         if op.limit is not None and not is_command:
             raise UsageError(f"{op.name} is a query, and only a command can have a limit")
         handle = _command_handle(handler, op) if is_command else _query_handle(handler, op)
@@ -291,13 +293,13 @@ def _types_of(handler: Any) -> tuple[Any, Any, Any]:
     untyped_names = [name for name in [*names, "return"] if name not in hints]
     if untyped_names:
         raise UsageError(f"{_full_name(handler)}: write the type of {', '.join(untyped_names)}; the mesh needs it")
-    first_type, *body = (hints[name] for name in names)
-    if first_type not in (Transaction, Query):
+    first_parameter_type, *body = (hints[name] for name in names)
+    if first_parameter_type not in (Transaction, Query):
         raise UsageError(
             f"{_full_name(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, "
-            f"not {type_name_of(first_type)}"
+            f"not {type_name_of(first_parameter_type)}"
         )
-    return first_type, body[0] if body else None, hints["return"]
+    return first_parameter_type, body[0] if body else None, hints["return"]
 
 
 def _command_handle(handler: Any, op: Operation[Any, Any]) -> Handle:

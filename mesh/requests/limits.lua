@@ -4,7 +4,8 @@
 --                                                    order
 --   rate <µs> <burst> delay|refuse <lane>            `burst` requests begin at once, then one every so many µs (GCRA). A
 --                                                    request that comes too soon is delayed or refused
--- A lane is "<op>:<value>". The entry of a request has the field `limit`, so that scripts that end or move it find its lane:
+-- A lane is "<op>:<value>". The entry of a request has the field `limit`, so that scripts that end or move it find its lane.
+-- Below, `limit` is the text above, and `limit_field` is this field:
 --   lane <concurrency> <name> <lane>    the keys of the lane know the request by `name`, which never changes
 --   rate <lane>
 -- Keys:
@@ -25,8 +26,8 @@ local function make_limits(options)
   local now_us = time[1] * 1000000 + time[2]
   local now_ms = math.floor(now_us / 1000)
 
-  -- Returns the concurrency, the name and the lane in the field `limit` of an entry; nothing if the limit is a rate.
-  local function lane_of(limit) return string.match(limit, '^lane (%d+) (%S+) (.*)$') end
+  -- Returns the concurrency, the name and the lane of `limit_field`; nothing if the limit is a rate.
+  local function lane_of(limit_field) return string.match(limit_field, '^lane (%d+) (%S+) (.*)$') end
 
   -- `location` is "<stream> <id>", or "mesh:later <name>".
   local function request_exists_at(location)
@@ -217,8 +218,8 @@ local function make_limits(options)
 
   -- Frees the place of a request that has ended, or removes its name from the list. An error here must not undo the end of the
   -- request, so this function ignores errors, and the sweep repairs the lane (`limits.repair`).
-  function limits.ended(limit)
-    local _, name, lane = lane_of(limit)
+  function limits.ended(limit_field)
+    local _, name, lane = lane_of(limit_field)
     if not lane then return end
     pcall(function()
       if redis.call('HDEL', 'mesh:running:' .. lane, name) == 0 then redis.call('LREM', 'mesh:lane:' .. lane, 1, name) end
@@ -227,14 +228,14 @@ local function make_limits(options)
   end
 
   -- Notes the new stream and id of a request that has a place in its lane. `options.moved` calls this.
-  function limits.moved(limit, stream, id)
-    local _, name, lane = lane_of(limit)
+  function limits.moved(limit_field, stream, id)
+    local _, name, lane = lane_of(limit_field)
     if lane then redis.pcall('HSET', 'mesh:running:' .. lane, name, stream .. ' ' .. id) end
   end
 
-  -- Returns whether a request waits for a place in its lane. `limit` is the field of its entry.
-  function limits.waits(limit)
-    local _, name, lane = lane_of(limit)
+  -- Returns whether a request waits for a place in its lane.
+  function limits.waits(limit_field)
+    local _, name, lane = lane_of(limit_field)
     return lane and redis.pcall('HEXISTS', 'mesh:running:' .. lane, name) == 0
   end
 

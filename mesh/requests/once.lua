@@ -126,13 +126,13 @@ end
 
 -- Returns the latest deadline (ms) of all calls that wait for a request, as text. "0" if one of them has no deadline, or if
 -- the request was also sent without a caller: then it must go on. Nothing if all deadlines have passed.
-function once.latest(fields, now)
+function once.latest(fields, now_ms)
   local facts = facts_while_open(fields)
   if not facts then return end
-  local latest = facts.sent and math.huge or now
+  local latest = facts.sent and math.huge or now_ms
   for field, caller in pairs(facts) do
     local deadline = string.sub(field, 1, 7) == 'caller:' and tonumber(string.match(caller, '^%d+'))
     if deadline then latest = math.max(latest, deadline == 0 and math.huge or deadline) end
   end
-  if latest > now then return latest == math.huge and '0' or string.format('%.0f', latest) end
+  if latest > now_ms then return latest == math.huge and '0' or string.format('%.0f', latest) end
 end
