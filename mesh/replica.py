@@ -90,7 +90,7 @@ class Replica:
         self._publication = publication
         later_known = functools.partial(self._directory.understands, LATER)  # whether all replicas know delays
         self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, later_known)
-        self._lease.on_due = self._waking.learn  # each renewal tells when a request or a schedule is due next
+        self._lease.on_due = self._waking.note_due  # each renewal tells when a request or a schedule is due next
         self.durations = Durations()
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
@@ -174,12 +174,12 @@ class Replica:
 
         Raises LeaseLost, Busy, OlderRelease, and Unserved if it requests an operation that nobody serves.
         """
-        await self._directory.check(transaction.asked, transaction.level)
+        await self._directory.check(transaction.sent_ops, transaction.level)
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), waiter)
         outcome = await waiter
         for due in transaction.dues:  # of the requests that it sends for later, so that they are woken in time
-            self._waking.learn(due.moment_ms(self.now_ms()))
+            self._waking.note_due(due.moment_ms(self.now_ms()))
         if outcome == DONE or outcome.startswith(CONFLICT):
             return outcome == DONE
         raise not_applied(outcome)
@@ -222,7 +222,7 @@ class Replica:
 
     def conflicts(self, most: int = 10) -> dict[str, int]:
         """Return how many conflicts requests met at each key, for the `most` keys with the highest numbers."""
-        counts = self._class_consumer.conflicts + self._database_consumer.conflicts
+        counts = self._class_consumer.conflicts_by_key + self._database_consumer.conflicts_by_key
         return dict(counts.most_common(most))
 
     # Life cycle
@@ -265,7 +265,7 @@ class Replica:
         )
         host = Host(
             self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms, lambda: self._lease.paused,
-            self._waking.learn, self._directory, self.durations,
+            self._waking.note_due, self._directory, self.durations,
         )  # fmt: skip
         return Consumer(host, reader, worker, ordered=ordered)
 

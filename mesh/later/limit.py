@@ -75,7 +75,7 @@ class Limit:
         # -(-a // b) is a / b, rounded up.
         return 0 if self.rate is None or self.per is None else -(-(self.per // _ONE_US) // (self.rate * 1000))
 
-    def words(self, op: str, body: Any) -> str:
+    def text_for(self, op: str, body: Any) -> str:
         """Return the limit of one request as one text, which limits.lua reads. Raises InvalidBody."""
         # A rate has no lane, but limits.lua counts its requests under a name of the same form.
         lane = f"{op}:{self._lane_value(body)}" if self.by else f"{op}:"

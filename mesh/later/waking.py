@@ -78,7 +78,7 @@ class Waking:
         self._next_ms: int | None = None
         self._earlier_due = asyncio.Event()
 
-    def learn(self, next_ms: int | None) -> None:
+    def note_due(self, next_ms: int | None) -> None:
         """Note the next time at which something is due, in ms of Redis's clock. An earlier one ends the sleep."""
         if next_ms is not None and (self._next_ms is None or next_ms < self._next_ms):
             self._next_ms = next_ms
@@ -109,10 +109,10 @@ class Waking:
 
     async def _write_schedule(self, name: str, schedule: Schedule) -> None:
         words = (self._grant.epoch, schedule.definition, schedule.after(self._now_ms()), keys.MOST_DATABASES)
-        self.learn(int(await self._link.script(SCHEDULE, [keys.SCHEDULES, keys.schedule(name)], name, *words)))
+        self.note_due(int(await self._link.script(SCHEDULE, [keys.SCHEDULES, keys.schedule(name)], name, *words)))
 
     async def _sleep(self) -> None:
-        """Sleep until something is due and this replica's stagger is over, or until `learn` gets an earlier time."""
+        """Sleep until something is due and this replica's stagger is over, or until `note_due` gets an earlier time."""
         self._earlier_due.clear()
         pause_s = LONGEST_SLEEP_S
         if self._next_ms is not None:

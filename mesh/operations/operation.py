@@ -75,8 +75,8 @@ class Operation(Generic[B, R]):
             )
 
     def limit_of(self, body: Any) -> str:
-        """Return the limit of a request with this body as text for limits.lua; "" for no limit. Raises InvalidBody."""
-        return "" if self.limit is None else self.limit.words(self.name, body)
+        """Return the limit of a request with this body, as limits.lua reads it, or "". Raises InvalidBody."""
+        return "" if self.limit is None else self.limit.text_for(self.name, body)
 
     def encode_body(self, body: B | None) -> bytes:
         """Return the JSON of a request's body. Raises InvalidBody."""

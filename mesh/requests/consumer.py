@@ -64,14 +64,14 @@ from mesh.wire.failures import is_fenced
 
 log = structlog.get_logger(__name__)
 
-#: The longest backoff after reading or taking over entries failed.
+#: The longest backoff after reading or taking over entries failed. Callers wait meanwhile, so it is short.
 LONGEST_PAUSE_S = 0.2
-#: Most entries that one read returns.
+#: Most entries that one read returns: with more, the first ones wait longer for the rest, but there are fewer trips.
 MOST_READ = 64
-#: How long an ending consumer waits for its cancelled handlers to end.
+#: How long an ending consumer waits for its cancelled handlers to end. Then it logs those that still run.
 CANCELLED_WAIT_S = 1.0
-#: If its commit is not allowed now, a request without a caller on a database's stream waits this long.
-FULL_PAUSE_S = 1.0
+#: A request without a caller on a database's stream tries a refused commit again after this pause.
+NOT_ALLOWED_PAUSE_S = 1.0
 
 
 class Consumer(GroupConsumer[Work]):
@@ -89,13 +89,13 @@ class Consumer(GroupConsumer[Work]):
         self._ordered = ordered
         self._turns: Turns[Work] = Turns(self._begin)
         self._has_room = asyncio.Event()
-        self._idle = asyncio.Event()
+        self._idle = asyncio.Event()  # set while no request is in progress
         self._idle.set()
         self._loop = asyncio.get_running_loop()
-        self._failure: asyncio.Future[None] = self._loop.create_future()
+        self._fatal_error: asyncio.Future[None] = self._loop.create_future()
         self.counters = Counters()
         self._runner = Runner(host, worker, self.counters)
-        self._tasks = Tasks(self._work, self._remove_work)
+        self._tasks = Tasks(self._serve, self._remove_work)
 
     @property
     def in_progress(self) -> int:
@@ -103,28 +103,28 @@ class Consumer(GroupConsumer[Work]):
         return len(self._works)
 
     @property
-    def took_us(self) -> Iterable[int]:
+    def last_durations_us(self) -> Iterable[int]:
         """How long this consumer worked on each of the last requests, in microseconds."""
-        return self._runner.took_us
+        return self._runner.last_durations_us
 
     @property
-    def conflicts(self) -> Counter[str]:
-        """The number of conflicts, by key."""
-        return self._turns.conflicts
+    def conflicts_by_key(self) -> Counter[str]:
+        """By key: how many conflicts there were."""
+        return self._turns.conflicts_by_key
 
     async def run(self) -> None:
         """Take requests and work on them until stopped. Raises LeaseLost."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                failure_task = tasks.create_task(self._raise_failure())
+                failure_task = tasks.create_task(self._raise_fatal_error())
                 await super().run()
                 failure_task.cancel()
         finally:
             await self._end_all()
 
-    async def _raise_failure(self) -> None:
-        """Wait for an error that a request's task cannot handle. Raise it in `run`, where it ends all other tasks."""
-        await self._failure
+    async def _raise_fatal_error(self) -> None:
+        """Wait for an error that a request's task cannot handle. Raise it in the task group of `run`, which it ends."""
+        await self._fatal_error
 
     async def stop(self, wait_s: float) -> None:
         self._stopping.set()
@@ -133,12 +133,12 @@ class Consumer(GroupConsumer[Work]):
 
     def _begin(self, work: Work, known_outcome: OutcomeAndReason | None = None, after_s: float = 0) -> None:
         """Begin a task that runs a request after `after_s` seconds, or only settles it, as `known_outcome` says."""
-        # The consumer keeps and cancels these tasks itself. With a TaskGroup a request would cost a tenth more.
-        work.task = self._loop.create_task(self._work(work, known_outcome, after_s))
+        # Not in a TaskGroup, with which a request would cost a tenth more: `_end_all` cancels these tasks.
+        work.task = self._loop.create_task(self._serve(work, known_outcome, after_s))
 
-    def _end_run_with(self, error: Exception) -> None:
-        if not self._failure.done():
-            self._failure.set_exception(error)
+    def _make_run_raise(self, error: Exception) -> None:
+        if not self._fatal_error.done():
+            self._fatal_error.set_exception(error)
 
     async def _end_all(self) -> None:
         await self._abandon()
@@ -150,13 +150,13 @@ class Consumer(GroupConsumer[Work]):
             # Nothing can force the task to end. But the link is closed, so its transaction will be refused.
             log.error("handler ignores its cancellation", op=work_of[task].request.op, id=work_of[task].request.id)
 
-    def _give_away(self, work: Work) -> None:
+    def _abandon_work(self, work: Work) -> None:
         """Stop working on a request: another consumer has it or will get it, or its deadline has passed."""
-        work.given_away = True
+        work.abandoned = True
         if self._turns.leave(work):
             self._remove_work(work)
         elif work.task is not None and work.task.cancel():
-            # `_work` removes the request in its `finally`, but not if the task is cancelled before its first step.
+            # `_serve` removes the request in the end, but not if its task is cancelled before the first step.
             work.task.add_done_callback(lambda _: self._remove_work(work))
 
     def _room_now(self) -> int:
@@ -175,7 +175,7 @@ class Consumer(GroupConsumer[Work]):
     async def _abandon(self) -> bool:
         works = list(self._works.values())
         for work in works:
-            self._give_away(work)
+            self._abandon_work(work)
         return bool(works)
 
     def _failed(self, error: Exception) -> None:
@@ -188,10 +188,10 @@ class Consumer(GroupConsumer[Work]):
     async def _accept(self, entries: Sequence[Delivered]) -> None:
         works = [self._admit(id, deliveries, flat) for id, deliveries, flat in entries if id not in self._works]
         if self._ordered:
-            await self._in_order(works)
+            await self._run_in_order(works)
         else:
             self._tasks.begin(works)
-            # Two turns of the loop before the next read: the new tasks run, then the link sends their commands.
+            # Two turns of the event loop before the next read: the tasks run, then the link sends their commands.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
@@ -210,7 +210,7 @@ class Consumer(GroupConsumer[Work]):
         work = self._works[id] = Work(request, handler, self)
         return work
 
-    async def _in_order(self, works: list[Work]) -> None:
+    async def _run_in_order(self, works: list[Work]) -> None:
         """Work in order on a database's requests: those with an effect run alone, neighbours without one together."""
         without_effect: list[Work] = []
         for work in works:
@@ -225,16 +225,16 @@ class Consumer(GroupConsumer[Work]):
     async def _run_side_by_side(self, works: list[Work]) -> None:
         # Even a single request gets a task, so that it can be cancelled when its caller no longer waits.
         for work in works:
-            work.ended = self._loop.create_future()
-            if work.given_away:
+            work.ended_future = self._loop.create_future()
+            if work.abandoned:
                 self._remove_work(work)
             else:
                 self._begin(work)
         for work in works:
-            if work.ended is not None:
-                await work.ended
+            if work.ended_future is not None:
+                await work.ended_future
 
-    async def _work(self, work: Work, outcome_and_reason: OutcomeAndReason | None = None, after_s: float = 0) -> None:
+    async def _serve(self, work: Work, outcome_and_reason: OutcomeAndReason | None = None, after_s: float = 0) -> None:
         try:
             while True:
                 try:
@@ -248,7 +248,7 @@ class Consumer(GroupConsumer[Work]):
                 self._turns.leave(work)  # so that no other request waits during the pause
                 outcome_and_reason = await self._redeliver(work)
         except Exception as error:
-            self._end_run_with(error)
+            self._make_run_raise(error)
         finally:
             if not work.committing:
                 self._remove_work(work)
@@ -261,19 +261,19 @@ class Consumer(GroupConsumer[Work]):
             self._remove_work(work)
             return
         outcome = outcome_of(answer, has_caller=bool(work.request.reply_to))
-        if work.given_away:
+        if work.abandoned:
             self._remove_work(work)
         elif outcome is Outcome.CONFLICT:
             self.counters.conflicts += 1
             work.conflicts += 1
             if work.request.found is not None:  # the value of a shared key at the submission: it may be out of date
                 work.request = replace(work.request, found=None)
-            work.contended = contended_key(answer)
-            self._turns.take(work, work.contended)
+            work.conflict_key = contended_key(answer)
+            self._turns.take(work, work.conflict_key)
         elif outcome is Outcome.NOT_ALLOWED and not work.request.reply_to:  # no caller would get a refusal: try later
             self._turns.leave(work)
-            if self._ordered:
-                self._begin(work, after_s=FULL_PAUSE_S)
+            if self._ordered:  # the next requests must not overtake it, so it keeps its place and tries again
+                self._begin(work, after_s=NOT_ALLOWED_PAUSE_S)
             else:
                 self._begin(work, (Outcome.NO_ROOM, answer))
         else:
@@ -282,11 +282,11 @@ class Consumer(GroupConsumer[Work]):
     def not_committed(self, work: Work, error: BaseException) -> None:
         """Receive the error that kept a transaction from being committed: it cannot be sent, or the link is closed."""
         work.committing = False
-        if isinstance(error, redis_errors.DataError | redis_errors.ResponseError) and not work.given_away:
-            self._begin(work, (Outcome.CRASHED, describe(error)))
+        if isinstance(error, redis_errors.DataError | redis_errors.ResponseError) and not work.abandoned:
+            self._begin(work, (Outcome.CRASHED, describe(error)))  # only this transaction is at fault
             return
         if isinstance(error, LeaseLost | redis_errors.RedisError):
-            self._end_run_with(error)
+            self._make_run_raise(error)
         self._remove_work(work)
 
     def _remove_work(self, work: Work) -> None:
@@ -299,8 +299,8 @@ class Consumer(GroupConsumer[Work]):
             self._has_room.set()
         if not self._works:
             self._idle.set()
-        if work.ended is not None and not work.ended.done():
-            work.ended.set_result(None)
+        if work.ended_future is not None and not work.ended_future.done():
+            work.ended_future.set_result(None)
 
     async def _settle(self, work: Work, outcome: Outcome, reason: str) -> bool:
         """Do what `settle` decides. Return True if the caller must deliver the request again."""
@@ -316,7 +316,7 @@ class Consumer(GroupConsumer[Work]):
                 self.counters.crashed += 1
                 return True
             case Forget():
-                self.counters.lost += 1
+                self.counters.lost += 1  # for this consumer only: the books do not call it lost
             case Leave():
                 pass
             case Defer(reason):
@@ -327,16 +327,16 @@ class Consumer(GroupConsumer[Work]):
             case HandOn(reason):
                 await self._defer(work, work.request.failed_tries, reason)
             case RefuseRequest(reason):
-                self._runner.refuse(work, not_applied(reason))
+                self._runner.commit_refusal(work, not_applied(reason))
             case Commit() | Rerun():
                 raise AssertionError("commits and conflicts are not settled here")
         return False
 
-    async def _defer(self, work: Work, tries: int, reason: str) -> None:
+    async def _defer(self, work: Work, failed_tries: int, reason: str) -> None:
         request, host = work.request, self._host
-        due_ms = await defer(host.link, request.stream, request.id, host.replica, work.pause_ms, tries, reason)
+        due_ms = await defer(host.link, request.stream, request.id, host.replica, work.pause_ms, failed_tries, reason)
         if due_ms:
-            host.learn(due_ms)
+            host.note_due(due_ms)
 
     async def _redeliver(self, work: Work) -> OutcomeAndReason | None:
         """Deliver a request to this consumer again, after a pause. Return an outcome if its handler must not run.
@@ -344,7 +344,7 @@ class Consumer(GroupConsumer[Work]):
         Redis counts the deliveries, so that a request that kills its process each time is buried at last.
         """
         try:
-            await asyncio.sleep(self._pause_s(work.request))
+            await asyncio.sleep(self._redelivery_pause_s(work.request))
         except asyncio.CancelledError:
             if not work.late:
                 raise
@@ -356,7 +356,7 @@ class Consumer(GroupConsumer[Work]):
         work.conflicts, work.began_at = 0, 0.0  # both belong to one delivery, not to the request
         return None
 
-    def _pause_s(self, request: Request) -> float:
+    def _redelivery_pause_s(self, request: Request) -> float:
         """Return the pause before the next delivery, in seconds.
 
         The pause is at most an eighth of the time until the deadline. So all deliveries happen before the deadline, and
@@ -380,17 +380,17 @@ class Consumer(GroupConsumer[Work]):
     def _kept_alive(self, ids: Sequence[str], lost: set[str]) -> None:
         for id in ids:
             work = self._works.get(id)
-            if work is not None and not work.given_away:
+            if work is not None and not work.abandoned:
                 work.late = work.request.is_late(self._host.now_ms())
                 if work.late and self._turns.leave(work):
                     self._begin(work, (Outcome.LATE, ""))
                 elif work.late or id in lost:
-                    self._give_away(work)
+                    self._abandon_work(work)
 
 
 def load_of(consumers: Sequence[Consumer], loop_ms: float) -> dict[str, str]:
-    """Return the fields of a roster row about a replica's work. `loop_ms` is the delay of its event loop."""
-    durations_us = sorted(us for consumer in consumers for us in consumer.took_us)
+    """Return the fields of a roster row about a replica's work. `loop_ms` is how late its event loop runs."""
+    durations_us = sorted(us for consumer in consumers for us in consumer.last_durations_us)
     return {
         "answered": str(sum(consumer.counters.done for consumer in consumers)),
         "in_hand": str(sum(consumer.in_progress for consumer in consumers)),

@@ -1,7 +1,7 @@
 """The effects that a handler asks for in its transaction: writes, sends and the reply.
 
 Nothing happens before the commit, which applies all effects or none. A transaction has two sides: the keys of the
-replica's own database, and (`.shared`) the keys that all replicas share.
+replica's own database, and (`.shared`) the keys that all replicas share. A transaction is an object of `Effects`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mesh.requests import tracing
 from mesh.requests.filters import Filter
 from mesh.requests.once import Once, is_kept, key_reused
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
-from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score, text_of
-from mesh.requests.writes import Expectations, Writes, are_plain, parts
+from mesh.requests.verbs import LATEST_MS, VERBS, Verb, Word, check_words, integer_of, score_of, text_of
+from mesh.requests.writes import Expectations, Writes, are_plain, chunks
 from mesh.wire.codec import encode
 from mesh.wire.connection import Encoded, encode_words
 
@@ -38,12 +38,12 @@ class Writer:
         self._expects = expects
         self._writes = writes
 
-    def expect(self, key: str, value: str | None, field: Text | None = None) -> None:
+    def expect(self, key: str, value: str | None, field: Word | None = None) -> None:
         """Commit only if the key, or the field of a hash, still has this value. None: only if it is still absent."""
         check_words([word for word in (field, value) if word is not None])
         key = self._prefix + key
-        hash, name = ("", key) if field is None else (key, str(field))
-        self._expects.add(self._side, hash, name, value)
+        hash_key, key_or_field = ("", key) if field is None else (key, str(field))
+        self._expects.add(self._side, hash_key, key_or_field, value)
 
     def expect_each(self, values: Mapping[str, str | None]) -> None:
         """Commit only if each key still has its value. None: only if the key is still absent."""
@@ -54,7 +54,7 @@ class Writer:
             if value is not None:
                 self._expects.add(self._side, "", prefix + key, value)
 
-    def expect_answer(self, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
+    def expect_answer(self, verb: str, key: str, args: Sequence[Word], answer: Any) -> None:
         """Commit only if a reading command of `mesh.requests.verbs.GUARDABLE_READS` still gets this answer.
 
         `answer` is the reply of Redis to the command. It has nothing to do with the answer to the request.
@@ -62,16 +62,16 @@ class Writer:
         check_words(args)
         self._expects.add_answer(self._side, verb, self._prefix + key, args, answer)
 
-    def write(self, verb: str, key: str, *args: Text) -> None:
-        """Write with a command of Redis that is in `mesh.requests.verbs.VERBS`. `args` are its words after the key."""
+    def write(self, verb: str, key: str, *args: Word) -> None:
+        """Write with a command of Redis that is in `mesh.requests.verbs.VERBS`; `args` are its words after the key."""
         self._writes.write(self._side, verb, self._prefix + key, args)
 
-    def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
+    def _write_variadic(self, verb: str, key: str, args: Sequence[Word]) -> None:
         """Write with a verb that takes any number of fields or members; do nothing if there are none."""
         if args:
-            self._writes.grow(self._side, verb, (self._prefix + key,), args)
+            self._writes.add_or_extend(self._side, verb, (self._prefix + key,), args)
 
-    def set(self, key: str, value: Text, *options: Text) -> None:
+    def set(self, key: str, value: Word, *options: Word) -> None:
         """Set a key. The options are KEEPTTL, or one of EX, PX, EXAT, PXAT and a number, as in Redis."""
         if options:
             self.write("SET", key, value, *options)
@@ -83,7 +83,7 @@ class Writer:
         """Set a key to a text. This takes less time than `set`, because a text needs no check."""
         self._writes.add(self._side, "SET", (self._prefix + key,), (text,))
 
-    def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
+    def set_until(self, names: Iterable[str], value: Word, at_ms: int) -> None:
         """Set many keys to one value. All of them expire at `at_ms`, in ms since 1970."""
         full_keys = [self._prefix + key for key in names]
         if full_keys:
@@ -92,16 +92,16 @@ class Writer:
     def delete(self, key: str) -> None:
         self.write("DEL", key)
 
-    def hset(self, key: str, fields: Mapping[str, Text]) -> None:
-        self._grow("HSET", key, [word for pair in fields.items() for word in pair])
+    def hset(self, key: str, fields: Mapping[str, Word]) -> None:
+        self._write_variadic("HSET", key, [word for pair in fields.items() for word in pair])
 
-    def hdel(self, key: str, *fields: Text) -> None:
-        self._grow("HDEL", key, fields)
+    def hdel(self, key: str, *fields: Word) -> None:
+        self._write_variadic("HDEL", key, fields)
 
-    def zadd(self, key: str, scores: Mapping[str, Text]) -> None:
-        self._grow("ZADD", key, [word for member, value in scores.items() for word in (score(value), member)])
+    def zadd(self, key: str, scores: Mapping[str, Word]) -> None:
+        self._write_variadic("ZADD", key, [word for name, value in scores.items() for word in (score_of(value), name)])
 
-    def write_with(self, verb: str, names: Sequence[str], words: Sequence[Text], lead: Sequence[Text] = ()) -> None:
+    def write_with(self, verb: str, names: Sequence[str], words: Sequence[Word], lead: Sequence[Word] = ()) -> None:
         """Write with a verb that a service has added to its worker. `names` are its keys, all different.
 
         Too many words for one command become several commands. After its keys, each command begins with `lead`.
@@ -113,8 +113,8 @@ class Writer:
         check_words(lead)
         check_words(words)
         full_keys = [self._prefix + name for name in names]
-        for part in parts(words):
-            self._writes.add(self._side, verb, full_keys, [*lead, *part])
+        for chunk in chunks(words):
+            self._writes.add(self._side, verb, full_keys, [*lead, *chunk])
 
     def mark(self, filter: Filter, numbers: Sequence[str]) -> None:
         """Set the bits of these numbers in a filter. Raises ValueError for a number that is not decimal digits."""
@@ -125,14 +125,14 @@ class Writer:
         # which all numbers are in it already.
         self.write_with("mark", [filter.key], numbers, [filter.bits, filter.below])
 
-    def zrem(self, key: str, *members: Text) -> None:
-        self._grow("ZREM", key, members)
+    def zrem(self, key: str, *members: Word) -> None:
+        self._write_variadic("ZREM", key, members)
 
     def incrby(self, key: str, by: int) -> None:
         self.write("INCRBY", key, by)
 
     def keep_until(self, key: str, at_ms: int) -> None:
-        """Let a key live at least until `at_ms`.
+        """Let a key live at least until `at_ms`, in ms since 1970.
 
         After all writes, the commit gives the key this expiry, unless the key expires later already.
         """
@@ -171,8 +171,8 @@ class Effects(Writer):
     """The transaction of one request. Without a request, it is a transaction of the replica itself."""
 
     __slots__ = (
-        "_answer", "_is_kept", "_later_bound", "_level", "_replica", "_request", "_shared", "_shas", "asked", "dues",
-        "expects", "forwards", "sends", "writes",
+        "_answer", "_is_kept", "_later_bound", "_level", "_replica", "_request", "_shared", "_shas", "dues", "expects",
+        "forward_count", "sends", "sent_ops", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -187,18 +187,17 @@ class Effects(Writer):
         self._replica = replica
         #: how many requests may wait in `mesh:later`; the commit refuses to add more. 0: none may wait
         self._later_bound = later_bound
-        #: the due times of the requests that it sends for later; the runner tells the replica when to wake them
+        #: when the requests are due that it sends for later; the runner tells the replica when to wake them
         self.dues: list[Due] = []
-        #: The operations that it asks replicas to run: those of the requests that it sends, but not of those that it
-        #: forwards. If the request has a caller or an idempotency key, the runner checks before the commit that a live
-        #: replica serves each.
-        self.asked: list[str] = []
+        #: The operations of the requests that it sends, but not of those that it forwards. If the request has a caller
+        #: or an idempotency key, the runner checks before the commit that a live replica serves each.
+        self.sent_ops: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
         #: the words of each request that it sends or forwards without options, as commit.lua reads them
         self.sends: list[Any] = []
         #: to how many addresses it forwards the request; each of them sends a reply of its own
-        self.forwards = 0
+        self.forward_count = 0
         #: the answer to the request: status and body of the reply
         self._answer = (OK, "{}")
         #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
@@ -221,12 +220,12 @@ class Effects(Writer):
         return self._shared
 
     def send(self, to: Address, op: str, body: Body | bytes, *, deadline: int = NEVER, key: str = "") -> None:
-        """Send a request that no caller waits for. Without a deadline (ms of Redis's clock), it never expires.
+        """Send a request that no caller waits for. `deadline` is in ms of Redis's clock; NEVER: it never expires.
 
         `key` is the name of the request, not an idempotency key.
         """
         self._send(to, op, body, key=key, reply_to="", deadline=deadline)
-        self.asked.append(op)
+        self.sent_ops.append(op)
 
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
         """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing.
@@ -236,7 +235,7 @@ class Effects(Writer):
         """
         _check_address_and_op(to, op)
         self.dues.append(due)
-        self.asked.append(op)
+        self.sent_ops.append(op)
         # commit_verbs.lua says in which order the verbs `later` and `place` read their words.
         words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
         self._level = max(self._level, LIMITS if limit else LATER)
@@ -273,7 +272,7 @@ class Effects(Writer):
         if due is not None:
             options["due"] = due.word
             self.dues.append(due)
-        self.asked.append(op)
+        self.sent_ops.append(op)
         # The level of an idempotency key includes that of a due time (LATER), so a due time does not change it.
         self._level = max(self._level, LIMITS if limit else ONCE)
         words = (self._later_bound, encode(options), key, to.target, op, self._replica, text)
@@ -293,7 +292,7 @@ class Effects(Writer):
             raise UsageError(f"{request.op} has a limit, and cannot be forwarded; use send()")
         if request.options:
             raise UsageError(f"{request.op} forwards its requests, so it takes none with an idempotency key")
-        self.forwards += 1
+        self.forward_count += 1
         self._send(
             to,
             request.op,
@@ -316,7 +315,7 @@ class Effects(Writer):
         sender: str | None = None,
     ) -> None:
         _check_address_and_op(to, op)
-        integer(deadline, NEVER, LATEST_MS)  # raises ValueError for a deadline that is out of range
+        integer_of(deadline, NEVER, LATEST_MS)  # raises ValueError for a deadline that is out of range
         self.sends.append(
             (to.target, op, key, reply_to, deadline, encode_body(body), sender or self._replica, tracing.about())
         )
@@ -334,7 +333,7 @@ class Effects(Writer):
         """Answer the request with a JSON text."""
         self._answer = (OK, body.decode())
 
-    def answer_with(self, verb: str, names: Sequence[str], words: Sequence[Text]) -> None:
+    def answer_with(self, verb: str, names: Sequence[str], words: Sequence[Word]) -> None:
         """Answer the request with data that a verb of a service reads from our own database in the commit.
 
         The commit itself writes these data to the stream of replies, so they do not pass through this process. `names`
@@ -348,9 +347,9 @@ class Effects(Writer):
 
         If the error cannot be written as JSON, the answer is an InvalidReply that says so.
         """
-        for collected in (self.expects, self.writes, self.sends, self.dues, self.asked):
-            collected.clear()
-        self.forwards = 0
+        for collection in (self.expects, self.writes, self.sends, self.dues, self.sent_ops):
+            collection.clear()
+        self.forward_count = 0
         try:
             self._answer = (error.code, encode_body(failure_body(error)))
         except ValueError as cause:
@@ -361,7 +360,7 @@ class Effects(Writer):
     def wire(self, took_us: int = 0) -> Encoded:
         """Return the transaction as the words that commit.lua reads. `took_us` is how long the handler worked.
 
-        Raises DataError if a word cannot be encoded, or if all words are too large for one round trip.
+        `Link.commit` takes the result. Raises DataError if a word cannot be encoded, or if all are too large together.
         """
         request = self._request or _NO_REQUEST
         reply_to, options = request.reply_to, request.options
@@ -370,7 +369,7 @@ class Effects(Writer):
         if options:
             # The verb `ends` tells commit.lua how to end a request with options, such as to keep the answer.
             # Its side is "0", because the keys that belong to options are in the bus database.
-            ending: list[Text] = [
+            ending_words: list[Word] = [
                 "ends",
                 "op",
                 request.op,
@@ -380,16 +379,16 @@ class Effects(Writer):
                 int(self._is_kept),
                 *options,
             ]
-            writes = [*writes, ["0", len(ending), *ending]]
-        words: list[Text] = [
-            request.stream, request.id, reply_to, request.key, request.op, status, self.forwards,
+            writes = [*writes, ["0", len(ending_words), *ending_words]]
+        words: list[Word] = [
+            request.stream, request.id, reply_to, request.key, request.op, status, self.forward_count,
             body if reply_to or options else "", len(expectations), len(writes), len(sends), took_us, request.call,
         ]  # fmt: skip
         groups = [*expectations, *writes, *sends]
         words += [word if word.__class__ is str else text_of(word) for group in groups for word in group]
-        # The second argument says whether the plain variant of commit.lua can run it. That variant makes no sends.
+        # The second argument says whether the plain variant of commit.lua can run it: that variant makes no sends.
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:
-        """Refuse later writes and sends, such as those of a task that the handler did not await: they would be lost."""
+        """Make each later write or send raise UsageError, as by a task that was not awaited: it would be lost."""
         self.writes.verbs = self.sends = _AFTER_END

@@ -1,7 +1,7 @@
 """Tools to run handlers, which may raise anything and may block the event loop.
 
-A handler runs until it waits for the first time; many handlers never wait. If one waits, `Rest` awaits the rest of the
-handler, and measures how long it blocks the event loop. `describe` turns any exception into text that can be logged,
+A handler runs until it waits for the first time; many handlers never wait. If one waits, `RemainingSteps` runs the rest
+of it, and measures how long a step blocks the event loop. `describe` turns any exception into text that can be logged,
 sent and stored.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Longest reason that is kept in a dead letter and sent to a caller.
+#: Longest reason that is kept in a dead letter and sent to a caller. Every dead letter takes memory of Redis.
 MOST_CHARACTERS = 2000
 
 
@@ -24,10 +24,9 @@ class HandlerMistake(Exception):
 
 
 def steps_of(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
-    """Return the generator that runs an awaitable step by step. Raises HandlerMistake if it is not awaitable."""
+    """Return an object that runs an awaitable step by step, by `send`. Raises HandlerMistake if it is not awaitable."""
     if awaitable.__class__ is CoroutineType:
-        # A coroutine can be run step by step itself.
-        return awaitable  # type: ignore[return-value]
+        return awaitable  # type: ignore[return-value]  # no generator, but it has `send` and `throw`, too
     try:
         return awaitable.__await__()
     except AttributeError as error:
@@ -35,10 +34,11 @@ def steps_of(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
         raise HandlerMistake(f"the handler returned {kind}, not an awaitable; define it with async def") from error
 
 
-class Rest(Generic[T]):
-    """Awaits the rest of an awaitable. The first step took `first_s` seconds and ended where it waits for `waits_for`.
+class RemainingSteps(Generic[T]):
+    """The rest of an awaitable, after its first step. That step took `first_s` seconds and ended with a wait.
 
-    `longest_s` is the longest time for which a step blocked the event loop.
+    `waits_for` is what the first step has yielded to the event loop: in most cases a future. `longest_s` is the longest
+    time for which a step blocked the event loop. The runner and `Tasks` await this object.
     """
 
     def __init__(self, steps: Generator[Any, Any, T], waits_for: Any, first_s: float) -> None:
@@ -100,7 +100,7 @@ def traceback_of(error: BaseException) -> str:
         text = "".join(traceback.format_exception(type(error), error, handler_traceback or error.__traceback__))
     except Exception as format_error:
         text = f"there is no traceback: {type(format_error).__name__}"
-    return printable(text, 10 * MOST_CHARACTERS)  # it only goes into the log, so it may be longer than a reason
+    return printable(text, 10 * MOST_CHARACTERS)  # it goes only into the log, so it may be longer than a reason
 
 
 def printable(text: str, most: int = MOST_CHARACTERS) -> str:

@@ -20,7 +20,7 @@ from mesh.later.limit import Limit
 from mesh.later.parking import Parked, park
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
-from mesh.requests.handling import Rest, describe, exited, printable, steps_of, traceback_of
+from mesh.requests.handling import RemainingSteps, describe, exited, printable, steps_of, traceback_of
 from mesh.requests.protocol import NEVER, Request
 from mesh.requests.refusals import refusal
 from mesh.requests.settlement import Outcome
@@ -33,10 +33,12 @@ log = structlog.get_logger(__name__)
 #: A request is given up after so many conflicts. Each conflict means that another request was committed.
 MOST_CONFLICTS = 100
 #: A request on a database's stream that finds no room among the waiting requests asks for room again after this pause.
+#: Shorter pauses load the server more; longer ones hold up the next requests of this database.
 ENTER_AGAIN_S = 0.25
-#: Longest wait of a request that is handed on, because only other replicas of our class serve its operation.
+#: Longest wait of a request that is handed on, because only other replicas of our class serve its operation. Shorter
+#: waits cost the server more, if we read the request again and again; after longer ones the caller waits in vain.
 LONGEST_HAND_ON_MS = 250
-#: How many durations `Runner.took_us` keeps. The roster row shows their median and their 99th percentile.
+#: How many durations `Runner.last_durations_us` keeps. The roster row shows their median and their 99th percentile.
 DURATIONS_KEPT = 512
 #: If a handler blocks the event loop for longer than this, the log names its operation.
 BLOCKED_S = 0.1
@@ -50,14 +52,14 @@ _GO_ON: OutcomeAndReason = (Outcome.DONE, "")
 
 
 class Runner:
-    """Runs handlers for one consumer."""
+    """Makes the attempts at the requests of one consumer."""
 
     def __init__(self, host: Host, worker: Worker, counters: Counters) -> None:
         self._host = host
         self._worker = worker
         self._counters = counters
         #: how long the work on each of the last requests took, in microseconds
-        self.took_us: deque[int] = deque(maxlen=DURATIONS_KEPT)
+        self.last_durations_us: deque[int] = deque(maxlen=DURATIONS_KEPT)
         self._store = Store(host.link, host.database, host.cls)
         #: Makes one attempt at a request, after a pause of so many seconds: runs the handler, hands the transaction to
         #: the link, and returns None. Later the link passes the answer of the commit to the work. If the attempt ends
@@ -101,7 +103,7 @@ class Runner:
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
         try:
             if work.conflicts >= MOST_CONFLICTS:
-                error = Contended.at(work.contended, work.conflicts)
+                error = Contended.at(work.conflict_key, work.conflicts)
                 if not request.reply_to:
                     return Outcome.HOPELESS, error.detail
                 self._turn_into_refusal(transaction, error)
@@ -109,7 +111,7 @@ class Runner:
                 await self._handle(handler, request, transaction, run_began)
             run_ended = perf_counter()
             took_us = int((run_ended - first_run_began) * 1e6)
-            self.took_us.append(took_us)
+            self.last_durations_us.append(took_us)
             if handler is not None:  # the time since it was sent, and the time of all runs in this delivery
                 host.durations.add(
                     request.op, (now_ms - request.at_ms) / 1000 + run_ended - attempt_began, run_ended - first_run_began
@@ -117,7 +119,7 @@ class Runner:
             encoded = transaction.wire(took_us)
             transaction.end()  # a task that the handler did not await gets an error if it still writes
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if _is_current_task_cancelled():
                 raise
             return self._outcome_of_exception(work, error)
         except BaseException as error:  # even if a handler raises SystemExit, only its request ends, not the replica
@@ -126,7 +128,7 @@ class Runner:
             return self._outcome_of_exception(work, error)
         host.link.commit(encoded, work, first=work.conflicts > 0)  # behind new requests it would meet the next conflict
         for due in transaction.dues:
-            host.learn(due.moment_ms(host.now_ms()))  # at this time our replica wakes what is due
+            host.note_due(due.moment_ms(host.now_ms()))  # at this time our replica wakes what is due
         work.committing = True
         return None
 
@@ -151,7 +153,7 @@ class Runner:
         if limit is not None and limit.interval_ms:  # 0 if the limit has no rate
             # The next request of this rate may wait already. If a client has sent it, no replica knows when it is due,
             # because clients do not wake requests. So this replica looks when one interval of the rate has passed.
-            host.learn(host.now_ms() + limit.interval_ms)
+            host.note_due(host.now_ms() + limit.interval_ms)
         return _GO_ON if limit is None or request.is_limited else await self._apply_limit(work, limit)
 
     async def _without_handler(self, work: Work) -> OutcomeAndReason | None:
@@ -182,17 +184,17 @@ class Runner:
         host, request = self._host, work.request
         if request.body.__class__ is InvalidBody:
             return _GO_ON
-        limit_text, most_waiting = limit.words(request.op, request.body), host.settings.later_bound
+        limit_text, later_bound = limit.text_for(request.op, request.body), host.settings.later_bound
         # If there is no room, the loop ends when the consumer cancels this task: after the deadline, or when it stops.
         while True:
-            code, subject = await enter(host.link, request.stream, request.id, host.replica, limit_text, most_waiting)
-            if code == PLACED:
+            code, subject = await enter(host.link, request.stream, request.id, host.replica, limit_text, later_bound)
+            if code == PLACED:  # it waits, or is on its stream again: in either case our work on this entry ends
                 return Outcome.PARKED, ""
             if code == NOT_MINE:
                 return Outcome.NOT_MINE, ""
             error = refusal(code, subject)
             if request.reply_to:
-                self.refuse(work, error)
+                self.commit_refusal(work, error)
                 return None
             if not isinstance(error, Busy):
                 return Outcome.HOPELESS, error.detail
@@ -210,12 +212,12 @@ class Runner:
         host, request = self._host, work.request
         if request.reply_to:
             error = Paused(f"the operation {request.op} is paused by an operator; retry later", retry_after=5)
-            self.refuse(work, error)
+            self.commit_refusal(work, error)
             return None
         if self._is_ordered(request):
             return _GO_ON
-        most_waiting = host.settings.later_bound
-        match await park(host.link, request.stream, request.id, host.replica, request.op, most_waiting):
+        later_bound = host.settings.later_bound
+        match await park(host.link, request.stream, request.id, host.replica, request.op, later_bound):
             case Parked.GOES_ON:
                 return _GO_ON
             case Parked.NOT_MINE:
@@ -237,16 +239,16 @@ class Runner:
         if handler is None:
             self._turn_into_refusal(transaction, _unserved(request.op, self._worker.operations))
             return
-        rest_of_handler = None
+        remaining_steps = None
         try:
             steps = steps_of(handler.handle(request, self._store, transaction))
             try:
                 waits_for = steps.send(None)
-            except StopIteration as end:
+            except StopIteration as end:  # the handler has returned without a wait
                 body = end.value
             else:
-                rest_of_handler = Rest(steps, waits_for, perf_counter() - run_began)
-                body = await rest_of_handler
+                remaining_steps = RemainingSteps(steps, waits_for, perf_counter() - run_began)
+                body = await remaining_steps
             # `asked` are the operations of the transaction's sends, and `level` is the highest level of their options.
             # The check raises an error if nobody serves an operation, or if a live replica does not know the level.
             # If a request has neither a caller nor an idempotency key (not `is_answered`), nobody would learn of this
@@ -254,8 +256,8 @@ class Runner:
             # operation nobody serves becomes a dead letter.
             if request.is_answered:
                 _add_answer(handler, transaction, body)
-                if transaction.asked:
-                    await self._host.directory.check(transaction.asked, transaction.level)
+                if transaction.sent_ops:
+                    await self._host.directory.check(transaction.sent_ops, transaction.level)
         except LeaseLost:  # is a MeshError, but not an answer
             raise
         except GeneratorExit as generator_exit:  # unchanged, it would look as if the event loop had closed us
@@ -265,12 +267,12 @@ class Runner:
                 log.error("reply cannot be sent", op=request.op, id=request.id, reason=printable(error.detail))
             self._turn_into_refusal(transaction, error)
         finally:
-            blocked_s = perf_counter() - run_began if rest_of_handler is None else rest_of_handler.longest_s
+            blocked_s = perf_counter() - run_began if remaining_steps is None else remaining_steps.longest_s
             if blocked_s > BLOCKED_S:
                 blocked_ms = round(blocked_s * 1000)
                 log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
 
-    def refuse(self, work: Work, error: MeshError) -> None:
+    def commit_refusal(self, work: Work, error: MeshError) -> None:
         """Commit a transaction that only answers the request with an error."""
         transaction = Effects(self._host.database, self._host.replica, work.request)
         self._turn_into_refusal(transaction, error)
@@ -320,19 +322,19 @@ class Runner:
 def _add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
     """Make what a handler returned the answer of its transaction. Raises InvalidReply."""
     if handler.encode is not None:
-        # The other addresses send the replies. This one has no body: it only says how many replies the caller gets.
-        only_forwards = body is None and transaction.forwards
+        # If other addresses answer, our reply has no body: it only says how many replies the caller gets.
+        only_forwards = body is None and transaction.forward_count
         transaction.reply_json(b"" if only_forwards else handler.encode(body))
     elif body is not None:
         transaction.reply(body)
 
 
-def _unserved(op: str, known: list[str]) -> Unserved:
+def _unserved(op: str, known_ops: list[str]) -> Unserved:
     """Return the error for an operation without a handler here. Another release or a replica that left may have one."""
-    return Unserved(f"no replica here knows the operation {op!r:.100}{nearest(op, known)}", op=op)
+    return Unserved(f"no replica here knows the operation {op!r:.100}{nearest(op, known_ops)}", op=op)
 
 
-def _is_cancelled() -> bool:
+def _is_current_task_cancelled() -> bool:
     """Return whether somebody has cancelled the current task. A handler may also raise CancelledError by itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mesh import keys
-from mesh.requests.verbs import GUARDABLE_READS, Text, check_words
+from mesh.requests.verbs import GUARDABLE_READS, Word, check_words
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
 
-def _sendable(*words: Text) -> Sequence[Text]:
+def _sendable(*words: Word) -> Sequence[Word]:
     """Return the words. Raises TypeError or ValueError for a word that cannot be sent to Redis."""
     check_words(words)
     return words
@@ -37,11 +37,11 @@ class Reader:
     async def exists(self, key: str) -> bool:
         return bool(await self._run("EXISTS", self.prefix + key))
 
-    async def hget(self, key: str, field: Text) -> str | None:
+    async def hget(self, key: str, field: Word) -> str | None:
         value: str | None = await self._run("HGET", self.prefix + key, *_sendable(field))
         return value
 
-    async def hmget(self, key: str, *fields: Text) -> list[str | None]:
+    async def hmget(self, key: str, *fields: Word) -> list[str | None]:
         values: list[str | None] = await self._run("HMGET", self.prefix + key, *_sendable(*fields)) if fields else []
         return values
 
@@ -49,13 +49,13 @@ class Reader:
         flat = await self._run("HGETALL", self.prefix + key)
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
-    async def read(self, verb: str, key: str, *args: Text) -> Any:
+    async def read(self, verb: str, key: str, *args: Word) -> Any:
         """Read with a verb that a transaction can guard: see `mesh.requests.verbs.GUARDABLE_READS`."""
         if verb not in GUARDABLE_READS:
             raise ValueError(f"{verb} is not a verb that a transaction can guard")
         return await self._run(verb, self.prefix + key, *_sendable(*args))
 
-    async def zrangebyscore(self, key: str, least: Text, most: Text, count: int) -> list[str]:
+    async def zrangebyscore(self, key: str, least: Word, most: Word, count: int) -> list[str]:
         """Return at most `count` members between two scores, which are written as in Redis (`-inf`, `(5`)."""
         members: list[str] = await self._run(
             "ZRANGEBYSCORE", self.prefix + key, *_sendable(least, most), "LIMIT", 0, count
@@ -65,7 +65,7 @@ class Reader:
     async def zcard(self, key: str) -> int:
         return int(await self._run("ZCARD", self.prefix + key))
 
-    async def script(self, script: Script, names: list[str], *args: Text) -> Any:
+    async def script(self, script: Script, names: list[str], *args: Word) -> Any:
         """Run a script that only reads; `names` become its KEYS."""
         return await self._link.script(script, [self.prefix + name for name in names], *_sendable(*args), own=self._own)
 

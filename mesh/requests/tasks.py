@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, copy_context
 from typing import Any
 
-from mesh.requests.handling import Rest, steps_of
+from mesh.requests.handling import RemainingSteps, steps_of
 from mesh.requests.work import Work
 
 
@@ -53,7 +53,7 @@ class Tasks:
         try:
             while works:
                 work = works.popleft()
-                if work.given_away:
+                if work.abandoned:
                     self._forget(work)
                     continue
                 work.task, coroutine = task, self._work_on(work)
@@ -66,7 +66,7 @@ class Tasks:
                     remaining, works = works, deque()  # so that `finally` finds none of them
                     self._begin_shared_task(remaining, context)
                     # The runner itself measures how long a handler blocks the event loop, so 0 s will do here.
-                    await Rest(steps_of(coroutine), waits_for, 0)
+                    await RemainingSteps(steps_of(coroutine), waits_for, 0)
                     return
                 # The handler has changed context variables, or somebody has cancelled this task. The later requests get
                 # another task: they must not see these variables, nor be cancelled in place of this request.

@@ -77,7 +77,7 @@ class Turns(Generic[W]):
         self._queues: dict[str, _Queue[W]] = {}
         self._key_of: dict[W, str] = {}
         #: by key: how many conflicts there were; the metrics show the highest of these numbers
-        self.conflicts: Counter[str] = Counter()
+        self.conflicts_by_key: Counter[str] = Counter()
 
     def take(self, work: W, key: str) -> None:
         """Run a request again after a conflict at a key, at once or when it gets the turn."""
@@ -137,7 +137,7 @@ class Turns(Generic[W]):
             queue.timer = asyncio.get_running_loop().call_later(queue.longest_turn_s, self._pass_turn_on, key, queue)
 
     def _count_conflict(self, key: str) -> None:
-        self.conflicts[key] += 1
-        if len(self.conflicts) > MOST_KEYS:
+        self.conflicts_by_key[key] += 1
+        if len(self.conflicts_by_key) > MOST_KEYS:
             # Half of the keys go at once, so that this happens seldom.
-            self.conflicts = Counter(dict(self.conflicts.most_common(MOST_KEYS // 2)))
+            self.conflicts_by_key = Counter(dict(self.conflicts_by_key.most_common(MOST_KEYS // 2)))

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-Text = str | int
-Check = Callable[[Sequence[Text]], Sequence[Text]]
+Word = str | int
+Check = Callable[[Sequence[Word]], Sequence[Word]]
 
 #: Most words of one command: Lua can pass about 8,000 to a function.
 MOST_WORDS = 4000
@@ -39,7 +39,7 @@ _SENDABLE = (str, int, float, bytes)
 _PRINTABLE_BITS = 2000
 
 
-def check_words(words: Sequence[Text]) -> None:
+def check_words(words: Sequence[Word]) -> None:
     """Raise TypeError or ValueError for a word that cannot be sent to Redis."""
     if len(words) > 1 and _TEXT_ONLY.issuperset(map(type, words)):
         return
@@ -59,7 +59,7 @@ def text_of(word: object) -> str:
     return word.decode() if isinstance(word, bytes) else str.__str__(word)
 
 
-def integer(word: Text, least: int, most: int) -> int:
+def integer_of(word: Word, least: int, most: int) -> int:
     """Return a word as an integer between two bounds. Raises ValueError."""
     if isinstance(word, str):
         if not _INTEGER.fullmatch(word):
@@ -70,7 +70,7 @@ def integer(word: Text, least: int, most: int) -> int:
     return word
 
 
-def score(word: Text | float) -> Text:
+def score_of(word: Word | float) -> Word:
     """Return a score in a form that Redis reads. Raises ValueError if it is not a number."""
     if type(word) is int and -(2**63) < word < 2**63:
         return word
@@ -93,49 +93,49 @@ def score(word: Text | float) -> Text:
 # ValueError.
 
 
-def _unix_ms(word: Text) -> int:
-    return integer(word, 1, LATEST_MS)
+def _unix_ms(word: Word) -> int:
+    return integer_of(word, 1, LATEST_MS)
 
 
-def _nothing(args: Sequence[Text]) -> Sequence[Text]:
+def _nothing(args: Sequence[Word]) -> Sequence[Word]:
     if args:
         raise ValueError("it takes a key and nothing else")
     return args
 
 
-def _one_or_more(args: Sequence[Text]) -> Sequence[Text]:
+def _one_or_more(args: Sequence[Word]) -> Sequence[Word]:
     if not args:
         raise ValueError("it takes a key and one argument or more")
     return args
 
 
-def _pairs(args: Sequence[Text]) -> Sequence[Text]:
+def _pairs(args: Sequence[Word]) -> Sequence[Word]:
     if not args or len(args) % 2:
         raise ValueError("it takes a key and one pair of arguments or more")
     return args
 
 
-def _scores(args: Sequence[Text]) -> Sequence[Text]:
+def _scores(args: Sequence[Word]) -> Sequence[Word]:
     _pairs(args)
-    return [word if n % 2 else score(word) for n, word in enumerate(args)]
+    return [word if n % 2 else score_of(word) for n, word in enumerate(args)]
 
 
-def _set(args: Sequence[Text]) -> Sequence[Text]:
+def _set(args: Sequence[Word]) -> Sequence[Word]:
     match args:
         case [value]:
             return [value]
         case [value, "KEEPTTL"]:
             return [value, "KEEPTTL"]
         case [value, "PX" | "PXAT" as unit, number]:
-            return [value, unit, integer(number, 1, LATEST_MS)]
+            return [value, unit, integer_of(number, 1, LATEST_MS)]
         case [value, "EX" | "EXAT" as unit, number]:
-            return [value, unit, integer(number, 1, LATEST_MS // 1000)]
+            return [value, unit, integer_of(number, 1, LATEST_MS // 1000)]
     raise ValueError(
         "it takes a key, a value, and one of KEEPTTL, EX, PX, EXAT, PXAT; for a condition (NX, XX) use expect()"
     )
 
 
-def _expire(args: Sequence[Text]) -> Sequence[Text]:
+def _expire(args: Sequence[Word]) -> Sequence[Word]:
     match args:
         case [moment]:
             return [_unix_ms(moment)]
@@ -144,28 +144,28 @@ def _expire(args: Sequence[Text]) -> Sequence[Text]:
     raise ValueError("it takes a key, a moment in ms, and at most one of NX, XX, GT, LT")
 
 
-def _increment(args: Sequence[Text]) -> Sequence[Text]:
+def _increment(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 1:
         raise ValueError("it takes a key and an integer")
-    return [integer(args[0], -MOST_INTEGER, MOST_INTEGER)]
+    return [integer_of(args[0], -MOST_INTEGER, MOST_INTEGER)]
 
 
-def _field_and_increment(args: Sequence[Text]) -> Sequence[Text]:
+def _field_and_increment(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 2:
         raise ValueError("it takes a key, a field and an integer")
-    return [args[0], integer(args[1], -MOST_INTEGER, MOST_INTEGER)]
+    return [args[0], integer_of(args[1], -MOST_INTEGER, MOST_INTEGER)]
 
 
-def _range(args: Sequence[Text]) -> Sequence[Text]:
+def _range(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 2:
         raise ValueError("it takes a key, a first and a last index")
-    return [integer(index, -(2**63) + 1, 2**63 - 1) for index in args]
+    return [integer_of(index, -(2**63) + 1, 2**63 - 1) for index in args]
 
 
-def _entry(args: Sequence[Text]) -> Sequence[Text]:
+def _entry(args: Sequence[Word]) -> Sequence[Word]:
     match args:
         case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:
-            before_fields: list[Text] = ["MAXLEN", exactness, integer(count, 0, 2**31), "*"]
+            before_fields: list[Word] = ["MAXLEN", exactness, integer_of(count, 0, 2**31), "*"]
         case ["*", *fields]:
             before_fields = ["*"]
         case _:
@@ -188,11 +188,11 @@ class Verb:
     needs: tuple[str, ...]
     check: Check
     makes: str = ""
-    grows: bool = False
+    is_variadic: bool = False
 
 
-def _verb_on(key_type: str, check: Check, *, grows: bool = False) -> Verb:
-    return Verb((key_type,), check, grows=grows)
+def _verb_on(key_type: str, check: Check, *, is_variadic: bool = False) -> Verb:
+    return Verb((key_type,), check, is_variadic=is_variadic)
 
 
 #: Verbs in small letters are not Redis's, but those of commit_verbs.lua. `Writer` or `Effects` has a method for each.
@@ -204,15 +204,15 @@ VERBS: dict[str, Verb] = {
     "PEXPIREAT": Verb((), _expire),
     "PERSIST": Verb((), _nothing),
     "INCRBY": _verb_on("string", _increment),
-    "HSET": _verb_on("hash", _pairs, grows=True),
-    "HDEL": _verb_on("hash", _one_or_more, grows=True),
+    "HSET": _verb_on("hash", _pairs, is_variadic=True),
+    "HDEL": _verb_on("hash", _one_or_more, is_variadic=True),
     "HINCRBY": _verb_on("hash", _field_and_increment),
-    "ZADD": _verb_on("zset", _scores, grows=True),
-    "ZREM": _verb_on("zset", _one_or_more, grows=True),
-    "SADD": _verb_on("set", _one_or_more, grows=True),
-    "SREM": _verb_on("set", _one_or_more, grows=True),
-    "RPUSH": _verb_on("list", _one_or_more, grows=True),
-    "LPUSH": _verb_on("list", _one_or_more, grows=True),
+    "ZADD": _verb_on("zset", _scores, is_variadic=True),
+    "ZREM": _verb_on("zset", _one_or_more, is_variadic=True),
+    "SADD": _verb_on("set", _one_or_more, is_variadic=True),
+    "SREM": _verb_on("set", _one_or_more, is_variadic=True),
+    "RPUSH": _verb_on("list", _one_or_more, is_variadic=True),
+    "LPUSH": _verb_on("list", _one_or_more, is_variadic=True),
     "LTRIM": _verb_on("list", _range),
     "XADD": _verb_on("stream", _entry),
     "set-all": Verb((), _nothing, makes="string"),
@@ -261,7 +261,7 @@ GUARDABLE_READS = {
 }
 
 
-def checked(verb: str, args: Sequence[Text]) -> Sequence[Text]:
+def checked(verb: str, args: Sequence[Word]) -> Sequence[Word]:
     """Return the arguments of a command in a form that Redis certainly accepts. Raises ValueError, TypeError."""
     allowed = VERBS.get(verb)
     if allowed is None or not verb.isupper():

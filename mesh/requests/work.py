@@ -1,4 +1,4 @@
-"""What a consumer keeps of a request in progress, and what it counts."""
+"""What a consumer keeps of a request in progress, what it counts, and what it needs of its replica."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mesh.wire.link import Link
 
 
 class Committer(Protocol):
-    """Learns the results of commits. `answer` is commit.lua's answer, and not the answer of the request."""
+    """A consumer, as `Work` sees it. `answer` is commit.lua's answer, and not the answer to the request."""
 
     def committed(self, work: Work, answer: str) -> None: ...
 
@@ -24,11 +24,11 @@ class Committer(Protocol):
 
 
 class Work:
-    """One request in progress, and the waiter of its commit: it passes the result of the commit to the consumer."""
+    """One request in progress. The link passes it the result of its commit, as to a future; it tells the consumer."""
 
     __slots__ = (
-        "_committer", "began_at", "committing", "conflicts", "contended", "ended", "given_away", "handler", "late",
-        "pause_ms", "reason", "request", "span", "task",
+        "_committer", "abandoned", "began_at", "committing", "conflict_key", "conflicts", "ended_future", "handler",
+        "late", "pause_ms", "reason", "request", "span", "task",
     )  # fmt: skip
 
     def __init__(self, request: Request, handler: Handler | None, committer: Committer) -> None:
@@ -39,17 +39,17 @@ class Work:
         self.committing = False
         #: how many conflicts it met in this delivery, and the key of the last one
         self.conflicts = 0
-        self.contended = ""
-        #: why its last attempt failed
+        self.conflict_key = ""
+        #: why its last attempt failed, so that the log shows the traceback of the same reason only once
         self.reason = ""
         #: Its result no longer matters here: another consumer has it or will get it, or its deadline has passed.
-        self.given_away = False
+        self.abandoned = False
         #: for how long (ms) it leaves its stream and waits: before its next try, or because it is handed on
         self.pause_ms = 0
         #: its deadline passed while it was in progress
         self.late = False
-        #: resolved when the work ends; only on a database's stream, where the next requests wait for that
-        self.ended: asyncio.Future[None] | None = None
+        #: resolved when the work ends; None on a class's stream, where no other request waits for that
+        self.ended_future: asyncio.Future[None] | None = None
         #: when work on this delivery began, by `perf_counter`; 0: it has not
         self.began_at = 0.0
         #: the span of its commit, where there are spans
@@ -79,7 +79,7 @@ class Work:
 
 @dataclass(slots=True)
 class Counters:
-    """What a consumer has done since it started. The metrics have one counter for each field."""
+    """How often a consumer has done each of these things since it started. The metrics have one counter for each."""
 
     #: requests that a commit has ended
     done: int = 0
@@ -108,8 +108,8 @@ class Host:
     now_ms: Callable[[], int]
     #: returns the operations that an operator has paused
     paused: Callable[[], frozenset[str]]
-    #: takes the moment (ms of Redis's clock) at which a waiting request may be due: then the replica wakes what is due
-    learn: Callable[[int], None]
+    #: notes the moment (ms of Redis's clock) at which a waiting request may be due: then the replica wakes what is due
+    note_due: Callable[[int], None]
     #: what the other replicas serve and understand
     directory: Directory
     durations: Durations

@@ -13,11 +13,11 @@ from mesh.requests.verbs import (
     MOST_INTEGER,
     MOST_WORDS,
     VERBS,
-    Text,
     Verb,
+    Word,
     check_words,
     checked,
-    integer,
+    integer_of,
 )
 
 
@@ -31,29 +31,32 @@ class Expectations:
     __slots__ = ("_absent", "_answers", "_present")
 
     def __init__(self) -> None:
+        #: by side and hash ("" for keys): the fields or keys that must have a value, and these values
         self._present: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
+        #: by side and hash ("" for keys): the fields or keys that must be absent
         self._absent: dict[tuple[int, str], list[str]] = {}
-        self._answers: list[list[Text]] = []
+        #: the group of words of each reading command whose answer must be the same
+        self._answers: list[list[Word]] = []
 
-    def add(self, side: int, hash: str, name: str, value: str | None) -> None:
-        """Expect that a field of a hash, or a key if `hash` is "", has this value. With None, expect its absence."""
+    def add(self, side: int, hash_key: str, name: str, value: str | None) -> None:
+        """Expect that a field of a hash, or a key if `hash_key` is "", has this value; None: that it is absent."""
         if value is None:
-            self.add_absent(side, hash, [name])
+            self.add_absent(side, hash_key, [name])
             return
-        names, values = self._present.setdefault((side, hash), ([], []))
+        names, values = self._present.setdefault((side, hash_key), ([], []))
         names.append(name)
         values.append(value)
 
-    def add_absent(self, side: int, hash: str, names: Iterable[str]) -> None:
+    def add_absent(self, side: int, hash_key: str, names: Iterable[str]) -> None:
         """Expect that all of these fields or keys are absent."""
-        self._absent.setdefault((side, hash), []).extend(names)
+        self._absent.setdefault((side, hash_key), []).extend(names)
 
-    def add_answer(self, side: int, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
+    def add_answer(self, side: int, verb: str, key: str, args: Sequence[Word], answer: Any) -> None:
         """Expect this answer (a list, one element, or None) of a reading command. Raises ValueError for other verbs."""
         if verb not in GUARDABLE_READS:
             raise ValueError(f"{verb} is not a verb that a transaction can guard")
         elements = answer if isinstance(answer, list) else [] if answer is None else [answer]
-        words: list[Text] = [verb, key, *args]
+        words: list[Word] = [verb, key, *args]
         self._answers.append([f"{side}r", GUARDABLE_READS[verb], len(elements), len(words), *words, *elements])
 
     @property
@@ -67,21 +70,21 @@ class Expectations:
         self._present.clear()
         self._absent.clear()
 
-    def groups(self) -> list[list[Text]]:
+    def groups(self) -> list[list[Word]]:
         """Return all groups of expectations. The head of commit.lua says which words a group has."""
         if not self._absent and not self._present:
             return self._answers
-        groups: list[list[Text]] = [
+        groups: list[list[Word]] = [
             *self._answers,
             *(
-                [side, hash, len(some_absent), 0, *some_absent]
-                for (side, hash), names in self._absent.items()
-                for some_absent in parts(names)
+                [side, hash_key, len(some_absent), 0, *some_absent]
+                for (side, hash_key), names in self._absent.items()
+                for some_absent in chunks(names)
             ),
         ]
-        for (side, hash), (names, values) in self._present.items():
-            for some_names, their_values in zip(parts(names), parts(values), strict=True):
-                groups.append([side, hash, len(some_names), len(their_values), *some_names, *their_values])
+        for (side, hash_key), (names, values) in self._present.items():
+            for some_names, their_values in zip(chunks(names), chunks(values), strict=True):
+                groups.append([side, hash_key, len(some_names), len(their_values), *some_names, *their_values])
         return groups
 
 
@@ -101,13 +104,13 @@ _CHECKS_BEYOND_TYPES = frozenset(("bounded", "placed"))
 
 #: A command: its first word (the side, and the checks of its keys), the number of all later words, its verb, its keys,
 #: its arguments.
-Command = list[Text]
+Command = list[Word]
 
 #: The first words of commands that the plain variant of commit.lua can check: they name types only.
 _PLAIN_FIRST_WORDS = frozenset(
     [
         *_SIDE_WORDS,
-        *(f"{side} {needed}" for side in _SIDE_WORDS for needed in ("string", "hash", "list", "set", "zset")),
+        *(f"{word} {key_type}" for word in _SIDE_WORDS for key_type in ("string", "hash", "list", "set", "zset")),
     ]
 )
 
@@ -137,7 +140,7 @@ class CounterBounds:
         for _, _, verb, _, *args in history:
             self.note(str(verb), args)
 
-    def note(self, verb: str, args: Sequence[Text]) -> None:
+    def note(self, verb: str, args: Sequence[Word]) -> None:
         """Take one more command into account."""
         match verb:
             case "SET":
@@ -149,10 +152,10 @@ class CounterBounds:
             case "HDEL":
                 self._bounds.update((str(field), 0) for field in args)
             case "INCRBY" | "HINCRBY":
-                *names, by = args
-                self._add(str(names[0]) if names else "", int(by))
+                *field_if_hash, by = args  # INCRBY has no field
+                self._increase(str(field_if_hash[0]) if field_if_hash else "", int(by))
 
-    def _add(self, field: str, by: int) -> None:
+    def _increase(self, field: str, by: int) -> None:
         bound = self._bounds.get(field, 0)
         if self.knows(field) and bound is not None:
             self._bounds[field] = bound + abs(by)
@@ -170,10 +173,10 @@ class CounterBounds:
             raise ValueError("it adds up to more than 64 bits")
 
 
-def _magnitude(word: Text) -> int | None:
+def _magnitude(word: Word) -> int | None:
     """Return the absolute value of an integer; None for text that Redis does not read as an integer."""
     try:
-        return abs(integer(word, -(2**63), 2**63 - 1))
+        return abs(integer_of(word, -(2**63), 2**63 - 1))
     except ValueError:
         return None
 
@@ -199,17 +202,18 @@ class Writes:
         self._earliest_expiries: dict[tuple[int, str], int] = {}
         #: by side: the keys that `set_all` has set
         self._set_all_keys: tuple[set[str], set[str]] = (set(), set())
+        #: by side and key: the bounds of its counters, from its first INCRBY or HINCRBY on
         self._counter_bounds: dict[tuple[int, str], CounterBounds] = {}
 
-    def write(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
+    def write(self, side: int, verb: str, key: str, args: Sequence[Word]) -> None:
         """Add a command of Redis on one key. Raises ValueError or TypeError if Redis would not accept it."""
         args = checked(verb, args)
-        if VERBS[verb].grows:
-            self.grow(side, verb, (key,), args)
+        if VERBS[verb].is_variadic:
+            self.add_or_extend(side, verb, (key,), args)
         else:
             self.add(side, verb, (key,), args)
 
-    def add(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+    def add(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
         """Add a command. Raises ValueError if it must fail because of what this transaction has written before."""
         command: Command = [self._first_word(side, verb, keys, args), len(keys) + len(args) + 1, verb, *keys, *args]
         self._commands.append(command)
@@ -224,53 +228,53 @@ class Writes:
         if self._counter_bounds:
             self._note(side, verb, keys, args)
 
-    def grow(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+    def add_or_extend(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
         """Add fields or members with a verb that takes any number of them. If possible, an earlier command takes them.
 
         Raises ValueError or TypeError for words that cannot be sent, and ValueError for a key that has another type
         because of this transaction.
         """
         check_words(args)
-        for part in parts(args):
+        for chunk in chunks(args):
             extended = self._command_to_extend(side, keys)
-            if extended is not None and extended[2] == verb and len(extended) + len(part) <= MOST_WORDS:
-                extended.extend(part)
-                extended[1] = len(extended) - 2
+            if extended is not None and extended[2] == verb and len(extended) + len(chunk) <= MOST_WORDS:
+                extended.extend(chunk)
+                extended[1] = len(extended) - 2  # the number of later words, as in `Command`
                 if self._counter_bounds:
-                    self._note(side, verb, keys, part)
+                    self._note(side, verb, keys, chunk)
             else:
-                self.add(side, verb, keys, part)
+                self.add(side, verb, keys, chunk)
 
-    def add_read(self, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+    def add_read(self, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
         """Add a command that only reads our own database. Raises ValueError as `add` does."""
         self.add(1, verb, keys, args)
         command = self._commands[-1]
         command[0] = _READ_FOR_REPLY_WORD + str(command[0])[1:]
 
-    def set_all(self, side: int, keys: Sequence[str], value: Text, at_ms: int) -> None:
+    def set_all(self, side: int, keys: Sequence[str], value: Word, at_ms: int) -> None:
         """Set each of these keys to one value that expires at `at_ms` (ms since 1970). Raises ValueError, TypeError."""
         check_words((value,))
-        until = str(integer(at_ms, 1, LATEST_MS))
-        for part in parts(keys):
+        until = str(integer_of(at_ms, 1, LATEST_MS))
+        for chunk in chunks(keys):
             # The verb `set-all` has the expiry where other verbs have their key, and its keys come after the value.
-            self.add(side, "set-all", (until,), [value, *part])
+            self.add(side, "set-all", (until,), [value, *chunk])
         self._set_all_keys[side].update(keys)
 
     def keep_until(self, side: int, key: str, at_ms: int) -> None:
         """Let a key live at least until `at_ms`, or until a later moment of another call. Raises ValueError."""
-        at_ms = integer(at_ms, 1, LATEST_MS)
+        at_ms = integer_of(at_ms, 1, LATEST_MS)
         self._earliest_expiries[side, key] = max(at_ms, self._earliest_expiries.get((side, key), 0))
 
     def clear(self) -> None:
         """Remove all commands."""
-        for collected in (
+        for collection in (
             self._commands,
             self._histories,
             self._earliest_expiries,
             *self._set_all_keys,
             self._counter_bounds,
         ):
-            collected.clear()
+            collection.clear()
 
     def commands(self) -> list[Command]:
         """Return all commands. Those that set lifetimes come last, because their keys must exist by then."""
@@ -289,16 +293,17 @@ class Writes:
             if history is None or key in self._set_all_keys[side] or (latest is not None and history[-1] is not latest):
                 return None
             latest = history[-1]
+        # In a `Command` the keys come after the first three words.
         if len(keys) > 1 and latest is not None and latest[3 : 3 + len(keys)] != [*keys]:
             return None
         return latest
 
-    def _note(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+    def _note(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
         for key in keys:
             if (side, key) in self._counter_bounds:
                 self._counter_bounds[side, key].note(verb, args)
 
-    def _first_word(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> str:
+    def _first_word(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> str:
         """Return a command's first word: its side, and the check of each of its keys. Raises ValueError."""
         needs = self.verbs[verb].needs
         if not needs:
@@ -319,15 +324,15 @@ class Writes:
         """
         if needed in _CHECKS_BEYOND_TYPES:
             return needed
-        given_type = self._type(side, key)
+        given_type = self._type_given(side, key)
         if given_type in (needed, ABSENT):
             return _NO_CHECK
         if given_type:
             raise ValueError(f"{verb} needs a {needed}, and this transaction makes {key} a {given_type}")
         return needed
 
-    def _type(self, side: int, key: str) -> str:
-        """Return the type that this transaction has given a key so far; "" if it has given none."""
+    def _type_given(self, side: int, key: str) -> str:
+        """Return the type that this transaction has given a key so far; ABSENT if it deletes the key; "" if neither."""
         # The histories lack the keys of `set-all` (`Writer.set_until` of effects.py). For such a key this returns no
         # type, so `_check_of_key` refuses each verb that needs a type. Its error then ends with this text.
         if key in self._set_all_keys[side]:
@@ -339,11 +344,11 @@ class Writes:
                 return given_type
         return ""
 
-    def _check_of_counter(self, side: int, verb: str, key: str, args: Sequence[Text]) -> str:
+    def _check_of_counter(self, side: int, verb: str, key: str, args: Sequence[Word]) -> str:
         """Return the check of a counter. Raises ValueError if the command would fail whatever the database holds."""
         type_check = self._check_of_key(side, verb, key, VERBS[verb].needs[0])
-        *names, by = args
-        field = str(names[0]) if names else ""
+        *field_if_hash, by = args  # INCRBY has no field
+        field = str(field_if_hash[0]) if field_if_hash else ""
         bounds = self._counter_bounds.get((side, key))
         if bounds is None:
             bounds = self._counter_bounds[side, key] = CounterBounds(self._histories.get((side, key), ()))
@@ -362,6 +367,6 @@ def _first_word_for_unwritten_keys(side: int, needs: tuple[str, ...]) -> str:
     return " ".join([_SIDE_WORDS[side], *needs])
 
 
-def parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    """Yield the words in parts of at most MOST_WORDS. Pairs stay together, because MOST_WORDS is even."""
+def chunks(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
+    """Yield the words in chunks of at most MOST_WORDS. Pairs stay together, because MOST_WORDS is even."""
     return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))

@@ -112,7 +112,7 @@ async def test_requests_of_a_call_have_tasks_of_their_own() -> None:
 async def test_a_request_that_was_given_away_before_it_began_is_forgotten() -> None:
     """Another consumer works on it."""
     ran, found = Ran(), works("a", "b", "c")
-    found[1].given_away = True
+    found[1].abandoned = True
     ran.made.begin(found)
     await asyncio.sleep(0)
     assert list(ran.tasks) == ["0-0", "2-0"] and ran.forgotten == [found[1]]

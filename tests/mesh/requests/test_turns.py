@@ -38,7 +38,7 @@ async def test_those_that_met_a_conflict_run_one_after_the_other() -> None:
     assert begun == ["a", "a", "b", "c"]
     taken.take("d", "key")
     assert begun[-1] == "d", "an empty queue is gone"
-    assert taken.conflicts == {"key": 5}
+    assert taken.conflicts_by_key == {"key": 5}
 
 
 async def test_keys_do_not_wait_for_each_other() -> None:
@@ -152,7 +152,7 @@ async def test_the_keys_that_are_counted_are_bounded(monkeypatch: pytest.MonkeyP
     for n in range(30):
         for work in (f"{n}", "hot"):
             taken.take(work, "hot" if work == "hot" else f"key {n}")
-    assert len(taken.conflicts) <= 10 and taken.conflicts["hot"] == 30
+    assert len(taken.conflicts_by_key) <= 10 and taken.conflicts["hot"] == 30
 
 
 def counting() -> tuple[Worker, list[str]]:
