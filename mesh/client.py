@@ -32,7 +32,7 @@ from mesh.later import waking
 from mesh.later.due import Due
 from mesh.lease import server
 from mesh.requests import scripts, streams, tracing
-from mesh.requests.answers import Answer, Ask, Replies, needs
+from mesh.requests.answers import Answer, Ask, Replies, needed_ops_and_level
 from mesh.requests.calls import Calls
 from mesh.requests.once import Once
 from mesh.requests.protocol import Address, Body, Decode, decode_object
@@ -211,7 +211,7 @@ class Client:
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply, which `decode` reads. Raises MeshError."""
         with _lease_lost_as_unavailable():
-            presence = await self._presence_for(*needs(asks))
+            presence = await self._presence_for(*needed_ops_and_level(asks))
             return await presence.calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
@@ -253,7 +253,7 @@ class Client:
         """
         with _lease_lost_as_unavailable():
             ask = Ask(to, op, body, once, limit)
-            ops, level = needs([ask])
+            ops, level = needed_ops_and_level([ask])
             presence = await self._presence_for(ops, level if due is None else max(level, LATER))
             await presence.calls.send(ask, key, due)
 

@@ -31,7 +31,7 @@ from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
 from mesh.memory import Memory
 from mesh.requests import scripts, streams, tracing
-from mesh.requests.answers import Answer, Ask, Replies, needs
+from mesh.requests.answers import Answer, Ask, Replies, needed_ops_and_level
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer, load_of
 from mesh.requests.durations import Durations
@@ -123,7 +123,7 @@ class Replica:
         return self._calls.ask(asks, deadline_ms, decode)
 
     async def _check_and_ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
-        await self._directory.check(*needs(asks))
+        await self._directory.check(*needed_ops_and_level(asks))
         return await self._calls.ask(asks, deadline_ms, decode)
 
     async def gather(

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Ask:
-    """One request to send. A request with an idempotency key is sent without others."""
+    """One request to send, before it has a name. A request with an idempotency key is sent without others."""
 
     to: Address
     op: str
@@ -59,13 +59,13 @@ class Ask:
         return f"{ttl_ms} {encode(options)}"
 
 
-def needs(asks: Sequence[Ask]) -> tuple[list[str], int]:
-    """Return the operations of requests, and the highest level of their options: see `mesh.discovery`."""
+def needed_ops_and_level(asks: Sequence[Ask]) -> tuple[list[str], int]:
+    """Return what the live replicas must know: the operations of requests, and the highest level of their options."""
     return [ask.op for ask in asks], max((ask.level for ask in asks), default=0)
 
 
 class Answer:
-    """The replies to one request: the bodies of all its parts, or the first error."""
+    """The replies to one request: the bodies of all its parts, or the first error. Forwards divide it into parts."""
 
     __slots__ = ("bodies", "error", "gone", "id", "key", "limit", "once", "outstanding", "to")
 
@@ -74,10 +74,11 @@ class Answer:
         self.to = to
         #: the caller's name for the request
         self.key = key
-        #: operation and idempotency key, with which other callers may wait for the same answer
+        #: operation and idempotency key, because other callers may wait for the same answer; None without a key
         self.once = once
         #: its limit; "" for none
         self.limit = limit
+        #: of the replies without an error, in the order in which they came
         self.bodies: list[Any] = []
         self.error: MeshError | None = None
         #: its address is no longer live; a gather then has no reply of this address
@@ -118,10 +119,10 @@ class Answer:
         if len(self.bodies) == 1:
             single_body: Body = self.bodies[0]
             return single_body
-        merged: Body = {}
+        merged_body: Body = {}
         for body in self.bodies:
-            merged.update(body)
-        return merged
+            merged_body.update(body)
+        return merged_body
 
 
 class Replies(dict[int, T]):
@@ -140,21 +141,23 @@ class CallInProgress:
     """A call or a gather in progress. The link passes it the result of the submission, even if it was cancelled."""
 
     __slots__ = (
-        "_end", "_gather_key", "_open", "_rest", "abandoned", "answers", "asked_at", "complete", "decode",
-        "left_out", "span", "submitted", "trail",
+        "_answers_after", "_first_open", "_gather_key", "_remove_unanswered", "abandoned", "answers", "asked_at",
+        "completed", "decode", "left_out", "span", "submitted", "trail",
     )  # fmt: skip
 
     def __init__(
         self,
         gather_key: str,
         answers: dict[str, Answer],
-        end: Callable[[CallInProgress, str], None],
+        remove_unanswered: Callable[[CallInProgress, str], None],
         decode: Decode,
-        complete: asyncio.Future[None],
+        completed: asyncio.Future[None],
     ) -> None:
+        #: by the key of each request; a gather begins without answers
         self.answers = answers
         #: reads the bodies of its replies
         self.decode = decode
+        #: when it began, on the monotonic clock
         self.asked_at = time.monotonic()
         #: collects the fields of each reply if the caller wants them; else None
         self.trail = tracing.TRAIL.get()
@@ -166,14 +169,15 @@ class CallInProgress:
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back
         self.left_out: frozenset[int] = frozenset()
-        self.complete = complete
+        #: resolved when all replies are there; its caller awaits this
+        self.completed = completed
         #: the beginning of the keys of a gather's requests; "" for a call
         self._gather_key = gather_key
-        #: removes the unanswered requests of this call; the second argument is "expired" or "cancelled"
-        self._end = end
-        #: the first answer whose replies are not all there, and the answers after it
-        self._open: Answer | None = None
-        self._rest = _NO_ANSWERS
+        #: removes the unanswered requests of a call from their streams; the second argument is "expired" or "cancelled"
+        self._remove_unanswered = remove_unanswered
+        #: the first open answer (its replies are not all there), and the answers after it
+        self._first_open: Answer | None = None
+        self._answers_after = _NO_ANSWERS
 
     def done(self) -> bool:
         """Return False: only the link passes a result or an error to the call, and only once."""
@@ -195,9 +199,9 @@ class CallInProgress:
         self.submitted = True
         if self.span is not None:
             self.span.add_event("submitted")
-        self._rest = iter(list(self.answers.values()))
+        self._answers_after = iter(list(self.answers.values()))
         if self.abandoned:
-            self._end(self, "cancelled")
+            self._remove_unanswered(self, "cancelled")
         self.complete_if_answered()
 
     def set_exception(self, error: BaseException) -> None:
@@ -222,16 +226,16 @@ class CallInProgress:
     def complete_if_answered(self) -> None:
         """Complete the call if all replies are there.
 
-        `_open` moves past each answer only once. So no reply costs a look at all answers of a large gather.
+        `_first_open` moves past each answer only once. So no reply costs a look at all answers of a large gather.
         """
-        if not self.submitted or self.complete.done():
+        if not self.submitted or self.completed.done():
             return
-        while self._open is None or self._open.outstanding <= 0:
-            self._open = next(self._rest, None)
-            if self._open is None:
-                self.complete.set_result(None)
+        while self._first_open is None or self._first_open.outstanding <= 0:
+            self._first_open = next(self._answers_after, None)
+            if self._first_open is None:
+                self.completed.set_result(None)
                 return
 
     def fail(self, error: BaseException) -> None:
-        if not self.complete.done():
-            self.complete.set_exception(error)
+        if not self.completed.done():
+            self.completed.set_exception(error)

@@ -50,14 +50,15 @@ from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: While calls take longer than this, the roster is read again and again, to see whether their addresses are live.
+#: While calls take longer than this, the roster is read at this interval, to see whether their addresses are live. Most
+#: calls are faster, so they cost no read.
 WATCH_AFTER_S = 0.25
-#: Pause after replies could not be read.
+#: Pause after replies could not be read. Callers wait meanwhile, so it is short.
 READ_PAUSE_S = 0.1
-#: Address of every live database at once.
+#: Stands for every live database at once, in place of the name of an address.
 EVERY = "*"
 #: Most requests of one process that wait for replies. This bounds the memory; no process can serve nearly as many.
-MOST_OUT = 50_000
+MOST_AWAITED = 50_000
 
 
 class Calls:
@@ -76,17 +77,17 @@ class Calls:
         self._reader = reader
         self._replica = replica
         self._durability = durability
-        #: returns whether an operation is known to have no effect
+        #: returns whether an operation is known to have no effect; its requests are accepted even when memory is full
         self._only_reads = only_reads
         #: how many requests may wait in `mesh:later`; submit.lua refuses more. 0: none may wait
         self._later_bound = later_bound
         self._loop = asyncio.get_running_loop()
-        self._numbers = itertools.count(1)
+        self._key_numbers = itertools.count(1)
         self._in_progress: dict[str, CallInProgress] = {}
-        #: requests that nobody waits for any more: `_end_requests` removes them
-        self._requests_to_end: asyncio.Queue[streams.Removal] = asyncio.Queue()
+        #: requests that nobody waits for any more: `_remove_requests` removes them
+        self._removals: asyncio.Queue[streams.Removal] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
-        #: the error of all later calls, once the replica has left the mesh
+        #: the error that all later calls raise, once the replica has left the mesh; None until then
         self._closed: MeshError | None = None
         #: Sends all requests or none, and returns their answers in the same order. If an answer is late, its error is
         #: DeadlineExceeded. If nothing was sent, raises NoReplica, Busy, Unavailable or InvalidBody.
@@ -109,13 +110,13 @@ class Calls:
         answers: dict[str, Answer] = {}
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
             raise UsageError("a request with an idempotency key, or with a key to read, is sent without others")
-        only_reads, without_options = True, True
+        all_only_read, without_options = True, True
         # The first word of a group is the number of requests, which is negative if all of them only read. The second
         # has the fields that all entries have, such as `call` and `traceparent`. Five words for each request follow.
         group: list[str | int] = [0, tracing.about()]
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
-            only_reads = only_reads and self._only_reads(op)
+            all_only_read = all_only_read and self._only_reads(op)
             request_key, target, text = self._next_key(), _target_of(ask.to), _encoded(ask.body)
             ttl_and_options = str(deadline_ms)
             if once is None and not limit:
@@ -129,8 +130,8 @@ class Calls:
                 shared_keys = ",".join([keys.SHARED + name for name in ask.read])
                 group[1] = f"{group[1]} read {shared_keys}".lstrip()
             group += (target, op, request_key, ttl_and_options, text)
-        group[0] = -len(asks) if only_reads else len(asks)
-        call = CallInProgress("", answers, self._end_unanswered, decode, self._loop.create_future())
+        group[0] = -len(asks) if all_only_read else len(asks)
+        call = CallInProgress("", answers, self._remove_unanswered, decode, self._loop.create_future())
         return self._wait_for(call, answers, group, deadline_ms, without_options)
 
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
@@ -173,7 +174,7 @@ class Calls:
         gather_key = self._next_key()
         number = -1 if self._only_reads(op) else 1
         group: list[str | int] = [number, tracing.about(), target, op, gather_key, str(deadline_ms), _encoded(body)]
-        call = CallInProgress(gather_key, {}, self._end_unanswered, decode, self._loop.create_future())
+        call = CallInProgress(gather_key, {}, self._remove_unanswered, decode, self._loop.create_future())
         answers = await self._wait_for(call, [gather_key], group, deadline_ms)
         replies: Replies[Any] = Replies()
         replies.left_out = sorted(call.left_out)
@@ -209,15 +210,17 @@ class Calls:
         """
         if self._closed is not None:
             raise self._closed
-        if len(self._in_progress) + len(reply_keys) > MOST_OUT:
-            raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
+        if len(self._in_progress) + len(reply_keys) > MOST_AWAITED:
+            raise Busy(
+                f"{MOST_AWAITED} requests of this replica already wait for replies; retry after 1 s", retry_after=1
+            )
         words = _words_of(group, without_options)
         for reply_key in reply_keys:
             self._in_progress[reply_key] = call
-        same_deadline = self._deadlines.add(call, deadline_ms / 1000)
+        expiring_together = self._deadlines.add(call, deadline_ms / 1000)  # all calls that share its timer
         try:
             self._link.submit(words, call)
-            await call.complete
+            await call.completed
             # If the settings ask for it, copies of Redis confirm the effect before the caller gets the answers.
             if self._durability is not None:
                 await self._durability.confirm()
@@ -226,7 +229,7 @@ class Calls:
             self._abandon(call)
             raise
         finally:
-            same_deadline.discard(call)
+            expiring_together.discard(call)
             for reply_key in reply_keys:
                 self._in_progress.pop(reply_key, None)
 
@@ -237,10 +240,10 @@ class Calls:
         """
         call.abandoned = True
         if call.submitted:
-            self._end_unanswered(call, "cancelled")
+            self._remove_unanswered(call, "cancelled")
 
     def _expire(self, call: CallInProgress) -> None:
-        if call.complete.done():
+        if call.completed.done():
             return
         if not call.submitted:
             call.abandoned = True
@@ -248,17 +251,17 @@ class Calls:
             return
         for answer in call.open_answers:
             answer.error = DeadlineExceeded()
-        self._end_unanswered(call, "expired")
-        call.complete.set_result(None)
+        self._remove_unanswered(call, "expired")
+        call.completed.set_result(None)
 
-    def _end_unanswered(self, call: CallInProgress, outcome: str) -> None:
+    def _remove_unanswered(self, call: CallInProgress, outcome: str) -> None:
         """Remove unanswered requests from their streams. A replica that works on such a request notices and stops."""
         for answer in call.open_answers:
-            self._end_request(answer, outcome)
+            self._queue_removal(answer, outcome)
 
-    def _end_request(self, answer: Answer, outcome: str) -> None:
+    def _queue_removal(self, answer: Answer, outcome: str) -> None:
         if answer.id:  # "" if it is not known to be on a stream
-            self._requests_to_end.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, answer.options))
+            self._removals.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, answer.options))
 
     async def run(self) -> None:
         """Read replies, watch the roster, and remove requests that nobody waits for."""
@@ -266,7 +269,7 @@ class Calls:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
                 tasks.create_task(self._watch())
-                tasks.create_task(self._end_requests())
+                tasks.create_task(self._remove_requests())
         finally:
             self.close(Unavailable("this replica has left the mesh"))
 
@@ -310,29 +313,29 @@ class Calls:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_AFTER_S)
-            # `old` has the calls that are older than WATCH_AFTER_S. A call of several requests has several keys in
-            # `_in_progress`; the ids of the objects let each call count once.
+            # `old` has the calls (`e`) that are older than WATCH_AFTER_S, each once. A call of several requests has
+            # several keys in `_in_progress`, so the ids of the objects are the keys of `old`.
             before = time.monotonic() - WATCH_AFTER_S
             old = {id(e): e for e in self._in_progress.values() if e.submitted and e.asked_at < before}
             if not old:
                 continue
-            live: set[str] = set()
+            live_targets: set[str] = set()
             for member in await roster.read(self._link):
-                live |= {member.cls, f"db{member.database}"}
-            gone = {answer.to for call in old.values() for answer in call.open_answers} - live
-            if gone:
+                live_targets |= {member.cls, f"db{member.database}"}
+            gone_targets = {answer.to for call in old.values() for answer in call.open_answers} - live_targets
+            if gone_targets:
                 missing = await roster.read_missing(self._link)
                 for call in old.values():
-                    self._drop_gone(call, gone, missing)
+                    self._stop_waiting_for(call, gone_targets, missing)
 
-    def _drop_gone(self, call: CallInProgress, gone: set[str], missing: Sequence[Missing]) -> None:
-        """Let a call no longer wait for answers of the addresses in `gone`, which are not live."""
+    def _stop_waiting_for(self, call: CallInProgress, gone_targets: set[str], missing: Sequence[Missing]) -> None:
+        """Let a call no longer wait for answers of the addresses in `gone_targets`, which are not live."""
         # A row of `missing` has a class only while its replica is expected back.
         expected_back = {name for each in missing if each.cls for name in (each.cls, f"db{each.database}")}
         holding_data = {f"db{each.database}": each.database for each in missing if each.has_data}
         for answer in call.open_answers:
             # If a reply has come already, the request was forwarded: other addresses send the replies still to come.
-            if answer.to not in gone or answer.bodies:
+            if answer.to not in gone_targets or answer.bodies:
                 continue
             answer.outstanding = 0
             answer.gone = True
@@ -343,15 +346,16 @@ class Calls:
             elif answer.to in holding_data:
                 # A gather goes on without this database, and names it in `left_out`.
                 call.left_out |= {holding_data[answer.to]}
-            self._end_request(answer, "cancelled")
+            self._queue_removal(answer, "cancelled")
         call.complete_if_answered()
 
-    async def _end_requests(self) -> None:
+    async def _remove_requests(self) -> None:
         while True:
-            ended = [await self._requests_to_end.get()]
-            while not self._requests_to_end.empty() and len(ended) < 256:  # at most so many in one run of end.lua
-                ended.append(self._requests_to_end.get_nowait())
-            await streams.end(self._link, ended)
+            removals = [await self._removals.get()]
+            # At most so many in one run of end.lua, because the server does nothing else meanwhile.
+            while not self._removals.empty() and len(removals) < 256:
+                removals.append(self._removals.get_nowait())
+            await streams.end(self._link, removals)
 
 
 def _target_of(to: Address) -> str:

@@ -47,7 +47,7 @@ async def test_a_replica_bounds_the_calls_that_wait_for_replies(
     backend: Backend, worker: Worker, gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One more is refused with a time to wait, and nothing of it is sent; after a reply there is room again."""
-    monkeypatch.setattr("mesh.requests.calls.MOST_OUT", 2)
+    monkeypatch.setattr("mesh.requests.calls.MOST_AWAITED", 2)
     one = await backend.join(worker)
     work = [asyncio.create_task(one.call(Class("A"), "wait", {})) for _ in range(2)]
     async with backend.connections.client("test") as client:
