@@ -270,7 +270,7 @@ class Client:
     async def books(self) -> dict[str, int]:
         """Return how many requests had each outcome in the mesh; `accepted` is the sum of all other counts."""
         with _lease_lost_as_unavailable():
-            return await streams.books(self._require_presence().link, self._streams)
+            return await streams.read_books(self._require_presence().link, self._streams)
 
     async def _presence_for(self, ops: Sequence[str], level: int = 0) -> Presence:
         """Return the presence. Raises Unserved if no live replica serves one of these operations.

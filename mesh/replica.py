@@ -38,7 +38,7 @@ from mesh.requests.durations import Durations
 from mesh.requests.effects import Effects
 from mesh.requests.filters import Among, Filters
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
-from mesh.requests.refusals import not_applied
+from mesh.requests.refusals import commit_error
 from mesh.requests.settlement import CONFLICT, DONE
 from mesh.requests.store import Store
 from mesh.requests.streams import ReplyReader, RequestReader
@@ -159,7 +159,7 @@ class Replica:
 
     async def books(self) -> dict[str, int]:
         """Return how many requests had each outcome in the mesh; `accepted` is the sum of all other counts."""
-        return await streams.books(self._link, self._streams)
+        return await streams.read_books(self._link, self._streams)
 
     def store(self) -> Store:
         """Return a reader of the leased database, the same as handlers get, for work outside of a request."""
@@ -182,7 +182,7 @@ class Replica:
             self._waking.note_due(due.moment_ms(self.now_ms()))
         if outcome == DONE or outcome.startswith(CONFLICT):
             return outcome == DONE
-        raise not_applied(outcome)
+        raise commit_error(outcome)
 
     async def cancel(self, key: str) -> bool:
         """Remove the request that has this key (`Ticket.key`). Return False if it has ended already."""

@@ -40,7 +40,7 @@ from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
 from mesh.requests.deadlines import Deadlines
 from mesh.requests.filters import Among
 from mesh.requests.protocol import Address, Decode, Reply, decode_object, encode_body
-from mesh.requests.refusals import incomplete, refusal
+from mesh.requests.refusals import incomplete_error, refusal
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Missing
 from mesh.wire.connection import Encoded, encode_words
@@ -103,7 +103,7 @@ class Calls:
     async def _ask_in_span(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         destinations = " ".join(sorted({ask.to.stream for ask in asks}))
         op = asks[0].op if asks else ""
-        with tracing.span("PRODUCER", *tracing.sending(destinations, op, len(asks))):
+        with tracing.span("PRODUCER", *tracing.submission_span(destinations, op, len(asks))):
             return await self._ask(asks, deadline_ms, decode)
 
     def _ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> Coroutine[Any, Any, list[Answer]]:
@@ -166,7 +166,7 @@ class Calls:
         gathering = self._gather(op, body, deadline_ms, decode, EVERY if among is None else among.target)
         if not tracing.is_on():
             return gathering
-        return tracing.traced(gathering, "PRODUCER", *tracing.sending(keys.REQUESTS + EVERY, op, 1))
+        return tracing.traced(gathering, "PRODUCER", *tracing.submission_span(keys.REQUESTS + EVERY, op, 1))
 
     async def _gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, target: str
@@ -307,7 +307,7 @@ class Calls:
         if call.trail is not None:  # the caller wants the fields of each reply
             call.trail.append((answer.to, fields_of(flat)))
         if call.span is not None:
-            call.span.add_event("reply", tracing.replying(status, fields_of(flat)))
+            call.span.add_event("reply", tracing.reply_attributes(status, fields_of(flat)))
         call.complete_if_answered()
 
     async def _watch(self) -> None:
@@ -342,7 +342,7 @@ class Calls:
             if "." not in answer.key:  # only the keys of a gather's requests have a dot (see `_take`)
                 answer.error = roster.absence(answer.to, expected=answer.to in expected_back)
             elif answer.to in holding_data and answer.to in expected_back:
-                answer.error = incomplete([holding_data[answer.to]])
+                answer.error = incomplete_error([holding_data[answer.to]])
             elif answer.to in holding_data:
                 # A gather goes on without this database, and names it in `left_out`.
                 call.left_out |= {holding_data[answer.to]}

@@ -35,7 +35,7 @@ from mesh.later.retry import defer
 from mesh.requests import streams
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, operation_of, unreadable
-from mesh.requests.refusals import not_applied
+from mesh.requests.refusals import commit_error
 from mesh.requests.runner import OutcomeAndReason, Runner
 from mesh.requests.settlement import (
     DONE,
@@ -327,7 +327,7 @@ class Consumer(GroupConsumer[Work]):
             case HandOn(reason):
                 await self._defer(work, work.request.failed_tries, reason)
             case RefuseRequest(reason):
-                self._runner.commit_refusal(work, not_applied(reason))
+                self._runner.commit_refusal(work, commit_error(reason))
             case Commit() | Rerun():
                 raise AssertionError("commits and conflicts are not settled here")
         return False

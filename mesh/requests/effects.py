@@ -15,7 +15,7 @@ from mesh.errors import InvalidReply, MeshError, UsageError
 from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.filters import Filter
-from mesh.requests.once import Once, is_kept, key_reused
+from mesh.requests.once import Once, is_kept, key_reused_error
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Verb, Word, check_words, integer_of, score_of, text_of
 from mesh.requests.writes import Expectations, Writes, are_plain, chunks
@@ -266,7 +266,7 @@ class Effects(Writer):
         if once is not None:
             options = once.options(text)
             if self._shas.setdefault((op, once.key), options["sha"]) != options["sha"]:
-                raise key_reused(once.key)
+                raise key_reused_error(once.key)
         if limit:
             options["limit"] = limit
         if due is not None:

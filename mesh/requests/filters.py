@@ -130,7 +130,7 @@ class Filters:
         """Return how many bits of a filter are set; 0 if the key holds something else."""
         return await self._integer_reply("BITCOUNT", keys.SHARED + filter.key)
 
-    async def counts(self, filter: Filter) -> bool:
+    async def still_counts(self, filter: Filter) -> bool:
         """Return whether a filter that was named still counts: its key has not expired, and nobody has deleted it."""
         # Numbers set the bits 0 to `bits` - 1. The bit after them is the last one, which NAME sets.
         return await self._integer_reply("GETBIT", keys.SHARED + filter.key, filter.bits) == 1

@@ -25,18 +25,19 @@ from mesh.errors import (
     UsageError,
 )
 
-#: How long the answer to a call with a key is kept, if the call does not say.
+#: How long the answer to a call with a key is kept, if the call does not say. It is the default of the arguments
+#: `keep=`. A longer time takes more memory of Redis; after it, a repeated call has a second effect.
 KEEP = timedelta(hours=24)
 #: The longest time for which an answer can be kept.
-LONGEST = timedelta(days=365)
+LONGEST_KEEP = timedelta(days=365)
 #: A key becomes a word for scripts and a part of a Redis key's name, and people can read it there.
-_KEY = re.compile(r"[!-~]{1,200}")
-_MS = timedelta(milliseconds=1)
+_KEY_PATTERN = re.compile(r"[!-~]{1,200}")
+_ONE_MS = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """An idempotency key, and how long the answer is kept, in ms."""
+    """The idempotency key of one request (its effect happens once), and how long the answer is kept, in ms."""
 
     key: str
     keep_ms: int
@@ -46,31 +47,31 @@ class Once:
         """Return what the arguments `key=` and `keep=` of a call say; None if there is no key. Raises UsageError."""
         if key is None:
             return None
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
+        if not isinstance(key, str) or not _KEY_PATTERN.fullmatch(key):
             raise UsageError(
                 f"a key is 1 to 200 visible ASCII characters without spaces, not {key!r:.100}; "
                 "take the SHA-256 of anything else"
             )
-        if not isinstance(keep, timedelta) or not timedelta(0) < keep <= LONGEST:
+        if not isinstance(keep, timedelta) or not timedelta(0) < keep <= LONGEST_KEEP:
             raise UsageError(f"keep= is a timedelta such as timedelta(hours=24), at most a year, not {keep!r:.100}")
-        return cls(key, max(1, keep // _MS))
+        return cls(key, max(1, keep // _ONE_MS))
 
     def name(self, op: str) -> str:
-        """Return the name of a request that is sent with this key. It is the same for all requests with this key."""
+        """Return the name of a request to this operation with this key: the same for all requests with the key."""
         return hashlib.sha1(f"{op}:{self.key}".encode(), usedforsecurity=False).hexdigest()
 
     def options(self, body: str) -> dict[str, str | int]:
-        """Return the options that submit.lua gets for a request with this key and body."""
+        """Return the options of a request with this key and body, as options.lua names them."""
         sha = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()
         return {"once": self.key, "sha": sha, "keep": self.keep_ms}
 
 
-def key_reused(key: str) -> KeyReused:
+def key_reused_error(key: str) -> KeyReused:
     """Return the error for a key that was used with another body."""
     return KeyReused(f"the idempotency key {key} was used with another body; give each request its own key")
 
 
-#: Errors that free the key: a later try may succeed, or our own code is at fault.
+#: Errors that free the key: a later call may succeed, or our own code is at fault.
 _ERRORS_THAT_FREE_KEYS = (
     Busy, Cancelled, Contended, DeadlineExceeded, GivenUp, Incomplete, InvalidReply, LeaseLost, NoReplica, Paused,
     Unavailable, Unserved, UsageError,
@@ -80,6 +81,6 @@ _ERRORS_THAT_FREE_KEYS = (
 def is_kept(error: MeshError) -> bool:
     """Return whether an error is kept as the answer to all calls with the key. If not, the key is free again.
 
-    An error with a `retry_after` is not kept, because a later try may succeed.
+    An error with a `retry_after` is not kept, because a later call may succeed.
     """
     return error.retry_after is None and not isinstance(error, _ERRORS_THAT_FREE_KEYS)

@@ -14,10 +14,10 @@ from mesh.errors import (
     Unavailable,
     redis_is_full,
 )
-from mesh.requests.once import key_reused
+from mesh.requests.once import key_reused_error
 from mesh.requests.settlement import FULL, KEY_REUSED, LIMITED, TOO_MANY
 
-#: submit.lua's code for an address whose replica is expected back.
+#: submit.lua's code for an address whose replica is expected back, or for databases that a gather would lack.
 MISSING = "missing"
 #: submit.lua's code for a request for later that the Redis user may not send.
 FORBIDDEN = "forbidden"
@@ -27,12 +27,12 @@ def refusal(code: str, about: str) -> MeshError:
     """Return the error for a code of submit.lua.
 
     It depends on the code what `about` is: an address, a key, an idempotency key, numbers of databases, the error of
-    Redis, or the two parts that `limited` reads.
+    Redis, or the two parts that `limited_error` reads.
     """
     if code == NoReplica.code:
         return roster.absence(about, expected=False)
-    if code == MISSING and about[0].isdigit():
-        return incomplete([int(number) for number in about.split()])
+    if code == MISSING and about[0].isdigit():  # numbers of databases: the name of an address begins with a letter
+        return incomplete_error([int(number) for number in about.split()])
     if code == MISSING:
         return roster.absence(about, expected=True)
     if code == FULL:
@@ -42,12 +42,12 @@ def refusal(code: str, about: str) -> MeshError:
             f'this Redis user may not send requests for later: {about}; see "The user of a client" in docs/keys.md'
         )
     if code == KeyReused.code:
-        return key_reused(about)
-    # These two constants end with a space, because commit.lua puts further words behind them. submit.lua does not.
+        return key_reused_error(about)
+    # The constants LIMITED and TOO_MANY end with a space, because commit.lua puts further words behind them.
     if code == LIMITED.strip():
-        return limited(about)
+        return limited_error(about)
     if code == TOO_MANY.strip():
-        return too_many()
+        return too_many_error()
     if code == "wrong-type":
         return Unavailable(f"{about} is a key of the wrong type; delete it with redis-cli", retry_after=5)
     # The code that is left is "busy": the stream of the address is full.
@@ -55,33 +55,33 @@ def refusal(code: str, about: str) -> MeshError:
     return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)
 
 
-def not_applied(answer: str) -> MeshError:
-    """Return the error for an answer of commit.lua that is neither "done" nor a conflict."""
+def commit_error(answer: str) -> MeshError:
+    """Return the error for an answer of commit.lua that is neither "done" nor a conflict: nothing was applied."""
     if answer == FULL:
         return redis_is_full()
     if answer.startswith(TOO_MANY):
-        return too_many()
+        return too_many_error()
     if answer.startswith(KEY_REUSED):
-        return key_reused(answer.removeprefix(KEY_REUSED))
+        return key_reused_error(answer.removeprefix(KEY_REUSED))
     if answer.startswith(LIMITED):
-        return limited(answer.removeprefix(LIMITED))
+        return limited_error(answer.removeprefix(LIMITED))
     return MeshError(f"the transaction was not applied: {answer}")
 
 
-def too_many() -> Busy:
+def too_many_error() -> Busy:
     """Return the error for a request that would have to wait while too many requests wait already."""
     return Busy("too many requests wait for their time; retry after 1 s", retry_after=1)
 
 
-def limited(about: str) -> Limited:
+def limited_error(about: str) -> Limited:
     """Return the error for a request that comes too soon. `about`: ms until its rate allows it, and its lane."""
     ms, _, lane = about.partition(" ")
     op, _, value = lane.partition(":")
-    what = f"{op} for {value!r:.100}" if value else op
-    return Limited(f"too many requests of {what}; retry after {int(ms) / 1000:g} s", retry_after=int(ms) / 1000)
+    op_and_value = f"{op} for {value!r:.100}" if value else op
+    return Limited(f"too many requests of {op_and_value}; retry after {int(ms) / 1000:g} s", retry_after=int(ms) / 1000)
 
 
-def incomplete(databases: list[int]) -> Incomplete:
+def incomplete_error(databases: list[int]) -> Incomplete:
     """Return the error of a gather that would lack the replies of these databases; their replicas are expected back."""
     return Incomplete(
         f"databases that hold data have no replica at the moment: {', '.join(map(str, databases))}; "

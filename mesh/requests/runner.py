@@ -69,7 +69,7 @@ class Runner:
     async def _attempt_in_span(self, work: Work, after_s: float) -> OutcomeAndReason | None:
         request = work.request
         tracing.TRACEPARENT.set(request.traceparent)
-        name, attributes = tracing.processing(request.stream, request.op, request.id, request.deliveries)
+        name, attributes = tracing.delivery_span(request.stream, request.op, request.id, request.deliveries)
         with tracing.span("CONSUMER", name, attributes) as span:
             outcome_and_reason = await self._attempt(work, after_s, tracing.TRACEPARENT.get())
             if outcome_and_reason is None:

@@ -2,6 +2,7 @@
 
 `outcome_of` reads the outcome of a commit from the answer of commit.lua. The runner and the consumer give the outcomes
 of attempts without a commit. The consumer acts on "done" and "conflict" itself: their rows only complete the table.
+"most" is the setting `max_deliveries`.
 
     outcome                                            deliveries < most      deliveries >= most
     done (its effect or its refusal is applied)        Commit                 Commit
@@ -98,12 +99,15 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Do nothing: the request is over or in progress elsewhere."""
+    """Do nothing: the request has ended, or another consumer has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefuseRequest:
-    """Answer with an error: there is no room, or a rate or an idempotency key forbids a send of the transaction."""
+    """Answer with an error: there is no room, or a rate or an idempotency key forbids a send of the transaction.
+
+    `reason` is the answer of commit.lua.
+    """
 
     reason: str
 
@@ -129,7 +133,7 @@ class HandOn:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Do nothing: a script has let the request wait, or has appended it to its stream again."""
+    """Do nothing: park.lua or enter.lua has let the request wait, or has appended it to its stream again."""
 
 
 Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseRequest | Defer | GiveBack | HandOn | Leave
@@ -150,15 +154,15 @@ def outcome_of(answer: str, *, has_caller: bool) -> Outcome:
     return Outcome.CRASHED
 
 
-def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
-    """Return what to do with a request that had this outcome. `most` is how many deliveries a request may have."""
+def settle(outcome: Outcome, deliveries: int, max_deliveries: int, reason: str = "") -> Settlement:
+    """Return what the consumer has to do with a request that had this outcome."""
     match outcome:
         case Outcome.DONE:
             return Commit()
         case Outcome.CONFLICT:
             return Rerun()
         case Outcome.CRASHED:
-            return Bury(reason) if is_last(deliveries, most) else Redeliver()
+            return Bury(reason) if is_last(deliveries, max_deliveries) else Redeliver()
         case Outcome.HOPELESS:
             return Bury(reason)
         case Outcome.LATE:

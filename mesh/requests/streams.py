@@ -82,7 +82,7 @@ async def keep_minute(link: Link, streams: Sequence[str]) -> bool:
     return bool(await link.script(MINUTE, [keys.BOOKS, keys.MINUTES, *streams], keys.MINUTES_KEPT))
 
 
-async def books(link: Link, streams: Sequence[str]) -> dict[str, int]:
+async def read_books(link: Link, streams: Sequence[str]) -> dict[str, int]:
     """Return the books at one moment; `accepted` is the sum of all others."""
     return to_books(await link.script(BOOKS, [keys.BOOKS, *streams]))
 

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+#: The two of the request that the current task works for; "" if it has none.
 CALL: ContextVar[str] = ContextVar("mesh_call", default="")
 TRACEPARENT: ContextVar[str] = ContextVar("mesh_traceparent", default="")
 #: Collects the address and the fields of each reply to the requests of this call, for the journey that the HTTP answer
@@ -33,10 +34,10 @@ TRACEPARENT: ContextVar[str] = ContextVar("mesh_traceparent", default="")
 TRAIL: ContextVar[list[tuple[str, Mapping[str, str]]] | None] = ContextVar("mesh_trail", default=None)
 
 #: The values that the field `call` of an entry may have: readable, and without spaces.
-_VALUE_OF_CALL = re.compile(r"[!-~]{1,200}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_CALL_PATTERN = re.compile(r"[!-~]{1,200}")
+_TRACEPARENT_PATTERN = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-#: the module `opentelemetry.trace`, and our tracer; None if no spans are created
+#: The module `opentelemetry.trace`, and our tracer; None if no spans are created. `Any`: OpenTelemetry is optional.
 _trace: Any = None
 _tracer: Any = None
 
@@ -52,13 +53,14 @@ def activate() -> None:
     with contextlib.suppress(ImportError):
         trace: Any = importlib.import_module("opentelemetry.trace")
         provider = trace.get_tracer_provider()
+        # These two classes stand for a missing SDK: their spans go nowhere.
         if not isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
             _trace, _tracer = trace, trace.get_tracer("quart-mesh", tracer_provider=provider)
 
 
 def valid_traceparent(text: str) -> str:
     """Return a W3C trace context as it was given, or "" for anything else."""
-    return text if _TRACEPARENT.fullmatch(text) else ""
+    return text if _TRACEPARENT_PATTERN.fullmatch(text) else ""
 
 
 def trace_id() -> str:
@@ -67,30 +69,30 @@ def trace_id() -> str:
 
 
 def about() -> str:
-    """Return the fields `call` and `traceparent` of a request's entry; "" if neither is set.
+    """Return the fields `call` and `traceparent` for the entry of a request to send; "" if neither is set.
 
-    They are one word "name value name value", as submit.lua reads it.
+    They are one word "name value name value", as submit.lua and commit.lua read it.
     """
     call, traceparent = CALL.get(), TRACEPARENT.get()
     if not call and not traceparent:
         return ""
-    call_field = f"call {call}" if call and _VALUE_OF_CALL.fullmatch(call) else ""
+    call_field = f"call {call}" if call and _CALL_PATTERN.fullmatch(call) else ""
     return f"{call_field} traceparent {traceparent}" if traceparent else call_field
 
 
-def sending(stream: str, op: str, count: int) -> tuple[str, dict[str, Any]]:
+def submission_span(stream: str, op: str, count: int) -> tuple[str, dict[str, Any]]:
     """Return the name and the attributes of the span of a submission."""
     return f"send {stream}", {**_messaging(stream, op), "messaging.operation.type": "send", "mesh.requests": count}
 
 
-def processing(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dict[str, Any]]:
+def delivery_span(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dict[str, Any]]:
     """Return the name and the attributes of the span of a delivery."""
     attributes = {"messaging.operation.type": "process", "messaging.message.id": id, "mesh.deliveries": deliveries}
     return f"process {stream}", {**_messaging(stream, op), **attributes}
 
 
-def replying(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the attributes of a reply's event: its status, and the replica and the database that it comes from."""
+def reply_attributes(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the attributes of the event "reply" of a submission's span: its status, and where it comes from."""
     return {"mesh.status": status, "mesh.replica": fields.get("from", ""), "mesh.database": fields.get("db", "")}
 
 
@@ -99,7 +101,7 @@ def _messaging(stream: str, op: str) -> dict[str, Any]:
 
 
 async def traced(awaitable: Awaitable[T], kind: str, name: str, attributes: Mapping[str, Any]) -> T:
-    """Await something within a span."""
+    """Await something within a span of this kind ("SERVER", "PRODUCER", "CONSUMER" or "INTERNAL")."""
     with span(kind, name, attributes):
         return await awaitable
 
@@ -133,8 +135,11 @@ def _parent() -> Any:
     current span.
     """
     current_context, current_traceparent = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
-    if not current_traceparent or (
-        current_context.is_valid and f"{current_context.trace_id:032x}" == current_traceparent[3:35]
+    if (
+        not current_traceparent
+        or (  # its characters 3 to 34 are the id of the trace
+            current_context.is_valid and f"{current_context.trace_id:032x}" == current_traceparent[3:35]
+        )
     ):
         return None
     _, trace_hex, span_hex, flags_hex = current_traceparent.split("-")

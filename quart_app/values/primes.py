@@ -108,7 +108,7 @@ class Primes:
     async def _must_be_replaced(self, replica: Replica, filter: Filter, prime_count: int) -> bool:
         """Return whether a new filter must replace this one; the database has about `prime_count` primes."""
         # A filter does not count if its key is gone.
-        if prime_count and not await replica.filters.counts(filter):
+        if prime_count and not await replica.filters.still_counts(filter):
             return True
         bits_set = await replica.filters.bits_set(filter)
         too_full = TOO_FULL / 2 if time.monotonic() < self._young_until_s else TOO_FULL

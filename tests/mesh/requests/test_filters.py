@@ -106,11 +106,11 @@ async def test_a_filter_that_somebody_has_replaced_keeps_nobody_from_being_asked
     transaction.shared.mark(filter_of(one), ["13"])
     assert await one.commit(transaction)
     assert await asked(one, "11") == {one.database}
-    assert not await one.filters.counts(filter_of(one))
+    assert not await one.filters.still_counts(filter_of(one))
     await client.delete(f"shared:{filter_of(one).key}")
     await client.hset(f"shared:{filter_of(one).key}", "a", "b")
     assert await asked(one, "11") == {one.database}
-    assert await one.filters.bits_set(filter_of(one)) == 0 and not await one.filters.counts(filter_of(one))
+    assert await one.filters.bits_set(filter_of(one)) == 0 and not await one.filters.still_counts(filter_of(one))
     await have(one, "13")
     await client.aclose()
 

@@ -8,7 +8,7 @@ import pytest
 
 from mesh import Busy, Class, Incomplete, KeyReused, Limited, MeshError, NoReplica, SetupError, Unavailable
 from mesh.raw import Body, Effects, Request, Store, Worker
-from mesh.requests.refusals import not_applied, refusal
+from mesh.requests.refusals import commit_error, refusal
 from tests.support.backend import Backend
 
 WORKER = Worker()
@@ -62,7 +62,7 @@ def test_a_commit_that_is_refused_says_the_same(
     word: str, kind: type[MeshError], text: str, retry_after: float | None
 ) -> None:
     """A handler's sends are refused in the commit, for the reasons for which a caller's are."""
-    error = not_applied(word)
+    error = commit_error(word)
     assert type(error) is kind and text in error.detail and error.retry_after == retry_after
 
 
