@@ -1,4 +1,4 @@
-"""Many deadlines with few timers.
+"""Many deadlines with few timers: those of the calls of one process.
 
 Nearly every call ends long before its deadline. To set and cancel a timer for each call would cost more than the way of
 its reply through the event loop. So time is divided into steps, and all deadlines within one step share a timer.
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Length of a step, and so the most by which `expire` is late.
+#: Length of a step, and so the most by which `expire` is late. With longer steps there are fewer timers.
 STEP_S = 0.02
 
 
@@ -28,7 +28,7 @@ class Deadlines(Generic[T]):
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a timer."""
+        """The numbers of the steps that have a timer; for tests."""
         return sorted(self._items_by_step)
 
     def add(self, item: T, seconds: float) -> set[T]:
@@ -42,5 +42,5 @@ class Deadlines(Generic[T]):
         return items
 
     def _expire_step(self, step: int) -> None:
-        for item in list(self._items_by_step.pop(step)):
+        for item in list(self._items_by_step.pop(step)):  # a copy: `expire` may remove items from the set
             self._expire(item)

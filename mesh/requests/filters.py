@@ -1,8 +1,9 @@
 """Filters: they say which databases may have something, so that a gather need not ask the others.
 
-A filter (a Bloom filter) is a string of bits in the bus database. Each database has a filter for each kind of thing.
-Each thing that the database has sets two bits of the filter, and nothing clears a bit. If one of a thing's two bits is
-missing, the database certainly does not have the thing. If both bits are set, the database may have it.
+A filter (a Bloom filter) is a string of bits in the bus database. Each database has a filter for each kind of thing,
+such as the primes of `/values`. A thing is a number in decimal digits. Each thing that the database has sets two bits
+of the filter, and nothing clears a bit. If one of a thing's two bits is missing, the database certainly does not have
+the thing. If both bits are set, the database may have it.
 
 The holder of a database makes the filter. Once the filter is complete, the holder names it in its roster row. The row
 ends with the holder, and the grant to a successor deletes it, so a filter counts only while its maker holds the
@@ -44,7 +45,7 @@ return 1
 """
 )
 #: Bits for each thing when a filter is made, and the fewest bits of a filter. With more bits, a gather asks fewer
-#: databases in vain.
+#: databases in vain, but the filter takes more memory of Redis.
 BITS_EACH = 32
 LEAST_BITS = 4096
 
@@ -56,7 +57,7 @@ _HASHED_DIGITS = 15
 
 
 class Among(NamedTuple):
-    """The live databases whose filter of this name has both bits of a pair, and those without such a filter.
+    """The live databases whose filter of the kind `name` has both bits of a pair, and those without such a filter.
 
     A pair has the two hashes of one number. submit.lua makes positions of bits from them, with the size of each filter.
     """
@@ -71,21 +72,21 @@ class Among(NamedTuple):
 
 
 def among(name: str, *numbers: str) -> Among:
-    """Return the databases that may have one of these numbers, as their filters of this name say."""
+    """Return the databases that may have one of these numbers, as their filters of the kind `name` say."""
     return Among(name, tuple(map(_hashes, numbers)))
 
 
 def _hashes(number: str) -> tuple[int, int]:
     """Return two hashes of 31 bits for a number in decimal digits, as `mark_numbers` of commit_verbs.lua finds them."""
-    digits = int(number[-_HASHED_DIGITS:])
-    return digits % _FIRST_PRIME * _FIRST_FACTOR % _FIRST_PRIME, digits % _SECOND_PRIME * _SECOND_FACTOR % _SECOND_PRIME
+    hashed = int(number[-_HASHED_DIGITS:])
+    return hashed % _FIRST_PRIME * _FIRST_FACTOR % _FIRST_PRIME, hashed % _SECOND_PRIME * _SECOND_FACTOR % _SECOND_PRIME
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
     """One filter: its key among the shared ones, and its size in bits.
 
-    `below`: the filter certainly has all numbers below this one, so their bits need not be set again.
+    `below`: all numbers below this one are certainly in the filter, so their bits need not be set again.
     """
 
     key: str
@@ -99,28 +100,28 @@ class Filter:
 
     @property
     def name(self) -> str:
-        """The text that names it in a roster row: its key in the bus database, and its number of bits."""
+        """Its value in a roster row, not its kind: its key in the bus database, and its number of bits."""
         return f"{keys.SHARED}{self.key} {self.bits}"
 
 
 class Filters:
-    """The filters of the database that a replica holds."""
+    """The filters of the database that a replica holds. `Replica.filters` is such an object; services use it."""
 
     def __init__(self, link: Link, database: int, holder: str) -> None:
         self._link = link
         self._holder = holder
         self._keys = [keys.lease(database), keys.row(database)]
 
-    async def name(self, name: str, filter: Filter | None) -> bool:
+    async def name_in_row(self, kind: str, filter: Filter | None) -> bool:
         """Name a complete filter in our roster row; None: remove its name. Return False if lease or row is gone."""
         if filter is None:
-            return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(name), ""))
-        words = (self._holder, _row_field(name), filter.name, filter.bits)
+            return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(kind), ""))
+        words = (self._holder, _row_field(kind), filter.name, filter.bits)
         return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
 
-    async def named(self, name: str) -> Filter | None:
-        """Return the filter of this name that our roster row names; None if there is none."""
-        key_and_bits = await self._link.shared("HGET", self._keys[1], _row_field(name))
+    async def from_row(self, kind: str) -> Filter | None:
+        """Return the filter of this kind that our roster row names; None if it names none."""
+        key_and_bits = await self._link.shared("HGET", self._keys[1], _row_field(kind))
         if key_and_bits is None:
             return None
         key, bits = key_and_bits.rsplit(" ", 1)
@@ -142,6 +143,6 @@ class Filters:
             return 0
 
 
-def _row_field(name: str) -> str:
-    """Return the field of a roster row that names a filter."""
-    return f"filter:{name}"
+def _row_field(kind: str) -> str:
+    """Return the field of a roster row that names the filter of this kind."""
+    return f"filter:{kind}"

@@ -11,6 +11,8 @@ People can read an entry, too: its fields have plain names, their values are tex
               read, found         if its sender has named shared keys that the submission reads
     reply     request op from status forwards body asked took_us db
               call                if the request has it
+
+docs/keys.md says what each field holds. The field `request` is the sender's name for the request: `Request.key` here.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from mesh.errors import InvalidReply, MeshError, UsageError, from_wire
 from mesh.groups.reader import fields_of
 from mesh.wire.codec import decode, encode
 
-#: The `status` of a reply that carries no error.
+#: The `status` of a reply that carries no error. A reply with an error has the error's code in its place.
 OK = "ok"
 #: The `deadline` of a request that has none, such as a drop.
 NEVER = 0
@@ -33,7 +35,7 @@ NEVER = 0
 _USUAL_FIELDS = ["op", "request", "from", "reply_to", "deadline", "body"]
 #: The fields of a reply that its caller reads.
 _REPLY_FIELDS = ("request", "status", "forwards", "body")
-#: The longest body, in characters: one round trip must have room for several.
+#: The longest body, in characters: one trip must have room for several.
 MOST_BODY = 16 * 2**20
 
 #: The classes and the databases that a mesh can have.
@@ -41,7 +43,7 @@ _CLASSES = frozenset(keys.CLASSES)
 _DATABASES = frozenset(range(keys.MOST_DATABASES))
 
 Body = dict[str, Any]
-#: Reads the text of a body. Raises ValueError for text that it cannot read.
+#: Makes of the text of a body what a handler or a caller gets. Raises ValueError for text that it cannot read.
 Decode = Callable[[str], Any]
 
 
@@ -92,11 +94,11 @@ Address = Class | Database
 
 def encode_body(body: Any) -> str:
     """Return the body of a request or a reply as JSON text. `bytes` are such text already. Raises ValueError."""
-    is_json = body.__class__ is bytes
-    if not is_json and not isinstance(body, dict):
+    is_json_text = body.__class__ is bytes
+    if not is_json_text and not isinstance(body, dict):
         raise ValueError(f"a body is a dict, not {type(body).__name__}")
     try:
-        text: str = body.decode() if is_json else encode(body)
+        text: str = body.decode() if is_json_text else encode(body)
     except RecursionError as error:
         raise ValueError("the body is nested too deeply or contains itself") from error
     except (TypeError, ValueError) as error:
@@ -115,7 +117,7 @@ def decode_object(text: str) -> Body:
 
 
 def operation_of(flat: Sequence[str]) -> str:
-    """Return the operation of a request from its entry, a list of names and values in turn; "" if it names none."""
+    """Return the operation that an entry names; "" if it names none. The consumer then knows how to decode the body."""
     return flat[1] if flat[0] == "op" else fields_of(flat).get("op", "")
 
 
@@ -185,9 +187,9 @@ class Request:
         """Read an entry, which is a list of names and values in turn. Raises ValueError if it is not a request."""
         # Most requests have a caller, and no further fields. All other entries are read field by field below.
         if flat[::2] == _USUAL_FIELDS:
-            _, op, _, key, _, sender, _, reply_to, _, deadline_text, _, text = flat
+            _, op, _, key, _, sender, _, reply_to, _, deadline_text, _, body_text = flat
             if reply_to.startswith(keys.REPLIES):
-                return cls(stream, id, op, key, sender, reply_to, int(deadline_text), decode(text), deliveries)
+                return cls(stream, id, op, key, sender, reply_to, int(deadline_text), decode(body_text), deliveries)
         fields = fields_of(flat)
         get = fields.get
         reply_to = get("reply_to", "")
@@ -198,7 +200,7 @@ class Request:
             return cls(
                 stream, id, op, get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
                 get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),
-                get("found") if deliveries == 1 else None,
+                get("found") if deliveries == 1 else None,  # it may be out of date at a later delivery
                 _options_of(fields) if "once" in fields or "limit" in fields else (),
             )  # fmt: skip
         except KeyError as error:
@@ -230,8 +232,8 @@ def reply_of(flat: Sequence[str]) -> Reply | None:
 
     If another field is missing, return a reply with an error that says so.
     """
+    # commit.lua writes most replies, and puts the four fields at these places.
     if len(flat) > 11 and (flat[0], flat[6], flat[8], flat[10]) == _REPLY_FIELDS:
-        # commit.lua writes most replies, and puts these fields at these places.
         return flat[1], flat[7], flat[9], flat[11]
     fields = fields_of(flat)
     if "request" not in fields:
@@ -244,7 +246,7 @@ def reply_of(flat: Sequence[str]) -> Reply | None:
 
 def failure_of(status: str, body: Body) -> MeshError:
     """Return the error that a reply carries."""
-    facts: Body = dict(body)
+    facts: Body = dict(body)  # a copy, which loses `detail`
     return from_wire(status, str(facts.pop("detail", "")), facts)
 
 

@@ -16,7 +16,7 @@ from mesh.wire.script import Script, Variants
 
 #: The parts that are in every script that adds, moves or ends requests with options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
-#: Matches the text of SUBMIT, COMMIT and SWEEP that their plain variants lack.
+#: Matches the text of SUBMIT, COMMIT and SWEEP that is seldom needed: their plain variants lack it.
 SELDOM = r"-- What few (?:batches|transactions|sweeps) need\..*-- End of what few need\.\n"
 SUBMIT = Script.beside(
     __file__,
@@ -42,6 +42,7 @@ COMMIT = Script.beside(
     *OPTIONS,
     "place.lua",
 )
+# Each of these scripts is named for its file, whose head says what it does.
 END = Script.beside(__file__, "end.lua", "expire.lua", "../later/left.lua", *OPTIONS)
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 GIVE_BACK = Script.beside(__file__, "give_back.lua")
@@ -54,23 +55,23 @@ BOOKS = Script.beside(__file__, "books.lua", "counts.lua")
 
 
 def commit_with(fragments: Iterable[str]) -> Script:
-    """Return the commit script with the Lua of services' verbs."""
+    """Return the commit script with the Lua of services' verbs. A block around each keeps its locals apart."""
     blocks = [f"do\n{fragment}end" for fragment in fragments]
     return Script(COMMIT.source.replace("--[[ verbs of services ]]", "\n".join(blocks)))
 
 
 def variants(script: Script) -> Variants:
-    """Return the variants of SUBMIT, or of a commit script."""
+    """Return the variants of SUBMIT, or of a commit script. The link of a replica or a client takes them."""
     return Variants(script, script.without(SELDOM), when_full(script))
 
 
 def when_full(script: Script) -> Script:
     """Return the variant of a script that the server runs even when memory is full: it refuses what would add data."""
     # With this first line and no flag, the server refuses a script when memory is full.
-    header, flag = "#!lua\n", "local memory_is_full = false\n"
-    if not script.source.startswith(header) or script.source.count(flag) != 1:
+    header, assignment = "#!lua\n", "local memory_is_full = false\n"
+    if not script.source.startswith(header) or script.source.count(assignment) != 1:
         raise ValueError("this script has no variant for a full memory")
-    source = script.source.removeprefix(header).replace(flag, flag.replace("false", "true"))
+    source = script.source.removeprefix(header).replace(assignment, assignment.replace("false", "true"))
     return Script(f"#!lua flags=allow-oom\n{source}")
 
 

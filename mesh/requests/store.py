@@ -18,9 +18,13 @@ def _sendable(*words: Word) -> Sequence[Word]:
 
 
 class Reader:
-    """Read-only commands on keys that all begin with one prefix."""
+    """Read-only commands on keys that all begin with one prefix.
+
+    `key` and `names` are names of Redis keys without this prefix. `own`: the keys are in the replica's own database.
+    """
 
     def __init__(self, link: Link, prefix: str, own: bool) -> None:
+        #: sends one command to the database of these keys
         self._run = link.own if own else link.shared
         self._link = link
         self._own = own
@@ -71,7 +75,7 @@ class Reader:
 
 
 class Store(Reader):
-    """Reads the replica's own database. `shared` reads the keys that replicas share."""
+    """Reads the replica's own database; it writes nothing. `shared` reads the keys that replicas share."""
 
     def __init__(self, link: Link, database: int, cls: str) -> None:
         super().__init__(link, keys.own(database), own=True)

@@ -1,4 +1,4 @@
-"""The readers of request and reply streams, and the scripts that end and count requests.
+"""The readers of request and reply streams, and functions that remove and count requests.
 
 Scripts write to these streams. A reader blocks its connection, so it does not share the connection with others.
 """
@@ -22,9 +22,9 @@ from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
 
 #: About so many replies stay on the stream after they were read, so that people can look at them. But if the bodies of
-#: the replies since the last trim are longer than this together, the next trim leaves only the last reply.
-REPLIES_KEPT, REPLY_BYTES_KEPT = 256, 1 << 20
-#: After parsing replies for this long, the reader lets the event loop run other tasks.
+#: the replies since the last trim have more than so many characters, the next trim leaves only the last reply.
+REPLIES_KEPT, REPLY_CHARACTERS_KEPT = 256, 1 << 20
+#: After parsing replies for this long, the reader lets the event loop run other tasks: a longer time makes them wait.
 PARSE_S = 0.004
 #: A sweep removes a request this long after its deadline. Until then its caller or its worker can end it.
 SWEEP_GRACE_MS = 2000
@@ -58,27 +58,34 @@ class RequestReader(GroupReader):
         return bool(await self._commands.script(BURY, key_names, *words))
 
 
-#: A request to remove without an effect: stream, id, "expired" or "cancelled", and a fourth item. This says whether the
-#: request has options; but it is (limit, name) if the request waits or has waited for its limit, and (operation,
-#: idempotency key, request) if a caller with an idempotency key no longer waits.
+#: A request to remove before it has an effect: stream, id, "expired" or "cancelled", and a fourth item. This says
+#: whether the request has options; but it is (limit, name) if the request waits or has waited for its limit, and
+#: (operation, idempotency key, request) if a caller with an idempotency key no longer waits.
 Removal = tuple[str, str, str, bool | tuple[str, ...]]
 
 
 async def end(link: Link, removals: Sequence[Removal]) -> int:
-    """Remove requests without an effect. Return how many were removed: they existed, and no other caller waits."""
+    """Remove requests before they have an effect. Return how many were removed: those that no other caller waits for.
+
+    `Calls` does this for requests that its callers no longer wait for, and a consumer for requests past their deadline.
+    """
     return int(await link.script(END, [keys.BOOKS], json.dumps(removals)))
 
 
 async def sweep(link: Link, streams: Sequence[str]) -> int:
-    """Remove requests that are long past their deadline. Return how many there were."""
+    """Remove requests whose deadline passed more than SWEEP_GRACE_MS ago. Return how many there were."""
     key_names = [keys.BOOKS, *streams]
-    # One run looks at 100 entries of each stream at most. -1: the plain variant has found work that it cannot do.
+    # One run looks at 100 entries of each stream at most, because the server does nothing else meanwhile. -1: the plain
+    # variant has found work that it cannot do.
     removed = int(await link.script(PLAIN_SWEEP, key_names, SWEEP_GRACE_MS, 100))
     return removed if removed >= 0 else int(await link.script(SWEEP, key_names, SWEEP_GRACE_MS, 100))
 
 
 async def keep_minute(link: Link, streams: Sequence[str]) -> bool:
-    """Correct the books for changes by hand, and store a copy once a minute. Return whether this call stored one."""
+    """Correct the books for changes by hand, and store a copy once a minute. Return whether this call stored one.
+
+    Every replica calls this again and again; the copies show how the books changed.
+    """
     return bool(await link.script(MINUTE, [keys.BOOKS, keys.MINUTES, *streams], keys.MINUTES_KEPT))
 
 
@@ -87,10 +94,10 @@ async def read_books(link: Link, streams: Sequence[str]) -> dict[str, int]:
     return to_books(await link.script(BOOKS, [keys.BOOKS, *streams]))
 
 
-def to_books(values: Sequence[Any]) -> dict[str, int]:
+def to_books(counts: Sequence[Any]) -> dict[str, int]:
     """Return the numbers that books.lua answers, by name."""
-    counted = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
-    return dict(zip(counted, map(int, values), strict=True))
+    names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
+    return dict(zip(names, map(int, counts), strict=True))
 
 
 class ReplyReader:
@@ -103,26 +110,27 @@ class ReplyReader:
         self._last_id = "0"
         #: ids of the replies that were read and are still on the stream
         self._kept_ids: list[str] = []
-        #: about how many bytes the bodies of the replies have that were read since the last trim
-        self._bytes_since_trim = 0
+        #: how long the bodies of the replies that were read since the last trim are together, in characters
+        self._characters_since_trim = 0
 
     async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
         """Wait for new replies, at most BLOCK_MS; call `take` with each and the words of its entry; trim old ones."""
         read_began = time.monotonic()
+        # At most 512 replies at once, to bound the memory of one answer.
         commands: list[tuple[Any, ...]] = [
             ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last_id)
         ]
-        most_kept = 0 if self._bytes_since_trim > REPLY_BYTES_KEPT else REPLIES_KEPT
+        most_kept = 0 if self._characters_since_trim > REPLY_CHARACTERS_KEPT else REPLIES_KEPT
         # A trim is due when more than twice as many replies are on the stream, so that few reads need a trim.
         if is_trim_due := len(self._kept_ids) > 2 * most_kept:
             commands.insert(0, ("XTRIM", self._stream, "MINID", self._kept_ids[-most_kept - 1]))
         answers = await self._connection.send(commands)
-        for result in answers:  # `send` returns errors of single commands in place of their answers
-            if isinstance(result, RedisError):
-                raise result
+        for answer in answers:  # `send` returns errors of single commands in place of their answers
+            if isinstance(answer, RedisError):
+                raise answer
         if is_trim_due:
             self._kept_ids = self._kept_ids[-most_kept - 1 :]
-            self._bytes_since_trim = 0
+            self._characters_since_trim = 0
         entries = entries_of(answers[-1])
         if not entries:
             await pause_if_not_blocked(read_began)  # a server that does not block must not make this loop spin
@@ -132,7 +140,7 @@ class ReplyReader:
         for id, flat in entries:
             self._kept_ids.append(id)
             if (reply := reply_of(flat)) is not None:
-                self._bytes_since_trim += len(reply[3])
+                self._characters_since_trim += len(reply[3])
                 take(reply, flat)
             if time.monotonic() > pause_at:
                 await asyncio.sleep(0)

@@ -19,18 +19,18 @@ from mesh.requests.work import Work
 
 
 class Tasks:
-    """Runs the coroutine that `work_on` returns for a request, or calls `forget` for one that was given away before."""
+    """Runs the coroutine that `work_on` returns for a request, or calls `forget` for one that was abandoned before."""
 
     def __init__(self, work_on: Callable[[Work], Coroutine[Any, Any, None]], forget: Callable[[Work], None]) -> None:
         self._work_on = work_on
         self._forget = forget
         self._loop = asyncio.get_running_loop()
-        #: operations whose requests have tasks of their own
+        #: the operations whose handlers have waited or have changed context variables
         self._ops_with_own_tasks: set[str] = set()
 
     def begin(self, works: Sequence[Work]) -> None:
         """Begin to work on new requests. While one of them waits for something, `Work.task` is its task."""
-        sharing: deque[Work] = deque()
+        sharing: deque[Work] = deque()  # those that share one task
         is_alone = len(works) == 1
         for work in works:
             request = work.request
@@ -65,7 +65,7 @@ class Tasks:
                     self._ops_with_own_tasks.add(work.request.op)
                     remaining, works = works, deque()  # so that `finally` finds none of them
                     self._begin_shared_task(remaining, context)
-                    # The runner itself measures how long a handler blocks the event loop, so 0 s will do here.
+                    # The runner itself measures how long a handler blocks the event loop: here any duration will do.
                     await RemainingSteps(steps_of(coroutine), waits_for, 0)
                     return
                 # The handler has changed context variables, or somebody has cancelled this task. The later requests get

@@ -28,7 +28,8 @@ from typing import Generic, TypeVar
 
 W = TypeVar("W", bound=Hashable)
 
-#: A turn may last at least this long while others wait for it.
+#: A turn may last at least this long while others wait for it. If it ends too early, requests run side by side again,
+#: and have conflicts; if it lasts too long, a slow handler holds up the others.
 PATIENCE_S = 0.25
 #: A turn may last this many times the shortest of the last runs at its key.
 RUNS_PER_TURN = 4
@@ -42,8 +43,11 @@ class _Queue(Generic[W]):
     """The request that holds the turn at one key, and the requests that wait for the turn."""
 
     def __init__(self) -> None:
+        #: the request that has the turn
         self.holder: W | None = None
+        #: the requests that wait for it, in the order of asking: a set with an order
         self.waiting: dict[W, None] = {}
+        #: passes the turn on when it has lasted for too long; None while nobody waits
         self.timer: asyncio.TimerHandle | None = None
         #: when the current run of a request began, on the event loop's clock: for the holder of the turn, and for
         #: requests that run on without it
@@ -70,11 +74,15 @@ class _Queue(Generic[W]):
 
 
 class Turns(Generic[W]):
-    """The queues of one consumer, one for each key. It calls `begin` to run a request again."""
+    """The queues of one consumer, one for each key with a conflict. It calls `begin` to run a request again.
+
+    `W` is `Work`: a request in progress.
+    """
 
     def __init__(self, begin: Callable[[W], None]) -> None:
         self._begin = begin
         self._queues: dict[str, _Queue[W]] = {}
+        #: at which key a request holds the turn, waits for it, or runs on without it
         self._key_of: dict[W, str] = {}
         #: by key: how many conflicts there were; the metrics show the highest of these numbers
         self.conflicts_by_key: Counter[str] = Counter()

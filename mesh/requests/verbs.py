@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 Word = str | int
+#: Checks the arguments of a verb (its words after the key), and returns them as they are sent. Raises ValueError.
 Check = Callable[[Sequence[Word]], Sequence[Word]]
 
-#: Most words of one command: Lua can pass about 8,000 to a function.
+#: Most words of one command: Lua can pass about 8,000 to a function. Even, so that a pair is never divided.
 MOST_WORDS = 4000
 #: Largest value of a counter. Redis's integers have 64 bits, but Lua compares them as doubles, which near 2**63 are
 #: rounded to multiples of 1,024. The bound is 4,096 below 2**63, which is more than this rounding.
@@ -25,10 +26,11 @@ MOST_INTEGER = 2**63 - 4096
 #: overflow.
 LATEST_MS = 2**53
 
-#: The type of a key that does not exist.
+#: The type of a key that does not exist, as Redis's command TYPE names it.
 ABSENT = "none"
 
 _SCORE = re.compile(r"[-+]?([0-9.]+(e[-+]?[0-9]+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+#: An integer of 64 bits has 19 digits at most.
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 #: the types of words that need no check
 _TEXT_ONLY = frozenset((str,))
@@ -62,7 +64,7 @@ def text_of(word: object) -> str:
 def integer_of(word: Word, least: int, most: int) -> int:
     """Return a word as an integer between two bounds. Raises ValueError."""
     if isinstance(word, str):
-        if not _INTEGER.fullmatch(word):
+        if not _INTEGER.fullmatch(word):  # `int` reads more texts than Redis does, such as " 1_000 "
             raise ValueError(f"{word!r:.100} is not an integer")
         word = int(word)
     if isinstance(word, bool) or not isinstance(word, int) or not least <= word <= most:
@@ -89,38 +91,37 @@ def score_of(word: Word | float) -> Word:
     return repr(number)
 
 
-# Each function from here to `_entry` checks the arguments of some verbs. It returns them as they are sent, or raises
-# ValueError.
+# Each function from here to `_entry_args` is a `Check`.
 
 
 def _unix_ms(word: Word) -> int:
     return integer_of(word, 1, LATEST_MS)
 
 
-def _nothing(args: Sequence[Word]) -> Sequence[Word]:
+def _no_args(args: Sequence[Word]) -> Sequence[Word]:
     if args:
         raise ValueError("it takes a key and nothing else")
     return args
 
 
-def _one_or_more(args: Sequence[Word]) -> Sequence[Word]:
+def _one_or_more_args(args: Sequence[Word]) -> Sequence[Word]:
     if not args:
         raise ValueError("it takes a key and one argument or more")
     return args
 
 
-def _pairs(args: Sequence[Word]) -> Sequence[Word]:
+def _pairs_of_args(args: Sequence[Word]) -> Sequence[Word]:
     if not args or len(args) % 2:
         raise ValueError("it takes a key and one pair of arguments or more")
     return args
 
 
-def _scores(args: Sequence[Word]) -> Sequence[Word]:
-    _pairs(args)
+def _scored_members(args: Sequence[Word]) -> Sequence[Word]:
+    _pairs_of_args(args)
     return [word if n % 2 else score_of(word) for n, word in enumerate(args)]
 
 
-def _set(args: Sequence[Word]) -> Sequence[Word]:
+def _set_args(args: Sequence[Word]) -> Sequence[Word]:
     match args:
         case [value]:
             return [value]
@@ -135,7 +136,7 @@ def _set(args: Sequence[Word]) -> Sequence[Word]:
     )
 
 
-def _expire(args: Sequence[Word]) -> Sequence[Word]:
+def _expire_args(args: Sequence[Word]) -> Sequence[Word]:
     match args:
         case [moment]:
             return [_unix_ms(moment)]
@@ -144,27 +145,27 @@ def _expire(args: Sequence[Word]) -> Sequence[Word]:
     raise ValueError("it takes a key, a moment in ms, and at most one of NX, XX, GT, LT")
 
 
-def _increment(args: Sequence[Word]) -> Sequence[Word]:
+def _increment_args(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 1:
         raise ValueError("it takes a key and an integer")
     return [integer_of(args[0], -MOST_INTEGER, MOST_INTEGER)]
 
 
-def _field_and_increment(args: Sequence[Word]) -> Sequence[Word]:
+def _field_and_increment_args(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 2:
         raise ValueError("it takes a key, a field and an integer")
     return [args[0], integer_of(args[1], -MOST_INTEGER, MOST_INTEGER)]
 
 
-def _range(args: Sequence[Word]) -> Sequence[Word]:
+def _range_args(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 2:
         raise ValueError("it takes a key, a first and a last index")
     return [integer_of(index, -(2**63) + 1, 2**63 - 1) for index in args]
 
 
-def _entry(args: Sequence[Word]) -> Sequence[Word]:
+def _entry_args(args: Sequence[Word]) -> Sequence[Word]:
     match args:
-        case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:
+        case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:  # "~": about so many entries, "=": exactly
             before_fields: list[Word] = ["MAXLEN", exactness, integer_of(count, 0, 2**31), "*"]
         case ["*", *fields]:
             before_fields = ["*"]
@@ -172,17 +173,17 @@ def _entry(args: Sequence[Word]) -> Sequence[Word]:
             raise ValueError("it takes a key, [MAXLEN ~|= count], the id *, and pairs of field and value")
     if len(fields) > MOST_WORDS:
         raise ValueError(f"an entry has at most {MOST_WORDS // 2} fields")
-    return [*before_fields, *_pairs(fields)]
+    return [*before_fields, *_pairs_of_args(fields)]
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One verb, and what must hold so that a command with it succeeds.
 
-    `needs` has one item for each leading key: the type that the key must have and then keeps, or another check of
+    `needs` has one item for each of its keys: the type that the key must have and then keeps, or another check of
     commit.lua. A verb without `needs` gives its key the type `makes`, or leaves its type as it is if `makes` is "".
-    `check` checks the arguments. A verb of Redis that `grows` takes any number of arguments, so two writes in a row on
-    the same key become one command.
+    `check` checks the arguments. A verb of Redis that `is_variadic` takes any number of arguments, so two writes in a
+    row on the same key become one command.
     """
 
     needs: tuple[str, ...]
@@ -196,38 +197,38 @@ def _verb_on(key_type: str, check: Check, *, is_variadic: bool = False) -> Verb:
 
 
 #: Verbs in small letters are not Redis's, but those of commit_verbs.lua. `Writer` or `Effects` has a method for each.
-#: These methods do not call `checked`, so the `check` of these verbs is not used.
+#: These methods do not call `checked_args`, so the `check` of these verbs is not used.
 VERBS: dict[str, Verb] = {
-    "SET": Verb((), _set, makes="string"),
-    "DEL": Verb((), _nothing, makes=ABSENT),
-    "UNLINK": Verb((), _nothing, makes=ABSENT),
-    "PEXPIREAT": Verb((), _expire),
-    "PERSIST": Verb((), _nothing),
-    "INCRBY": _verb_on("string", _increment),
-    "HSET": _verb_on("hash", _pairs, is_variadic=True),
-    "HDEL": _verb_on("hash", _one_or_more, is_variadic=True),
-    "HINCRBY": _verb_on("hash", _field_and_increment),
-    "ZADD": _verb_on("zset", _scores, is_variadic=True),
-    "ZREM": _verb_on("zset", _one_or_more, is_variadic=True),
-    "SADD": _verb_on("set", _one_or_more, is_variadic=True),
-    "SREM": _verb_on("set", _one_or_more, is_variadic=True),
-    "RPUSH": _verb_on("list", _one_or_more, is_variadic=True),
-    "LPUSH": _verb_on("list", _one_or_more, is_variadic=True),
-    "LTRIM": _verb_on("list", _range),
-    "XADD": _verb_on("stream", _entry),
-    "set-all": Verb((), _nothing, makes="string"),
-    "keep": Verb((), _nothing),
-    "mark": Verb((), _nothing, makes="string"),
-    "later": Verb(("bounded", "hash"), _nothing),
-    "place": Verb(("placed", "hash"), _nothing),
+    "SET": Verb((), _set_args, makes="string"),
+    "DEL": Verb((), _no_args, makes=ABSENT),
+    "UNLINK": Verb((), _no_args, makes=ABSENT),
+    "PEXPIREAT": Verb((), _expire_args),
+    "PERSIST": Verb((), _no_args),
+    "INCRBY": _verb_on("string", _increment_args),
+    "HSET": _verb_on("hash", _pairs_of_args, is_variadic=True),
+    "HDEL": _verb_on("hash", _one_or_more_args, is_variadic=True),
+    "HINCRBY": _verb_on("hash", _field_and_increment_args),
+    "ZADD": _verb_on("zset", _scored_members, is_variadic=True),
+    "ZREM": _verb_on("zset", _one_or_more_args, is_variadic=True),
+    "SADD": _verb_on("set", _one_or_more_args, is_variadic=True),
+    "SREM": _verb_on("set", _one_or_more_args, is_variadic=True),
+    "RPUSH": _verb_on("list", _one_or_more_args, is_variadic=True),
+    "LPUSH": _verb_on("list", _one_or_more_args, is_variadic=True),
+    "LTRIM": _verb_on("list", _range_args),
+    "XADD": _verb_on("stream", _entry_args),
+    "set-all": Verb((), _no_args, makes="string"),
+    "keep": Verb((), _no_args),
+    "mark": Verb((), _no_args, makes="string"),
+    "later": Verb(("bounded", "hash"), _no_args),
+    "place": Verb(("placed", "hash"), _no_args),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceVerbs:
-    """Verbs that a service adds to those of transactions, by name in small letters.
+    """Verbs that a service adds to those of transactions, by name in small letters. `Worker.writes_with` takes them.
 
-    `lua` becomes a part of commit.lua; commit_verbs.lua says what it may use. `needs` has the types of each verb's
+    `lua` becomes a part of commit.lua; commit_verbs.lua says what it may use. `needs` has, by verb, the types of its
     keys. After its keys, a verb takes any number of words.
     """
 
@@ -236,7 +237,7 @@ class ServiceVerbs:
 
     def table(self) -> dict[str, Verb]:
         """Return the verbs by name."""
-        return {name: Verb(needs, _nothing) for name, needs in self.needs.items()}
+        return {name: Verb(needs, _no_args) for name, needs in self.needs.items()}
 
 
 class Comparison(StrEnum):
@@ -261,13 +262,13 @@ GUARDABLE_READS = {
 }
 
 
-def checked(verb: str, args: Sequence[Word]) -> Sequence[Word]:
+def checked_args(verb: str, args: Sequence[Word]) -> Sequence[Word]:
     """Return the arguments of a command in a form that Redis certainly accepts. Raises ValueError, TypeError."""
-    allowed = VERBS.get(verb)
-    if allowed is None or not verb.isupper():
+    facts = VERBS.get(verb)
+    if facts is None or not verb.isupper():
         raise ValueError(f"{verb} is not a verb of transactions")
     check_words(args)
     try:
-        return allowed.check(args)
+        return facts.check(args)
     except ValueError as error:
         raise ValueError(f"{verb} cannot be written: {error}") from error

@@ -21,7 +21,7 @@ Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One operation and its handler. Without an `effect` it only reads.
+    """One operation and its handler, which is the function `handle`. `effect`: it may have one, or else it only reads.
 
     The requests on a database's stream run one after the other, but neighbours without an effect run side by side.
     `decode` reads the body of a request. `encode` makes JSON of what `handle` returns; without `encode`, `handle`
@@ -53,14 +53,15 @@ class Worker:
         self._handlers: dict[str, Handler] = {}
         #: scripts that handlers read with
         self.scripts: list[Script] = []
-        #: the verbs of transactions, and the Lua of those that services have added
+        #: the verbs of transactions, by name
         self.verbs: dict[str, Verb] = dict(VERBS)
+        #: the Lua of the verbs that services have added
         self.fragments: list[str] = []
         #: by operation: when it runs by itself
         self.schedules: dict[str, Schedule] = {}
 
     def handles(self, op: str, *, effect: bool = True) -> Callable[[Handle], Handle]:
-        """Register a handler.
+        """Return a decorator that registers a handler. `effect=False`: it only reads.
 
         The handler returns the body of the reply. If the handler raises a MeshError, the caller gets this error.
         """
@@ -104,15 +105,16 @@ class Worker:
 
     @property
     def readers(self) -> frozenset[str]:
-        """The names of the operations that only read."""
+        """The names of the operations that only read; they are no readers of streams."""
         return frozenset(op for op, handler in self._handlers.items() if not handler.effect)
 
     def definitions(self, version: str) -> dict[str, str]:
-        """Return what `mesh:operations` says of each operation, as JSON by name."""
+        """Return what the key `mesh:operations` says of each operation, as JSON by name. `version`: of the program."""
         return {name: encode(_definition(handler, version)) for name, handler in self._handlers.items()}
 
     @property
     def operations(self) -> list[str]:
+        """The names of all operations."""
         return sorted(self._handlers)
 
 
@@ -124,7 +126,7 @@ def _definition(handler: Handler, version: str) -> dict[str, Any]:
     if handler.define is not None:
         return {**definition, **handler.define()}
     # A handler that was registered with `Worker.handles` has no types: its bodies and replies are any objects.
-    any_object = {"type": "object"}
+    any_object = {"type": "object"}  # as a JSON schema
     return {
         **definition,
         "service": service if dot else "",

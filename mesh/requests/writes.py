@@ -16,7 +16,7 @@ from mesh.requests.verbs import (
     Verb,
     Word,
     check_words,
-    checked,
+    checked_args,
     integer_of,
 )
 
@@ -207,7 +207,7 @@ class Writes:
 
     def write(self, side: int, verb: str, key: str, args: Sequence[Word]) -> None:
         """Add a command of Redis on one key. Raises ValueError or TypeError if Redis would not accept it."""
-        args = checked(verb, args)
+        args = checked_args(verb, args)
         if VERBS[verb].is_variadic:
             self.add_or_extend(side, verb, (key,), args)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mesh import Class, keys
 from mesh.raw import Body, Effects, Request, Store, Worker
-from mesh.requests.durations import BOUNDS_S, MOST_UNSORTED, Durations
+from mesh.requests.durations import BOUNDS_S, MOST_UNCOUNTED, Durations
 from tests.support.backend import Backend
 
 
@@ -21,9 +21,9 @@ def test_a_duration_falls_into_the_interval_that_ends_at_or_after_it() -> None:
 def test_every_request_counts_once() -> None:
     """They are counted many at a time, and in any case before somebody reads."""
     durations = Durations()
-    for number in range(1, 2 * MOST_UNSORTED + 2):
+    for number in range(1, 2 * MOST_UNCOUNTED + 2):
         durations.add("count.put", 0.1, 0.0)
-        if number > 2 * MOST_UNSORTED - 2:
+        if number > 2 * MOST_UNCOUNTED - 2:
             assert sum(durations.by_op["count.put"][0].counts) == number
 
 
