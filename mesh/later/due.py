@@ -10,7 +10,7 @@ from mesh.errors import UsageError
 
 _ONE_MS = timedelta(milliseconds=1)
 #: Longest delay: a hundred years of ms are exact in Lua and in a sorted set.
-LONGEST = timedelta(days=36500)
+LONGEST_DELAY = timedelta(days=36500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +18,18 @@ class Ticket:
     """A request that was sent without waiting for its reply. `mesh.cancel(ticket)` takes it back."""
 
     op: str
+    #: the name of the request, not an idempotency key
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A moment on Redis's clock, as commit.lua reads it: "<ms>" of Unix time, or "+<ms>" from the commit on."""
+    """A moment on Redis's clock as scripts read it: "<ms>" of Unix time, or "+<ms>" from the run of the script on."""
 
     word: str
 
     def moment_ms(self, now_ms: int) -> int:
-        """Return the moment in ms of Unix time, for a request that is committed now."""
+        """Return the moment in ms of Unix time, if the script that reads the word runs at `now_ms`."""
         return now_ms + int(self.word[1:]) if self.word[0] == "+" else int(self.word)
 
     @classmethod
@@ -37,7 +38,7 @@ class Due:
         if after is not None and at is not None:
             raise UsageError("a request is sent after=… or at=…, not both")
         if after is not None:
-            if not isinstance(after, timedelta) or not timedelta(0) <= after <= LONGEST:
+            if not isinstance(after, timedelta) or not timedelta(0) <= after <= LONGEST_DELAY:
                 raise UsageError(f"after= is a timedelta such as timedelta(minutes=5), not {after!r:.100}")
             return cls(f"+{after // _ONE_MS}") if after else None
         if at is None:

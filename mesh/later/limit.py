@@ -16,10 +16,10 @@ import msgspec
 from mesh.errors import InvalidBody, UsageError
 from mesh.wire.codec import encode
 
-#: A value with more characters is replaced by its beginning and its hash.
+#: A value with more characters is replaced by its beginning and its hash, because it is a part of keys in Redis.
 MOST_VALUE_CHARACTERS = 100
 #: Longest `per` of a rate: its µs are exact in Lua.
-LONGEST = timedelta(days=366)
+LONGEST_PER = timedelta(days=366)
 _ONE_US = timedelta(microseconds=1)
 
 
@@ -57,7 +57,7 @@ class Limit:
         if self.rate is None:
             if (self.per, self.burst, self.when) != (None, None, "delay"):
                 raise UsageError("Limit(per=, burst=, when=) belong to rate=…")
-        elif not isinstance(self.per, timedelta) or not timedelta(0) < self.per <= LONGEST:
+        elif not isinstance(self.per, timedelta) or not timedelta(0) < self.per <= LONGEST_PER:
             raise UsageError(f"Limit(per=) is a time such as timedelta(minutes=1), not {self.per!r:.100}")
 
     def __str__(self) -> str:
@@ -76,17 +76,17 @@ class Limit:
         return 0 if self.rate is None or self.per is None else -(-(self.per // _ONE_US) // (self.rate * 1000))
 
     def text_for(self, op: str, body: Any) -> str:
-        """Return the limit of one request as one text, which limits.lua reads. Raises InvalidBody."""
+        """Return the limit of a request with this body as a text, which limits.lua reads. Raises InvalidBody."""
         # A rate has no lane, but limits.lua counts its requests under a name of the same form.
-        lane = f"{op}:{self._lane_value(body)}" if self.by else f"{op}:"
+        lane_name = f"{op}:{self._value_of(body)}" if self.by else f"{op}:"
         if self.concurrency is not None:
-            return f"lane {self.concurrency} {lane}"
-        assert self.rate is not None and self.per is not None
+            return f"lane {self.concurrency} {lane_name}"
+        assert self.rate is not None and self.per is not None  # `__post_init__` makes sure of this, for mypy
         interval_us = -(-(self.per // _ONE_US) // self.rate)
-        return f"rate {interval_us} {self.burst or self.rate} {self.when} {lane}"
+        return f"rate {interval_us} {self.burst or self.rate} {self.when} {lane_name}"
 
-    def _lane_value(self, body: Any) -> str:
-        """Return the value of the field as text: text as it is, all else as JSON. Raises InvalidBody."""
+    def _value_of(self, body: Any) -> str:
+        """Return the value of the field `by` as text: text as it is, all else as JSON. Raises InvalidBody."""
         field_value = body.get(self.by) if isinstance(body, Mapping) else getattr(body, self.by)
         try:
             value = msgspec.to_builtins(field_value)

@@ -13,7 +13,7 @@ PARK = Script.beside(__file__, "park.lua", "taken.lua", *OPTIONS)
 
 
 class Parked(StrEnum):
-    """What became of a request that was to wait for the end of a pause."""
+    """What park.lua answers: what became of a request that was to wait for the end of a pause."""
 
     #: the request waits in `mesh:later`
     PARKED = "parked"
@@ -25,7 +25,7 @@ class Parked(StrEnum):
     NOT_MINE = "not-mine"
 
 
-async def park(link: Link, stream: str, id: str, consumer: str, op: str, most: int) -> Parked:
-    """Let a request of a paused operation wait until the operation goes on."""
+async def park(link: Link, stream: str, id: str, consumer: str, op: str, later_bound: int) -> Parked:
+    """Let a request of a paused operation wait until the operation goes on. At most `later_bound` requests wait."""
     key_names = [stream, keys.LATER, keys.PAUSED, keys.parked(op)]
-    return Parked(await link.script(PARK, key_names, id, consumer, op, most))
+    return Parked(await link.script(PARK, key_names, id, consumer, op, later_bound))

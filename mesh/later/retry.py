@@ -15,7 +15,7 @@ from mesh.wire.script import Script
 
 DEFER = Script.beside(__file__, "defer.lua", "taken.lua", *OPTIONS)
 
-#: Characters of the last error that are kept with a request that waits for its next try.
+#: Characters of the last error that are kept with a request that waits for its next try: people can read them there.
 MOST_ERROR_CHARACTERS = 500
 
 
@@ -47,19 +47,22 @@ class Retry:
         if not (self.factor >= 1 and 0 <= self.jitter <= 1):
             raise UsageError("Retry(factor=) is at least 1, and Retry(jitter=) between 0 and 1")
 
-    def pause_ms(self, tries: int, chance: Callable[[], float] = random.random) -> int | None:
-        """Return the pause after `tries` tries, in ms; None if there is no further try."""
-        if tries >= self.most:
+    def pause_ms(self, failed_tries: int, random_share: Callable[[], float] = random.random) -> int | None:
+        """Return the pause after so many tries, in ms; None if there is no further try."""
+        if failed_tries >= self.most:
             return None
         longest_s = self.longest.total_seconds()
         try:
-            unreduced_s = min(self.first.total_seconds() * self.factor ** (tries - 1), longest_s)
+            unreduced_s = min(self.first.total_seconds() * self.factor ** (failed_tries - 1), longest_s)
         except OverflowError:  # the power is too large for a float
             unreduced_s = longest_s
-        return max(1, round(1000 * unreduced_s * (1 - self.jitter * chance())))
+        return max(1, round(1000 * unreduced_s * (1 - self.jitter * random_share())))
 
 
-async def defer(link: Link, stream: str, id: str, consumer: str, pause_ms: int, tries: int, reason: str) -> int:
-    """Let a request wait for its next try; return when that is due (ms), or 0 if another consumer has the request."""
-    words = (id, consumer, pause_ms, tries, reason[:MOST_ERROR_CHARACTERS])
+async def defer(link: Link, stream: str, id: str, consumer: str, pause_ms: int, failed_tries: int, reason: str) -> int:
+    """Let a request wait off its stream, for its next try or because it is handed on.
+
+    Return when it is due (ms), or 0 if another consumer has the request.
+    """
+    words = (id, consumer, pause_ms, failed_tries, reason[:MOST_ERROR_CHARACTERS])
     return int(await link.script(DEFER, [stream, keys.LATER], *words))

@@ -12,27 +12,28 @@ from cronsim import CronSim, CronSimError
 
 from mesh.errors import UsageError
 
-#: A tick that no replica has sent for this long counts as missed, even if the next tick is not due yet.
+#: A tick that no replica has sent for this long counts as missed, even if the next tick is not due yet. After a shorter
+#: time the tick may only be late, such as while the replicas restart.
 LATE_MS = 60_000
 #: Missed ticks are counted up to this number, because each costs the event loop some microseconds.
 MOST_COUNTED = 1000
 
 
-class Missed(StrEnum):
+class MissedPolicy(StrEnum):
     """What becomes of the ticks that passed while no replica was live."""
 
-    #: one run for all of these ticks together
+    #: one request for all of these ticks together
     ONCE = "once"
-    #: no run
+    #: no request
     SKIP = "skip"
-    #: one run for each tick, one after the other
+    #: one request for each tick, one after the other
     ALL = "all"
 
 
-def missed_of(word: str) -> Missed:
-    """Return the Missed with this value. Raises UsageError."""
+def missed_policy_of(word: str) -> MissedPolicy:
+    """Return the MissedPolicy with this value. Raises UsageError."""
     try:
-        return Missed(word)
+        return MissedPolicy(word)
     except ValueError as error:
         raise UsageError(f"missed= is one of {', '.join(Missed)}, not {word!r:.100}") from error
 
@@ -54,24 +55,24 @@ class Plan:
     #: whether to send the tick's request, or to leave it out
     sends: bool
     #: the number of ticks after this one that have passed, too; see `Tick.missed`
-    missed: int
-    #: the next tick, in ms of Unix time
+    missed_count: int
+    #: the next tick that gets a run of its own, in ms of Unix time
     following_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When an operation runs by itself.
+    """When an operation runs by itself: what the arguments of `Operations.every` say.
 
     `cron` has five fields (or six, with seconds first), as Debian's cron reads them, in the time zone `tz`. With `each`
-    a tick goes to every live database, else to one replica. Without `overlap` a tick is left out while a request of
-    the one before is still on its stream. Raises UsageError.
+    a tick goes to every live database, else to one replica. `missed` says what becomes of missed ticks. Without
+    `overlap` a tick is left out while a request of the one before has not ended. Raises UsageError.
     """
 
     cron: str
     tz: str = "UTC"
     each: bool = False
-    missed: Missed = Missed.ONCE
+    missed: MissedPolicy = MissedPolicy.ONCE
     overlap: bool = False
 
     def __post_init__(self) -> None:
@@ -91,27 +92,28 @@ class Schedule:
 
     @property
     def definition(self) -> str:
-        """Return all fields as JSON: two schedules are the same if these texts are the same."""
+        """All fields as JSON: two schedules are the same if these texts are the same."""
         return json.dumps([self.cron, self.tz, self.each, self.missed, self.overlap])
 
-    def after(self, at_ms: int) -> int:
+    def first_after(self, at_ms: int) -> int:
         """Return the first tick after a moment, both in ms of Unix time."""
         moment = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(zoneinfo.ZoneInfo(self.tz))
         return int(next(CronSim(self.cron, moment)).timestamp() * 1000)
 
     def plan(self, due_ms: int, now_ms: int) -> Plan:
         """Decide what to do about the tick that was due at `due_ms`. Times are in ms of Unix time."""
-        following_ms = self.after(due_ms)
+        following_ms = self.first_after(due_ms)
         # The following tick may have passed, too. It is then due at once, and gets a run of its own.
-        if self.missed is Missed.ALL:
+        if self.missed is MissedPolicy.ALL:
             return Plan(True, 0, following_ms)
         missed_count = 0
+        # For ONCE and SKIP: count the ticks that have passed, and find the first that has not.
         while following_ms <= now_ms and missed_count < MOST_COUNTED:
             missed_count += 1
-            following_ms = self.after(following_ms)
+            following_ms = self.first_after(following_ms)
         # The count has reached its bound: leave out the ticks that are not counted.
         if following_ms <= now_ms:
-            following_ms = self.after(now_ms)
-        if self.missed is Missed.SKIP and (missed_count or now_ms - due_ms > LATE_MS):
+            following_ms = self.first_after(now_ms)
+        if self.missed is MissedPolicy.SKIP and (missed_count or now_ms - due_ms > LATE_MS):
             return Plan(False, missed_count, following_ms)
         return Plan(True, missed_count, following_ms)

@@ -38,7 +38,7 @@ SCHEDULE = Script.beside(__file__, "schedule.lua")
 TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
 
-#: Most requests that one run of wake.lua moves. More would hold the server for too long; these take some milliseconds.
+#: Most requests that one run of wake.lua moves. More would hold up the server; these take some milliseconds.
 MOST_WOKEN = 256
 #: The replica on database n waits n times this long before it wakes what is due. So usually a single replica does it:
 #: the one on the lowest database.
@@ -50,9 +50,10 @@ REWRITE_S = 30.0
 #: Pause after an error that says that somebody has overwritten a key. publish.lua, which writes some keys anew, runs as
 #: often.
 OVERWRITTEN_PAUSE_S = 5.0
-#: Most entries of each stream among which a cancellation looks for its request.
+#: Most entries of each stream among which a cancellation looks for its request. More would hold up the server longer;
+#: a request behind so many others is not found.
 MOST_SEARCHED = 10_000
-#: For how long Redis remembers that a cancellation succeeded, so that a repeated one gets the same answer.
+#: For how long Redis remembers that a cancellation succeeded, so that the link's repetition gets the same answer.
 CANCELLATION_REMEMBERED_MS = 60_000
 
 
@@ -63,19 +64,21 @@ class Waking:
         self,
         link: Link,
         grant: Grant,
-        databases: int,
+        database_count: int,
         now_ms: Callable[[], int],
         schedules: Mapping[str, Schedule],
         all_know_schedules: Callable[[], Awaitable[bool]],
     ) -> None:
         self._link = link
         self._grant = grant
-        self._databases = databases
+        self._database_count = database_count
         self._now_ms = now_ms
         self._schedules = schedules
         #: returns whether every live replica is of a release that knows schedules
         self._all_know_schedules = all_know_schedules
+        #: when something is due next, in ms of Redis's clock; None if no time is known
         self._next_ms: int | None = None
+        #: set when `note_due` gets an earlier time
         self._earlier_due = asyncio.Event()
 
     def note_due(self, next_ms: int | None) -> None:
@@ -108,7 +111,7 @@ class Waking:
                 await self._wake_due()
 
     async def _write_schedule(self, name: str, schedule: Schedule) -> None:
-        words = (self._grant.epoch, schedule.definition, schedule.after(self._now_ms()), keys.MOST_DATABASES)
+        words = (self._grant.epoch, schedule.definition, schedule.first_after(self._now_ms()), keys.MOST_DATABASES)
         self.note_due(int(await self._link.script(SCHEDULE, [keys.SCHEDULES, keys.schedule(name)], name, *words)))
 
     async def _sleep(self) -> None:
@@ -124,41 +127,42 @@ class Waking:
 
     async def _wake_due(self) -> None:
         answer = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_WOKEN)
-        # `following_ms` is when something is due next, or "".
-        _, following_ms, failed, reason, *due_schedules = answer
-        if failed:
-            log.warning("request cannot be put on its stream and waits on", request=failed, reason=reason)
+        # `unmovable` is the name of a request that could not be put on its stream, or "". `following_ms` is when
+        # something is due next, or "".
+        _, following_ms, unmovable, reason, *due_schedules = answer
+        if unmovable:
+            log.warning("request cannot be put on its stream and waits on", request=unmovable, reason=reason)
         # Only a replica that serves an operation sends its ticks.
-        own_schedules = [name for name in due_schedules if name in self._schedules]
-        if own_schedules and not await self._all_know_schedules():
-            own_schedules = []
-        sendable = [await self._send_tick(name, self._schedules[name]) for name in own_schedules]
+        served_schedules = [name for name in due_schedules if name in self._schedules]
+        if served_schedules and not await self._all_know_schedules():
+            served_schedules = []
+        dealt_with = [await self._send_tick(name, self._schedules[name]) for name in served_schedules]
         # A replica may not send a tick if another release has defined the schedule, or if a live replica of an earlier
         # release does not know schedules. Then the schedule stays due, and the replica would look again at once, for
         # ever. So it waits until the next renewal says when to look.
-        self._next_ms = int(following_ms) if following_ms and (any(sendable) or not due_schedules) else None
+        self._next_ms = int(following_ms) if following_ms and (any(dealt_with) or not due_schedules) else None
 
     async def _send_tick(self, name: str, schedule: Schedule) -> bool:
-        """Send the tick of a schedule if it is due. Return False if Redis has another definition of the schedule."""
+        """Send the tick of a schedule if it is due. Return False if Redis had another definition of the schedule."""
         tick_ms, definition = await self._link.shared("HMGET", keys.schedule(name), "next", "definition")
         now_ms = self._now_ms()
         if definition != schedule.definition:
             await self._write_schedule(name, schedule)
             return False
-        # Another replica has sent this tick meanwhile.
+        # Another replica has dealt with this tick meanwhile.
         if tick_ms is None or int(tick_ms) > now_ms:
             return True
         plan = schedule.plan(int(tick_ms), now_ms)
         # "*" and the number of databases stand for every live database.
-        targets: Sequence[str | int] = ("*", self._databases) if schedule.each else (self._grant.cls,)
+        target_words: Sequence[str | int] = ("*", self._database_count) if schedule.each else (self._grant.cls,)
         # tick.lua names these words. A schedule has the name of its operation. The 0: the request has no deadline.
         sent = await self._link.script(
             TICK, [keys.SCHEDULES, keys.schedule(name), keys.BOOKS],
             name, tick_ms, plan.following_ms, int(plan.sends), name, self._grant.replica, 0,
-            encode(asdict(Tick(int(tick_ms), plan.missed))), int(not schedule.overlap), definition, *targets,
+            encode(asdict(Tick(int(tick_ms), plan.missed_count))), int(not schedule.overlap), definition, *target_words,
         )  # fmt: skip
         if sent == 0:
-            log.info("scheduled run left out", op=name, tick=tick_ms, missed=plan.missed)
+            log.info("scheduled run left out", op=name, tick=tick_ms, missed=plan.missed_count)
         return True
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints, overload
 from mesh.errors import InvalidBody, UsageError
 from mesh.later.limit import Limit
 from mesh.later.retry import Retry
-from mesh.later.schedule import Missed, Schedule, Tick, missed_of
+from mesh.later.schedule import MissedPolicy, Schedule, Tick, missed_policy_of
 from mesh.operations.codec import StoredCodec, type_name_of
 from mesh.operations.definition import define
 from mesh.operations.operation import Operation
@@ -168,7 +168,7 @@ class Operations:
         *,
         tz: str = "UTC",
         each: bool = False,
-        missed: str = Missed.ONCE,
+        missed: str = MissedPolicy.ONCE,
         overlap: bool = False,
         name: str = "",
         limit: Limit | None = None,
@@ -182,7 +182,7 @@ class Operations:
         """
         if not isinstance(cron, str):
             raise UsageError(f'write @operations.every("0 4 * * *"), with a cron expression, not {cron!r:.100}')
-        schedule = Schedule(cron, tz, each, missed_of(missed), overlap)
+        schedule = Schedule(cron, tz, each, missed_policy_of(missed), overlap)
 
         def decorate(handler: Callable[[Transaction, Tick], Awaitable[None]]) -> Operation[Tick, None]:
             op: Operation[Tick, None] = self.command(name=name, limit=limit)(handler)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 import structlog
 
 from mesh.errors import GuardTooLarge, ReadAfterWrite, UsageError
-from mesh.later.due import LONGEST, Due, Ticket
+from mesh.later.due import LONGEST_DELAY, Due, Ticket
 from mesh.operations.codec import type_name_of
 from mesh.operations.operation import Operation
 from mesh.operations.reads import MOST_ELEMENTS, Reads, check_type, checked_key
@@ -293,7 +293,7 @@ class Transaction(Reads):
 
 
 def _ttl_ms(ttl: timedelta) -> int:
-    if not isinstance(ttl, timedelta) or not timedelta(0) < ttl <= LONGEST:
+    if not isinstance(ttl, timedelta) or not timedelta(0) < ttl <= LONGEST_DELAY:
         raise UsageError(f"ttl= is a time such as timedelta(minutes=5), not {ttl!r:.100}")
     # Redis refuses a ttl of 0 ms.
     return max(1, round(ttl.total_seconds() * 1000))

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from mesh.errors import UsageError
-from mesh.later.schedule import LATE_MS, MOST_COUNTED, Missed, Plan, Schedule
+from mesh.later.schedule import LATE_MS, MOST_COUNTED, MissedPolicy, Plan, Schedule
 
 BERLIN = ZoneInfo("Europe/Berlin")
 HOUR_MS, MINUTE_MS = 3_600_000, 60_000
@@ -21,21 +21,21 @@ def ms(year: int, month: int, day: int, hour: int = 0, minute: int = 0, *, fold:
 
 def test_the_first_tick_after_a_moment() -> None:
     daily = Schedule("0 4 * * *", tz="Europe/Berlin")
-    assert daily.after(ms(2026, 11, 29, 3, 59)) == ms(2026, 11, 29, 4)
-    assert daily.after(ms(2026, 11, 29, 4)) == ms(2026, 11, 30, 4)
+    assert daily.first_after(ms(2026, 11, 29, 3, 59)) == ms(2026, 11, 29, 4)
+    assert daily.first_after(ms(2026, 11, 29, 4)) == ms(2026, 11, 30, 4)
 
 
 def test_a_tick_in_the_hour_that_spring_leaves_out_happens_once_after_it() -> None:
     daily = Schedule("30 2 * * *", tz="Europe/Berlin")
-    first = daily.after(ms(2026, 3, 28, 12))
+    first = daily.first_after(ms(2026, 3, 28, 12))
     assert first == ms(2026, 3, 29, 3)
-    assert daily.after(first) == ms(2026, 3, 30, 2, 30)
+    assert daily.first_after(first) == ms(2026, 3, 30, 2, 30)
 
 
 def test_a_tick_in_the_hour_that_autumn_repeats_happens_once() -> None:
     daily = Schedule("30 2 * * *", tz="Europe/Berlin")
-    first = daily.after(ms(2026, 10, 24, 12))
-    second = daily.after(first)
+    first = daily.first_after(ms(2026, 10, 24, 12))
+    second = daily.first_after(first)
     assert first in (ms(2026, 10, 25, 2, 30), ms(2026, 10, 25, 2, 30, fold=1))
     assert second == ms(2026, 10, 26, 2, 30)
 
@@ -45,7 +45,7 @@ def test_ticks_by_the_minute_go_on_through_both_changes() -> None:
     every = Schedule("* * * * *", tz="Europe/Berlin")
     for day, minutes in ((ms(2026, 10, 25), 1500), (ms(2026, 3, 29), 1380)):
         ticks, at = 0, day
-        while (at := every.after(at)) <= day + minutes * MINUTE_MS:
+        while (at := every.first_after(at)) <= day + minutes * MINUTE_MS:
             assert at == day + (ticks + 1) * MINUTE_MS
             ticks += 1
         assert ticks == minutes
@@ -54,10 +54,10 @@ def test_ticks_by_the_minute_go_on_through_both_changes() -> None:
 def test_of_six_fields_the_first_one_is_of_seconds() -> None:
     """A schedule may tick more often than once a minute."""
     often = Schedule("*/20 30 * * * *")
-    first = often.after(ms(2026, 11, 29, 4))
+    first = often.first_after(ms(2026, 11, 29, 4))
     assert first == ms(2026, 11, 29, 4, 30)
-    assert [often.after(first), often.after(first + 20_000)] == [first + 20_000, first + 40_000]
-    assert often.after(first + 40_000) == first + HOUR_MS
+    assert [often.first_after(first), often.first_after(first + 20_000)] == [first + 20_000, first + 40_000]
+    assert often.first_after(first + 40_000) == first + HOUR_MS
 
 
 DUE = ms(2026, 11, 29, 4)
@@ -66,18 +66,18 @@ DUE = ms(2026, 11, 29, 4)
 @pytest.mark.parametrize(
     ("missed", "late_ms", "expected"),
     [
-        (Missed.ONCE, 5, Plan(True, 0, DUE + HOUR_MS)),
-        (Missed.ONCE, HOUR_MS - 1, Plan(True, 0, DUE + HOUR_MS)),
-        (Missed.ONCE, HOUR_MS, Plan(True, 1, DUE + 2 * HOUR_MS)),
-        (Missed.ONCE, 3 * HOUR_MS + 5, Plan(True, 3, DUE + 4 * HOUR_MS)),
-        (Missed.SKIP, 5, Plan(True, 0, DUE + HOUR_MS)),
-        (Missed.SKIP, LATE_MS, Plan(True, 0, DUE + HOUR_MS)),
-        (Missed.SKIP, LATE_MS + 1, Plan(False, 0, DUE + HOUR_MS)),
-        (Missed.SKIP, 3 * HOUR_MS + 5, Plan(False, 3, DUE + 4 * HOUR_MS)),
-        (Missed.ALL, 3 * HOUR_MS + 5, Plan(True, 0, DUE + HOUR_MS)),
+        (MissedPolicy.ONCE, 5, Plan(True, 0, DUE + HOUR_MS)),
+        (MissedPolicy.ONCE, HOUR_MS - 1, Plan(True, 0, DUE + HOUR_MS)),
+        (MissedPolicy.ONCE, HOUR_MS, Plan(True, 1, DUE + 2 * HOUR_MS)),
+        (MissedPolicy.ONCE, 3 * HOUR_MS + 5, Plan(True, 3, DUE + 4 * HOUR_MS)),
+        (MissedPolicy.SKIP, 5, Plan(True, 0, DUE + HOUR_MS)),
+        (MissedPolicy.SKIP, LATE_MS, Plan(True, 0, DUE + HOUR_MS)),
+        (MissedPolicy.SKIP, LATE_MS + 1, Plan(False, 0, DUE + HOUR_MS)),
+        (MissedPolicy.SKIP, 3 * HOUR_MS + 5, Plan(False, 3, DUE + 4 * HOUR_MS)),
+        (MissedPolicy.ALL, 3 * HOUR_MS + 5, Plan(True, 0, DUE + HOUR_MS)),
     ],
 )
-def test_missed_ticks(missed: Missed, late_ms: int, expected: Plan) -> None:
+def test_missed_ticks(missed: MissedPolicy, late_ms: int, expected: Plan) -> None:
     assert Schedule("0 * * * *", missed=missed).plan(DUE, DUE + late_ms) == expected
 
 
@@ -109,7 +109,7 @@ def test_a_definition_names_everything_that_matters() -> None:
         Schedule("0 5 * * *"),
         Schedule("0 4 * * *", tz="Europe/Berlin"),
         Schedule("0 4 * * *", each=True),
-        Schedule("0 4 * * *", missed=Missed.ALL),
+        Schedule("0 4 * * *", missed=MissedPolicy.ALL),
         Schedule("0 4 * * *", overlap=True),
     ]
     assert len({base.definition, *(other.definition for other in others)}) == 6
