@@ -1,25 +1,25 @@
 #!lua flags=allow-oom
--- Moves a request whose try failed from its stream to mesh:later, where it waits for its next try. The request keeps the
--- time at which it was sent, and its deadline.
+-- Moves a request from its stream to mesh:later, where it waits for its next try, or until another replica of its class may
+-- read it. The request keeps the time at which it was sent, and its deadline.
 -- KEYS: stream, later
--- ARGV: id, consumer, pause (ms), number of tries so far, error of the last try
+-- ARGV: id, consumer, pause (ms), number of failed tries so far, error of the last try or the reason for handing on
 -- Returns when the request is due (ms), or 0 if it is not pending for this consumer
 local stream, later_key = KEYS[1], KEYS[2]
-local id, consumer, pause, tries, reason = unpack(ARGV)
+local id, consumer, pause, failed_tries, reason = unpack(ARGV)
 
 --[[ ../requests/append.lua ]]
 
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]
-local fields, named, name = taken(stream, id, consumer)
+local fields, named, name = read_pending(stream, id, consumer)
 if not fields then return 0 end
 local time = redis.call('TIME')
 local due = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + pause)
 local entry_key = later_key .. ':' .. name
 redis.call('HSET', entry_key, unpack(fields))
-redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'try', tries, 'error', reason)
+redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'try', failed_tries, 'error', reason)
 redis.call('ZADD', later_key, due, name)
-leave(stream, id)
+remove_entry(stream, id)
 make_options().moved(named, later_key, name, pause)
 return tonumber(due)

@@ -6,7 +6,7 @@
 -- Returns {"placed", ""}, {"not-mine", ""} if the request is not pending for this consumer, or {code, what the code is
 --       about} if it cannot be placed now
 local stream, later_key = KEYS[1], KEYS[2]
-local id, consumer, limit, most = unpack(ARGV)
+local id, consumer, limit, later_bound = unpack(ARGV)
 
 --[[ ../requests/append.lua ]]
 
@@ -14,22 +14,22 @@ local id, consumer, limit, most = unpack(ARGV)
 
 --[[ taken.lua ]]
 local options = make_options()
-local found = redis.call('XRANGE', stream, id, id)[1]
-if not found then return {'not-mine', ''} end
-local about = options.named(found[2])
-local deadline = about.deadline or '0'
-local code, what = options.limits().refusal(limit, deadline, tonumber(most))
+local entry = redis.call('XRANGE', stream, id, id)[1]
+if not entry then return {'not-mine', ''} end
+local request = options.named(entry[2])
+local deadline = request.deadline or '0'
+local code, subject = options.limits().refusal(limit, deadline, tonumber(later_bound))
 -- A request without a caller that comes too soon is not refused but waits, because nobody would learn of a refusal.
-if code and not (code == 'limited' and (about.reply_to or '') == '') then return {code, what} end
-local fields, named, name = taken(stream, id, consumer)
+if code and not (code == 'limited' and (request.reply_to or '') == '') then return {code, subject} end
+local fields, named, name = read_pending(stream, id, consumer)
 if not fields then return {'not-mine', ''} end
-if not about.first then fields[#fields + 1], fields[#fields + 2] = 'first', id end
+if not request.first then fields[#fields + 1], fields[#fields + 2] = 'first', id end
 local to = string.match(stream, '[^:]+$')
--- The id of the new entry; nothing if the request waits.
-local again = options.limits().place(limit, name, to, fields, deadline)
+-- The id of the new entry (an error if the stream takes no entry); nothing if the request waits.
+local new_id = options.limits().place(limit, name, to, fields, deadline)
 -- The stream takes no more entries if somebody has written an entry with the highest possible id by hand.
-if type(again) == 'table' then return {'wrong-type', stream} end
-leave(stream, id)
+if type(new_id) == 'table' then return {'wrong-type', stream} end
+remove_entry(stream, id)
 -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
-if named.once then options.once.moved(named, again and stream or later_key, again or name, 0) end
+if named.once then options.once.moved(named, new_id and stream or later_key, new_id or name, 0) end
 return {'placed', ''}

@@ -1,5 +1,5 @@
--- Removes a waiting request. Returns its fields as a list of names and values; nothing if no request of this name waits.
-local function left(name)
+-- Removes a waiting request. Returns its fields as a flat list; nothing if no request of this name waits.
+local function take_waiting(name)
   if redis.call('ZREM', 'mesh:later', name) == 0 then return end
   local entry_key = 'mesh:later:' .. name
   local flat = redis.call('HGETALL', entry_key)

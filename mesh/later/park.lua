@@ -5,25 +5,25 @@
 -- Returns parked; goes-on if the operation is no longer paused; full if no more requests may wait; not-mine if the request
 --       is not pending for this consumer
 local stream, later_key, paused_key, parked_key = unpack(KEYS)
-local id, consumer, op, most = unpack(ARGV)
+local id, consumer, op, later_bound = unpack(ARGV)
 -- The replica may not know yet that the pause has ended: it learns of this with its next renewal.
 if redis.call('HEXISTS', paused_key, op) == 0 then return 'goes-on' end
-if redis.call('ZCARD', later_key) >= tonumber(most) then return 'full' end
+if redis.call('ZCARD', later_key) >= tonumber(later_bound) then return 'full' end
 
 --[[ ../requests/append.lua ]]
 
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]
-local fields, named, name = taken(stream, id, consumer)
+local fields, named, name = read_pending(stream, id, consumer)
 if not fields then return 'not-mine' end
 local entry_key, deadline = later_key .. ':' .. name, named.deadline or '0'
 redis.call('HSET', entry_key, unpack(fields))
 redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'parked', op)
 redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
--- In the order of acceptance.
+-- The score is the time of acceptance (ms).
 redis.call('ZADD', parked_key, string.match(named.first, '^%d+'), name)
-leave(stream, id)
+remove_entry(stream, id)
 -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
 make_options().moved(named, later_key, name, 0)
 return 'parked'

@@ -4,23 +4,23 @@
 -- ARGV: name, epoch of the replica, definition, first tick (ms), number of databases
 -- Returns the next tick (ms)
 local schedules_key, schedule_key = KEYS[1], KEYS[2]
-local name, epoch, definition, first = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local known, by, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
+local name, epoch, definition, first_tick = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local known, author_epoch, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
 
-local function is_live(author)
+local function is_live(epoch_of_author)
   for n = 0, tonumber(ARGV[5]) - 1 do
     local found, state = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))
-    if found == author and state ~= 'left' then return true end
+    if found == epoch_of_author and state ~= 'left' then return true end
   end
 end
 
--- The schedule has an expiry if no live replica ran it until now: see publish.lua.
+-- publish.lua gives the schedule an expiry while no live replica serves it. Now a replica does.
 redis.call('PERSIST', schedule_key)
-if next and (known == definition or tonumber(by) > epoch and is_live(by)) then
-  if known == definition and tonumber(by) < epoch then redis.call('HSET', schedule_key, 'epoch', ARGV[2]) end
+if next and (known == definition or tonumber(author_epoch) > epoch and is_live(author_epoch)) then
+  if known == definition and tonumber(author_epoch) < epoch then redis.call('HSET', schedule_key, 'epoch', ARGV[2]) end
   redis.call('ZADD', schedules_key, next, name)
   return next
 end
-redis.call('HSET', schedule_key, 'definition', definition, 'epoch', ARGV[2], 'next', first)
-redis.call('ZADD', schedules_key, first, name)
-return first
+redis.call('HSET', schedule_key, 'definition', definition, 'epoch', ARGV[2], 'next', first_tick)
+redis.call('ZADD', schedules_key, first_tick, name)
+return first_tick

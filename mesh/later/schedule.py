@@ -35,7 +35,7 @@ def missed_policy_of(word: str) -> MissedPolicy:
     try:
         return MissedPolicy(word)
     except ValueError as error:
-        raise UsageError(f"missed= is one of {', '.join(Missed)}, not {word!r:.100}") from error
+        raise UsageError(f"missed= is one of {', '.join(MissedPolicy)}, not {word!r:.100}") from error
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 -- Acknowledges a request, and removes it from its stream.
-local function leave(stream, id)
+local function remove_entry(stream, id)
   redis.call('XACK', stream, 'workers', id)
   redis.call('XDEL', stream, id)
 end
 
--- Reads a request that is pending for a consumer. The script then stores the request elsewhere, and calls `leave`.
--- Returns its fields as a list of names and values, its fields by name, and its name in mesh:later; nothing if it is not
--- pending for this consumer.
-local function taken(stream, id, consumer)
+-- Reads a request that is pending for a consumer. The script then stores the request elsewhere, and calls `remove_entry`.
+-- Returns its fields as a flat list, its fields by name (with a valid `first`), and its name in mesh:later; nothing if it is
+-- not pending for this consumer.
+local function read_pending(stream, id, consumer)
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   if pending.err or #pending == 0 then return end
   local entry = redis.call('XRANGE', stream, id, id)[1]
-  if not entry then return leave(stream, id) end
+  if not entry then return remove_entry(stream, id) end
   -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
   local fields = {unpack(entry[2], 1, 4000)}
   local named = {}

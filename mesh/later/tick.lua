@@ -7,7 +7,7 @@
 --       or "*" (every live database) and the number of databases
 -- Returns how many requests were sent; -1 if the tick is not due or was dealt with already, or if the definition has changed
 local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
-local name, tick, following, sends, op, sender, ttl, body, alone, definition, to = unpack(ARGV, 1, 11)
+local name, tick, following, must_send, op, sender, ttl, body, skips_if_running, definition, to = unpack(ARGV, 1, 11)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition'))
@@ -25,8 +25,8 @@ local function has_moved(stream, key)
   end
 end
 
--- `each` is one address of the tick: a class or "db<n>".
-local function key_of(moment, each) return name .. '.' .. moment .. '.' .. each end
+-- Returns the name of the request of a tick. `target` is one address of the tick: a class or "db<n>".
+local function key_of(moment, target) return name .. '.' .. moment .. '.' .. target end
 
 -- Returns whether a request of the last tick has not ended. The schedule notes the entries of these requests as
 -- "stream id stream id ...".
@@ -38,6 +38,7 @@ local function still_runs()
   end
 end
 
+-- Returns the addresses of this tick. A database is live while it has a roster row.
 local function targets()
   if to ~= '*' then return {to} end
   local live = {}
@@ -50,10 +51,10 @@ end
 --[[ ../requests/append.lua ]]
 
 local entries, sent = {}, 0
-local function send(each)
+local function send(target)
   local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)
-  local stream = 'mesh:requests:' .. each
-  local id = append(stream, 'op', op, 'request', key_of(tick, each), 'from', sender,
+  local stream = 'mesh:requests:' .. target
+  local id = append(stream, 'op', op, 'request', key_of(tick, target), 'from', sender,
     'reply_to', '', 'deadline', deadline, 'body', body)
   if type(id) == 'string' then
     sent = sent + 1
@@ -61,8 +62,8 @@ local function send(each)
   end
 end
 
-if sends == '1' and not (alone == '1' and still_runs()) then
-  for _, each in ipairs(targets()) do send(each) end
+if must_send == '1' and not (skips_if_running == '1' and still_runs()) then
+  for _, target in ipairs(targets()) do send(target) end
   redis.call('HSET', schedule_key, 'entries', table.concat(entries, ' '), 'last', tick)
 end
 redis.call('HSET', schedule_key, 'next', following)

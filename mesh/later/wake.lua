@@ -5,11 +5,11 @@
 -- ARGV: most requests to move
 -- Returns {how many requests were due, when (ms) a request or a schedule is due next or "", name of a request that could not
 --       be moved or "", why not or "", and then each due schedule}
-local later_key, schedules_key, books_key, most = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
+local later_key, schedules_key, books_key, most_woken = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
 -- After this time a request that could not be put on its stream is tried again. Until then it does not hold up the others.
 local POSTPONED_MS = 1000
--- Fields of a waiting request that its entry on the stream does not have.
-local OWN = {to = true, ttl = true, parked = true, wants = true, rate = true}
+-- Fields of the hash of a waiting request that its entry on the stream does not have.
+local NOT_ON_STREAM = {to = true, ttl = true, parked = true, wants = true, rate = true}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -23,7 +23,7 @@ local options = make_options()
 local GONE, WAITS, FAILED = 1, 2, 3
 
 -- Ends a request whose deadline has passed while it waited for a place in its lane. If other calls with its idempotency key
--- have later deadlines, the request waits on until the latest of these.
+-- have later deadlines, the request waits on until the latest of these ('0' stands for no deadline).
 local function expire(name, about)
   local latest = about.once and options.once.latest(about, now)
   if latest then
@@ -40,9 +40,9 @@ end
 -- waits on, or FAILED and the reason if the stream takes no entry.
 local function put(name, about, words)
   local stream, id = 'mesh:requests:' .. about.to, nil
-  local begins = about.rate and options.limits().begin(about.rate)
-  if begins then
-    redis.call('ZADD', later_key, begins, name)
+  local begins_at = about.rate and options.limits().begin(about.rate)
+  if begins_at then
+    redis.call('ZADD', later_key, begins_at, name)
     return WAITS
   end
   if about.wants then
@@ -65,12 +65,14 @@ local function is_late(about)
   return deadline > 0 and deadline <= now
 end
 
+-- Moves a waiting request that was due at `due` (ms) to its stream, or ends it. Returns an outcome, and what the loop below
+-- calls `more`. `about` has the fields of the hash by name, and `words` those of the new entry as a list.
 local function wake(name, due)
   local words, about, fields = {}, {}, redis.call('HGETALL', later_key .. ':' .. name)
   for i = 1, #fields, 2 do
     local field, value = fields[i], fields[i + 1]
     about[field] = value
-    if not OWN[field] then words[#words + 1], words[#words + 2] = field, value end
+    if not NOT_ON_STREAM[field] then words[#words + 1], words[#words + 2] = field, value end
   end
   -- Somebody has deleted the hash of the request.
   if not about.to then return GONE end
@@ -85,25 +87,25 @@ local function wake(name, due)
   return put(name, about, words)
 end
 
-local failed, reason = '', ''
-local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
+local unmovable, reason = '', ''
+local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most_woken, 'WITHSCORES')
 for i = 1, #due, 2 do
   local name = due[i]
   -- `more` has the fields of a request that has expired, or the reason if the request could not be moved.
-  local is_done, outcome, more = pcall(wake, name, due[i + 1])
+  local ran, outcome, more = pcall(wake, name, due[i + 1])
   -- If a request cannot be moved, such as because a key holds another type, the other requests are still moved.
-  if not is_done then outcome, more = FAILED, outcome end
+  if not ran then outcome, more = FAILED, outcome end
   if outcome == GONE then
     redis.call('ZREM', later_key, name)
     redis.call('DEL', later_key .. ':' .. name)
     if more then options.ended(more) end
   elseif outcome == FAILED then
     redis.call('ZADD', later_key, now + POSTPONED_MS, name)
-    failed, reason = name, type(more) == 'table' and more.err or tostring(more)
+    unmovable, reason = name, type(more) == 'table' and more.err or tostring(more)
   end
 end
 
 --[[ next_due.lua ]]
 -- The next run of this script finds the schedules beyond the first 100.
-local ticks = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
-return {#due / 2, next_due(later_key, schedules_key), failed, reason, unpack(ticks)}
+local due_schedules = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
+return {#due / 2, next_due(later_key, schedules_key), unmovable, reason, unpack(due_schedules)}

@@ -29,7 +29,7 @@ end
 
 -- Removes a request that waits in mesh:later.
 local function end_waiting(name, outcome)
-  local flat = left(name)
+  local flat = take_waiting(name)
   if not flat then return end
   redis.call('HINCRBY', books_key, outcome, 1)
   ended_count = ended_count + 1
