@@ -8,20 +8,21 @@
 -- ARGV: group, id, reason, deliveries, most dead letters kept
 -- Returns 1 if the event was buried, 0 if it was settled before
 local stream, dead_key = KEYS[1], KEYS[2]
-local group, id, reason, deliveries, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local group, id, reason, deliveries, most_kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local entry = redis.call('XRANGE', stream, id, id)[1]
+-- Also if the event is gone: then it is no longer pending, and no consumer takes it over again.
 redis.call('XACK', stream, group, id)
 if not entry then return 0 end
 local fields, body, encoded = entry[2], nil, 'body'
 if #fields == 2 and fields[1] == 'body' then
   body = fields[2]
 else
-  local all = {}
+  local all_fields = {}
   encoded = 'fields'
-  for i = 1, #fields, 2 do all[fields[i]] = fields[i + 1] end
-  body = cjson.encode(all)
+  for i = 1, #fields, 2 do all_fields[fields[i]] = fields[i + 1] end
+  body = cjson.encode(all_fields)
 end
-redis.call('XADD', dead_key, 'MAXLEN', '~', most, '*', 'kind', 'event', 'group', group, 'encoded', encoded,
+redis.call('XADD', dead_key, 'MAXLEN', '~', most_kept, '*', 'kind', 'event', 'group', group, 'encoded', encoded,
   'stream', stream, 'id', id, 'reason', reason, 'deliveries', deliveries, 'body', body)
 redis.call('XDEL', stream, id)
 return 1

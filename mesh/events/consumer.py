@@ -38,7 +38,7 @@ from mesh.wire.backoff import pauses
 
 log = structlog.get_logger(__name__)
 
-#: The longest backoff while Redis cannot be reached.
+#: The longest backoff while Redis cannot be reached. No caller waits for an event, so it may be long.
 LONGEST_PAUSE_S = 5.0
 
 #: The handler: makes the effects of these events durable, all or none. Returns the reason of each refused event, by id.
@@ -49,28 +49,30 @@ Handle = Callable[[Sequence[DeliveredEvent]], Awaitable[Mapping[str, str]]]
 IsDone = Callable[[DeliveredEvent], Awaitable[bool]]
 
 
-async def not_known(event: DeliveredEvent) -> bool:
+async def effect_unknown(event: DeliveredEvent) -> bool:
     """Return False: nobody knows whether the effect of this event exists."""
     return False
 
 
-def batch_after(deliveries: int, batch: int) -> int:
+def batch_size_after(deliveries: int, full_size: int) -> int:
     """Return how many events may be handled at once if each was delivered so many times before.
 
     New events are handled in whole batches. After each delivery that did not settle them, the batches are smaller, down
-    to one event.
+    to one event, so that an event that kills its process is found.
     """
     match deliveries:
         case 0:
-            return batch
+            return full_size
         case 1:
-            return max(1, batch // 8)
+            return max(1, full_size // 8)
         case _:
             return 1
 
 
 class Events(GroupConsumer[DeliveredEvent]):
     """An async context manager that consumes a stream of events. On exit it finishes its batch and hands back the rest.
+
+    A batch is here the events that one read returns or one claim takes over, and that the handler gets together.
 
     `connect` opens a client for this consumer only, because its read blocks. `consumer` is a name that no other live
     consumer has. `handle` gets at most `batch` events, and at most `handle_timeout_ms` for them. Another consumer takes
@@ -95,14 +97,14 @@ class Events(GroupConsumer[DeliveredEvent]):
         handle_timeout_ms: int = 60_000,
         drain_ms: int = 2000,
         on_buried: Callable[[DeliveredEvent, str], None] = lambda event, reason: None,
-        is_done: IsDone = not_known,
+        is_done: IsDone = effect_unknown,
     ) -> None:
         self._connection = OneAtATime.of(connect())
         super().__init__(
             EventReader(self._connection, stream, group, consumer),
             batch,
             claim_idle_ms=claim_idle_ms,
-            keep_alive_ms=claim_idle_ms // 4,
+            keep_alive_ms=claim_idle_ms // 4,  # some keep-alives may fail before another consumer takes over
             pause_s=LONGEST_PAUSE_S,
             alone=False,  # other consumers may work on pending events of this stream
         )
@@ -127,7 +129,7 @@ class Events(GroupConsumer[DeliveredEvent]):
     # The methods of GroupConsumer that this class defines. It works on one batch at a time.
 
     def _most_per_claim(self, deliveries: int) -> int:
-        return batch_after(deliveries, self._most_per_read)
+        return batch_size_after(deliveries, self._most_per_read)
 
     async def _accept(self, entries: Sequence[Delivered]) -> None:
         events = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in entries]
@@ -193,7 +195,7 @@ class Events(GroupConsumer[DeliveredEvent]):
                 async with asyncio.timeout(self._handle_timeout_s):
                     return await self._handler(events)
             except (Unavailable, TimeoutError) as error:
-                write_log = log.debug if attempt else log.warning
+                write_log = log.debug if attempt else log.warning  # one warning for each batch
                 write_log("events wait for their handler", stream=self.stream, error=class_and_message(error))
             if await self._stopped_within(delay):
                 break

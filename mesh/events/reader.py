@@ -17,7 +17,8 @@ from mesh.wire.script import Script
 BURY = Script.beside(__file__, "bury.lua")
 FINISH = Script.beside(__file__, "finish.lua")
 
-#: A read that takes longer than its BLOCK time by this much has failed, and its connection is closed.
+#: A read that takes longer than its BLOCK time by this much has failed, and its connection is closed. With less time, a
+#: busy server would seem to be dead.
 READ_GRACE_S = 2.0
 
 
@@ -36,7 +37,7 @@ class DeliveredEvent:
 class OneAtATime:
     """Runs the commands of several tasks over one connection, one after the other.
 
-    While a read blocks, for at most BLOCK_MS, all other commands wait.
+    While a read blocks, for at most BLOCK_MS, all other commands wait. They may: keep-alives have much more time.
     """
 
     def __init__(self, connection: RedisConnection) -> None:

@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from mesh.errors import Unavailable
-from mesh.events.consumer import Events, batch_after
+from mesh.events.consumer import Events, batch_size_after
 from mesh.events.reader import DeliveredEvent, EventReader, OneAtATime
 from mesh.groups import reader as module
 from mesh.groups.reader import fields_of
@@ -129,12 +129,12 @@ async def crash(events: Events) -> None:
 @pytest.mark.parametrize(("deliveries", "size"), [(0, 500), (1, 62), (2, 1), (3, 1), (9, 1)])
 def test_groups_get_smaller_with_each_death(deliveries: int, size: int) -> None:
     """An event that kills its process is alone in its group before its last delivery."""
-    assert batch_after(deliveries, 500) == size
+    assert batch_size_after(deliveries, 500) == size
 
 
 def test_a_group_is_never_empty() -> None:
     """A group has at least one event, also with a small batch."""
-    assert batch_after(1, 4) == 1
+    assert batch_size_after(1, 4) == 1
 
 
 # What happens to events
