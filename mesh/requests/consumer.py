@@ -214,7 +214,7 @@ class Consumer(GroupConsumer[Work]):
         """Work in order on a database's requests: those with an effect run alone, neighbours without one together."""
         without_effect: list[Work] = []
         for work in works:
-            if work.handler is not None and not work.handler.effect:
+            if work.handler is not None and not work.handler.has_effect:
                 without_effect.append(work)
                 continue
             await self._run_side_by_side(without_effect)

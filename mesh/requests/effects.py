@@ -26,8 +26,9 @@ from mesh.wire.connection import Encoded, encode_words
 class Writer:
     """Collects writes and expectations on keys that all begin with one prefix.
 
-    In its methods `key` is the name of a Redis key, without this prefix. They raise ValueError or TypeError at once for
-    a command that Redis would refuse. `side` is 1 for keys of the replica's own database, and 0 for shared keys.
+    In its methods `key` is the name of a Redis key, without this prefix, and `names` are several. They raise ValueError
+    or TypeError at once for a command that Redis would refuse. `side` is 1 for keys of the replica's own database, and
+    0 for shared keys.
     """
 
     __slots__ = ("_expects", "_prefix", "_side", "_writes")
@@ -171,8 +172,8 @@ class Effects(Writer):
     """The transaction of one request. Without a request, it is a transaction of the replica itself."""
 
     __slots__ = (
-        "_answer", "_is_kept", "_later_bound", "_level", "_replica", "_request", "_shared", "_shas", "dues", "expects",
-        "forward_count", "sends", "sent_ops", "writes",
+        "_answer", "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "dues",
+        "expects", "forward_count", "sends", "sent_ops", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -201,13 +202,13 @@ class Effects(Writer):
         #: the answer to the request: status and body of the reply
         self._answer = (OK, "{}")
         #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
-        self._is_kept = True
+        self._keeps_answer = True
         #: The highest level of the options of its sends. `refuse` leaves it: a refused transaction sends nothing, so
         #: nothing reads the level any more.
         self._level = 0
         #: By operation and idempotency key: the SHA-1 of the body that this transaction sends with the key. `refuse`
         #: leaves it, because a refused transaction sends nothing more.
-        self._shas: dict[tuple[str, str], str | int] = {}
+        self._sha_by_key: dict[tuple[str, str], str | int] = {}
         # The attributes of `Writer`, for the own side. Setting them here costs less than a call of its `__init__`.
         self._prefix, self._side, self._expects, self._writes = keys.own(database), 1, self.expects, self.writes
         self._shared: Writer | None = None
@@ -257,15 +258,14 @@ class Effects(Writer):
         `key` is the name of the request; `once` has the idempotency key. If an earlier request has the same idempotency
         key and body, nothing is sent. The commit applies nothing if the limit refuses the request, or if an earlier
         request has the same idempotency key and another body. Raises KeyReused if this transaction itself has sent the
-        other body.
-        A send with only a due time belongs to `send_later`.
+        other body. A send with only a due time belongs to `send_later`.
         """
         _check_address_and_op(to, op)
-        text = encode_body(body)
+        body_text = encode_body(body)
         options: dict[str, str | int] = {}
         if once is not None:
-            options = once.options(text)
-            if self._shas.setdefault((op, once.key), options["sha"]) != options["sha"]:
+            options = once.options(body_text)
+            if self._sha_by_key.setdefault((op, once.key), options["sha"]) != options["sha"]:
                 raise key_reused_error(once.key)
         if limit:
             options["limit"] = limit
@@ -275,7 +275,7 @@ class Effects(Writer):
         self.sent_ops.append(op)
         # The level of an idempotency key includes that of a due time (LATER), so a due time does not change it.
         self._level = max(self._level, LIMITS if limit else ONCE)
-        words = (self._later_bound, encode(options), key, to.target, op, self._replica, text)
+        words = (self._later_bound, encode(options), key, to.target, op, self._replica, body_text)
         self.writes.add(0, "place", (keys.LATER, keys.later(key)), words)
 
     @property
@@ -355,7 +355,7 @@ class Effects(Writer):
         except ValueError as cause:
             replacement = InvalidReply(f"the handler raised {type(error).__name__}, which cannot be sent: {cause}")
             self._answer = (replacement.code, encode_body(failure_body(replacement)))
-        self._is_kept = is_kept(error)
+        self._keeps_answer = is_kept(error)
 
     def wire(self, took_us: int = 0) -> Encoded:
         """Return the transaction as the words that commit.lua reads. `took_us` is how long the handler worked.
@@ -376,7 +376,7 @@ class Effects(Writer):
                 "request",
                 request.key,
                 "kept",
-                int(self._is_kept),
+                int(self._keeps_answer),
                 *options,
             ]
             writes = [*writes, ["0", len(ending_words), *ending_words]]
@@ -386,7 +386,7 @@ class Effects(Writer):
         ]  # fmt: skip
         groups = [*expectations, *writes, *sends]
         words += [word if word.__class__ is str else text_of(word) for group in groups for word in group]
-        # The second argument says whether the plain variant of commit.lua can run it: that variant makes no sends.
+        # The second argument says whether the plain variant of commit.lua, which makes no sends, can run it.
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:

@@ -21,7 +21,7 @@ Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One operation and its handler, which is the function `handle`. `effect`: it may have one, or else it only reads.
+    """One operation and its handler, which is the function `handle`. Without an effect it only reads.
 
     The requests on a database's stream run one after the other, but neighbours without an effect run side by side.
     `decode` reads the body of a request. `encode` makes JSON of what `handle` returns; without `encode`, `handle`
@@ -30,7 +30,7 @@ class Handler:
 
     op: str
     handle: Handle
-    effect: bool
+    has_effect: bool
     decode: Decode = decode_object
     encode: Callable[[Any], bytes] | None = None
     retry: Retry | None = None
@@ -106,7 +106,7 @@ class Worker:
     @property
     def readers(self) -> frozenset[str]:
         """The names of the operations that only read; they are no readers of streams."""
-        return frozenset(op for op, handler in self._handlers.items() if not handler.effect)
+        return frozenset(op for op, handler in self._handlers.items() if not handler.has_effect)
 
     def definitions(self, version: str) -> dict[str, str]:
         """Return what the key `mesh:operations` says of each operation, as JSON by name. `version`: of the program."""
@@ -120,7 +120,7 @@ class Worker:
 
 def _definition(handler: Handler, version: str) -> dict[str, Any]:
     service, dot, _ = handler.op.partition(".")
-    definition: dict[str, Any] = {"kind": "command" if handler.effect else "query", "version": version}
+    definition: dict[str, Any] = {"kind": "command" if handler.has_effect else "query", "version": version}
     if handler.limit is not None:
         definition["limit"] = str(handler.limit)
     if handler.define is not None:

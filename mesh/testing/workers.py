@@ -84,6 +84,6 @@ class WatchedWorker(Worker):
             return handle(request, store, transaction)
 
         runs.known.add(op)
-        if handler.effect:
+        if handler.has_effect:
             runs.effects.add(op)
         super().add(replace(handler, handle=counted_handle))

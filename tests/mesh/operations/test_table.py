@@ -58,7 +58,7 @@ def test_an_operation_has_the_name_of_its_table_and_its_function() -> None:
 def test_a_query_has_no_effect_and_a_command_has() -> None:
     """Queries run side by side on a database's stream."""
     found = [greetings.worker.handler(name) for name in ("greetings.put", "greetings.count")]
-    assert [each.effect for each in found if each is not None] == [True, False]
+    assert [each.has_effect for each in found if each is not None] == [True, False]
 
 
 def test_a_contract_gets_its_handler_in_another_place() -> None:

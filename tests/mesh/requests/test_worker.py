@@ -28,8 +28,8 @@ def test_a_handler_has_an_effect_unless_it_says_otherwise() -> None:
     worker.handles("a.put")(handle)
     worker.handles("a.find", effect=False)(handle)
     put, find = worker.handler("a.put"), worker.handler("a.find")
-    assert put is not None and put.effect
-    assert find is not None and not find.effect
+    assert put is not None and put.has_effect
+    assert find is not None and not find.has_effect
     assert worker.handler("a.drop") is None
 
 
