@@ -83,6 +83,7 @@ class Calls:
         self._later_bound = later_bound
         self._loop = asyncio.get_running_loop()
         self._key_numbers = itertools.count(1)
+        #: by the key of each request, or of a gather: the call that waits for it
         self._in_progress: dict[str, CallInProgress] = {}
         #: requests that nobody waits for any more: `_remove_requests` removes them
         self._removals: asyncio.Queue[streams.Removal] = asyncio.Queue()
@@ -97,7 +98,7 @@ class Calls:
 
     @property
     def unanswered(self) -> int:
-        """The number of requests that wait for replies. A gather counts as one."""
+        """The number of requests that wait for replies; a gather counts as one. Who leaves waits until it is 0."""
         return len(self._in_progress)
 
     async def _ask_in_span(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
@@ -117,19 +118,19 @@ class Calls:
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
             all_only_read = all_only_read and self._only_reads(op)
-            request_key, target, text = self._next_key(), _target_of(ask.to), _encoded(ask.body)
+            request_key, target, body_text = self._next_key(), _target_of(ask.to), _encoded(ask.body)
             ttl_and_options = str(deadline_ms)
             if once is None and not limit:
                 answers[request_key] = Answer(target, request_key)
             else:
                 answers[request_key] = Answer(target, request_key, None if once is None else (op, once.key), limit)
-                ttl_and_options, without_options = ask.ttl_and_options(deadline_ms, text, self._later_bound), False
+                ttl_and_options, without_options = ask.ttl_and_options(deadline_ms, body_text, self._later_bound), False
             if ask.read:
                 # submit.lua reads these shared keys, and adds their values to the entry as the field `found`. It takes
                 # the last name and value of the second word for this, so other requests need no further word.
                 shared_keys = ",".join([keys.SHARED + name for name in ask.read])
                 group[1] = f"{group[1]} read {shared_keys}".lstrip()
-            group += (target, op, request_key, ttl_and_options, text)
+            group += (target, op, request_key, ttl_and_options, body_text)
         group[0] = -len(asks) if all_only_read else len(asks)
         call = CallInProgress("", answers, self._remove_unanswered, decode, self._loop.create_future())
         return self._wait_for(call, answers, group, deadline_ms, without_options)
@@ -140,10 +141,10 @@ class Calls:
         Raises NoReplica (except for a request with a due time), Busy, Unavailable, InvalidBody and KeyReused. Raises
         SetupError if the Redis user may not send requests for later.
         """
-        text = _encoded(ask.body)
+        body_text = _encoded(ask.body)
         # The number 0 tells submit.lua that nobody waits. A ttl of 0 means no deadline.
-        ttl_and_options = ask.ttl_and_options(0, text, self._later_bound, due)
-        group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, ttl_and_options, text]
+        ttl_and_options = ask.ttl_and_options(0, body_text, self._later_bound, due)
+        group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, ttl_and_options, body_text]
         submission: asyncio.Future[Any] = self._loop.create_future()
         self._link.submit(_words_of(group), submission)
         result = await submission
@@ -194,7 +195,7 @@ class Calls:
         return replies
 
     def _next_key(self) -> str:
-        return f"{self._replica}-{next(self._numbers)}"
+        return f"{self._replica}-{next(self._key_numbers)}"
 
     async def _wait_for(
         self,
@@ -254,14 +255,17 @@ class Calls:
         self._remove_unanswered(call, "expired")
         call.completed.set_result(None)
 
-    def _remove_unanswered(self, call: CallInProgress, outcome: str) -> None:
-        """Remove unanswered requests from their streams. A replica that works on such a request notices and stops."""
-        for answer in call.open_answers:
-            self._queue_removal(answer, outcome)
+    def _remove_unanswered(self, call: CallInProgress, counted_as: str) -> None:
+        """Remove unanswered requests from their streams, and count them in the books as "expired" or "cancelled".
 
-    def _queue_removal(self, answer: Answer, outcome: str) -> None:
+        A replica that works on such a request notices and stops.
+        """
+        for answer in call.open_answers:
+            self._queue_removal(answer, counted_as)
+
+    def _queue_removal(self, answer: Answer, counted_as: str) -> None:
         if answer.id:  # "" if it is not known to be on a stream
-            self._removals.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, answer.options))
+            self._removals.put_nowait((keys.REQUESTS + answer.to, answer.id, counted_as, answer.options))
 
     async def run(self) -> None:
         """Read replies, watch the roster, and remove requests that nobody waits for."""
@@ -295,14 +299,14 @@ class Calls:
             await asyncio.sleep(0)
 
     def _take(self, reply: Reply, flat: Sequence[str]) -> None:
-        request_key, status, forwards, text = reply
+        request_key, status, forwards, body_text = reply
         # A request of a gather has the key "<key of the gather>.db<n>". Other keys have no dot: the names of replicas
         # and clients, with which they begin, are a word, "-" and hexadecimal digits.
         call = self._in_progress.get(request_key) or self._in_progress.get(request_key.rpartition(".")[0])
         if call is None:
             return
         answer = call.answer(request_key)
-        answer.take(status, forwards, text, call.decode)
+        answer.take(status, forwards, body_text, call.decode)
         # `CallInProgress` takes trail and span from the context of its caller.
         if call.trail is not None:  # the caller wants the fields of each reply
             call.trail.append((answer.to, fields_of(flat)))
