@@ -88,11 +88,11 @@ local function wake(name, due)
 end
 
 local unmovable, reason = '', ''
-local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most_woken, 'WITHSCORES')
-for i = 1, #due, 2 do
-  local name = due[i]
+local names_and_times = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most_woken, 'WITHSCORES')
+for i = 1, #names_and_times, 2 do
+  local name = names_and_times[i]
   -- `more` has the fields of a request that has expired, or the reason if the request could not be moved.
-  local ran, outcome, more = pcall(wake, name, due[i + 1])
+  local ran, outcome, more = pcall(wake, name, names_and_times[i + 1])
   -- If a request cannot be moved, such as because a key holds another type, the other requests are still moved.
   if not ran then outcome, more = FAILED, outcome end
   if outcome == GONE then
@@ -108,4 +108,4 @@ end
 --[[ next_due.lua ]]
 -- The next run of this script finds the schedules beyond the first 100.
 local due_schedules = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
-return {#due / 2, next_due(later_key, schedules_key), unmovable, reason, unpack(due_schedules)}
+return {#names_and_times / 2, next_due(later_key, schedules_key), unmovable, reason, unpack(due_schedules)}

@@ -64,12 +64,12 @@ class RemainingSteps(Generic[T]):
                 result: T = end.value
                 return result
             except GeneratorExit as generator_exit:
-                raise exited() from generator_exit
+                raise generator_exit_mistake() from generator_exit
             finally:
                 self.longest_s = max(self.longest_s, clock() - step_began)
 
 
-def exited() -> HandlerMistake:
+def generator_exit_mistake() -> HandlerMistake:
     """Return the error for a handler that raised GeneratorExit.
 
     The event loop closes coroutines with this exception. Without this error in its place, it would look as if the event

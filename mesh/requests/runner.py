@@ -20,7 +20,7 @@ from mesh.later.limit import Limit
 from mesh.later.parking import Parked, park
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
-from mesh.requests.handling import RemainingSteps, describe, exited, printable, steps_of, traceback_of
+from mesh.requests.handling import RemainingSteps, describe, generator_exit_mistake, printable, steps_of, traceback_of
 from mesh.requests.protocol import NEVER, Request
 from mesh.requests.refusals import refusal
 from mesh.requests.settlement import Outcome
@@ -78,9 +78,10 @@ class Runner:
                 span.set_attribute("error.type", outcome_and_reason[0].name.lower())
         return outcome_and_reason
 
-    # `request.call` is the X-Request-Id of the HTTP request that caused this request, or another name that the sender
-    # has set. A sender that creates spans may have set no name: then `call` is empty, but `traceparent` is not.
-    # `delivery_traceparent` is the context of the span of this delivery. The class of transactions is `Effects`.
+    # The checks come first, because a request that they end needs no transaction. `request.call` is the X-Request-Id of
+    # the HTTP request that caused this request, or another name that the sender has set. A sender that creates spans
+    # may have set no name: then `call` is empty, but `traceparent` is not. `delivery_traceparent` is the context of the
+    # span of this delivery.
     async def _attempt(self, work: Work, after_s: float, delivery_traceparent: str = "") -> OutcomeAndReason | None:
         host, request, handler = self._host, work.request, work.handler
         if after_s:
@@ -249,11 +250,10 @@ class Runner:
             else:
                 remaining_steps = RemainingSteps(steps, waits_for, perf_counter() - run_began)
                 body = await remaining_steps
-            # `asked` are the operations of the transaction's sends, and `level` is the highest level of their options.
-            # The check raises an error if nobody serves an operation, or if a live replica does not know the level.
-            # If a request has neither a caller nor an idempotency key (not `is_answered`), nobody would learn of this
-            # error, and the effect of the request would be lost. So then the sends go out unchecked, and a send whose
-            # operation nobody serves becomes a dead letter.
+            # The check raises an error if nobody serves an operation of the sends, or if a live replica does not know
+            # the highest level of their options. If a request has neither a caller nor an idempotency key (not
+            # `is_answered`), nobody would learn of this error, and the effect of the request would be lost. So then the
+            # sends go out unchecked, and a send whose operation nobody serves becomes a dead letter.
             if request.is_answered:
                 _add_answer(handler, transaction, body)
                 if transaction.sent_ops:
@@ -261,7 +261,7 @@ class Runner:
         except LeaseLost:  # is a MeshError, but not an answer
             raise
         except GeneratorExit as generator_exit:  # unchanged, it would look as if the event loop had closed us
-            raise exited() from generator_exit
+            raise generator_exit_mistake() from generator_exit
         except MeshError as error:
             if isinstance(error, InvalidReply):
                 log.error("reply cannot be sent", op=request.op, id=request.id, reason=printable(error.detail))
@@ -291,10 +291,10 @@ class Runner:
         """
         reason, request = describe(error), work.request
         facts = {"op": request.op, "id": request.id, "deliveries": request.deliveries, "reason": reason}
-        if reason != work.reason:
+        if reason != work.last_reason:
             facts["exception"] = traceback_of(error)
         log.error("handler failed", **facts)
-        work.reason = reason
+        work.last_reason = reason
         return Outcome.CRASHED, reason
 
     def _outcome_of_exception(self, work: Work, error: BaseException) -> OutcomeAndReason:

@@ -28,7 +28,7 @@ class Work:
 
     __slots__ = (
         "_committer", "abandoned", "began_at", "committing", "conflict_key", "conflicts", "ended_future", "handler",
-        "late", "pause_ms", "reason", "request", "span", "task",
+        "last_reason", "late", "pause_ms", "request", "span", "task",
     )  # fmt: skip
 
     def __init__(self, request: Request, handler: Handler | None, committer: Committer) -> None:
@@ -41,7 +41,7 @@ class Work:
         self.conflicts = 0
         self.conflict_key = ""
         #: why its last attempt failed, so that the log shows the traceback of the same reason only once
-        self.reason = ""
+        self.last_reason = ""
         #: Its result no longer matters here: another consumer has it or will get it, or its deadline has passed.
         self.abandoned = False
         #: for how long (ms) it leaves its stream and waits: before its next try, or because it is handed on
