@@ -19,7 +19,7 @@ from mesh import keys, roster
 from mesh.dead.letters import ID, Actor
 from mesh.errors import Cancelled, Refused
 from mesh.later.options import OPTIONS
-from mesh.requests.protocol import failure_body
+from mesh.requests.protocol import error_body
 from mesh.settings import MeshSettings
 from mesh.wire.codec import encode
 from mesh.wire.script import Script
@@ -80,7 +80,7 @@ class Control:
         """
         if not ID.fullmatch(id):
             raise Refused(f"{id!r:.50} is not the id of a request, such as 1700000000000-0")
-        body = encode(failure_body(Cancelled("an operator cancelled this request")))
+        body = encode(error_body(Cancelled("an operator cancelled this request")))
         words = (id, actor.name, actor.source, keys.AUDIT_KEPT, Cancelled.code, body)
         cancelled = await CANCEL.run(self._redis, [keys.BOOKS, keys.AUDIT, *self._streams], *words)
         return (str(cancelled[0]), str(cancelled[1])) if cancelled else None

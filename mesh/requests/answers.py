@@ -13,7 +13,7 @@ from mesh.errors import InvalidReply, MeshError
 from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.once import Once
-from mesh.requests.protocol import OK, Address, Body, Decode, decode_object, failure_of
+from mesh.requests.protocol import OK, Address, Body, Decode, decode_object, error_of_reply
 from mesh.requests.refusals import refusal
 from mesh.wire.codec import encode
 
@@ -110,7 +110,7 @@ class Answer:
         if status == OK:
             self.bodies.append(body)
         elif self.error is None:
-            self.error = failure_of(status, body)
+            self.error = error_of_reply(status, body)
 
     def merged(self) -> Body:
         """Return the parts of the reply, merged key by key. Raises the first error."""

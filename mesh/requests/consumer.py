@@ -34,7 +34,7 @@ from mesh.groups.reader import Delivered
 from mesh.later.retry import defer
 from mesh.requests import streams
 from mesh.requests.handling import describe, printable
-from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, operation_of, unreadable
+from mesh.requests.protocol import NEVER, Request, decode_object, error_body, operation_of, unreadable_request
 from mesh.requests.refusals import commit_error
 from mesh.requests.runner import OutcomeAndReason, Runner
 from mesh.requests.settlement import (
@@ -202,7 +202,7 @@ class Consumer(GroupConsumer[Work]):
             request = Request.from_entry(self._reader.stream, id, flat, deliveries, decode)
         except ValueError as error:
             log.error("the entry is not a request", id=id, reason=printable(str(error)))
-            request = unreadable(self._reader.stream, id, flat, deliveries)  # becomes a dead letter
+            request = unreadable_request(self._reader.stream, id, flat, deliveries)  # becomes a dead letter
         if deliveries > 1:
             self.counters.reclaimed += 1
         if not self._works:
@@ -373,9 +373,7 @@ class Consumer(GroupConsumer[Work]):
         reason = printable(reason)
         error = GivenUp(f"the request was given up: {reason}", deliveries=request.deliveries)
         log.error("dead letter", op=request.op, id=request.id, reason=reason)
-        await self._reader.bury(
-            request.id, request.reply_to, reason, request.deliveries, error.code, failure_body(error)
-        )
+        await self._reader.bury(request.id, request.reply_to, reason, request.deliveries, error.code, error_body(error))
 
     def _kept_alive(self, ids: Sequence[str], lost: set[str]) -> None:
         for id in ids:

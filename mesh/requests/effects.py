@@ -16,7 +16,7 @@ from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.filters import Filter
 from mesh.requests.once import Once, is_kept, key_reused_error
-from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
+from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, error_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Verb, Word, check_words, integer_of, score_of, text_of
 from mesh.requests.writes import Expectations, Writes, are_plain, chunks
 from mesh.wire.codec import encode
@@ -351,10 +351,10 @@ class Effects(Writer):
             collection.clear()
         self.forward_count = 0
         try:
-            self._answer = (error.code, encode_body(failure_body(error)))
+            self._answer = (error.code, encode_body(error_body(error)))
         except ValueError as cause:
             replacement = InvalidReply(f"the handler raised {type(error).__name__}, which cannot be sent: {cause}")
-            self._answer = (replacement.code, encode_body(failure_body(replacement)))
+            self._answer = (replacement.code, encode_body(error_body(replacement)))
         self._keeps_answer = is_kept(error)
 
     def wire(self, took_us: int = 0) -> Encoded:

@@ -150,7 +150,7 @@ class Request:
     traceparent: str = ""
     #: how many of its tries have failed
     failed_tries: int = 0
-    #: if it has waited: an id that begins with the time at which it was sent
+    #: if it has waited: an id that begins with the time at which it was sent, because `id` is of a later time; else ""
     first: str = ""
     #: The value that the shared key named by the sender had when the request was sent; "" if it had none. A JSON list
     #: of values if the sender has named several keys. The handler uses the value as if it had read the key, and has to
@@ -213,7 +213,7 @@ def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
     return (*once_options, "limit", fields["limit"]) if "limit" in fields else once_options
 
 
-def unreadable(stream: str, id: str, flat: Sequence[str], deliveries: int) -> Request:
+def unreadable_request(stream: str, id: str, flat: Sequence[str], deliveries: int) -> Request:
     """Return a request without an operation for an entry that is not a request.
 
     The consumer makes it a dead letter, and so can answer its caller.
@@ -244,12 +244,12 @@ def reply_of(flat: Sequence[str]) -> Reply | None:
     return fields["request"], fields["status"], fields.get("forwards", "0"), fields["body"]
 
 
-def failure_of(status: str, body: Body) -> MeshError:
+def error_of_reply(status: str, body: Body) -> MeshError:
     """Return the error that a reply carries."""
     facts: Body = dict(body)  # a copy, which loses `detail`
     return from_wire(status, str(facts.pop("detail", "")), facts)
 
 
-def failure_body(error: MeshError) -> Body:
+def error_body(error: MeshError) -> Body:
     """Return the body of a reply that carries an error."""
     return {"detail": error.detail, **error.facts}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+#: One word of a command: text, or an integer, which Redis stores as decimal digits.
 Word = str | int
 #: Checks the arguments of a verb (its words after the key), and returns them as they are sent. Raises ValueError.
 Check = Callable[[Sequence[Word]], Sequence[Word]]

@@ -14,8 +14,8 @@ from mesh.requests.protocol import (
     OK,
     Request,
     decode_object,
-    failure_body,
-    failure_of,
+    error_body,
+    error_of_reply,
     reply_of,
     reply_stream,
 )
@@ -117,7 +117,7 @@ def test_integers_of_any_size_are_the_same_at_both_ends() -> None:
 def test_a_failure_is_the_same_error_at_both_ends() -> None:
     """The code gives the class of the error, and the facts are kept."""
     error = errors.Busy("full", retry_after=3, address="A")
-    failure = failure_of(error.code, decode(encode(failure_body(error))))
+    failure = error_of_reply(error.code, decode(encode(error_body(error))))
     assert type(failure) is errors.Busy
     assert (failure.detail, failure.retry_after, failure.facts["address"]) == ("full", 3.0, "A")
 
@@ -175,5 +175,5 @@ def test_a_request_that_was_forwarded_has_as_many_more_replies() -> None:
 
 def test_a_code_that_this_process_does_not_know_is_a_refusal_that_keeps_its_code() -> None:
     """Other programs have their own errors, and two releases may overlap during a roll-out."""
-    failure = failure_of("new-in-2", {"detail": "so"})
+    failure = error_of_reply("new-in-2", {"detail": "so"})
     assert type(failure) is errors.Refused and (failure.detail, failure.code) == ("so", "new-in-2")
