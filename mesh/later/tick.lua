@@ -31,14 +31,14 @@ local function key_of(moment, target) return name .. '.' .. moment .. '.' .. tar
 -- Returns whether a request of the last tick has not ended. The schedule notes the entries of these requests as
 -- "stream id stream id ...".
 local function still_runs()
-  local last, noted = unpack(redis.call('HMGET', schedule_key, 'last', 'entries'))
-  for stream, id in string.gmatch(noted or '', '(%S+) (%S+)') do
+  local last_tick, noted_entries = unpack(redis.call('HMGET', schedule_key, 'last', 'entries'))
+  for stream, id in string.gmatch(noted_entries or '', '(%S+) (%S+)') do
     local found = redis.pcall('XRANGE', stream, id, id)
-    if #found > 0 or has_moved(stream, key_of(last or '', string.match(stream, '[^:]+$'))) then return true end
+    if #found > 0 or has_moved(stream, key_of(last_tick or '', string.match(stream, '[^:]+$'))) then return true end
   end
 end
 
--- Returns the addresses of this tick. A database is live while it has a roster row.
+-- Returns the addresses of this tick. Every database that has a roster row gets a request.
 local function targets()
   if to ~= '*' then return {to} end
   local live = {}
@@ -50,14 +50,14 @@ end
 
 --[[ ../requests/append.lua ]]
 
-local entries, sent = {}, 0
+local entries, sent_count = {}, 0
 local function send(target)
   local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)
   local stream = 'mesh:requests:' .. target
   local id = append(stream, 'op', op, 'request', key_of(tick, target), 'from', sender,
     'reply_to', '', 'deadline', deadline, 'body', body)
   if type(id) == 'string' then
-    sent = sent + 1
+    sent_count = sent_count + 1
     entries[#entries + 1] = stream .. ' ' .. id
   end
 end
@@ -68,5 +68,5 @@ if must_send == '1' and not (skips_if_running == '1' and still_runs()) then
 end
 redis.call('HSET', schedule_key, 'next', following)
 redis.call('ZADD', schedules_key, following, name)
-if sent > 0 then redis.call('HINCRBY', books_key, 'accepted', sent) end
-return sent
+if sent_count > 0 then redis.call('HINCRBY', books_key, 'accepted', sent_count) end
+return sent_count

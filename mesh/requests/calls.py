@@ -359,7 +359,7 @@ class Calls:
             # At most so many in one run of end.lua, because the server does nothing else meanwhile.
             while not self._removals.empty() and len(removals) < 256:
                 removals.append(self._removals.get_nowait())
-            await streams.end(self._link, removals)
+            await streams.remove(self._link, removals)
 
 
 def _target_of(to: Address) -> str:

@@ -311,7 +311,7 @@ class Consumer(GroupConsumer[Work]):
                 await self._bury(request, reason)
             case Expire():
                 self.counters.expired += 1
-                await streams.end(self._host.link, [(request.stream, request.id, "expired", bool(request.options))])
+                await streams.remove(self._host.link, [(request.stream, request.id, "expired", bool(request.options))])
             case Redeliver():
                 self.counters.crashed += 1
                 return True

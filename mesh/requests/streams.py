@@ -64,7 +64,7 @@ class RequestReader(GroupReader):
 Removal = tuple[str, str, str, bool | tuple[str, ...]]
 
 
-async def end(link: Link, removals: Sequence[Removal]) -> int:
+async def remove(link: Link, removals: Sequence[Removal]) -> int:
     """Remove requests before they have an effect. Return how many were removed: those that no other caller waits for.
 
     `Calls` does this for requests that its callers no longer wait for, and a consumer for requests past their deadline.
