@@ -109,7 +109,7 @@ class Events(GroupConsumer[DeliveredEvent]):
             alone=False,  # other consumers may work on pending events of this stream
         )
         self.stream = stream
-        self._handler, self._on_buried, self._is_done = handle, on_buried, is_done
+        self._handle, self._on_buried, self._is_done = handle, on_buried, is_done
         self._max_deliveries = max_deliveries
         self._handle_timeout_s, self._drain_s = handle_timeout_ms / 1000, drain_ms / 1000
 
@@ -193,7 +193,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         for attempt, delay in enumerate(pauses()):
             try:
                 async with asyncio.timeout(self._handle_timeout_s):
-                    return await self._handler(events)
+                    return await self._handle(events)
             except (Unavailable, TimeoutError) as error:
                 write_log = log.debug if attempt else log.warning  # one warning for each batch
                 write_log("events wait for their handler", stream=self.stream, error=class_and_message(error))

@@ -12,14 +12,14 @@ local id, consumer, pause, failed_tries, reason = unpack(ARGV)
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]
-local fields, named, name = read_pending(stream, id, consumer)
-if not fields then return 0 end
+local flat, by_name, name = read_pending(stream, id, consumer)
+if not flat then return 0 end
 local time = redis.call('TIME')
 local due = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + pause)
 local entry_key = later_key .. ':' .. name
-redis.call('HSET', entry_key, unpack(fields))
-redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'try', failed_tries, 'error', reason)
+redis.call('HSET', entry_key, unpack(flat))
+redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', by_name.first, 'try', failed_tries, 'error', reason)
 redis.call('ZADD', later_key, due, name)
 remove_entry(stream, id)
-make_options().moved(named, later_key, name, pause)
+make_options().moved(by_name, later_key, name, pause)
 return tonumber(due)

@@ -21,15 +21,15 @@ local deadline = request.deadline or '0'
 local code, subject = options.limits().refusal(limit, deadline, tonumber(later_bound))
 -- A request without a caller that comes too soon is not refused but waits, because nobody would learn of a refusal.
 if code and not (code == 'limited' and (request.reply_to or '') == '') then return {code, subject} end
-local fields, named, name = read_pending(stream, id, consumer)
-if not fields then return {'not-mine', ''} end
-if not request.first then fields[#fields + 1], fields[#fields + 2] = 'first', id end
+local flat, by_name, name = read_pending(stream, id, consumer)
+if not flat then return {'not-mine', ''} end
+if not request.first then flat[#flat + 1], flat[#flat + 2] = 'first', id end
 local to = string.match(stream, '[^:]+$')
 -- The id of the new entry (an error if the stream takes no entry); nothing if the request waits.
-local new_id = options.limits().place(limit, name, to, fields, deadline)
+local new_id = options.limits().place(limit, name, to, flat, deadline)
 -- The stream takes no more entries if somebody has written an entry with the highest possible id by hand.
 if type(new_id) == 'table' then return {'wrong-type', stream} end
 remove_entry(stream, id)
 -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
-if named.once then options.once.moved(named, new_id and stream or later_key, new_id or name, 0) end
+if by_name.once then options.once.moved(by_name, new_id and stream or later_key, new_id or name, 0) end
 return {'placed', ''}

@@ -15,15 +15,15 @@ if redis.call('ZCARD', later_key) >= tonumber(later_bound) then return 'full' en
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]
-local fields, named, name = read_pending(stream, id, consumer)
-if not fields then return 'not-mine' end
-local entry_key, deadline = later_key .. ':' .. name, named.deadline or '0'
-redis.call('HSET', entry_key, unpack(fields))
-redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'parked', op)
+local flat, by_name, name = read_pending(stream, id, consumer)
+if not flat then return 'not-mine' end
+local entry_key, deadline = later_key .. ':' .. name, by_name.deadline or '0'
+redis.call('HSET', entry_key, unpack(flat))
+redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', by_name.first, 'parked', op)
 redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
 -- The score is the time of acceptance (ms).
-redis.call('ZADD', parked_key, string.match(named.first, '^%d+'), name)
+redis.call('ZADD', parked_key, string.match(by_name.first, '^%d+'), name)
 remove_entry(stream, id)
 -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
-make_options().moved(named, later_key, name, 0)
+make_options().moved(by_name, later_key, name, 0)
 return 'parked'

@@ -13,17 +13,17 @@ local function read_pending(stream, id, consumer)
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if not entry then return remove_entry(stream, id) end
   -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
-  local fields = {unpack(entry[2], 1, 4000)}
-  local named = {}
-  for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
-  if not string.match(named.first or '', '^%d+%-%d+$') then named.first = id end
+  local flat = {unpack(entry[2], 1, 4000)}
+  local by_name = {}
+  for i = 1, #flat, 2 do by_name[flat[i]] = flat[i + 1] end
+  if not string.match(by_name.first or '', '^%d+%-%d+$') then by_name.first = id end
   -- The parts of a request that was forwarded have the same key, so each name also has the first id of its part. A request
   -- without a caller has a key of its own, so the key is its whole name.
-  local name = named.request or ''
-  if (named.reply_to or '') ~= '' or name == '' then name = name .. '@' .. named.first end
+  local name = by_name.request or ''
+  if (by_name.reply_to or '') ~= '' or name == '' then name = name .. '@' .. by_name.first end
   -- A name has no spaces, because the field `limit` has the name as one word.
   name = string.gsub(name, '%s', '_')
   -- Two requests may have the same name by now, if they were written by hand with one key, or with spaces in their keys.
   if redis.call('EXISTS', 'mesh:later:' .. name) == 1 then name = name .. '@' .. id end
-  return fields, named, name
+  return flat, by_name, name
 end
