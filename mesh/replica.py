@@ -174,7 +174,7 @@ class Replica:
 
         Raises LeaseLost, Busy, OlderRelease, and Unserved if it requests an operation that nobody serves.
         """
-        await self._directory.check(transaction.sent_ops, transaction.level)
+        await self._directory.check(transaction.asked, transaction.level)
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), waiter)
         outcome = await waiter

@@ -75,8 +75,8 @@ class Limit:
         # -(-a // b) is a / b, rounded up.
         return 0 if self.rate is None or self.per is None else -(-(self.per // _ONE_US) // (self.rate * 1000))
 
-    def text_for(self, op: str, body: Any) -> str:
-        """Return the limit of a request with this body as a text, which limits.lua reads. Raises InvalidBody."""
+    def words(self, op: str, body: Any) -> str:
+        """Return the limit of a request with this body as one text, for limits.lua. Raises InvalidBody."""
         # A rate has no lane, but limits.lua counts its requests under a name of the same form.
         lane_name = f"{op}:{self._value_of(body)}" if self.by else f"{op}:"
         if self.concurrency is not None:

@@ -47,16 +47,16 @@ class Retry:
         if not (self.factor >= 1 and 0 <= self.jitter <= 1):
             raise UsageError("Retry(factor=) is at least 1, and Retry(jitter=) between 0 and 1")
 
-    def pause_ms(self, failed_tries: int, random_share: Callable[[], float] = random.random) -> int | None:
+    def pause_ms(self, tries: int, chance: Callable[[], float] = random.random) -> int | None:
         """Return the pause after so many tries, in ms; None if there is no further try."""
-        if failed_tries >= self.most:
+        if tries >= self.most:
             return None
         longest_s = self.longest.total_seconds()
         try:
-            unreduced_s = min(self.first.total_seconds() * self.factor ** (failed_tries - 1), longest_s)
+            unreduced_s = min(self.first.total_seconds() * self.factor ** (tries - 1), longest_s)
         except OverflowError:  # the power is too large for a float
             unreduced_s = longest_s
-        return max(1, round(1000 * unreduced_s * (1 - self.jitter * random_share())))
+        return max(1, round(1000 * unreduced_s * (1 - self.jitter * chance())))
 
 
 async def defer(link: Link, stream: str, id: str, consumer: str, pause_ms: int, failed_tries: int, reason: str) -> int:

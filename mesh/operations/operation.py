@@ -76,7 +76,7 @@ class Operation(Generic[B, R]):
 
     def limit_of(self, body: Any) -> str:
         """Return the limit of a request with this body, as limits.lua reads it, or "". Raises InvalidBody."""
-        return "" if self.limit is None else self.limit.text_for(self.name, body)
+        return "" if self.limit is None else self.limit.words(self.name, body)
 
     def encode_body(self, body: B | None) -> bytes:
         """Return the JSON of a request's body. Raises InvalidBody."""

@@ -96,14 +96,14 @@ class Answer:
         # If a request waits for its limit, submit.lua answers "@" and the request's `key` in place of an id.
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
-    def take(self, status: str, forwards: str, body_text: str, decode: Decode) -> None:
+    def take(self, status: str, forwards: str, text: str, decode: Decode) -> None:
         """Add a reply; see `protocol.Reply`. If it cannot be read, the answer is an error that says so."""
         try:
             further_replies = 0 if forwards == "0" else int(forwards)
-            if further_replies and not body_text:  # this reply has no body: it only says how many replies follow
+            if further_replies and not text:  # this reply has no body: it only says how many replies follow
                 self.outstanding += further_replies - 1
                 return
-            body = (decode if status == OK else decode_object)(body_text)
+            body = (decode if status == OK else decode_object)(text)
         except ValueError as error:
             further_replies, status, body = 0, InvalidReply.code, {"detail": f"the reply cannot be read: {error}"}
         self.outstanding += further_replies - 1  # this reply is one of those that were to come

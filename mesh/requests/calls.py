@@ -104,7 +104,7 @@ class Calls:
     async def _ask_in_span(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         destinations = " ".join(sorted({ask.to.stream for ask in asks}))
         op = asks[0].op if asks else ""
-        with tracing.span("PRODUCER", *tracing.submission_span(destinations, op, len(asks))):
+        with tracing.span("PRODUCER", *tracing.sending(destinations, op, len(asks))):
             return await self._ask(asks, deadline_ms, decode)
 
     def _ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> Coroutine[Any, Any, list[Answer]]:
@@ -167,7 +167,7 @@ class Calls:
         gathering = self._gather(op, body, deadline_ms, decode, EVERY if among is None else among.target)
         if not tracing.is_on():
             return gathering
-        return tracing.traced(gathering, "PRODUCER", *tracing.submission_span(keys.REQUESTS + EVERY, op, 1))
+        return tracing.traced(gathering, "PRODUCER", *tracing.sending(keys.REQUESTS + EVERY, op, 1))
 
     async def _gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, target: str
@@ -311,7 +311,7 @@ class Calls:
         if call.trail is not None:  # the caller wants the fields of each reply
             call.trail.append((answer.to, fields_of(flat)))
         if call.span is not None:
-            call.span.add_event("reply", tracing.reply_attributes(status, fields_of(flat)))
+            call.span.add_event("reply", tracing.replying(status, fields_of(flat)))
         call.complete_if_answered()
 
     async def _watch(self) -> None:

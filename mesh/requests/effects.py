@@ -172,8 +172,8 @@ class Effects(Writer):
     """The transaction of one request. Without a request, it is a transaction of the replica itself."""
 
     __slots__ = (
-        "_answer", "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "dues",
-        "expects", "forward_count", "sends", "sent_ops", "writes",
+        "_answer", "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "asked",
+        "dues", "expects", "forwards", "sends", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -192,13 +192,13 @@ class Effects(Writer):
         self.dues: list[Due] = []
         #: The operations of the requests that it sends, but not of those that it forwards. If the request has a caller
         #: or an idempotency key, the runner checks before the commit that a live replica serves each.
-        self.sent_ops: list[str] = []
+        self.asked: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
         #: the words of each request that it sends or forwards without options, as commit.lua reads them
         self.sends: list[Any] = []
-        #: to how many addresses it forwards the request; each of them sends a reply of its own
-        self.forward_count = 0
+        #: a count: to how many addresses it forwards the request; each of them sends a reply of its own
+        self.forwards = 0
         #: the answer to the request: status and body of the reply
         self._answer = (OK, "{}")
         #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
@@ -226,7 +226,7 @@ class Effects(Writer):
         `key` is the name of the request, not an idempotency key.
         """
         self._send(to, op, body, key=key, reply_to="", deadline=deadline)
-        self.sent_ops.append(op)
+        self.asked.append(op)
 
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
         """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing.
@@ -236,7 +236,7 @@ class Effects(Writer):
         """
         _check_address_and_op(to, op)
         self.dues.append(due)
-        self.sent_ops.append(op)
+        self.asked.append(op)
         # commit_verbs.lua says in which order the verbs `later` and `place` read their words.
         words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
         self._level = max(self._level, LIMITS if limit else LATER)
@@ -272,7 +272,7 @@ class Effects(Writer):
         if due is not None:
             options["due"] = due.word
             self.dues.append(due)
-        self.sent_ops.append(op)
+        self.asked.append(op)
         # The level of an idempotency key includes that of a due time (LATER), so a due time does not change it.
         self._level = max(self._level, LIMITS if limit else ONCE)
         words = (self._later_bound, encode(options), key, to.target, op, self._replica, body_text)
@@ -292,7 +292,7 @@ class Effects(Writer):
             raise UsageError(f"{request.op} has a limit, and cannot be forwarded; use send()")
         if request.options:
             raise UsageError(f"{request.op} forwards its requests, so it takes none with an idempotency key")
-        self.forward_count += 1
+        self.forwards += 1
         self._send(
             to,
             request.op,
@@ -347,9 +347,9 @@ class Effects(Writer):
 
         If the error cannot be written as JSON, the answer is an InvalidReply that says so.
         """
-        for collection in (self.expects, self.writes, self.sends, self.dues, self.sent_ops):
+        for collection in (self.expects, self.writes, self.sends, self.dues, self.asked):
             collection.clear()
-        self.forward_count = 0
+        self.forwards = 0
         try:
             self._answer = (error.code, encode_body(error_body(error)))
         except ValueError as cause:
@@ -381,7 +381,7 @@ class Effects(Writer):
             ]
             writes = [*writes, ["0", len(ending_words), *ending_words]]
         words: list[Word] = [
-            request.stream, request.id, reply_to, request.key, request.op, status, self.forward_count,
+            request.stream, request.id, reply_to, request.key, request.op, status, self.forwards,
             body if reply_to or options else "", len(expectations), len(writes), len(sends), took_us, request.call,
         ]  # fmt: skip
         groups = [*expectations, *writes, *sends]

@@ -112,14 +112,14 @@ class Filters:
         self._holder = holder
         self._keys = [keys.lease(database), keys.row(database)]
 
-    async def name_in_row(self, kind: str, filter: Filter | None) -> bool:
-        """Name a complete filter in our roster row; None: remove its name. Return False if lease or row is gone."""
+    async def name(self, kind: str, filter: Filter | None) -> bool:
+        """Make our roster row name a complete filter; None: name none. Return False if the lease or the row is gone."""
         if filter is None:
             return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(kind), ""))
         words = (self._holder, _row_field(kind), filter.name, filter.bits)
         return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
 
-    async def from_row(self, kind: str) -> Filter | None:
+    async def named(self, kind: str) -> Filter | None:
         """Return the filter of this kind that our roster row names; None if it names none."""
         key_and_bits = await self._link.shared("HGET", self._keys[1], _row_field(kind))
         if key_and_bits is None:
@@ -131,8 +131,8 @@ class Filters:
         """Return how many bits of a filter are set; 0 if the key holds something else."""
         return await self._integer_reply("BITCOUNT", keys.SHARED + filter.key)
 
-    async def still_counts(self, filter: Filter) -> bool:
-        """Return whether a filter that was named still counts: its key has not expired, and nobody has deleted it."""
+    async def counts(self, filter: Filter) -> bool:
+        """Return whether a filter that was named is still valid: its key has not expired, and nobody has deleted it."""
         # Numbers set the bits 0 to `bits` - 1. The bit after them is the last one, which NAME sets.
         return await self._integer_reply("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
 

@@ -69,7 +69,7 @@ class Runner:
     async def _attempt_in_span(self, work: Work, after_s: float) -> OutcomeAndReason | None:
         request = work.request
         tracing.TRACEPARENT.set(request.traceparent)
-        name, attributes = tracing.delivery_span(request.stream, request.op, request.id, request.deliveries)
+        name, attributes = tracing.processing(request.stream, request.op, request.id, request.deliveries)
         with tracing.span("CONSUMER", name, attributes) as span:
             outcome_and_reason = await self._attempt(work, after_s, tracing.TRACEPARENT.get())
             if outcome_and_reason is None:
@@ -185,7 +185,7 @@ class Runner:
         host, request = self._host, work.request
         if request.body.__class__ is InvalidBody:
             return _GO_ON
-        limit_text, later_bound = limit.text_for(request.op, request.body), host.settings.later_bound
+        limit_text, later_bound = limit.words(request.op, request.body), host.settings.later_bound
         # If there is no room, the loop ends when the consumer cancels this task: after the deadline, or when it stops.
         while True:
             code, subject = await enter(host.link, request.stream, request.id, host.replica, limit_text, later_bound)
@@ -256,8 +256,8 @@ class Runner:
             # sends go out unchecked, and a send whose operation nobody serves becomes a dead letter.
             if request.is_answered:
                 _add_answer(handler, transaction, body)
-                if transaction.sent_ops:
-                    await self._host.directory.check(transaction.sent_ops, transaction.level)
+                if transaction.asked:
+                    await self._host.directory.check(transaction.asked, transaction.level)
         except LeaseLost:  # is a MeshError, but not an answer
             raise
         except GeneratorExit as generator_exit:  # unchanged, it would look as if the event loop had closed us
@@ -323,7 +323,7 @@ def _add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
     """Make what a handler returned the answer of its transaction. Raises InvalidReply."""
     if handler.encode is not None:
         # If other addresses answer, our reply has no body: it only says how many replies the caller gets.
-        only_forwards = body is None and transaction.forward_count
+        only_forwards = body is None and transaction.forwards
         transaction.reply_json(b"" if only_forwards else handler.encode(body))
     elif body is not None:
         transaction.reply(body)

@@ -80,18 +80,18 @@ def about() -> str:
     return f"{call_field} traceparent {traceparent}" if traceparent else call_field
 
 
-def submission_span(stream: str, op: str, count: int) -> tuple[str, dict[str, Any]]:
+def sending(stream: str, op: str, count: int) -> tuple[str, dict[str, Any]]:
     """Return the name and the attributes of the span of a submission."""
     return f"send {stream}", {**_messaging(stream, op), "messaging.operation.type": "send", "mesh.requests": count}
 
 
-def delivery_span(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dict[str, Any]]:
+def processing(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dict[str, Any]]:
     """Return the name and the attributes of the span of a delivery."""
     attributes = {"messaging.operation.type": "process", "messaging.message.id": id, "mesh.deliveries": deliveries}
     return f"process {stream}", {**_messaging(stream, op), **attributes}
 
 
-def reply_attributes(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
+def replying(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
     """Return the attributes of the event "reply" of a submission's span: its status, and where it comes from."""
     return {"mesh.status": status, "mesh.replica": fields.get("from", ""), "mesh.database": fields.get("db", "")}
 

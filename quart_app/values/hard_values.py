@@ -53,7 +53,7 @@ def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) 
 def put_in_lane(item: ItemAsked) -> Ask:
     """Return the put of a hard value in its lane."""
     body = _lane_body(item.cls, as_body_item(item))
-    return Ask(Class(item.cls), HARD, body, limit=_ONE_AT_A_TIME.text_for(HARD, body))
+    return Ask(Class(item.cls), HARD, body, limit=_ONE_AT_A_TIME.words(HARD, body))
 
 
 def put_again(item: ItemAsked) -> Ask:
@@ -73,7 +73,7 @@ def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[s
     """Send a request for a hard value of a job into its lane; `job` are the fields that name the job and its step."""
     body = {**_lane_body(cls, item), **job, UNTIL: deadline}
     # The key names the request while it waits in `mesh:later`, so it must be unique.
-    transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ONE_AT_A_TIME.text_for(HARD, body))
+    transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ONE_AT_A_TIME.words(HARD, body))
 
 
 def deadline_of(request: Request) -> int:

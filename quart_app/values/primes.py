@@ -89,11 +89,11 @@ class Primes:
         if self._replica_id != replica.id:
             self._replica_id, self._kept = replica.id, ()
         key_names = [records.ALONE, records.INDEX, records.RECORDS]
-        named, state = await asyncio.gather(replica.filters.from_row(NAME), replica.store().script(STATE, key_names))
+        named, state = await asyncio.gather(replica.filters.named(NAME), replica.store().script(STATE, key_names))
         in_alone, in_index, end_ms = map(int, state)
         current = next((kept for kept in self._kept if kept == named), None)
         if current is None and named is not None:
-            await replica.filters.name_in_row(NAME, None)
+            await replica.filters.name(NAME, None)
         elif current is not None:
             await self._keep_only(replica, current)
         # An estimate: nearly each rare prime is in ALONE, and there are COMMON_COUNT other primes.
@@ -108,7 +108,7 @@ class Primes:
     async def _must_be_replaced(self, replica: Replica, filter: Filter, prime_count: int) -> bool:
         """Return whether a new filter must replace this one; the database has about `prime_count` primes."""
         # A filter does not count if its key is gone.
-        if prime_count and not await replica.filters.still_counts(filter):
+        if prime_count and not await replica.filters.counts(filter):
             return True
         bits_set = await replica.filters.bits_set(filter)
         too_full = TOO_FULL / 2 if time.monotonic() < self._young_until_s else TOO_FULL
@@ -133,7 +133,7 @@ class Primes:
         new_filter = replace(new_filter, below=_first_without(common))
         self._kept, self._young_until_s = (*former, new_filter), time.monotonic() + YOUNG_S
         # If the answer is lost, puts set bits in both filters until the next check reads which one the row names.
-        if await replica.filters.name_in_row(NAME, new_filter):
+        if await replica.filters.name(NAME, new_filter):
             await self._keep_only(replica, new_filter)
 
     async def _keep_only(self, replica: Replica, named: Filter) -> None:

@@ -56,7 +56,7 @@ class Typed(TypedDict, total=False):
     ],
 )
 def test_a_limit_travels_as_text(limit: Limit, words: str) -> None:
-    assert limit.text_for("notes.put", Note("ann smith", 7)) == words
+    assert limit.words("notes.put", Note("ann smith", 7)) == words
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,19 @@ def test_bodies_of_every_kind_have_fields(body: Any) -> None:
 
 
 def test_a_field_that_is_left_out_is_a_value_of_its_own() -> None:
-    assert Limit(by="name", concurrency=1).text_for("notes.put", {}) == "lane 1 notes.put:null"
+    assert Limit(by="name", concurrency=1).words("notes.put", {}) == "lane 1 notes.put:null"
 
 
 def test_a_value_of_a_hundred_characters_names_itself() -> None:
     """A longer one does not: the names of lanes stay short."""
     limit = Limit(by="name", concurrency=1)
-    assert limit.text_for("notes.write", {"name": "a" * 100}) == "lane 1 notes.write:" + "a" * 100
-    assert limit.text_for("notes.write", {"name": "a" * 101}).startswith("lane 1 notes.write:" + "a" * 100 + "…")
+    assert limit.words("notes.write", {"name": "a" * 100}) == "lane 1 notes.write:" + "a" * 100
+    assert limit.words("notes.write", {"name": "a" * 101}).startswith("lane 1 notes.write:" + "a" * 100 + "…")
 
 
 def test_a_long_value_is_named_by_its_beginning_and_its_hash() -> None:
     limit = Limit(by="name", concurrency=1)
-    one, two = (limit.text_for("notes.put", Note("x" * 10_000 + end)) for end in "ab")
+    one, two = (limit.words("notes.put", Note("x" * 10_000 + end)) for end in "ab")
     assert one != two
     assert len(one) < 200
 
@@ -138,7 +138,7 @@ def endless() -> list[Any]:
 def test_a_value_that_is_no_json_is_an_invalid_body(value: object) -> None:
     """The request is refused where it is sent."""
     with pytest.raises(InvalidBody, match="the field name cannot be the value of a limit"):
-        Limit(by="name", concurrency=1).text_for("notes.put", {"name": value})
+        Limit(by="name", concurrency=1).words("notes.put", {"name": value})
 
 
 class TestRegistration:
