@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from mesh import Class, MeshClient, MeshError, Operation, Replies
 from quart_app.values.notation import rank
-from quart_app.values.store import digits
+from quart_app.values.store import without_prefix
 
 T = TypeVar("T")
 
@@ -137,8 +137,8 @@ class Meshes:
             lines = {line for reply in found if reply.found for line in reply.found.split(";")}
             for line in sorted(lines):
                 name, _, text = line.partition("=")
-                if not after or rank(digits(name)) <= rank(after):
-                    factors[digits(name)] = text
+                if not after or rank(without_prefix(name)) <= rank(after):
+                    factors[without_prefix(name)] = text
             if not after or len(factors) >= MOST:
                 return Result(factors, {name: sorted(numbers) for name, numbers in left_out.items() if numbers})
 

@@ -4,7 +4,8 @@
     nowhere                               factorises the value and writes its record here; a hard value is put again
                                           in its lane (see `hard_values`)
     in this database                      refreshes the expiry of the record
-    in a held database of this class      forwards the value to the holder, which refreshes the expiry
+    in another database of this class,    forwards the value to the holder, which refreshes the expiry
+    which has a holder
     in a database without a holder, or    factorises the value, writes its record here, and sends a drop to the former
     of another class                      database; a database without a holder gets the drop with its next holder
 
@@ -24,15 +25,15 @@ from quart_app.values import hard_values
 from quart_app.values import store as records
 from quart_app.values.errands import Errand, Errands
 from quart_app.values.hard_values import APART, HARD
-from quart_app.values.jobs import ADMIT, END, PUT, WRITE_FIELDS, Gone
+from quart_app.values.jobs import ADMIT, DELETE, PUT, WRITE_FIELDS, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.primes import PRIMES, STATE
 from quart_app.values.store import Place, Record
 
 
-class Factorise(Protocol):
-    """Finds the factors of values, as text (see `notation`)."""
+class Factoriser(Protocol):
+    """Finds the factors of values, as text (see `notation`). The class `Computing` is one."""
 
     async def small(self, values: Sequence[str]) -> list[str]:
         """Return the factors of values below 2^64."""
@@ -47,6 +48,7 @@ class Factorise(Protocol):
         """Return whether a larger value takes so long that it should have a request of its own."""
 
 
+#: The operation that removes a record from a former database (see "drop" in the glossary).
 DROP = "values.drop"
 #: The operation that answers one search.
 FIND = "values.find"
@@ -73,11 +75,11 @@ class Decision:
 
     #: items whose records this replica writes
     here: list[Item]
-    #: by value: those records of these items that this database has already
+    #: by value: the records that this database already has of the items `here`
     existing: dict[str, Record]
     #: by value: the factors of all items `here`, and perhaps of others
     factors: dict[str, str]
-    #: items that live holders of this class refresh, by the address of the holder
+    #: by the address of a holder of this class: the items whose expiry this holder refreshes
     elsewhere: list[tuple[Address, list[Item]]]
     #: hard items; each gets a request of its own
     apart: list[Item]
@@ -87,14 +89,18 @@ class Decision:
 class _Handlers:
     """The handlers of /values, and the objects that they use."""
 
-    factorise: Factorise
+    factoriser: Factoriser
     errands: Errands
     pace: Pace
+    #: these two functions are described at `handlers`
     store_room: Callable[[int], None]
-    filters: Callable[[], Sequence[Filter]]
+    current_filters: Callable[[], Sequence[Filter]]
 
     async def put(self, request: Request, store: Store, transaction: Effects) -> Body | None:
-        """Store values here or at their holders; reply with the factors of those here, and null for those put again."""
+        """Store values here or at their holders. Reply with the factors of those stored here.
+
+        The reply has null for the values that the caller has to put again.
+        """
         try:
             errand = await self.errands.of(request)
             if errand is not None:
@@ -103,6 +109,7 @@ class _Handlers:
         except Gone:
             return None
         decision = await self._decide_and_take_room(request, store)
+        # APART in a body: the caller knows lanes, and itself puts the items again that get null in the reply.
         to_put_again, apart_option = [], {APART: True} if APART in request.body else {}
         for address, items in decision.elsewhere:
             if request.op == HARD:
@@ -116,23 +123,23 @@ class _Handlers:
             else:
                 # A caller of an earlier release does not know lanes, so the hard value gets a plain put of its own.
                 transaction.forward(Class(store.cls), {"items": _as_body_items([item])})
-        _write(decision, request, store, transaction, self.filters())
+        _write(decision, request, store, transaction, self.current_filters())
         reply: Body = {item.value: decision.factors[item.value] for item in decision.here}
         reply.update({item.value: None for item in to_put_again})
         return reply
 
     async def _decide_and_take_room(self, request: Request, store: Store) -> Decision:
         """Decide what a put does, and count the bytes that it will store. Raises Busy if there is no room for them."""
-        decision = await _decide(request, store, self.factorise, self.pace)
+        decision = await _decide(request, store, self.factoriser, self.pace)
         # The caller builds its transaction without a pause, so other tasks get the event loop here.
         await self.pace()
         new = [item.value for item in decision.here if item.value not in decision.existing]
         if new:
-            self.store_room(sum(records.size(value, decision.factors[value]) for value in new))
+            self.store_room(sum(records.record_bytes(value, decision.factors[value]) for value in new))
         return decision
 
     async def _do_errand(self, errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
-        """Do a put that belongs to a job, and store its outcome in the job. Raises Gone if the job was deleted."""
+        """Do a put that belongs to a job, and store the outcome in the job. Raises Gone if the job was deleted."""
         is_on_database_stream = request.stream == Database(store.database).stream
         try:
             # On a database's stream, a request that waited for room would hold up all requests behind it.
@@ -143,6 +150,7 @@ class _Handlers:
             )
             decision = await errand.attended(work)
         except LeaseLost:
+            # The job gets no failure: another replica takes the request over.
             raise
         except Busy:
             errand.send_to_class(transaction)
@@ -157,7 +165,7 @@ class _Handlers:
         is_step_over = len(request.body["items"]) > 1 or not decision.apart
         for item in _as_body_items(decision.apart):
             hard_values.send(transaction, store.cls, item, errand.labels(with_step=not is_step_over), deadline)
-        _write(decision, request, store, transaction, self.filters())
+        _write(decision, request, store, transaction, self.current_filters())
         errand.found(transaction, decision.factors, is_over=is_step_over)
 
     async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
@@ -165,7 +173,7 @@ class _Handlers:
         await self.pace()
         value = str(request.body["value"])
         (record,) = await records.read_records(store, [value])
-        if record is not None and record.id == request.body["id"]:
+        if record is not None and record.request_id == request.body["id"]:
             # The sweep's list names values in groups. This removes a group of this value alone. A larger group stays on
             # the list, and the sweep finds no record of this value.
             records.remove(transaction, {value: record})
@@ -173,7 +181,7 @@ class _Handlers:
 
 
 async def find(request: Request, store: Store, transaction: Effects) -> Body | None:
-    """Answer with a page of the values that have a prime factor.
+    """Answer with a Part (see `store`): values of this database that have a prime factor.
 
     All replicas compare expiries with the time of the request. The commit makes the search and writes its text into the
     reply. An asker of an earlier release gets a list instead: a value, its record, the next value, and so on.
@@ -181,80 +189,82 @@ async def find(request: Request, store: Store, transaction: Effects) -> Body | N
     body = request.body
     conditions = records.Conditions(body["prime"], request.at_ms, body["limit"], body["after"])
     if body.get("as") == TEXT:
-        records.answer(transaction, conditions)
+        records.answer_search(transaction, conditions)
         return None
     until, text = await records.find(store, conditions)
-    return {"until": until, "found": records.flat(text)}
+    return {"until": until, "found": records.as_flat_list(text)}
 
 
 async def find_each(request: Request, store: Store, transaction: Effects) -> None:
-    """Answer several searches with one page each; the commit makes all searches."""
-    each = [records.Conditions(prime, request.at_ms, limit, after) for prime, after, limit in request.body["each"]]
-    records.answer_each(transaction, request.at_ms, each)
+    """Answer several searches with one Part each; the commit makes all searches."""
+    searches = [records.Conditions(prime, request.at_ms, limit, after) for prime, after, limit in request.body["each"]]
+    records.answer_searches(transaction, request.at_ms, searches)
 
 
 def handlers(
-    factorise: Factorise,
+    factoriser: Factoriser,
     errands: Errands,
     pace: Pace,
     store_room: Callable[[int], None],
-    filters: Callable[[], Sequence[Filter]] = tuple,
+    current_filters: Callable[[], Sequence[Filter]] = tuple,
 ) -> Worker:
-    """Return the operations of /values.
+    """Return the handlers of the operations of /values, as a Worker.
 
-    `store_room` counts bytes that are about to be stored, and raises Busy if there is no room for them. `filters`
-    returns the filters to which a put adds the primes of its values.
+    `store_room` counts bytes that are about to be stored, and raises Busy if there is no room for them.
+    `current_filters` returns the filters to which a put adds the primes of its values, by default none.
     """
     worker = Worker()
     # `jobs`, `errands` and `primes` run most of these scripts. The server knows all of them before they run.
-    for script in (records.FIND, PRIMES, STATE, ADMIT, END, WRITE_FIELDS):
+    for script in (records.FIND_SCRIPT, PRIMES, STATE, ADMIT, DELETE, WRITE_FIELDS):
         worker.uses(script)
     worker.writes_with(records.VERBS)
-    service = _Handlers(factorise, errands, pace, store_room, filters)
-    worker.handles(PUT)(service.put)
-    worker.handles(HARD)(service.put)
-    worker.handles(DROP)(service.drop)
+    methods = _Handlers(factoriser, errands, pace, store_room, current_filters)
+    worker.handles(PUT)(methods.put)
+    worker.handles(HARD)(methods.put)
+    worker.handles(DROP)(methods.drop)
     worker.handles(FIND, effect=False)(find)
     worker.handles(FIND_EACH, effect=False)(find_each)
     return worker
 
 
 def _as_body_items(items: list[Item]) -> list[dict[str, str | int]]:
-    """Return items as the body of a put has them under "items"."""
+    """Return items in the form that the body of a put has under "items"."""
     return [{"value": item.value, "ttl": item.ttl} for item in items]
 
 
-async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pace) -> Decision:
+async def _decide(request: Request, store: Store, factoriser: Factoriser, pace: Pace) -> Decision:
     """Look up where the records are, and find the factors of the values whose records this replica writes."""
-    items = await _items(request, store, pace)
+    items = await _read_items(request, store, pace)
     if all(item.place is None and is_small(item.value) for item in items):
         # The most frequent case needs no further lookup: all values are new and small.
         values = [item.value for item in items]
-        return Decision(items, {}, dict(zip(values, await factorise.small(values), strict=True)), [], [])
+        return Decision(items, {}, dict(zip(values, await factoriser.small(values), strict=True)), [], [])
     here, elsewhere = await _split_by_holder(items, store)
-    existing = await _existing_records(here, store, pace)
-    here, apart, quick_factors = await _split_off_hard(here, existing, request, store, factorise)
-    factors = await _factors(here, existing, quick_factors, request, factorise)
+    existing = await _read_existing(here, store, pace)
+    here, apart, quick_factors = await _split_off_hard(here, existing, request, store, factoriser)
+    factors = await _collect_factors(here, existing, quick_factors, request, factoriser)
     return Decision(here, existing, factors, [*elsewhere.items()], apart)
 
 
-async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
+async def _read_items(request: Request, store: Store, pace: Pace) -> list[Item]:
     """Return the items of a put, each with the place of its record."""
     # Requests of releases before 0.2 have values as integers.
     pairs = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
-    # `request.found` has the places if the submission of the request has looked them up (see `Small` in `asking`).
-    places_read = None if request.found is None else records.places_found(request.found, len(pairs))
-    places = await records.places(store, [value for value, _ in pairs]) if places_read is None else places_read
+    # `request.found` has the texts if the submission of the request has looked the places up (see `Small` in `asking`).
+    texts_found = None if request.found is None else records.decode_places(request.found, len(pairs))
+    place_texts = (
+        await records.read_places(store, [value for value, _ in pairs]) if texts_found is None else texts_found
+    )
     await pace()
-    place_by_text = {place: Place.parse(place) for place in set(places) if place is not None}
+    place_by_text = {text: Place.parse(text) for text in set(place_texts) if text is not None}
     return [
-        Item(value, ttl, place, None if place is None else place_by_text[place])
-        for (value, ttl), place in zip(pairs, places, strict=True)
+        Item(value, ttl, text, None if text is None else place_by_text[text])
+        for (value, ttl), text in zip(pairs, place_texts, strict=True)
     ]
 
 
 async def _split_off_hard(
-    items: list[Item], existing: dict[str, Record], request: Request, store: Store, factorise: Factorise
+    items: list[Item], existing: dict[str, Record], request: Request, store: Store, factoriser: Factoriser
 ) -> tuple[list[Item], list[Item], dict[str, str]]:
     """Return the items to do here, the hard items that get requests of their own, and the factors found meanwhile.
 
@@ -265,20 +275,24 @@ async def _split_off_hard(
     """
     large = [item for item in items if not is_small(item.value)]
     is_on_database_stream = request.stream == Database(store.database).stream
-    is_alone = len(items) == 1 and not is_on_database_stream
+    is_alone_on_class_stream = len(items) == 1 and not is_on_database_stream
     # A caller of an earlier release does not know lanes. It waits here for a hard value that is alone in its request.
     knows_lanes = APART in request.body or "job" in request.body
-    if not large or request.op == HARD or (is_alone and not knows_lanes):
+    if not large or request.op == HARD or (is_alone_on_class_stream and not knows_lanes):
         return items, [], {}
-    unknown = [item.value for item in large if item.value not in existing]
-    attempts = {} if is_on_database_stream else {value: await factorise.at_once(value) for value in unknown}
-    quick_factors = {value: text for value, text in attempts.items() if text is not None}
+    without_record = [item.value for item in large if item.value not in existing]
+    factors_or_none = (
+        {} if is_on_database_stream else {value: await factoriser.at_once(value) for value in without_record}
+    )
+    quick_factors = {value: text for value, text in factors_or_none.items() if text is not None}
     # A value that is alone in its request holds up no other value, so it stays here unless it takes long.
-    hard_values = {
-        value for value in unknown if value not in quick_factors and not (is_alone and not factorise.is_hard(value))
+    hard = {
+        value
+        for value in without_record
+        if value not in quick_factors and not (is_alone_on_class_stream and not factoriser.is_hard(value))
     }
-    here = [item for item in items if item.value not in hard_values]
-    return here, [item for item in items if item.value in hard_values], quick_factors
+    here = [item for item in items if item.value not in hard]
+    return here, [item for item in items if item.value in hard], quick_factors
 
 
 async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
@@ -300,7 +314,7 @@ async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item],
     return here, elsewhere
 
 
-async def _existing_records(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
+async def _read_existing(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
     """Return by value the records of these items that this database has."""
     values_here = [item.value for item in items if item.place is not None and item.place.database == store.database]
     if not values_here:
@@ -310,20 +324,20 @@ async def _existing_records(items: list[Item], store: Store, pace: Pace) -> dict
     return {value: record for value, record in zip(values_here, records_read, strict=True) if record is not None}
 
 
-async def _factors(
+async def _collect_factors(
     items: list[Item],
     existing: dict[str, Record],
     quick_factors: dict[str, str],
     request: Request,
-    factorise: Factorise,
+    factoriser: Factoriser,
 ) -> dict[str, str]:
     """Return the factors by value: those of existing records, those already found, and computed ones for the others."""
     factors = quick_factors | {value: record.factors for value, record in existing.items()}
     small = [item.value for item in items if item.value not in factors and is_small(item.value)]
-    factors |= zip(small, await factorise.small(small), strict=True)
+    factors |= zip(small, await factoriser.small(small), strict=True)
     for item in items:
         if item.value not in factors:
-            factors[item.value] = await factorise.large(item.value, request)
+            factors[item.value] = await factoriser.large(item.value, request)
     return factors
 
 
@@ -337,4 +351,4 @@ def _write(decision: Decision, request: Request, store: Store, transaction: Effe
     for item in here:
         former = item.place
         if former is not None and former.database != store.database:
-            transaction.send(Database(former.database), DROP, {"value": item.value, "id": former.id})
+            transaction.send(Database(former.database), DROP, {"value": item.value, "id": former.request_id})

@@ -11,7 +11,7 @@
 frees['remove-values'] = true
 
 local RARE_DIGITS = 6
--- By number of digits: the prefix that a number has in the index; `ordered` of store.py writes the same prefixes.
+-- By number of digits: the prefix that a number has in the index; `with_prefix` of store.py writes the same prefixes.
 local prefixes = {}
 local function add_prefix(length)
   prefixes[length] = length < 26 and string.char(96 + length) or string.format('z%04d', length)

@@ -14,14 +14,16 @@ from quart_app.service import Context
 from quart_app.values import preferences
 from quart_app.values.answers import Array, Responses, element
 from quart_app.values.chunks import ItemAsked
-from quart_app.values.jobs import Gone, Job, Jobs, size
+from quart_app.values.jobs import Gone, Job, Jobs, job_bytes
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 
-#: The pause between two looks at a job that a client waits for.
+#: The pause between two looks at a job that a client waits for. A longer one delays the answer, a shorter one
+#: costs more reads.
 LOOK_S = 0.1
-#: How many bytes of the budget for answers a result of several parts takes while it is read.
-ROOM_BYTES = 4 << 20
+#: How many bytes of the budget for answers a result of several parts takes while it is read. This is a guess, because the
+#: length of the result is known only when it was read.
+RESULT_GUESS_BYTES = 4 << 20
 #: The error of a value that was not done in time, in the form of the other failures of a job (see ValueOutcome).
 LATE_FAILURE = '{"detail": "not done before the job\'s time was over"}'
 
@@ -37,7 +39,7 @@ class JobRoutes:
         self._jobs, self._pace = Jobs(settings, pace), pace
         self.blueprint = Blueprint("jobs", __name__)
         self.blueprint.add_url_rule("/jobs/<id>", "show_job", self.show, methods=["GET"])
-        self.blueprint.add_url_rule("/jobs/<id>", "end_job", self.end, methods=["DELETE"])
+        self.blueprint.add_url_rule("/jobs/<id>", "end_job", self.delete, methods=["DELETE"])
 
     async def begin(self, items: Sequence[ItemAsked]) -> Response:
         """Begin a job. Answer 202, or 200 with the result if the job is done within `Prefer: wait`."""
@@ -45,9 +47,11 @@ class JobRoutes:
         classes = await replica.classes()
         await self._pace()
         for cls in sorted({item.cls for item in items}):
+            # A class without a live replica could not do its part of the job.
             if error := classes.absence(cls):
                 raise error
-        replica.memory.store(size(items))
+        # Refuse the job with Busy if Redis has no room for it.
+        replica.memory.store(job_bytes(items))
         id = await self._jobs.begin(replica, items)
         job = await self._wait(id)
         # Answer only when enough copies of Redis have the job.
@@ -55,7 +59,7 @@ class JobRoutes:
         state = "waiting" if job is None else job.state(replica.now_ms())
         if job is not None and state == "done":
             return await self._result_response(job, "", "")
-        # A client learns at this path that a job has failed, too.
+        # A failed job gets a 202, too: the client reads the errors at the path of the job.
         response = jsonify({"id": id, "state": state})
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{id}"
@@ -77,9 +81,9 @@ class JobRoutes:
         return await self._result_response(job, json.dumps(view)[:-1] + ', "result": ', "}")
 
     @_tagged
-    async def end(self, id: str) -> Response:
+    async def delete(self, id: str) -> Response:
         """End a job. The values that it has stored before stay."""
-        if not await self._jobs.end(self._context.mesh.replica, id):
+        if not await self._jobs.delete(self._context.mesh.replica, id):
             raise _no_such_job()
         await self._context.mesh.confirm()
         return Response(status=204)
@@ -102,14 +106,14 @@ class JobRoutes:
             await asyncio.sleep(LOOK_S)
 
     async def _result_response(self, job: Job, head: str, tail: str) -> Response:
-        """Return the results between `head` and `tail`. The errors of a failed job come directly before `tail`."""
+        """Return the results between the texts `head` and `tail`. The errors of a failed job come directly before `tail`."""
         results, errors = Array(), Array()
         failed_values: set[str] = set()
         # Reserve memory before a long answer is read.
-        with self._responses.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
+        with self._responses.budget.lent(RESULT_GUESS_BYTES if job.part_count > 1 else 0):
             try:
-                async for part in self._jobs.outcomes(self._context.mesh.replica, job):
-                    for value, factors, failure in part:
+                async for outcomes in self._jobs.outcomes(self._context.mesh.replica, job):
+                    for value, factors, failure in outcomes:
                         if factors is not None:
                             results.add(element(value, factors))
                         elif value not in failed_values:

@@ -1,4 +1,4 @@
-"""Jobs: a POST of values whose result is fetched later. Any replica can begin, show and end a job.
+"""Jobs: a POST of values whose result is fetched later. Any replica can begin, show and delete a job.
 
     shared:values:job:{id}      hash, PX     one job, with these fields:
         created, deadline       ms of Redis's clock
@@ -37,16 +37,18 @@ from quart_app.values.chunks import Chunks, ItemAsked
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 
+#: The keys of this module's docstring. The key JOB is followed by the id of the job.
 JOB = "values:job:"
 KEPT = "values:jobs"
 OPEN = "values:jobs:open"
 SIZE = "values:jobs:size"
 
-#: The operation of the requests that do the work of a job; `handlers` serves it. A plain POST /values uses it, too.
+#: The operation that stores values; `handlers` serves it. The steps of a job use it, and a plain POST /values, too.
 PUT = "values.put"
 
+#: The scripts that begin a job if there is room for it, and that delete a job.
 ADMIT = Script.beside(__file__, "admit_job.lua")
-END = Script.beside(__file__, "end_job.lua", "forget_job.lua")
+DELETE = Script.beside(__file__, "end_job.lua", "forget_job.lua")
 
 #: Sets fields of a job. KEYS: job. ARGV: field, text, ... If the job is gone, writes nothing and returns 0.
 WRITE_FIELDS = Script(
@@ -58,13 +60,16 @@ return 1
 """
 )
 
-#: A job is stored before its first steps are sent. If the replica dies in between, the job expires after so many ms.
-HOLD_MS = 10_000
-#: About how many bytes of Redis an item takes in addition to its texts, which `size` counts.
+#: A job is stored before its first steps are sent. If the replica dies in between, the job expires after so many ms. In
+#: less time, a replica might not store a large job; with more, a job that nobody does takes its place for longer.
+UNSENT_JOB_MS = 10_000
+#: About how many bytes of Redis an item takes in addition to its texts, which `job_bytes` counts.
 ITEM_BYTES = 250
-#: The most values, and about the most bytes, in a field order:{n}. One piece of work reads and shows such a part.
+#: The most values, and about the most bytes, in a field order:{n}. One piece of work reads and shows such a part; a
+#: larger part would block the event loop for longer.
 MOST_PART_VALUES, MOST_PART_BYTES = 100, 1 << 14
-#: About the most words and bytes of a job that are sent to Redis at once.
+#: About the most words and bytes of a job that are sent to Redis at once. More would block Redis and the event loop for
+#: longer, fewer would need more trips. Lua's `unpack` also has a bound, of some thousand words.
 MOST_PIECE_WORDS, MOST_PIECE_BYTES = 2000, 1 << 16
 
 #: The fields that a look at a job reads. `admit_job.lua` reads the first eight, in this order.
@@ -72,7 +77,7 @@ FIELDS = ("created", "deadline", "values", "left", "stage:A", "stage:B", "stage:
 
 
 class Gone(Exception):
-    """The job was deleted, or its time is over."""
+    """The job was deleted, or it has expired."""
 
 
 class ValueOutcome(NamedTuple):
@@ -85,25 +90,26 @@ class ValueOutcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job without the values themselves. `values`, `left` and `failures` are numbers of values.
+    """A job without the values themselves. `left_count` values are neither found nor failed.
 
-    `created_ms` and `deadline_ms` are times on Redis's clock (ms).
+    `created_ms` and `deadline_ms` are times on Redis's clock (ms). `part_count` is the number of fields order:{n}.
     """
 
     id: str
     created_ms: int
     deadline_ms: int
-    values: int
-    left: int
+    value_count: int
+    left_count: int
     stages: list[dict[str, Any]]
-    failures: int = 0
-    parts: int = 0
+    failed_count: int = 0
+    part_count: int = 0
 
     @classmethod
     def parse(cls, id: str, fields: Sequence[str | None]) -> Job | None:
         """Return the job from its FIELDS; None if it is gone or has no work yet.
 
-        `fields` may be the first eight FIELDS only, as `admit_job.lua` returns them. Then `failures` and `parts` are 0.
+        `fields` may be the first eight FIELDS only, as `admit_job.lua` returns them. Then the two missing counts
+        are 0.
         """
         created, deadline, values, left, *extras = fields
         if created is None or deadline is None or values is None or left is None:
@@ -113,17 +119,17 @@ class Job:
         return cls(id, int(created), int(deadline), int(values), int(left), stages, *map(int, filter(None, extras[4:])))
 
     @property
-    def done(self) -> int:
+    def done_count(self) -> int:
         """How many values have their factors."""
-        return self.values - self.left - self.failures
+        return self.value_count - self.left_count - self.failed_count
 
     def state(self, now_ms: int) -> str:
-        """Return waiting, running, done, or failed."""
-        if not self.left:
-            return "failed" if self.failures else "done"
+        """Return "waiting", "running", "done" or "failed"."""
+        if not self.left_count:
+            return "failed" if self.failed_count else "done"
         if now_ms >= self.deadline_ms:
             return "failed"
-        return "running" if self.stages or self.left < self.values else "waiting"
+        return "running" if self.stages or self.left_count < self.value_count else "waiting"
 
     def is_over(self, now_ms: int) -> bool:
         """Return whether the job is done or failed."""
@@ -135,34 +141,34 @@ class Job:
             "id": self.id,
             "state": self.state(now_ms),
             "elapsed_s": round(max(0, now_ms - self.created_ms) / 1000, 3),
-            "values": self.values,
-            "values_done": self.done,
+            "values": self.value_count,
+            "values_done": self.done_count,
         }
         return facts if self.is_over(now_ms) else facts | {"working_on": self.stages}
 
-    def expected_s(self, now_ms: int) -> float:
+    def ends_in_s(self, now_ms: int) -> float:
         """Return in how many seconds the job is expected to end, at the latest at its deadline.
 
         If some values are finished, the others are expected to take as long on average. If none is finished and each
         has an estimate, the longest estimate counts. Otherwise the deadline counts.
         """
         until_deadline_s = max(0, self.deadline_ms - now_ms) / 1000
-        finished = self.values - self.left
+        finished = self.value_count - self.left_count
         if finished:
-            return min(until_deadline_s, (now_ms - self.created_ms) / 1000 * self.left / finished)
+            return min(until_deadline_s, (now_ms - self.created_ms) / 1000 * self.left_count / finished)
         estimates = [stage.get("estimate_s") for stage in self.stages]
-        if len(estimates) == self.left and None not in estimates:
+        if len(estimates) == self.left_count and None not in estimates:
             return min(until_deadline_s, max(float(estimate) for estimate in estimates if estimate is not None))
         return until_deadline_s
 
 
-def size(items: Sequence[ItemAsked]) -> int:
+def job_bytes(items: Sequence[ItemAsked]) -> int:
     """Return about how many bytes of Redis a job takes: the work and the factors are each as long as the values."""
     return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
 class Jobs:
-    """What the routes do with jobs: begin one, look at it, read its result, end it."""
+    """What the routes do with jobs: begin one, look at it, read its result, delete it."""
 
     def __init__(self, settings: ValuesSettings, pace: Pace) -> None:
         self._settings = settings
@@ -174,7 +180,7 @@ class Jobs:
         Of items with the same value the last one counts.
         """
         await self._pace()
-        item_by_value, bytes_taken = {item.value: item for item in items}, size(items)
+        item_by_value, size = {item.value: item for item in items}, job_bytes(items)
         await self._pace()
         # Each chunk is one step. A chunk of large values may have 0 bytes here, so each gets one large value only.
         steps = Chunks(self._settings.chunk, 0)
@@ -183,9 +189,9 @@ class Jobs:
         order_fields = await self._order_fields(items)
         counts = {"values": len(item_by_value), "left": len(item_by_value), "failures": 0, "parts": len(order_fields)}
         id = secrets.token_urlsafe(16)
-        created_ms = await self._admit(replica, id, bytes_taken, counts)
+        created_ms = await self._admit(replica, id, size, counts)
         await self._store(replica, id, order_fields | later_steps)
-        await self._send(replica, id, bytes_taken, created_ms, first_steps)
+        await self._send(replica, id, size, created_ms, first_steps)
         return id
 
     async def _split_into_steps(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:
@@ -194,7 +200,7 @@ class Jobs:
         later_steps: dict[str, str] = {}
         latest_step: dict[str, int] = {}
         for index, (cls, chunk) in enumerate(steps.all):
-            # A hundred steps are one piece of work, as a hundred values are.
+            # The event loop gets its turn after as many steps as a part has values.
             if index % MOST_PART_VALUES == MOST_PART_VALUES - 1:
                 await self._pace()
             step = latest_step[cls] = latest_step.get(cls, -1) + 1
@@ -208,14 +214,14 @@ class Jobs:
         """Return the fields `order`, which store the values in the order of the request."""
         fields: dict[str, str] = {}
         values: list[str] = []
-        length = 0
+        byte_count = 0
         for item in items:
-            if len(values) >= MOST_PART_VALUES or (values and length + len(item.value) > MOST_PART_BYTES):
+            if len(values) >= MOST_PART_VALUES or (values and byte_count + len(item.value) > MOST_PART_BYTES):
                 fields[f"order:{len(fields)}"] = " ".join(values)
-                values, length = [], 0
+                values, byte_count = [], 0
                 await self._pace()
             values.append(item.value)
-            length += len(item.value)
+            byte_count += len(item.value)
         fields[f"order:{len(fields)}"] = " ".join(values)
         return fields
 
@@ -226,8 +232,8 @@ class Jobs:
         """
         settings = self._settings
         words = [word for pair in fields.items() for word in pair]
-        limits = (settings.max_jobs, settings.jobs_bytes, HOLD_MS)
-        admission = await replica.store().shared.script(ADMIT, _job_keys(id), id, size, *limits, *words)
+        bounds = (settings.max_jobs, settings.jobs_bytes, UNSENT_JOB_MS)
+        admission = await replica.store().shared.script(ADMIT, _job_keys(id), id, size, *bounds, *words)
         match admission:
             case ["admitted", created]:
                 return int(created)
@@ -246,15 +252,15 @@ class Jobs:
         Raises Unavailable if the job has expired since `_admit`.
         """
         words: list[str] = []
-        length = 0
+        byte_count = 0
         for number, (field, text) in enumerate(fields.items(), 1):
             words += (field, text)
-            length += len(text)
-            if length < MOST_PIECE_BYTES and len(words) < MOST_PIECE_WORDS and number < len(fields):
+            byte_count += len(text)
+            if byte_count < MOST_PIECE_BYTES and len(words) < MOST_PIECE_WORDS and number < len(fields):
                 continue
             if not await replica.store().shared.script(WRITE_FIELDS, [JOB + id], *words):
                 raise _not_begun()
-            words, length = [], 0
+            words, byte_count = [], 0
             await self._pace()
 
     async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first_steps: dict[str, Any]) -> None:
@@ -279,13 +285,13 @@ class Jobs:
             raise _not_begun()
 
     async def get(self, replica: Replica, id: str) -> Job | None:
-        """Return a job, or None if there is no job with this id."""
+        """Return a job, or None if there is no job with this id, or if its work was not sent yet."""
         return Job.parse(id, await replica.store().shared.hmget(JOB + id, *FIELDS))
 
     async def outcomes(self, replica: Replica, job: Job) -> AsyncIterator[list[ValueOutcome]]:
         """Yield the outcomes of all values in the order of the request, part by part. Raises Gone."""
         shared, key = replica.store().shared, JOB + job.id
-        for number in range(job.parts):
+        for number in range(job.part_count):
             text = await shared.hget(key, f"order:{number}")
             if text is None:
                 raise Gone(job.id)
@@ -297,13 +303,13 @@ class Jobs:
             await self._pace()
             yield list(map(ValueOutcome, values, factors, failures))
 
-    async def end(self, replica: Replica, id: str) -> bool:
+    async def delete(self, replica: Replica, id: str) -> bool:
         """Delete a job, so that its work stops; return False if there is no such job."""
-        return bool(await replica.store().shared.script(END, _job_keys(id), id))
+        return bool(await replica.store().shared.script(DELETE, _job_keys(id), id))
 
 
 def _job_keys(id: str) -> list[str]:
-    """Return the KEYS of the scripts that admit or end a job."""
+    """Return the KEYS of the scripts that admit or delete a job."""
     return [JOB + id, KEPT, OPEN, SIZE]
 
 
@@ -313,7 +319,8 @@ def _retry_after_s(milliseconds: float) -> int:
 
 
 def _not_begun() -> Unavailable:
-    return Unavailable(f"the job was not begun within {HOLD_MS // 1000} s; retry after 1 s", retry_after=1)
+    """Return the error for a job that has expired before its first steps were sent."""
+    return Unavailable(f"the job was not begun within {UNSENT_JOB_MS // 1000} s; retry after 1 s", retry_after=1)
 
 
 def _too_many_jobs(max_jobs: int, now_ms: int, open_jobs: Sequence[Sequence[str | None]]) -> Busy:
@@ -321,6 +328,6 @@ def _too_many_jobs(max_jobs: int, now_ms: int, open_jobs: Sequence[Sequence[str 
 
     `open_jobs` has the first eight FIELDS of each unfinished job.
     """
-    ends_s = [job.expected_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
-    retry_s = _retry_after_s(1000 * min(ends_s, default=HOLD_MS / 1000))
+    waits_s = [job.ends_in_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
+    retry_s = _retry_after_s(1000 * min(waits_s, default=UNSENT_JOB_MS / 1000))
     return Busy(f"{max_jobs} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)

@@ -26,10 +26,11 @@ from quart_app.panels import (
 from quart_app.values.jobs import FIELDS, JOB, KEPT, OPEN, SIZE, Job
 from quart_app.values.settings import ValuesSettings
 
+#: Deletes an unfinished job, and adds an entry to the audit log.
 CANCEL = Script.beside(__file__, "cancel_job.lua", "forget_job.lua")
 #: The most jobs that are shown: first unfinished ones, then the newest ones.
 SHOWN_JOBS = 20
-#: Digits of a value that are shown.
+#: A value with more digits is shortened on the page.
 SHOWN_DIGITS = 24
 
 #: The form of `secrets.token_urlsafe(16)`, with which `Jobs.begin` makes ids.
@@ -39,24 +40,26 @@ _NO_JOB = "There is no such job: it was deleted, or its time is over."
 
 @dataclass(frozen=True, slots=True)
 class CancelledJob:
-    """A job that an operator wanted to cancel. It has `values`; `left` of them were neither found nor failed.
+    """A job that an operator wanted to cancel: how many values it has, and how many were neither found nor failed.
 
-    With 0 left the job was finished already, and its result is kept.
+    If `left_count` is 0, the job was finished already and was not cancelled: its result is kept.
     """
 
-    values: int
-    left: int
+    value_count: int
+    left_count: int
 
     @property
     def text(self) -> str:
         """Return what the cancellation did, as a sentence."""
-        if not self.left:
+        if not self.left_count:
             return "The job is finished. Nothing was done; its result is still there."
-        return f"Cancelled with {self.values - self.left:,} of {counted(self.values, 'value')} finished."
+        return (
+            f"Cancelled with {self.value_count - self.left_count:,} of {counted(self.value_count, 'value')} finished."
+        )
 
 
 async def cancel_job(redis: Redis, id: str, actor: Actor) -> CancelledJob | None:
-    """Delete a job that is not finished; its work ends within a second. Return None if there is no such job.
+    """Delete a job unless it is finished; its work ends within a second. Return None if there is no such job.
 
     `redis` is a client of the bus. Raises Refused if the text cannot be the id of a job.
     """
@@ -68,7 +71,10 @@ async def cancel_job(redis: Redis, id: str, actor: Actor) -> CancelledJob | None
 
 
 async def cancel_by_id(redis: Redis, id: str, actor: Actor) -> str | None:
-    """Cancel a job and return what was done, as a sentence; None if there is no such job. Raises Refused."""
+    """Cancel a job for the command `mesh`. Return what was done, as a sentence; None if there is no such job.
+
+    Raises Refused.
+    """
     cancelled = await cancel_job(redis, id, actor)
     return cancelled.text if cancelled else None
 
@@ -88,28 +94,31 @@ class JobsPanel:
         pipeline.zrevrange(shared + KEPT, 0, SHOWN_JOBS - 1)
         pipeline.zcard(shared + KEPT)
         pipeline.get(shared + SIZE)
-        open_ids, open_count, newest, kept_count, size = await pipeline.execute()
-        ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest)]))[: 2 * SHOWN_JOBS]
-        jobs = await self._jobs(redis, ids)
+        open_ids, open_count, newest_members, kept_count, kept_bytes = await pipeline.execute()
+        ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest_members)]))[
+            : 2 * SHOWN_JOBS
+        ]
+        jobs = await self._read_jobs(redis, ids)
         now_ms = mesh.now_ms()
         jobs.sort(key=lambda job: (job.is_over(now_ms), -job.created_ms))
         # OPEN may still contain a job that has just finished.
-        unfinished = max(0, open_count - sum(job.is_over(now_ms) for job in jobs if job.id in open_ids))
+        unfinished_count = max(0, open_count - sum(job.is_over(now_ms) for job in jobs if job.id in open_ids))
         settings = self._settings
         return Panel(
             "jobs",
             "Jobs of /values",
             note="factorisations whose result is fetched later",
-            phrase=f"{counted(unfinished, 'job')} in progress" if unfinished else "no job in progress",
+            phrase=f"{counted(unfinished_count, 'job')} in progress" if unfinished_count else "no job in progress",
             figures=[
-                PanelFigure("unfinished", f"{unfinished:,}", f"at most {settings.max_jobs:,}"),
+                PanelFigure("unfinished", f"{unfinished_count:,}", f"at most {settings.max_jobs:,}"),
                 PanelFigure("kept", f"{kept_count:,}", "with those that are finished"),
-                PanelFigure("memory", data_size(int(size or 0)), f"at most {data_size(settings.jobs_bytes)}"),
+                PanelFigure("memory", data_size(int(kept_bytes or 0)), f"at most {data_size(settings.jobs_bytes)}"),
             ],
             items=[_item(job, now_ms) for job in jobs[:SHOWN_JOBS]],
         )
 
-    async def _jobs(self, redis: Redis, ids: list[str]) -> list[Job]:
+    async def _read_jobs(self, redis: Redis, ids: list[str]) -> list[Job]:
+        """Return those jobs that still exist and whose work was sent."""
         pipeline = redis.pipeline(transaction=False)
         for id in ids:
             pipeline.hmget(keys.SHARED + JOB + id, FIELDS)
@@ -130,39 +139,45 @@ async def _ask(mesh: Mesh, fields: ActFields) -> ActQuestion:
     explanation = _NO_JOB
     if job is not None:
         explanation = (
-            f"Finished so far: {job.values - job.left:,} of {counted(job.values, 'value')}. The job and its result are "
-            f"deleted, and its work stops within a second; GET /jobs/{id} answers 404 from then on."
+            f"Finished so far: {job.value_count - job.left_count:,} of {counted(job.value_count, 'value')}. "
+            "The job and its result are deleted, and its work stops within a second; "
+            f"GET /jobs/{id} answers 404 from then on."
         )
     return ActQuestion(f"Cancel the job {id:.30}?", explanation, fields)
 
 
 async def _cancel(mesh: Mesh, fields: ActFields, actor: Actor) -> Done:
+    """Cancel the job that the fields name, and return what was done."""
     cancelled = await cancel_job(mesh.shared, fields.get("id", ""), actor)
     if cancelled is None:
         return Done(_NO_JOB, {"changed": False})
-    return Done(cancelled.text, {"changed": bool(cancelled.left), "values": cancelled.values, "left": cancelled.left})
+    return Done(
+        cancelled.text,
+        {"changed": bool(cancelled.left_count), "values": cancelled.value_count, "left": cancelled.left_count},
+    )
 
 
 def _item(job: Job, now_ms: int) -> PanelItem:
+    """Return a job as the panel shows it."""
     is_over = job.is_over(now_ms)
     begun = f"begun {duration(max(0, now_ms - job.created_ms))} ago"
-    ends = "" if is_over else f", at most {duration(max(0, job.deadline_ms - now_ms))} left"
-    failures = f"; {counted(job.failures, 'value')} failed" if job.failures else ""
-    lines = [f"{job.done:,} of {counted(job.values, 'value')} done{failures}, {begun}{ends}"]
+    time_left = "" if is_over else f", at most {duration(max(0, job.deadline_ms - now_ms))} left"
+    failed = f"; {counted(job.failed_count, 'value')} failed" if job.failed_count else ""
+    lines = [f"{job.done_count:,} of {counted(job.value_count, 'value')} done{failed}, {begun}{time_left}"]
     state = job.state(now_ms)
     return PanelItem(
         job.id,
         state,
-        lines if is_over else lines + [_stage(stage) for stage in job.stages],
-        done=job.values - job.left,
-        whole=0 if is_over else job.values,  # 0: the panel draws no bar
+        lines if is_over else lines + [_stage_line(stage) for stage in job.stages],
+        done=job.value_count - job.left_count,
+        whole=0 if is_over else job.value_count,  # 0: the panel draws no bar
         act="" if is_over else "cancel-job",
         bad=state == "failed",
     )
 
 
-def _stage(stage: dict[str, Any]) -> str:
-    """Return a line about a stage: value, method, time so far, time left, and the name of the replica."""
+def _stage_line(stage: dict[str, Any]) -> str:
+    """Return a line about the work of one class: value, method, time so far, time left, and the replica."""
     value = str(stage.get("value", ""))
     if len(value) > SHOWN_DIGITS:
         value = f"{value[:8]}…{value[-8:]} ({len(value)} digits)"

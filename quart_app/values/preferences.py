@@ -11,7 +11,7 @@ from quart_app.http.preferences import wait_s
 from quart_app.http.problems import Problem
 from quart_app.http.request import HttpRequest
 
-#: What a client may do about a missed deadline, by the method of its request.
+#: What a client may do about a missed deadline, by the method of its request. It is added to an error text.
 ADVICE = {
     "GET": "; ask for more time with Prefer: wait=N (seconds)",
     "POST": "; ask for more time with Prefer: wait=N (seconds), or for a job with Prefer: respond-async",
@@ -19,6 +19,8 @@ ADVICE = {
 
 
 def _preferred() -> Mapping[str, str]:
+    """Return the preferences of the header Prefer by name; one without a value has ""."""
+    # `Application.request_class` makes each request an HttpRequest.
     return cast("HttpRequest", request).preferred
 
 
@@ -38,7 +40,7 @@ def wait_ms() -> int | None:
     return None if seconds is None else seconds * 1000
 
 
-def advised(problem: Problem) -> Problem:
+def with_advice(problem: Problem) -> Problem:
     """Return the problem. If a deadline was missed, add to its text how to ask for more time."""
     if problem.status == 504:
         problem.detail += ADVICE.get(request.method, "")

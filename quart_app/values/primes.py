@@ -166,7 +166,7 @@ async def _parts(store: Store) -> AsyncIterator[set[str]]:
     while True:
         cursor, prefixed_primes = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PRIMES_AT_ONCE)
         if prefixed_primes:
-            yield {records.digits(prefixed_prime) for prefixed_prime in prefixed_primes}
+            yield {records.without_prefix(prefixed_prime) for prefixed_prime in prefixed_primes}
         if not cursor:
             return
 

@@ -31,9 +31,11 @@ from quart_app.values.settings import ValuesSettings
 #: value whose own commit is larger goes alone. The bound saves memory: a replica may have `MESH_CONCURRENCY` commits in
 #: memory at once.
 LARGE_CHUNK_BYTES = 1 << 19
-#: The most values not stored that a problem document names, and the most digits that these values have together.
+#: The most values not stored that a problem document names, and the most digits that these values have together. So the
+#: document stays short; it has the number of the values, too.
 MOST_NOT_STORED, MOST_NOT_STORED_DIGITS = 1000, 20_000
-#: The Retry-After of a strict GET that needs databases whose replica is no longer expected back.
+#: The Retry-After of a strict GET that needs databases whose replica is no longer expected back. It is long, because an
+#: operator has to start a replica first.
 STRICT_RETRY_AFTER_S = 30
 #: A number with more digits is shortened in an error text.
 MOST_SHOWN_DIGITS = 40
@@ -53,9 +55,9 @@ class ValuesRoutes:
         self._pace = pace
         self._responses = responses
         self._gathers = SharedGathers()
-        self._small = asking.Small(pace)
+        self._small_puts = asking.Small(pace)
         self._reader = ItemsReader(settings)
-        # A POST beyond this budget is refused with Retry-After: 2.
+        # A POST beyond this budget is refused with Retry-After: 2 (seconds).
         self._digits_in_progress = Budget(settings.large_digits, "digits of large values", 2)
         self._jobs = JobRoutes(context, settings, pace, responses)
         self.blueprint = Blueprint("values", __name__)
@@ -77,6 +79,7 @@ class ValuesRoutes:
 
         @_tagged
         @document_headers(PreferHeader)
+        # mypy does not know the type: it is made when the service starts.
         @document_request(RootModel[self._reader.type])  # type: ignore[name-defined]
         @document_response(SetValueResponse)
         @document_response(JobBegun, 202)
@@ -87,6 +90,7 @@ class ValuesRoutes:
         return create_values
 
     async def _create(self) -> Response:
+        """Answer POST /values."""
         # Refuse the request with Busy if Redis is full.
         self._context.mesh.memory.store()
         items = await read_items(self._reader, self._settings.max_items, self._reader.decode)
@@ -107,24 +111,25 @@ class ValuesRoutes:
         The header `Missing-Databases` names databases that hold data and have no replica, so that their values are not
         in the answer. With `Prefer: handling=strict`, the answer is then 503.
         """
-        time_limit_ms, settings = self._time_limit_ms(), self._settings
+        time_limit_ms, settings = self._read_time_limit_ms(), self._settings
         number = await self._checked_prime(prime, time_limit_ms)
         # Most requests have no query string. `request.args` would parse even an empty one, which costs time.
         arguments = request.args if request.query_string else {}
         limit = self._number_argument(arguments, "limit", settings.max_answer)
         after = self._number_argument(arguments, "after", 0)
+        # "0" means the same as no `after`: there is no value below 1.
         question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
         search = Search(self._context.mesh.replica, self._gathers, self._pace, self._responses, question, time_limit_ms)
         result = await search.run()
-        if result.more and not limit:
+        if result.has_more and not limit:
             raise _too_long_problem(number, settings)
         if result.left_out and preferences.is_strict():
             raise _incomplete_problem(result.left_out)
         response = self._responses.respond(result.array)
         if result.left_out:
-            response.headers["Missing-Databases"] = _listed(result.left_out)
-        if result.more:
-            response.headers["Link"] = f'</values/{number}?limit={limit}&after={result.last}>; rel="next"'
+            response.headers["Missing-Databases"] = _as_text(result.left_out)
+        if result.has_more:
+            response.headers["Link"] = f'</values/{number}?limit={limit}&after={result.last_value}>; rel="next"'
         return response
 
     async def _checked_prime(self, text: str, time_limit_ms: int) -> str:
@@ -150,9 +155,9 @@ class ValuesRoutes:
             raise Problem(422, f"{name} must be a number from 1 to {most}")
         return text
 
-    def _time_limit_ms(self) -> int:
-        """Return how long this request may take (ms)."""
-        return time_limit_ms(self._context)
+    def _read_time_limit_ms(self) -> int:
+        """Return how long the current request may take (ms)."""
+        return read_time_limit_ms(self._context)
 
     async def _put(self, items: Sequence[Any]) -> dict[str, str]:
         """Return the factors of every value once all are stored. Of items with the same value the last one counts."""
@@ -161,16 +166,16 @@ class ValuesRoutes:
         # Every POST that begins no job waits here for its turn of the event loop. So requests that come together do not
         # block the loop; code that handles many values calls `pace` again between its pieces.
         await self._pace()
-        replica, time_limit_ms = self._context.mesh.replica, self._time_limit_ms()
+        replica, time_limit_ms = self._context.mesh.replica, self._read_time_limit_ms()
         # Most POSTs have one small value. Such values share requests with those of other clients. A value of this kind
         # needs no chunks, and the budget counts only large values. The result and the errors are as below.
         if len(items) == 1 and is_small((item := items[0]).value):
-            factors, answers = await self._small.put(replica, item, time_limit_ms)
+            factors, answers = await self._small_puts.put(replica, item, time_limit_ms)
             if item.value not in factors:
                 raise _not_stored_problem(answers, [item.value])
             return factors
         item_by_value = {item.value: item for item in items}
-        asks = await self._asks(item_by_value)
+        asks = await self._make_asks(item_by_value)
         with self._digits_in_progress.lent(sum(len(value) for value in item_by_value if not is_small(value))):
             factors, answers = await asking.put(replica, asks, item_by_value, time_limit_ms, self._pace)
         not_stored = [value for value in item_by_value if value not in factors]
@@ -178,14 +183,14 @@ class ValuesRoutes:
             raise _not_stored_problem(answers, not_stored)
         return factors
 
-    async def _asks(self, items: Mapping[str, Any]) -> list[Ask]:
+    async def _make_asks(self, item_by_value: Mapping[str, Any]) -> list[Ask]:
         """Return requests to the classes, each for a chunk of values."""
         chunks = Chunks(self._settings.chunk, LARGE_CHUNK_BYTES)
-        await chunks.extend(items.values(), self._pace)
+        await chunks.extend(item_by_value.values(), self._pace)
         return [hard_values.put(cls, chunk) for cls, chunk in chunks.all]
 
 
-def time_limit_ms(context: Context) -> int:
+def read_time_limit_ms(context: Context) -> int:
     """Return how long the current request may take (ms).
 
     A client may ask for a time with `Prefer: wait=N` (seconds), up to the setting `max_wait_ms`. Otherwise the mesh's
@@ -200,11 +205,11 @@ def time_limit_ms(context: Context) -> int:
 def _not_stored_problem(answers: Sequence[Answer], not_stored: list[str]) -> Problem:
     """Return the problem that says why these values were not stored.
 
-    It is about a missed deadline only if no answer has another error. Its member `missing` names the values.
+    The problem is about a missed deadline only if no answer has another error. Its member `missing` names the values.
     """
     errors = [answer.error for answer in answers if answer.error is not None]
-    first_other = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
-    problem = from_mesh(first_other or (errors[0] if errors else DeadlineExceeded()))
+    first_other_error = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
+    problem = from_mesh(first_other_error or (errors[0] if errors else DeadlineExceeded()))
     named_values: list[int] = []
     digits = 0
     for value in not_stored[:MOST_NOT_STORED]:
@@ -215,15 +220,16 @@ def _not_stored_problem(answers: Sequence[Answer], not_stored: list[str]) -> Pro
     problem.facts["missing"] = named_values
     if len(named_values) < len(not_stored):
         problem.facts["missing_count"] = len(not_stored)
-    return preferences.advised(problem)
+    return preferences.with_advice(problem)
 
 
 async def _deadline_response(error: DeadlineExceeded) -> Response:
     """Return the response to a request that missed its deadline."""
-    return preferences.advised(from_mesh(error)).response()
+    return preferences.with_advice(from_mesh(error)).response()
 
 
 def _too_long_problem(prime: str, settings: ValuesSettings) -> Problem:
+    """Return the problem of an answer that is too long, for a client that did not ask for pages."""
     bound = f"{settings.max_answer} values or {settings.max_answer_bytes} bytes"
     page = f"?limit={min(1000, settings.max_answer)}"
     return Problem(
@@ -234,12 +240,13 @@ def _too_long_problem(prime: str, settings: ValuesSettings) -> Problem:
     )
 
 
-def _listed(databases: Sequence[int]) -> str:
+def _as_text(databases: Sequence[int]) -> str:
     return ", ".join(map(str, databases))
 
 
 def _incomplete_problem(databases: list[int]) -> Problem:
-    detail = f"databases that hold data have no replica: {_listed(databases)}; without handling=strict the answer"
+    """Return the problem for a strict GET whose answer would leave databases out."""
+    detail = f"databases that hold data have no replica: {_as_text(databases)}; without handling=strict the answer"
     return Problem(503, f"{detail} leaves them out", retry_after=STRICT_RETRY_AFTER_S, missing=databases)
 
 

@@ -19,18 +19,20 @@ from quart_app.values.answers import Array, Responses, element, elements
 from quart_app.values.finding import SharedGathers, Wanted
 from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
-from quart_app.values.store import digits, ordered
+from quart_app.values.store import with_prefix, without_prefix
 
 #: The most values in a block. If not all values of a part can be added to the answer at once, they are added in blocks.
-BLOCK = 100
+#: A larger block would block the event loop for longer.
+MOST_BLOCK_VALUES = 100
 #: The length of the shortest line, including the separator: "a2=2;".
 SHORTEST_LINE_LENGTH = 5
 
 
 class Question(NamedTuple):
-    """What a client asks for: values above `after` with the factor `prime`.
+    """What a client asks for: values above `after` ("" for all) with the factor `prime`.
 
-    The answer has at most `most` values and `most_bytes` bytes of JSON.
+    The answer has at most `most` values and `most_bytes` bytes of JSON. A search may need several gathers for it; each
+    of them asks for a `Wanted`.
     """
 
     prime: str
@@ -40,14 +42,14 @@ class Question(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The values of an answer, and the last of these values; `more` says whether further values follow.
+    """The values of an answer, and the last of these values; `has_more` says whether further values follow.
 
     `left_out` are the databases that hold data and have no replica that could answer for them.
     """
 
     array: Array
-    last: str
-    more: bool
+    last_value: str
+    has_more: bool
     left_out: list[int]
 
 
@@ -94,27 +96,27 @@ class Search:
         left_ms = self._end_ms - self._replica.now_ms()
         if left_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
-        # One value more than the answer has room for: it shows that the answer is full.
+        # One value more than the answer has room for: this value shows that the answer is full.
         limit = self._question.most - self._value_count + 1
         replies = await self._gathers.find(self._replica, Wanted(self._question.prime, after, limit), left_ms)
         self._left_out.update(replies.left_out)
         until = min((part.until for part in replies.values() if part.until), key=rank, default="")
-        found_parts = [part.found for part in replies.values() if part.found]
-        merged = await self._merge(found_parts, until)
+        found = [part.found for part in replies.values() if part.found]
+        merged = await self._merge(found, until)
         if merged:
             await self._add(merged)
         return until
 
-    async def _merge(self, parts: Sequence[str | list[str]], until: str) -> str:
-        """Merge the texts of several databases into one, with each value once, up to the value `until` ("" for all).
+    async def _merge(self, found: Sequence[str | list[str]], until: str) -> str:
+        """Merge what several databases have found into one text, each value once, up to the value `until` ("" for all).
 
         While a value moves between two databases, both may have it. Either line may be kept, because both lines have
         the same factors.
         """
         # A replica of an earlier release answers with a list.
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) < len(parts):
-            texts.append(_text_of_lists([part for part in parts if not isinstance(part, str)]))
+        texts = [each for each in found if isinstance(each, str)]
+        if len(texts) < len(found):
+            texts.append(_text_of_lists([each for each in found if not isinstance(each, str)]))
         if len(texts) == 1 and not until:
             return texts[0]
         lines: list[str] = []
@@ -131,7 +133,7 @@ class Search:
             lines = [*dict.fromkeys(lines)]
         if until:
             # ">" is the character after "=", so this text sorts after the line of `until` and before all later lines.
-            del lines[bisect.bisect_left(lines, f"{ordered(until)}>") :]
+            del lines[bisect.bisect_left(lines, f"{with_prefix(until)}>") :]
         return ";".join(lines)
 
     async def _add(self, text: str) -> bool:
@@ -142,7 +144,7 @@ class Search:
         if len(lines) == 1:
             return self._add_one(text)
         # Each block is added at once if it fits and has no exponents. Otherwise this method divides it further.
-        block_size = max(1, min(BLOCK, len(lines) // 2))
+        block_size = max(1, min(MOST_BLOCK_VALUES, len(lines) // 2))
         for first in range(0, len(lines), block_size):
             await self._pace()
             if not await self._add(";".join(lines[first : first + block_size])):
@@ -155,18 +157,18 @@ class Search:
         # A short text cannot have too many values. Most texts are short, so their values are not counted.
         if "^" in text or (len(text) >= values_left * SHORTEST_LINE_LENGTH and text.count(";") >= values_left):
             return False
-        elements_json, added = elements(text)
+        elements_json, added_count = elements(text)
         if self._array.size + len(elements_json) > self._question.most_bytes:
             return False
         self._array.add(elements_json)
-        self._value_count += added
-        self._last_value = digits(text[text.rfind(";") + 1 :].partition("=")[0])
+        self._value_count += added_count
+        self._last_value = without_prefix(text[text.rfind(";") + 1 :].partition("=")[0])
         return True
 
     def _add_one(self, line: str) -> bool:
         """Append a value; return False if the answer is full. The first value may exceed `most_bytes`."""
         prefixed_value, _, factors = line.partition("=")
-        value = digits(prefixed_value)
+        value = without_prefix(prefixed_value)
         element_json = element(value, factors)
         if self._value_count >= self._question.most or (
             self._value_count and self._array.size + len(element_json) > self._question.most_bytes
@@ -190,7 +192,7 @@ def _text_of_lists(answers: Sequence[list[str]]) -> str:
             if value not in newest or _request_id(newest[value]) <= _request_id(record):
                 newest[value] = record
     return ";".join(
-        f"{ordered(value)}={record.split(' ', 2)[2] if record.count(' ') > 1 else ''}"
+        f"{with_prefix(value)}={record.split(' ', 2)[2] if record.count(' ') > 1 else ''}"
         for value, record in sorted(newest.items(), key=lambda item: rank(item[0]))
     )
 

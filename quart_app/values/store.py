@@ -32,67 +32,70 @@ from msgspec import Struct, json
 
 from mesh.raw import Effects, Filter, Script, ServiceVerbs, Store
 
-#: The keys of this module's docstring. ALONE has one value of each large prime.
+#: The keys of this module's docstring. The key WHERE is followed by the value.
 RECORDS = "values:records"
 INDEX = "values:index"
 ALONE = "values:alone"
 EXPIRY = "values:expiry"
 WHERE = "values:where:"
 
-FIND = Script.beside(__file__, "search.lua", "find.lua")
+FIND_SCRIPT = Script.beside(__file__, "search.lua", "find.lua")
 #: The verbs that write and remove records together with their entries in INDEX and ALONE.
-PUT, REMOVE = "put-values", "remove-values"
+PUT_VERB, REMOVE_VERB = "put-values", "remove-values"
 #: The keys of these verbs, and the types that the commit requires of these keys, in the same order.
 _WRITTEN_KEYS = (RECORDS, INDEX, ALONE)
 _WRITTEN_TYPES = ("hash", "zset", "hash")
 #: The verbs that answer a request with one search or several. The commit checks no types for them, because
 #: find_verb.lua itself reports an error at its keys.
-ANSWER, ANSWER_EACH = "find-values", "find-each"
+ANSWER_VERB, ANSWER_EACH_VERB = "find-values", "find-each"
 VERBS = ServiceVerbs(
     Script.beside(__file__, "index_verbs.lua").source + Script.beside(__file__, "find_verb.lua", "find.lua").source,
-    {PUT: _WRITTEN_TYPES, REMOVE: _WRITTEN_TYPES, ANSWER: (), ANSWER_EACH: ()},
+    {PUT_VERB: _WRITTEN_TYPES, REMOVE_VERB: _WRITTEN_TYPES, ANSWER_VERB: (), ANSWER_EACH_VERB: ()},
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value's record is: database, class, and the id of the request that last wrote it."""
+    """Where a value's record is: database, class, and the id of the request that last wrote it.
+
+    The text form is the value of the key WHERE.
+    """
 
     database: int
     #: the class of the database, a letter from A to D
     cls: str
-    id: str
+    request_id: str
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        database, letter, id = text.split(" ")
-        return cls(int(database), letter, id)
+        database, letter, request_id = text.split(" ")
+        return cls(int(database), letter, request_id)
 
     def __str__(self) -> str:
-        return f"{self.database} {self.cls} {self.id}"
+        return f"{self.database} {self.cls} {self.request_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """The record of a value: the id of the request that wrote it, its expiry (ms of Redis's clock), and its factors."""
 
-    id: str
-    expiry: int
+    request_id: str
+    expiry_ms: int
     factors: str
 
     @classmethod
     def parse(cls, text: str) -> Record:
         # The record of the value 1 has no factors, so it has two parts only. The added space gives every text three.
-        id, expiry, factors = f"{text} ".split(" ", 2)
-        return cls(id, int(expiry), factors.rstrip())
+        request_id, expiry_ms, factors = f"{text} ".split(" ", 2)
+        return cls(request_id, int(expiry_ms), factors.rstrip())
 
     def __str__(self) -> str:
-        return _record_text(self.id, self.expiry, self.factors)
+        return _record_text(self.request_id, self.expiry_ms, self.factors)
 
 
-def _record_text(id: str, expiry: int, factors: str) -> str:
+def _record_text(request_id: str, expiry_ms: int, factors: str) -> str:
     """Return a record as the text in RECORDS."""
-    return f"{id} {expiry} {factors}" if factors else f"{id} {expiry}"
+    return f"{request_id} {expiry_ms} {factors}" if factors else f"{request_id} {expiry_ms}"
 
 
 #: By number of digits: the prefix of a number in the index, "a" to "y" for 1 to 25 digits, then "z0026" and so on. Most
@@ -101,21 +104,21 @@ def _record_text(id: str, expiry: int, factors: str) -> str:
 _PREFIXES = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
 
 
-def ordered(number: str) -> str:
-    """Return a number with its prefix. Such texts sort as their numbers do."""
+def with_prefix(number: str) -> str:
+    """Return a number (decimal digits) with its prefix. Such texts sort as their numbers do."""
     return _PREFIXES[len(number)] + number
 
 
-def digits(text: str) -> str:
-    """Return a number without the prefix that `ordered` has put before it."""
+def without_prefix(text: str) -> str:
+    """Return the digits of a number that `with_prefix` has given a prefix."""
     return text[5:] if text[0] == "z" else text[1:]
 
 
-#: About how many bytes Redis takes for an entry in addition to its text, measured with many small values.
+#: About how many bytes Redis takes for an entry of a key in addition to its text, measured with many small values.
 ENTRY_BYTES = 90
 
 
-def size(value: str, factors: str) -> int:
+def record_bytes(value: str, factors: str) -> int:
     """Return about how many bytes of Redis a value takes.
 
     Three entries contain the value: its record, the key of its place, and its group in EXPIRY. For each different
@@ -127,7 +130,7 @@ def size(value: str, factors: str) -> int:
     return (len(value) + ENTRY_BYTES) * (3 + primes) + 2 * len(factors)
 
 
-async def places(store: Store, values: Sequence[str]) -> list[str | None]:
+async def read_places(store: Store, values: Sequence[str]) -> list[str | None]:
     """Return the text of each value's place; None for a value without a record.
 
     The texts are not parsed, because `expect_places` compares them with what Redis has at the commit.
@@ -135,7 +138,7 @@ async def places(store: Store, values: Sequence[str]) -> list[str | None]:
     return await store.shared.mget(*[WHERE + value for value in values])
 
 
-def places_found(text: str, count: int) -> list[str | None] | None:
+def decode_places(text: str, count: int) -> list[str | None] | None:
     """Decode `Request.found`: the texts of the places of `count` values, which the submission of the request has read.
 
     The result has None for a value without a record; `text` has the empty text for it. Return None instead of a list if
@@ -144,14 +147,14 @@ def places_found(text: str, count: int) -> list[str | None] | None:
     if count == 1:
         return [text or None]
     try:
-        texts = _read_list(text)
+        texts = _decode_list(text)
     except ValueError:
         return None
     return [place_text or None for place_text in texts] if len(texts) == count else None
 
 
-#: Reads a JSON list of texts. Raises a ValueError for any other text.
-_read_list = json.Decoder(list[str]).decode
+#: Decodes a JSON list of texts. Raises a ValueError for any other text.
+_decode_list = json.Decoder(list[str]).decode
 
 
 async def read_records(store: Store, values: Sequence[str]) -> list[Record | None]:
@@ -165,36 +168,41 @@ def put(
     place: Place,
     expiries: Mapping[str, int],
     factors: Mapping[str, str],
-    before: Mapping[str, Record] = MappingProxyType({}),
+    existing: Mapping[str, Record] = MappingProxyType({}),
     filters: Sequence[Filter] = (),
 ) -> None:
     """Write the records of one request, and their places. `expiries` (ms) and `factors` are by value.
 
-    `before` has the records of these values that this database has already. The verb PUT reads the primes from the
+    `existing` has the records of these values that this database has already. PUT_VERB reads the primes from the
     records, and sets their bits in `filters` (see the module `primes`). The primes below `filter.below` are skipped,
-    because the filter has them already. The text `filter.name` consists of the filter's key and its number of bits.
+    because the filter has them already. The text `filter.name` is the filter's key and its number of bits.
     """
     if not expiries:
         return
+    # Values with the same expiry share one command and one group in EXPIRY.
     values_by_expiry: dict[int, list[str]] = {}
     for value, expiry in expiries.items():
         values_by_expiry.setdefault(expiry, []).append(value)
-    words = [word for value, ms in expiries.items() for word in (value, _record_text(place.id, ms, factors[value]))]
-    transaction.write_with(PUT, _WRITTEN_KEYS, words, [" ".join(f"{filter.name} {filter.below}" for filter in filters)])
+    words = [
+        word for value, ms in expiries.items() for word in (value, _record_text(place.request_id, ms, factors[value]))
+    ]
+    transaction.write_with(
+        PUT_VERB, _WRITTEN_KEYS, words, [" ".join(f"{filter.name} {filter.below}" for filter in filters)]
+    )
     for filter in filters:
         transaction.shared.keep_until(filter.key, max(values_by_expiry))
     for expiry, values in values_by_expiry.items():
         transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
         # A value whose record expires later than before is in EXPIRY already, by an earlier moment. That is enough.
-        add_to_expiry(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
+        add_to_expiry(transaction, expiry, [v for v in values if v not in existing or expiry < existing[v].expiry_ms])
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(values_by_expiry))
 
 
-def add_to_expiry(transaction: Effects, expiry: int, values: Sequence[str]) -> None:
-    """Have the sweep look at these values, as one group, at the moment `expiry` (ms). The sweep calls this, too."""
+def add_to_expiry(transaction: Effects, moment_ms: int, values: Sequence[str]) -> None:
+    """Have the sweep look at these values, as one group, at `moment_ms`. The sweep calls this, too."""
     if values:
-        transaction.zadd(EXPIRY, {" ".join(values): expiry})
+        transaction.zadd(EXPIRY, {" ".join(values): moment_ms})
 
 
 def expect_places(transaction: Effects, place_texts: Mapping[str, str | None]) -> None:
@@ -206,12 +214,12 @@ def remove(transaction: Effects, records: Mapping[str, Record]) -> None:
     """Remove these records from this replica's database. The commit fails if one of them has changed by then."""
     for value, record in records.items():
         transaction.expect(RECORDS, str(record), value)
-    transaction.write_with(REMOVE, _WRITTEN_KEYS, [word for pair in records.items() for word in map(str, pair)])
+    transaction.write_with(REMOVE_VERB, _WRITTEN_KEYS, [word for pair in records.items() for word in map(str, pair)])
 
 
-async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
+async def read_due(store: Store, moment_ms: int, most_groups: int) -> list[list[str]]:
     """Return the values that are due for the sweep, the earliest first, grouped as `add_to_expiry` was given them."""
-    members = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
+    members = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most_groups)
     return [member.split() for member in members]
 
 
@@ -221,10 +229,10 @@ def remove_from_expiry(transaction: Effects, values: Sequence[str]) -> None:
 
 
 class Part(Struct, frozen=True):
-    """A page of the values of one database that have a prime factor, ascending.
+    """The answer to one search: values of one database that have a prime factor, ascending.
 
-    The page is complete up to the value `until`, or altogether if `until` is "". `found` is text, for example
-    "c136=2 2 2 17;c137=137". Each value has the prefix that `ordered` writes, so sorting the lines of several
+    The part is complete up to the value `until`, or altogether if `until` is "". `found` is text, for example
+    "c136=2 2 2 17;c137=137". Each value has the prefix that `with_prefix` writes, so sorting the lines of several
     databases sorts their values. A replica of an earlier release sends a list: a value, its record, and so on.
     """
 
@@ -232,7 +240,7 @@ class Part(Struct, frozen=True):
     found: str | list[str]
 
 
-#: Reads the answer to one search. To save time, the text of the values is copied and not parsed.
+#: Decodes the answer to one search. To save time, the text of the values is copied and not parsed.
 read_part = json.Decoder(Part).decode
 
 
@@ -242,6 +250,7 @@ class Parts(Struct, frozen=True):
     each: list[Part]
 
 
+#: Decodes the answers to the searches of one request.
 read_parts = json.Decoder(Parts).decode
 
 
@@ -265,36 +274,45 @@ class Conditions(NamedTuple):
     @property
     def words(self) -> list[str | int]:
         """The words for find.lua that follow the keys."""
-        return [ordered(self.prime), self.above, self.moment_ms, self.limit, MOST_FOUND_BYTES, MOST_LOOKED_AT]
+        return [
+            with_prefix(self.prime),
+            self.after_word,
+            self.moment_ms,
+            self.most_word,
+            MOST_FOUND_BYTES,
+            MOST_LOOKED_AT,
+        ]
 
     @property
-    def above(self) -> str:
-        return ordered(self.after) if self.after else ""
+    def after_word(self) -> str:
+        """Return `after` as find.lua expects it: with its prefix, or ""."""
+        return with_prefix(self.after) if self.after else ""
 
     @property
-    def limit(self) -> int:
+    def most_word(self) -> int:
+        """Return `most` from 1 to MOST_FOUND_VALUES, whatever the asker sent."""
         return max(1, min(int(self.most), MOST_FOUND_VALUES))
 
 
 async def find(store: Store, conditions: Conditions) -> tuple[str, str]:
     """Search this replica's database; return `until` and `found` as in a Part. `found` is text."""
-    until, text = await store.script(FIND, _SEARCHED_KEYS, *conditions.words)
+    until, text = await store.script(FIND_SCRIPT, _SEARCHED_KEYS, *conditions.words)
     return until, text
 
 
-def answer(transaction: Effects, conditions: Conditions) -> None:
+def answer_search(transaction: Effects, conditions: Conditions) -> None:
     """Answer the request with a search that the commit makes in this database; `read_part` reads the answer."""
-    transaction.answer_with(ANSWER, _SEARCHED_KEYS, conditions.words)
+    transaction.answer_with(ANSWER_VERB, _SEARCHED_KEYS, conditions.words)
 
 
-def answer_each(transaction: Effects, moment_ms: int, each: Sequence[Conditions]) -> None:
+def answer_searches(transaction: Effects, moment_ms: int, searches: Sequence[Conditions]) -> None:
     """Answer the request with several searches that the commit makes, all as of one moment; `read_parts` reads them."""
-    words = [word for conditions in each for word in (ordered(conditions.prime), conditions.above, conditions.limit)]
-    transaction.answer_with(ANSWER_EACH, _SEARCHED_KEYS, [moment_ms, MOST_FOUND_BYTES, MOST_LOOKED_AT, *words])
+    words = [word for one in searches for word in (with_prefix(one.prime), one.after_word, one.most_word)]
+    transaction.answer_with(ANSWER_EACH_VERB, _SEARCHED_KEYS, [moment_ms, MOST_FOUND_BYTES, MOST_LOOKED_AT, *words])
 
 
-def flat(text: str) -> list[str]:
-    """Return a page's text as the list that earlier releases expect: a value, its record, the next value, and so on.
+def as_flat_list(text: str) -> list[str]:
+    """Return the text of a Part as the list that earlier releases expect: a value, its record, the next value, ...
 
     Each record in the list is "0-0 0 <factors>", without its true id and expiry. If two databases have a record of one
     value, an earlier release keeps the record with the greater id. Both have the same factors, so either may be kept.
@@ -302,5 +320,5 @@ def flat(text: str) -> list[str]:
     alternating: list[str] = []
     for line in text.split(";") if text else ():
         value, _, factors = line.partition("=")
-        alternating += (digits(value), f"0-0 0 {factors}")
+        alternating += (without_prefix(value), f"0-0 0 {factors}")
     return alternating

@@ -52,7 +52,7 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
     """Look at the records that are due, up to a bound, and remove those that have expired."""
     store = replica.store()
     moment_ms = replica.now_ms() - LATER_MS
-    due = await records.due(store, moment_ms, GROUPS)
+    due = await records.read_due(store, moment_ms, GROUPS)
     groups = _groups_within_bounds(MOST_VALUES, MOST_BYTES, due)
     values = [value for group in groups for value in group]
     records_read = await records.read_records(store, values)
@@ -98,10 +98,10 @@ def _sweep_group(
         if record is None:
             # A drop or an earlier sweep has removed the record. The commit fails if a put writes a new one meanwhile.
             transaction.expect(records.RECORDS, None, value)
-        elif record.expiry <= moment_ms:
+        elif record.expiry_ms <= moment_ms:
             expired[value] = record
         else:
-            unexpired.setdefault(record.expiry, []).append(value)
+            unexpired.setdefault(record.expiry_ms, []).append(value)
     records.remove(transaction, expired)
     for expiry, values in unexpired.items():
         records.add_to_expiry(transaction, expiry, values)

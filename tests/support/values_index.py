@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quart_app.values import notation
-from quart_app.values.store import ordered
+from quart_app.values.store import with_prefix
 
 
 def members(factors: Mapping[str, str]) -> set[str]:
     """Return "prime:value", as the index has them, for every value and distinct prime factor of it."""
-    return {f"{ordered(prime)}:{ordered(value)}" for value, text in factors.items() for prime in notation.primes(text)}
+    return {
+        f"{with_prefix(prime)}:{with_prefix(value)}"
+        for value, text in factors.items()
+        for prime in notation.primes(text)
+    }

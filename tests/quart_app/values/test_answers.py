@@ -17,7 +17,7 @@ from quart_app.values import notation
 from quart_app.values.answers import PIECE_BYTES, Array, Responses, element, elements
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
-from quart_app.values.store import ordered
+from quart_app.values.store import with_prefix
 
 ELEMENT = {"value": 144, "prime_factors": [2, 2, 2, 2, 3, 3]}
 
@@ -59,7 +59,7 @@ async def test_the_size_is_that_of_the_json() -> None:
 def test_what_a_search_finds_is_written_as_each_element_is(found: dict[int, list[int]]) -> None:
     """All at once or one by one, values of any length give the same JSON."""
     factors = {str(value): " ".join(map(str, each)) for value, each in found.items()}
-    text = ";".join(f"{ordered(value)}={each}" for value, each in factors.items())
+    text = ";".join(f"{with_prefix(value)}={each}" for value, each in factors.items())
     one_by_one = b",".join(element(value, each) for value, each in factors.items())
     assert elements(text) == (one_by_one, len(found))
     assert json.loads(b"[%b]" % one_by_one) == [

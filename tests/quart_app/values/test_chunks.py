@@ -48,7 +48,7 @@ async def test_the_commit_of_a_chunk_has_few_bytes(digits: int) -> None:
     values = [str(product * n) for n in range(900, 1000)]
     chunks = Chunks(125, LARGE_CHUNK_BYTES)
     await chunks.extend([PlainItem(value, 60, "A") for value in values], Pace())
-    most = max(sum(store.size(item["value"], " ".join(factors)) for item in chunk) for _, chunk in chunks.all)
+    most = max(sum(store.record_bytes(item["value"], " ".join(factors)) for item in chunk) for _, chunk in chunks.all)
     assert LARGE_CHUNK_BYTES / 3 < most < LARGE_CHUNK_BYTES
 
 

@@ -38,7 +38,7 @@ async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) ->
     body = {"items": [{"value": "6", "ttl": 60}]}
     assert await replica.call(Class("A"), PUT, body, deadline_ms=3000) == {"6": "2 3"}
     assert values.pool.computed == [HARD]
-    await jobs.end(replica, id)
+    await jobs.delete(replica, id)
 
 
 async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs) -> None:
@@ -46,8 +46,8 @@ async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs)
     (replica,) = await values.join(1)
     id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A"), PlainItem("6", 60, "A")])
     await until(jobs, replica, id, "running")
-    assert await jobs.end(replica, id)
-    assert not await jobs.end(replica, id)
+    assert await jobs.delete(replica, id)
+    assert not await jobs.delete(replica, id)
 
     async def killed() -> bool:
         return values.pool.killed == 1
@@ -68,7 +68,7 @@ async def test_a_job_ended_at_its_commit_is_not_brought_back(values: Values, job
     (replica,) = await values.join(1)
     id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")])
     await until(jobs, replica, id, "running")
-    await jobs.end(replica, id)
+    await jobs.delete(replica, id)
     values.pool.may_end.set()
 
     async def settled() -> bool:
@@ -105,7 +105,7 @@ async def test_a_job_of_two_classes_is_worked_at_in_both(values: Values, jobs: J
 
     async def half() -> bool:
         found = await jobs.get(replica, id)
-        return found is not None and found.done == 1
+        return found is not None and found.done_count == 1
 
     await eventually(half)
     assert await state(jobs, replica, id) == "running"
@@ -125,7 +125,7 @@ async def test_values_that_fail_are_counted_and_named(
     monkeypatch.setattr(values.pool, "factorise", broken)
     id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A"), PlainItem("6", 60, "A")])
     failed = await until(jobs, replica, id, "failed")
-    assert (failed.left, failed.failures, failed.done) == (0, 1, 1)
+    assert (failed.left_count, failed.failed_count, failed.done_count) == (0, 1, 1)
     hard, small = await outcomes(jobs, replica, failed)
     assert small.factors == "2 3"
     assert hard.failure == '{"detail": "the worker died", "factors": [2]}'

@@ -95,7 +95,7 @@ async def test_the_same_class_again_refreshes_without_factorising(valued: Valued
     assert valued.factorised == [8]
     assert await valued.holders(one) == {before: [8]}
     (record,) = await records.read_records(holder.store(), ["8"])
-    assert record is not None and abs(record.expiry - (one.now_ms() + 600_000)) < 3000
+    assert record is not None and abs(record.expiry_ms - (one.now_ms() + 600_000)) < 3000
 
 
 async def test_another_class_is_a_full_overwrite(valued: Valued) -> None:
@@ -130,12 +130,12 @@ async def test_a_drop_leaves_what_was_written_again(valued: Valued) -> None:
     (old,) = await records.read_records(one.store(), ["8"])
     assert old is not None
     await valued.put(one, "A", 8)
-    await one.call(Database(one.database), DROP, {"value": "8", "id": old.id})
+    await one.call(Database(one.database), DROP, {"value": "8", "id": old.request_id})
     await one.call(Database(one.database), DROP, {"value": "9", "id": "1-0"})
     assert await valued.holders(one) == {one.database: [8]}
     (new,) = await records.read_records(one.store(), ["8"])
     assert new is not None
-    await one.call(Database(one.database), DROP, {"value": "8", "id": new.id})
+    await one.call(Database(one.database), DROP, {"value": "8", "id": new.request_id})
     assert await valued.holders(one) == {}
 
 
@@ -221,7 +221,7 @@ async def test_a_place_that_is_old_or_wrong_is_looked_up_again(valued: Valued, b
     await eventually(done)
     assert await valued.holders(one) == {one.database: [8]}
     (record,) = await records.read_records(one.store(), ["8"])
-    assert record is not None and record.expiry > one.now_ms() + 500_000
+    assert record is not None and record.expiry_ms > one.now_ms() + 500_000
     await client.aclose()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mesh import Busy
-from quart_app.values.jobs import ADMIT, Gone, Job, Jobs, ValueOutcome, size
+from quart_app.values.jobs import ADMIT, Gone, Job, Jobs, ValueOutcome, job_bytes
 from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
@@ -50,19 +50,19 @@ async def test_many_large_jobs_at_once_hold_the_loop_a_piece_at_a_time() -> None
 
 def job(**fields: Any) -> Job:
     """A job of two values, begun at 0, with a minute's time."""
-    defaults: dict[str, Any] = {"values": 2, "left": 2, "stages": []}
+    defaults: dict[str, Any] = {"value_count": 2, "left_count": 2, "stages": []}
     return Job("x", 0, MINUTE_MS, **{**defaults, **fields})
 
 
 STATES = [
     ("waiting", job(), 10),
     ("running", job(stages=[{"stage": "curves"}]), 10),
-    ("running", job(left=1), 10),
-    ("done", job(left=0), 10),
-    ("done", job(left=0), 2 * MINUTE_MS),
-    ("failed", job(left=0, failures=1), 10),
-    ("running", job(left=1, failures=1), 10),
-    ("failed", job(left=1), MINUTE_MS),
+    ("running", job(left_count=1), 10),
+    ("done", job(left_count=0), 10),
+    ("done", job(left_count=0), 2 * MINUTE_MS),
+    ("failed", job(left_count=0, failed_count=1), 10),
+    ("running", job(left_count=1, failed_count=1), 10),
+    ("failed", job(left_count=1), MINUTE_MS),
 ]
 
 
@@ -74,10 +74,10 @@ def test_states(state: str, one: Job, now_ms: int) -> None:
 
 
 ENDS = [
-    ("half of it took 2 s", job(left=1), 2000, 2.0),
-    ("the deadline is before that", job(values=10, left=9), 50_000, 10.0),
-    ("its last values have estimates", job(left=2, stages=[{"estimate_s": 3}, {"estimate_s": 7.5}]), 10, 7.5),
-    ("only luck can end one of them", job(left=2, stages=[{"estimate_s": 3}, {"estimate_s": None}]), 0, 60.0),
+    ("half of it took 2 s", job(left_count=1), 2000, 2.0),
+    ("the deadline is before that", job(value_count=10, left_count=9), 50_000, 10.0),
+    ("its last values have estimates", job(left_count=2, stages=[{"estimate_s": 3}, {"estimate_s": 7.5}]), 10, 7.5),
+    ("only luck can end one of them", job(left_count=2, stages=[{"estimate_s": 3}, {"estimate_s": None}]), 0, 60.0),
     ("nothing is known", job(), 20_000, 40.0),
     ("its time is over", job(), 2 * MINUTE_MS, 0.0),
 ]
@@ -86,15 +86,15 @@ ENDS = [
 @pytest.mark.parametrize(("why", "one", "now_ms", "expected_s"), ENDS, ids=[end[0] for end in ENDS])
 def test_when_a_job_is_expected_to_end(why: str, one: Job, now_ms: int, expected_s: float) -> None:
     """Whoever finds no room is told when the first job ends; no constant."""
-    assert one.expected_s(now_ms) == expected_s
+    assert one.ends_in_s(now_ms) == expected_s
 
 
 def test_a_view_counts_what_is_done() -> None:
     """Failures are not done; what the job works on is only shown while it works."""
-    view = job(values=5, left=1, failures=1, stages=[{"stage": "sieve"}]).view(1500)
+    view = job(value_count=5, left_count=1, failed_count=1, stages=[{"stage": "sieve"}]).view(1500)
     assert (view["values"], view["values_done"], view["elapsed_s"]) == (5, 3, 1.5)
     assert view["working_on"] == [{"stage": "sieve"}]
-    assert "working_on" not in job(left=0).view(1500)
+    assert "working_on" not in job(left_count=0).view(1500)
 
 
 async def test_a_result_has_the_order_that_was_asked_for(values: Values, jobs: Jobs) -> None:
@@ -103,7 +103,7 @@ async def test_a_result_has_the_order_that_was_asked_for(values: Values, jobs: J
     asked = [str(15 + n % 7) for n in range(250)]
     id = await jobs.begin(replica, [PlainItem(value, 60, "A") for value in asked])
     done = await until(jobs, replica, id, "done")
-    assert (done.values, done.parts) == (7, 3)
+    assert (done.value_count, done.part_count) == (7, 3)
     found = await outcomes(jobs, replica, done)
     assert [outcome.value for outcome in found] == asked
     assert found[0] == ValueOutcome("15", "3 5", None)
@@ -126,7 +126,7 @@ async def test_a_job_that_is_deleted_while_it_is_read_is_gone(values: Values, jo
     id = await jobs.begin(replica, [PlainItem(str(n), 60, "A") for n in range(2, 152)])
     parts = jobs.outcomes(replica, await until(jobs, replica, id, "done"))
     assert len(await anext(parts)) == 100
-    await jobs.end(replica, id)
+    await jobs.delete(replica, id)
     with pytest.raises(Gone):
         await anext(parts)
 
@@ -138,7 +138,7 @@ async def test_there_are_only_so_many_unfinished_jobs(values: Values, jobs: Jobs
     with pytest.raises(Busy, match="3 jobs are in progress") as refused:
         await jobs.begin(replica, [PlainItem("6", 60, "A")])
     assert refused.value.retry_after is not None and 3590 < refused.value.retry_after <= 3600
-    await jobs.end(replica, ids[0])
+    await jobs.delete(replica, ids[0])
     assert await jobs.begin(replica, [PlainItem("6", 60, "A")])
 
 
@@ -157,16 +157,16 @@ async def test_all_jobs_together_have_a_bound_of_bytes(values: Values) -> None:
     """Kept results count; beyond the bound: Busy, until enough has expired or was deleted."""
     (replica,) = await values.join(1)
     items = [PlainItem(str(n), 60, "A") for n in range(2, 12)]
-    jobs = Jobs(ValuesSettings(jobs_bytes=3 * size(items)), Pace())
+    jobs = Jobs(ValuesSettings(jobs_bytes=3 * job_bytes(items)), Pace())
     ids = [await jobs.begin(replica, items) for _ in range(3)]
     await until(jobs, replica, ids[2], "done")
     with pytest.raises(Busy, match="DELETE those that you have read") as refused:
         await jobs.begin(replica, items)
     assert refused.value.retry_after is not None and 7190 < refused.value.retry_after <= 7200
-    await jobs.end(replica, ids[1])
+    await jobs.delete(replica, ids[1])
     ids.append(await jobs.begin(replica, items))
     for id in ids:
-        await jobs.end(replica, id)
+        await jobs.delete(replica, id)
     assert int(await replica.shared.get("shared:values:jobs:size")) == 0
     assert await replica.shared.exists("shared:values:jobs", "shared:values:jobs:open") == 0
 
@@ -185,7 +185,7 @@ async def test_expired_jobs_make_room(values: Values) -> None:
 
     await eventually(gone, 5)
     assert await jobs.begin(replica, items)
-    assert int(await replica.shared.get("shared:values:jobs:size")) == size(items)
+    assert int(await replica.shared.get("shared:values:jobs:size")) == job_bytes(items)
 
 
 async def test_a_job_whose_replica_dies_between_the_two_steps_leaves_nothing(
@@ -193,7 +193,7 @@ async def test_a_job_whose_replica_dies_between_the_two_steps_leaves_nothing(
 ) -> None:
     """The job was stored, and its work was not sent: soon its place and its bytes are free."""
     (replica,) = await values.join(1)
-    monkeypatch.setattr("quart_app.values.jobs.HOLD_MS", 300)
+    monkeypatch.setattr("quart_app.values.jobs.UNSENT_JOB_MS", 300)
 
     async def die(*_: Any) -> bool:
         raise asyncio.CancelledError
@@ -244,7 +244,7 @@ async def test_begin_and_steps_share_the_event_loop(values: Values) -> None:
     fields = await replica.shared.hgetall(f"shared:values:job:{id}")
     assert json.loads(fields["work:A:4999"]) == [{"value": str(2**64 + 4999), "ttl": 60}]
     assert max(map(len, fields.values())) < 20_000
-    await jobs.end(replica, id)
+    await jobs.delete(replica, id)
 
 
 class CountedPace(Pace):

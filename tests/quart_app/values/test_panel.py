@@ -91,6 +91,6 @@ def test_a_job_says_what_its_replicas_do() -> None:
         "3 of 4 values done, begun 24 s ago, at most 60 min left",
         "77777777…77777777 (80 digits): curves for 24 s, about 3 min left, by replica-1",
     ]
-    failed = _item(Job("x", 0, 1000, 4, 1, [stage], failures=1), 2000)
+    failed = _item(Job("x", 0, 1000, 4, 1, [stage], failed_count=1), 2000)
     assert (failed.state, failed.bad, failed.whole, failed.act) == ("failed", True, 0, "")
     assert failed.lines == ["2 of 4 values done; 1 value failed, begun 2.0 s ago"]

@@ -16,8 +16,8 @@ from quart_app.values.answers import Responses
 from quart_app.values.budget import Budget
 from quart_app.values.finding import SharedGathers
 from quart_app.values.pace import Pace
-from quart_app.values.search import BLOCK, Question, Result, Search
-from quart_app.values.store import Part, ordered
+from quart_app.values.search import MOST_BLOCK_VALUES, Question, Result, Search
+from quart_app.values.store import Part, with_prefix
 
 
 class Databases:
@@ -55,7 +55,7 @@ class Databases:
         above = sorted(value for value in records if value > int(after or 0))
         part = above[:most]
         flat = [text for value in part for text in (str(value), records[value])]
-        text = ";".join(f"{ordered(str(value))}={records[value].split(' ', 2)[2]}" for value in part)
+        text = ";".join(f"{with_prefix(str(value))}={records[value].split(' ', 2)[2]}" for value in part)
         return {"until": str(part[-1]) if len(part) == most else "", "found": flat if is_older else text}
 
 
@@ -99,9 +99,9 @@ async def test_pages_are_complete_and_ascending_whatever_the_parts(
     while more:
         found = await search(Databases(records, part, older), most, after=after)
         page = shown(found)
-        assert len(page) <= most and found.last == (str(page[-1]) if page else "")
+        assert len(page) <= most and found.last_value == (str(page[-1]) if page else "")
         all_of_them += page
-        after, more = found.last, found.more
+        after, more = found.last_value, found.has_more
         assert more == (len(all_of_them) < len(expected))
     assert all_of_them == expected == sorted(all_of_them)
 
@@ -118,20 +118,24 @@ async def test_an_answer_is_bounded_in_bytes_but_has_one_value_at_least() -> Non
     """The rest is for the next page."""
     records = {1: {10**900 + n: "1-0 99 2^3000" for n in range(5)}}
     found = await search(Databases(records, 5), most_bytes=1000)
-    assert shown(found) == [10**900] and found.more
+    assert shown(found) == [10**900] and found.has_more
     found = await search(Databases(records, 5), most_bytes=16_000)
-    assert len(shown(found)) == 2 and found.more and found.array.size <= 16_000
+    assert len(shown(found)) == 2 and found.has_more and found.array.size <= 16_000
 
 
 async def test_values_with_exponents_stand_among_many_without() -> None:
     """Only values with exponents are added one by one."""
-    records = {1: {n: "1-0 99 2^3 5" if n % 77 == 0 else "1-0 99 2 3" for n in range(1, 5 * BLOCK)}}
+    records = {1: {n: "1-0 99 2^3 5" if n % 77 == 0 else "1-0 99 2 3" for n in range(1, 5 * MOST_BLOCK_VALUES)}}
     found = await search(Databases(records, 5000))
     for element in json.loads(b"".join(found.array.pieces("", ""))):
         assert element["prime_factors"] == ([2, 2, 2, 5] if element["value"] % 77 == 0 else [2, 3])
-    assert shown(found) == [*range(1, 5 * BLOCK)] and not found.more
-    found = await search(Databases(records, 5000), most=3 * BLOCK + 1)
-    assert shown(found) == [*range(1, 3 * BLOCK + 2)] and found.more and found.last == str(3 * BLOCK + 1)
+    assert shown(found) == [*range(1, 5 * MOST_BLOCK_VALUES)] and not found.has_more
+    found = await search(Databases(records, 5000), most=3 * MOST_BLOCK_VALUES + 1)
+    assert (
+        shown(found) == [*range(1, 3 * MOST_BLOCK_VALUES + 2)]
+        and found.has_more
+        and found.last_value == str(3 * MOST_BLOCK_VALUES + 1)
+    )
 
 
 async def test_a_long_answer_needs_room_in_memory() -> None:

@@ -18,7 +18,7 @@ from mesh.testing.fake_server import without_flags
 from mesh.wire.codec import encode
 from quart_app.values import notation
 from quart_app.values import store as records
-from quart_app.values.store import Conditions, Part, Place, Record, ordered, read_part
+from quart_app.values.store import Conditions, Part, Place, Record, read_part, with_prefix
 from tests.support import values_index
 from tests.support.backend import Backend
 
@@ -34,7 +34,7 @@ naturals = st.integers(0, 10**300)
 @given(naturals, naturals)
 def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> None:
     """The order holds at any size, because the index is a lexical one."""
-    assert (ordered(str(one)) < ordered(str(other))) == (one < other)
+    assert (with_prefix(str(one)) < with_prefix(str(other))) == (one < other)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> 
 )
 def test_a_number_stands_after_its_length(number: int, text: str) -> None:
     """The length is a letter where one is enough; the longest value there may be has a place, too."""
-    assert ordered(str(number)) == text and records.digits(text) == str(number)
+    assert with_prefix(str(number)) == text and records.without_prefix(text) == str(number)
 
 
 @given(st.lists(naturals.map(lambda n: n + 2), max_size=5), st.integers(0, 2**60))
@@ -59,7 +59,7 @@ def test_a_place_is_read_as_it_was_written() -> None:
 
 
 WORKER = Worker()
-WORKER.uses(records.FIND)
+WORKER.uses(records.FIND_SCRIPT)
 WORKER.writes_with(records.VERBS)
 COMMIT = commit_with(WORKER.fragments)
 
@@ -83,7 +83,7 @@ async def found(replica: Replica, prime: int, moment: int, most: int = 100, afte
 
 
 def values_of(part: str) -> list[int]:
-    return [int(value) for value in records.flat(part)[::2]]
+    return [int(value) for value in records.as_flat_list(part)[::2]]
 
 
 async def test_the_index_finds_by_prime_in_numerical_order(backend: Backend) -> None:
@@ -135,7 +135,7 @@ class Memory:
     def put(self, values: dict[str, Record]) -> None:
         transaction = Effects(0, "replica-2", verbs=WORKER.verbs)
         factors = {value: record.factors for value, record in values.items()}
-        expiries = {value: record.expiry for value, record in values.items()}
+        expiries = {value: record.expiry_ms for value, record in values.items()}
         before = {value: self.values[value] for value in values if value in self.values}
         records.put(transaction, Place(0, "A", "1-0"), expiries, factors, before)
         self.commit(transaction)
@@ -149,7 +149,7 @@ class Memory:
     def found(self, prime: int, moment: int, most: int, after: int = 0) -> list[int]:
         names = [f"db0:{name}" for name in (records.INDEX, records.ALONE, records.RECORDS)]
         conditions = Conditions(str(prime), moment, most, str(after) if after else "")
-        until, part = self.fake.eval(without_flags(records.FIND.source), 3, *names, *conditions.words)
+        until, part = self.fake.eval(without_flags(records.FIND_SCRIPT.source), 3, *names, *conditions.words)
         assert part.split(";") == sorted(part.split(";"))
         values = values_of(part)
         assert until == (str(values[-1]) if len(values) == most else "")
@@ -188,7 +188,7 @@ def test_the_index_is_that_of_the_records_whatever_was_written_and_removed(
             memory.remove(value)
     for prime in {prime for factors in SHARING.values() for prime in factors}:
         for moment in (early - 1, early):
-            living = [int(value) for value, record in memory.values.items() if record.expiry > moment]
+            living = [int(value) for value, record in memory.values.items() if record.expiry_ms > moment]
             expected = sorted(value for value in living if prime in SHARING[value])
             assert memory.pages(prime, moment, most) == memory.found(prime, moment, 1000) == expected
     texts = {value: record.factors for value, record in memory.values.items()}
@@ -222,8 +222,8 @@ async def test_a_part_has_the_factors_as_records_have_them(backend: Backend) -> 
     await write(one, (12, now + 60_000, [2, 2, 3]), (2**100, now + 60_000, [2] * 100))
     until, part = await records.find(one.store(), Conditions("2", now, 10, ""))
     assert (until, part) == ("", f"b12=2 2 3;z0031{2**100}=2^100")
-    assert records.flat(part) == ["12", "0-0 0 2 2 3", str(2**100), "0-0 0 2^100"]
-    assert records.flat("") == []
+    assert records.as_flat_list(part) == ["12", "0-0 0 2 2 3", str(2**100), "0-0 0 2^100"]
+    assert records.as_flat_list("") == []
 
 
 def test_a_server_whose_memory_is_full_answers_with_what_it_has() -> None:
@@ -236,7 +236,7 @@ def test_a_server_whose_memory_is_full_answers_with_what_it_has() -> None:
     memory.fake.xreadgroup("workers", "replica-2", {stream: ">"})
     request = Request(stream, id, "values.find", "k", "replica-1", replies, NEVER, {})
     transaction = Effects(0, "replica-2", request, WORKER.verbs)
-    records.answer(transaction, Conditions("2", 2**50, 2, ""))
+    records.answer_search(transaction, Conditions("2", 2**50, 2, ""))
     text, _, longs, _ = transaction.wire()
     words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", 9, b"[%b]" % text, *longs)
     assert memory.fake.eval(without_flags(when_full(COMMIT).source), 3, *words) == '["done"]'

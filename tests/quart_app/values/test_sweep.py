@@ -111,7 +111,7 @@ async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(b
     assert first is not None
     transaction = one.transaction()
     place, factors = Place(one.database, one.cls, "2-0"), {"20": first.factors}
-    records.put(transaction, place, {"20": now + 90_000}, factors, before={"20": first})
+    records.put(transaction, place, {"20": now + 90_000}, factors, existing={"20": first})
     assert await one.commit(transaction)
     assert await one.store().zcard(records.EXPIRY) == 1, "what is looked at early enough needs no second entry"
 
@@ -120,7 +120,7 @@ async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(b
 
     await eventually(is_swept)
     assert list(await one.store().hgetall(records.RECORDS)) == ["20"]
-    assert await records.due(one.store(), now + 90_000, 9) == [["20"]]
+    assert await records.read_due(one.store(), now + 90_000, 9) == [["20"]]
 
 
 async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
@@ -132,7 +132,7 @@ async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
     assert first is not None
     transaction = one.transaction()
     place, factors = Place(one.database, one.cls, "2-0"), {"20": first.factors}
-    records.put(transaction, place, {"20": now + 100}, factors, before={"20": first})
+    records.put(transaction, place, {"20": now + 100}, factors, existing={"20": first})
     assert await one.commit(transaction)
 
     async def gone() -> bool:

@@ -171,7 +171,7 @@ def _one_record(data: Data, findings: Findings, lost_until: float) -> None:
     for value, found in data.records.items():
         place = data.places.get(value, "")
         astray = [record for database, record in found if not place.startswith(f"{database} ")]
-        if len(found) > 1 and any(int(record.id.partition("-")[0]) >= taken_until_ms for record in astray):
+        if len(found) > 1 and any(int(record.request_id.partition("-")[0]) >= taken_until_ms for record in astray):
             findings.doubled.append(f"{value} lies in databases {[database for database, _ in found]}")
         if place and len(astray) == len(found):
             findings.lost.append(f"{value} is said to be at {place!r} and is not")
