@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mesh import Replies
 from mesh.raw import Replica, among
 from quart_app.values import handlers
-from quart_app.values.primes import NAME
+from quart_app.values.primes import FILTER_NAME
 from quart_app.values.store import Part, read_part, read_parts
 from quart_app.values.together import Together
 
@@ -38,7 +38,7 @@ class SharedGathers:
 async def _find_together(replica: Replica, wanted: Sequence[Wanted], time_limit_ms: int) -> Sequence[Replies[Part]]:
     """Make these searches with one request to each database that may have one of the primes."""
     # The filters in the roster rows say which databases may have a prime (see `primes`).
-    databases = among(NAME, *[search.prime for search in wanted])
+    databases = among(FILTER_NAME, *[search.prime for search in wanted])
     if len(wanted) == 1:
         # Replicas of earlier releases serve FIND, and may not serve FIND_EACH.
         body = {**wanted[0]._asdict(), "as": handlers.TEXT}

@@ -28,7 +28,7 @@ from quart_app.values.hard_values import APART, HARD
 from quart_app.values.jobs import ADMIT, DELETE, PUT, WRITE_FIELDS, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
-from quart_app.values.primes import PRIMES, STATE
+from quart_app.values.primes import READ_PRIMES, READ_STATE
 from quart_app.values.store import Place, Record
 
 
@@ -215,7 +215,7 @@ def handlers(
     """
     worker = Worker()
     # `jobs`, `errands` and `primes` run most of these scripts. The server knows all of them before they run.
-    for script in (records.FIND_SCRIPT, PRIMES, STATE, ADMIT, DELETE, WRITE_FIELDS):
+    for script in (records.FIND_SCRIPT, READ_PRIMES, READ_STATE, ADMIT, DELETE, WRITE_FIELDS):
         worker.uses(script)
     worker.writes_with(records.VERBS)
     methods = _Handlers(factoriser, errands, pace, store_room, current_filters)

@@ -1,4 +1,4 @@
-"""Requests for hard values: a put of one value, in a lane of its class and value.
+"""Makes the requests for hard values: a put of one value, in a lane of its class and value.
 
     a put                           answers null for a hard value without a record, and stores its other values
     the caller of the put, or the   sends a request for this value alone into the value's lane, where one request runs
@@ -27,6 +27,7 @@ from quart_app.values.chunks import ItemAsked
 from quart_app.values.jobs import PUT
 from quart_app.values.notation import is_small
 
+#: The operation of a put in a lane; the handler is that of PUT.
 HARD = "values.put-hard"
 
 #: In the body of a put: the caller accepts null for a hard value, and then puts the value in its lane.
@@ -40,9 +41,9 @@ _ONE_AT_A_TIME = Limit(by="of", concurrency=1)
 
 
 def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
-    """Return the put of a chunk. If its values are large, the answer may be null for the hard ones.
+    """Return the put of a chunk, which the caller sends. If its values are large, the answer has null for hard ones.
 
-    The submission of the request reads the shared keys `read`. The values of a chunk are all small or all large.
+    The submission of the request also reads the shared keys `read`. The values of a chunk are all small or all large.
     """
     body: dict[str, Any] = {"items": items}
     if not is_small(items[0]["value"]):
@@ -69,15 +70,18 @@ def put_without_lane(item: ItemAsked) -> Ask:
     return Ask(Class(item.cls), PUT, {"items": [as_body_item(item)]})
 
 
-def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[str, Any], deadline: int) -> None:
-    """Send a request for a hard value of a job into its lane; `job` are the fields that name the job and its step."""
-    body = {**_lane_body(cls, item), **job, UNTIL: deadline}
+def send(transaction: Effects, cls: str, item: Mapping[str, Any], job_fields: Mapping[str, Any], deadline: int) -> None:
+    """Send a request for a hard value of a job into its lane; `job_fields` name the job and its step.
+
+    `deadline` is in ms of Redis's clock.
+    """
+    body = {**_lane_body(cls, item), **job_fields, UNTIL: deadline}
     # The key names the request while it waits in `mesh:later`, so it must be unique.
     transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ONE_AT_A_TIME.words(HARD, body))
 
 
 def deadline_of(request: Request) -> int:
-    """Return the deadline of a request; if a job sent the request into a lane, the deadline of the job."""
+    """Return the deadline of a request (ms of Redis's clock); if a job sent it into a lane, the job's deadline."""
     return int(request.body.get(UNTIL, request.deadline))
 
 

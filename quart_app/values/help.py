@@ -34,11 +34,12 @@ from quart_app.values.side_by_side import race, splits, with_curves
 
 log = structlog.get_logger(__name__)
 
+#: The operation with which a replica asks for help.
 HELP = "values.help"
 
 #: A helper begins new slices for this long. Its answer may take twice as long, because the last slice has to end.
 HELP_S = 5.0
-#: The pause (s) between two looks for replicas that can help.
+#: The longest pause (s) between two looks for replicas that can help.
 LOOK_S = 2.0
 #: A refusal takes milliseconds. A request that has no answer after this time is being worked on.
 REFUSAL_S = 0.1
@@ -49,7 +50,7 @@ _NO_SIEVE_BITS = 0
 MACHINE = platform.node()
 
 
-class Help:
+class JointWork:
     """What this replica and its helpers have reached together for one number.
 
     `factoring` counts the curves of all of them. `found` gets the first slice that splits the smallest composite.
@@ -75,13 +76,13 @@ class Helpers:
         self._replica = replica
 
     @contextlib.asynccontextmanager
-    async def asked(self, factoring: Factoring, processes: int) -> AsyncIterator[Help]:
+    async def asked(self, factoring: Factoring, process_count: int) -> AsyncIterator[JointWork]:
         """Let other replicas run curves on the smallest composite, until the block ends or one of them splits it.
 
-        `processes` is how many processes this replica uses itself.
+        `process_count` is how many processes this replica uses itself.
         """
-        joint = Help(factoring)
-        asking = asyncio.create_task(self._keep_asking(joint, processes))
+        joint = JointWork(factoring)
+        asking = asyncio.create_task(self._keep_asking(joint, process_count))
         joint.found.add_done_callback(lambda _: asking.cancel())
         try:
             yield joint
@@ -91,7 +92,7 @@ class Helpers:
             if not asking.cancelled() and (error := asking.exception()) is not None:
                 log.error("other replicas could not be asked for curves", exc_info=error)
 
-    async def _keep_asking(self, joint: Help, processes: int) -> None:
+    async def _keep_asking(self, joint: JointWork, process_count: int) -> None:
         """Keep a request in flight for each other replica that can help.
 
         Any replica of the class may read a request: also a replica that cannot help, and even this replica. Such a
@@ -100,11 +101,11 @@ class Helpers:
         in_flight: set[asyncio.Task[bool]] = set()
         async with asyncio.TaskGroup() as tasks:
             while True:
-                other_replicas, refusals = await self._count_others(), 0
-                while len(in_flight) < other_replicas and refusals <= other_replicas:
-                    request = tasks.create_task(self._ask_one(joint, processes))
+                other_count, refusal_count = await self._count_others(), 0
+                while len(in_flight) < other_count and refusal_count <= other_count:
+                    request = tasks.create_task(self._ask_one(joint, process_count))
                     await asyncio.wait([request], timeout=REFUSAL_S)
-                    refusals += request.done() and not request.result()
+                    refusal_count += request.done() and not request.result()
                     in_flight = {task for task in (*in_flight, request) if not task.done()}
                 if in_flight:
                     await asyncio.wait(in_flight, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -123,14 +124,15 @@ class Helpers:
         except MeshError:
             return 0
         members = [member for member in roster if member.leased and member.cls == replica.cls]
+        # A list of one element, or an empty one.
         own_operations = [member.serves for member in members if member.replica == replica.id]
         return sum(member.serves in own_operations for member in members) - len(own_operations)
 
-    async def _ask_one(self, joint: Help, processes: int) -> bool:
+    async def _ask_one(self, joint: JointWork, process_count: int) -> bool:
         """Let one replica run curves; return False if it refused or failed."""
         replica, factoring_before = self._replica(), joint.factoring
         # The deadline is twice HELP_S, in ms.
-        body = {**to_body(factoring_before), "asker": replica.id, "machine": MACHINE, "processes": processes}
+        body = {**to_body(factoring_before), "asker": replica.id, "machine": MACHINE, "processes": process_count}
         try:
             reply = await replica.call(Class(replica.cls), HELP, body, deadline_ms=int(2000 * HELP_S))
         except MeshError:
@@ -144,23 +146,26 @@ class Helpers:
 class Helper:
     """Runs curves for other replicas, for one number at a time, in processes that this replica does not need.
 
-    `spare` returns how many processes this replica does not need. `run` runs a call in a process of a lane.
+    `count_spare` returns how many processes this replica does not need. `run_call` runs a call in a process of a lane.
     """
 
-    def __init__(self, lane: Lane, spare: Callable[[], int], run: Callable[[Lane, Call], Awaitable[Any]]) -> None:
+    def __init__(
+        self, lane: Lane, count_spare: Callable[[], int], run_call: Callable[[Lane, Call], Awaitable[Any]]
+    ) -> None:
         self._lane = lane
-        self._spare = spare
-        self._run_call = run
+        self._count_spare = count_spare
+        self._run_call = run_call
         #: the curves that run for another replica
         self._task: asyncio.Task[Slice] | None = None
 
     async def share(self, factoring: Factoring, most_processes: int, time_s: float) -> Slice | None:
-        """Run curves in at most `most_processes`. Return None if no process is free, or this replica helps already.
+        """Run curves for another replica in at most `most_processes`.
 
-        New slices begin during the first half of `time_s`. The curves end early if one finds a divisor, or if this
-        replica needs its processes. Raises Unavailable.
+        Return None if no process is free, or if this replica helps another one already. New slices begin during the
+        first half of `time_s`. The curves end early if one finds a divisor, or if this replica needs its processes.
+        Raises Unavailable.
         """
-        if self._task is not None or self._free_processes(most_processes) <= 0:
+        if self._task is not None or self._count_free(most_processes) <= 0:
             return None
         self._task = task = asyncio.create_task(self._run_curves(factoring, most_processes, time_s))
         try:
@@ -178,32 +183,32 @@ class Helper:
             await asyncio.wait([self._task])
         await self._lane.stop()
 
-    def _free_processes(self, most_processes: int) -> int:
+    def _count_free(self, most_processes: int) -> int:
         """Return how many processes may run curves now, at most `most_processes`."""
-        return min(most_processes, self._spare(), self._lane.idle)
+        return min(most_processes, self._count_spare(), self._lane.idle)
 
     async def _run_curves(self, factoring: Factoring, most_processes: int, time_s: float) -> Slice:
         """Run curves until one finds a divisor, no process is free, or half of `time_s` is over; return the result."""
         begun_s = time.monotonic()
         reached: Slice = factoring, None
 
-        async def run() -> Slice:
+        async def run_slice() -> Slice:
             left_s = begun_s + time_s - time.monotonic()
             result: Slice = await self._run_call(
                 self._lane, lambda: (child.advance, reached[0], left_s, _NO_SIEVE_BITS)
             )
             return result
 
-        while time.monotonic() < begun_s + time_s / 2 and (count := self._free_processes(most_processes)) > 0:
+        while time.monotonic() < begun_s + time_s / 2 and (count := self._count_free(most_processes)) > 0:
             factoring_before = reached[0]
-            reached = await race(factoring_before, run, count)
+            reached = await race(factoring_before, run_slice, count)
             if splits(factoring_before, reached):
                 break
         return reached
 
 
-def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -> Worker:
-    """Return the operation with which a replica helps; `processes` is the number of its processes."""
+def operations(helper: Helper, process_count: int, replica: Callable[[], Replica]) -> Worker:
+    """Return a Worker with the operation HELP; `process_count`: the processes of this replica for hard numbers."""
     worker = Worker()
 
     @worker.handles(HELP, effect=False)
@@ -214,15 +219,15 @@ def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -
         if body["asker"] == this_replica.id or this_replica.settings.concurrency == 1:
             return {}
         left_s = (request.deadline - this_replica.now_ms()) / 1000
-        result = await helper.share(from_body(body), usable(body, processes), left_s)
+        result = await helper.share(from_body(body), usable_processes(body, process_count), left_s)
         return {} if result is None else to_body(result[0])
 
     return worker
 
 
-def usable(body: Mapping[str, Any], processes: int) -> int:
+def usable_processes(body: Mapping[str, Any], process_count: int) -> int:
     """Return how many processes a helper may use: on the asker's machine, at most the cores that the asker leaves."""
-    return min(processes, cores() - body["processes"]) if body["machine"] == MACHINE else processes
+    return min(process_count, cores() - body["processes"]) if body["machine"] == MACHINE else process_count
 
 
 def to_body(factoring: Factoring) -> dict[str, Any]:
@@ -239,7 +244,7 @@ def from_body(body: Mapping[str, Any]) -> Factoring:
     powers = tuple((int(prime), times) for prime, times in body["powers"])
     composites = tuple(Composite(int(value), times, curves) for value, times, curves in body["composites"])
     number = int(body["number"])
-    parts = [*powers, *((composite.value, composite.times) for composite in composites)]
-    if math.prod(value**times for value, times in parts) != number:
+    all_powers = [*powers, *((composite.value, composite.times) for composite in composites)]
+    if math.prod(value**times for value, times in all_powers) != number:
         raise ValueError(f"the parts of {number} have another product")
     return Factoring(number, powers, composites)

@@ -8,8 +8,10 @@
 -- A part of commit_verbs.lua. From there it uses MOST_UNPACKED, `verbs` and `mark_numbers`; from the other parts of commit.lua
 -- it uses `tx`, `frees`, `go_to` and `bus`.
 
+-- When memory is full, the commit counts what this verb removes (see commit_verbs.lua).
 frees['remove-values'] = true
 
+-- The same number as in primes.py.
 local RARE_DIGITS = 6
 -- By number of digits: the prefix that a number has in the index; `with_prefix` of store.py writes the same prefixes.
 local prefixes = {}
@@ -19,17 +21,17 @@ local function add_prefix(length)
 end
 
 -- Reads the records at tx[first] to tx[last]: a value, its record, the next value, and so on. A rare prime has at least
--- RARE_DIGITS digits, a common one has fewer. Returns four lists:
---   the members of the index for the common primes, each after its score if `score` is given
+-- RARE_DIGITS digits, a common one has fewer. `score` is given if the members are for ZADD. Returns four lists:
+--   the members of the index for the common primes, each after the score if it is given
 --   the rare primes, and in a list of the same length their values; both as the index writes numbers
 --   the digits of all primes: a common prime once, a rare one once for each value
-local function entries_of(first, last, score)
-  local members, rare_primes, rare_values, primes, ordered_of = {}, {}, {}, {}, {}
-  local m, n, p = 0, 0, 0
+local function read_entries(first, last, score)
+  local members, rare_primes, rare_values, primes, prefixed_by_prime = {}, {}, {}, {}, {}
+  local member_count, rare_count, prime_count = 0, 0, 0
   for k = first, last, 2 do
     local value, previous = tx[k], nil
     value = (prefixes[#value] or add_prefix(#value)) .. value
-    local tail = ':' .. value
+    local after_prime = ':' .. value
     -- A record is "<id> <expiry> <prime> <prime> ...", so the first match is the expiry. A prime that occurs twice may be
     -- written twice, one directly after the other.
     local next_number = string.gmatch(tx[k + 1], ' (%d+)')
@@ -37,23 +39,23 @@ local function entries_of(first, last, score)
     for prime in next_number do
       if prime ~= previous then
         previous = prime
-        local ordered, length = ordered_of[prime], #prime
-        if not ordered then
-          ordered = (prefixes[length] or add_prefix(length)) .. prime
-          p = p + 1
-          primes[p] = prime
+        local prefixed, length = prefixed_by_prime[prime], #prime
+        if not prefixed then
+          prefixed = (prefixes[length] or add_prefix(length)) .. prime
+          prime_count = prime_count + 1
+          primes[prime_count] = prime
         end
         if length >= RARE_DIGITS then
-          n = n + 1
-          rare_primes[n], rare_values[n] = ordered, value
+          rare_count = rare_count + 1
+          rare_primes[rare_count], rare_values[rare_count] = prefixed, value
         else
-          ordered_of[prime] = ordered
+          prefixed_by_prime[prime] = prefixed
           if score then
-            m = m + 1
-            members[m] = score
+            member_count = member_count + 1
+            members[member_count] = score
           end
-          m = m + 1
-          members[m] = ordered .. tail
+          member_count = member_count + 1
+          members[member_count] = prefixed .. after_prime
         end
       end
     end
@@ -67,32 +69,34 @@ local function put_rare(alone, rare_primes, rare_values, members)
   for begin = 1, #rare_primes, MOST_UNPACKED do
     local till = math.min(begin + MOST_UNPACKED - 1, #rare_primes)
     local stored = redis.call('HMGET', alone, unpack(rare_primes, begin, till))
-    local new, fields, n, m = {}, {}, 0, #members
+    local new_values, fields, field_count, member_count = {}, {}, 0, #members
     for i = begin, till do
       local prime, value = rare_primes[i], rare_values[i]
-      local present = stored[i - begin + 1] or new[prime]
-      if not present then
-        new[prime] = value
-        fields[n + 1], fields[n + 2] = prime, value
-        n = n + 2
-      elseif present ~= value then
-        members[m + 1], members[m + 2] = '0', prime .. ':' .. value
-        m = m + 2
+      local value_there = stored[i - begin + 1] or new_values[prime]
+      if not value_there then
+        new_values[prime] = value
+        fields[field_count + 1], fields[field_count + 2] = prime, value
+        field_count = field_count + 2
+      elseif value_there ~= value then
+        members[member_count + 1], members[member_count + 2] = '0', prime .. ':' .. value
+        member_count = member_count + 2
       end
     end
-    if n > 0 then redis.call('HSET', alone, unpack(fields)) end
+    if field_count > 0 then redis.call('HSET', alone, unpack(fields)) end
   end
 end
 
 local function put_values(first, last)
   local records, index, alone, filters = unpack(tx, first + 1, first + 4)
   redis.call('HSET', records, unpack(tx, first + 5, last))
-  local members, rare_primes, rare_values, primes = entries_of(first + 5, last, '0')
+  local members, rare_primes, rare_values, primes = read_entries(first + 5, last, '0')
   put_rare(alone, rare_primes, rare_values, members)
+  -- MOST_UNPACKED is even, so a score and its member stay together.
   for begin = 1, #members, MOST_UNPACKED do
     redis.call('ZADD', index, unpack(members, begin, math.min(begin + MOST_UNPACKED - 1, #members)))
   end
   for key, bits, below in string.gmatch(filters, '(%S+) (%d+) (%d+)') do
+    -- The filters are in the bus database.
     go_to(bus)
     mark_numbers(key, tonumber(bits), tonumber(below), primes, 1, #primes)
   end
@@ -100,7 +104,7 @@ end
 
 local function remove_values(first, last)
   local records, index, alone = unpack(tx, first + 1, first + 3)
-  local members, rare_primes, rare_values = entries_of(first + 4, last)
+  local members, rare_primes, rare_values = read_entries(first + 4, last)
   for begin = 1, #rare_primes, MOST_UNPACKED do
     local till = math.min(begin + MOST_UNPACKED - 1, #rare_primes)
     local stored, fields = redis.call('HMGET', alone, unpack(rare_primes, begin, till)), {}

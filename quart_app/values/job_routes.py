@@ -21,8 +21,8 @@ from quart_app.values.settings import ValuesSettings
 #: The pause between two looks at a job that a client waits for. A longer one delays the answer, a shorter one
 #: costs more reads.
 LOOK_S = 0.1
-#: How many bytes of the budget for answers a result of several parts takes while it is read. This is a guess, because the
-#: length of the result is known only when it was read.
+#: How many bytes of the budget for answers a result of several parts takes while it is read. This is a guess: nobody
+#: knows the length of a result before it was read.
 RESULT_GUESS_BYTES = 4 << 20
 #: The error of a value that was not done in time, in the form of the other failures of a job (see ValueOutcome).
 LATE_FAILURE = '{"detail": "not done before the job\'s time was over"}'
@@ -31,7 +31,7 @@ _tagged = tag(["values"])
 
 
 class JobRoutes:
-    """One method per route, and `begin` for the POST of values."""
+    """One method per route, whose name is a part of the operationId; and `begin` for the POST of values."""
 
     def __init__(self, context: Context, settings: ValuesSettings, pace: Pace, responses: Responses) -> None:
         self._context = context
@@ -39,7 +39,7 @@ class JobRoutes:
         self._jobs, self._pace = Jobs(settings, pace), pace
         self.blueprint = Blueprint("jobs", __name__)
         self.blueprint.add_url_rule("/jobs/<id>", "show_job", self.show, methods=["GET"])
-        self.blueprint.add_url_rule("/jobs/<id>", "end_job", self.delete, methods=["DELETE"])
+        self.blueprint.add_url_rule("/jobs/<id>", "end_job", self.end, methods=["DELETE"])
 
     async def begin(self, items: Sequence[ItemAsked]) -> Response:
         """Begin a job. Answer 202, or 200 with the result if the job is done within `Prefer: wait`."""
@@ -81,7 +81,7 @@ class JobRoutes:
         return await self._result_response(job, json.dumps(view)[:-1] + ', "result": ', "}")
 
     @_tagged
-    async def delete(self, id: str) -> Response:
+    async def end(self, id: str) -> Response:
         """End a job. The values that it has stored before stay."""
         if not await self._jobs.delete(self._context.mesh.replica, id):
             raise _no_such_job()
@@ -106,7 +106,7 @@ class JobRoutes:
             await asyncio.sleep(LOOK_S)
 
     async def _result_response(self, job: Job, head: str, tail: str) -> Response:
-        """Return the results between the texts `head` and `tail`. The errors of a failed job come directly before `tail`."""
+        """Return the results between the texts `head` and `tail`; the errors of a failed job come before `tail`."""
         results, errors = Array(), Array()
         failed_values: set[str] = set()
         # Reserve memory before a long answer is read.

@@ -1,4 +1,4 @@
-"""Processes that compute for the pool: one set of them for each kind of work.
+"""Processes that compute for the factor pool: one set of them for each kind of work.
 
 A lane is a set of processes of one priority. Each kind of work has its own lane. So a number of a few milliseconds
 never waits for one of a few minutes, and neither waits for a job of an hour. The library pebble runs the processes, and
@@ -21,13 +21,15 @@ from pebble import ProcessExpired, ProcessPool
 from quart_app.values import child
 from quart_app.values.metrics import LaneMetrics
 
-#: Returns a function and its arguments. The lane calls this when a process is free.
+#: Returns a function and its arguments, which a process then runs. The lane calls this when a process is free, because
+#: the arguments may depend on the time. This is no call of the glossary.
 Call = Callable[[], tuple[Any, ...]]
 
 #: Pebble looks for cancelled work every tenth of a second. After this time it has certainly killed the process.
 _PEBBLE_CYCLE_S = 0.25
-#: The longest time to wait until pebble notices a cancellation. After that, the slot of the call is given back anyway.
-_MOST_KILL_S = 5.0
+#: The longest time to wait until pebble notices a cancellation. After that, the slot of the call is given back anyway:
+#: the next call may then wait for a process, but the lane does not lose the slot.
+_LONGEST_KILL_S = 5.0
 
 
 def cores() -> int:
@@ -39,11 +41,12 @@ def cores() -> int:
 class Lane:
     """Some processes of one priority. Each runs one call at a time; further calls wait for their turn."""
 
-    def __init__(self, processes: int, *, niceness: int, metrics: LaneMetrics) -> None:
+    def __init__(self, process_count: int, *, niceness: int, metrics: LaneMetrics) -> None:
         self._metrics = metrics
-        self._processes = processes
+        self._process_count = process_count
         self._niceness = niceness
-        self._slots = asyncio.Semaphore(processes)
+        #: one slot for each process: the right to use it
+        self._slots = asyncio.Semaphore(process_count)
         #: the number of calls that have a slot or wait for one
         self.calls = 0
         #: keeps two calls from starting two pools
@@ -55,7 +58,7 @@ class Lane:
     @property
     def idle(self) -> int:
         """Return how many processes no call uses or waits for."""
-        return max(0, self._processes - self.calls)
+        return max(0, self._process_count - self.calls)
 
     async def run(self, call: Call) -> Any:
         """Run in a process the function that `call` returns. If the caller is cancelled, the process is killed.
@@ -74,10 +77,10 @@ class Lane:
             self._metrics.died.inc()
             raise
         finally:
-            self._release_slot(future)
+            self._release_slot_when_free(future)
 
     async def _take_slot(self) -> None:
-        """Wait for a free slot: the right to use one of the processes."""
+        """Wait for a free slot."""
         self.calls += 1
         try:
             with self._metrics.waiting.track_inprogress():
@@ -87,6 +90,7 @@ class Lane:
             raise
 
     def _give_slot_back(self) -> None:
+        """Let the next call have the slot."""
         self.calls -= 1
         self._slots.release()
 
@@ -102,13 +106,13 @@ class Lane:
         """Return pebble's pool. Start one if there is none yet, or if the former one is no longer active."""
         async with self._start_lock:
             if self._pool is None or not self._pool.active:
-                former, self._pool = self._pool, _new_pool(self._processes, self._niceness)
+                former, self._pool = self._pool, _new_pool(self._process_count, self._niceness)
                 await asyncio.to_thread(_start_processes, self._pool)
                 if former is not None:
                     await asyncio.to_thread(_stop_pool, former)
             return self._pool
 
-    def _release_slot(self, future: concurrent.futures.Future[Any] | None) -> None:
+    def _release_slot_when_free(self, future: concurrent.futures.Future[Any] | None) -> None:
         """Give the slot back once its process is free. The process of a cancelled call is free when it was killed."""
         if future is None or not future.cancelled():
             self._give_slot_back()
@@ -123,7 +127,7 @@ class Lane:
 
         Pebble marks the call as done when it notices the cancellation, and kills the process within the next cycle.
         """
-        end_s = time.monotonic() + _MOST_KILL_S
+        end_s = time.monotonic() + _LONGEST_KILL_S
         try:
             while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:
                 await asyncio.sleep(_PEBBLE_CYCLE_S / 5)
@@ -132,11 +136,12 @@ class Lane:
             self._give_slot_back()
 
 
-def _new_pool(processes: int, niceness: int) -> ProcessPool:
+def _new_pool(process_count: int, niceness: int) -> ProcessPool:
+    """Return a pool of pebble whose processes have not started yet."""
     context = multiprocessing.get_context("forkserver")
     # The fork server imports these modules once, and each process that it forks has them.
     context.set_forkserver_preload([child.__name__, "cypari"])
-    return ProcessPool(processes, initializer=child.prepare, initargs=(niceness,), context=context)
+    return ProcessPool(process_count, initializer=child.prepare, initargs=(niceness,), context=context)
 
 
 def _start_processes(pool: ProcessPool) -> None:
@@ -146,5 +151,7 @@ def _start_processes(pool: ProcessPool) -> None:
 
 
 def _stop_pool(pool: ProcessPool) -> None:
+    """Kill the processes and wait until they have ended, which blocks."""
+    # In pebble, `stop` has no annotations.
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()

@@ -26,11 +26,11 @@ class FactorOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LaneMetrics:
-    """The metrics of one lane."""
+    """The metrics of one lane of processes; `FactorMetrics` says what each of them counts."""
 
-    in_flight: Gauge
+    computing_now: Gauge
     waiting: Gauge
-    seconds: Counter
+    computing_s: Counter
     killed: Counter
     died: Counter
 
@@ -38,27 +38,27 @@ class LaneMetrics:
     def computing(self) -> Iterator[None]:
         """Count a process as computing while the block lasts, and add the seconds that this takes."""
         begun_s = time.monotonic()
-        with self.in_flight.track_inprogress():
+        with self.computing_now.track_inprogress():
             try:
                 yield
             finally:
-                self.seconds.inc(time.monotonic() - begun_s)
+                self.computing_s.inc(time.monotonic() - begun_s)
 
 
 class FactorMetrics:
-    """The figures of one replica's pool."""
+    """The metrics of one replica's factor pool."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._ended = Counter(
+        self._ended_counter = Counter(
             "mesh_values_factorisations", "computations that ended, by outcome", ["outcome"], registry=registry
         )
-        self._in_flight = Gauge(
+        self._computing_now = Gauge(
             "mesh_values_factorisation_in_flight", "processes that compute now", ["lane"], registry=registry
         )
         self._waiting = Gauge(
             "mesh_values_factorisation_waiting", "computations that wait for a process", ["lane"], registry=registry
         )
-        self._seconds = Counter(
+        self._computing_s = Counter(
             "mesh_values_factorisation_seconds", "time that processes were computing", ["lane"], registry=registry
         )
         self._lost = Counter(
@@ -68,16 +68,18 @@ class FactorMetrics:
             registry=registry,
         )
         for outcome in FactorOutcome:  # exports a 0 for each outcome from the start, so that the first increase shows
-            self._ended.labels(outcome)
+            self._ended_counter.labels(outcome)
 
     def ended(self, outcome: FactorOutcome) -> None:
-        self._ended.labels(outcome).inc()
+        """Count a computation that has ended."""
+        self._ended_counter.labels(outcome).inc()
 
     def lane(self, name: str) -> LaneMetrics:
+        """Return the metrics of the lane with this name."""
         return LaneMetrics(
-            self._in_flight.labels(name),
+            self._computing_now.labels(name),
             self._waiting.labels(name),
-            self._seconds.labels(name),
+            self._computing_s.labels(name),
             self._lost.labels(name, "killed"),
             self._lost.labels(name, "died"),
         )

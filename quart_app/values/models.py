@@ -26,30 +26,30 @@ def _from_decimal(value: Any) -> Any:
 
 #: This must come last in an annotation. Pydantic's core, which is fast, checks only the bounds that stand before it.
 #: Python would check bounds that stand after it.
-Decimal = BeforeValidator(_from_decimal)
+FROM_DECIMAL = BeforeValidator(_from_decimal)
 
 
-def _digits_validator(most: int) -> BeforeValidator:
-    """Return a validator that turns an integer or a decimal string into digits, at most so many."""
-    first_too_large = 10**most
+def _digits_validator(most_digits: int) -> BeforeValidator:
+    """Return a validator that turns an integer or a decimal string into a text of digits, at most so many."""
+    first_too_large = 10**most_digits
 
-    def digits(value: Any) -> str:
+    def checked_digits(value: Any) -> str:
         if type(value) is int:
             if value < 1:
                 raise ValueError("the value must be at least 1")
             if value >= first_too_large:
-                raise ValueError(f"at most {most} digits are allowed")
+                raise ValueError(f"at most {most_digits} digits are allowed")
             return str(value)
         if not (type(value) is str and value.isascii() and value.isdigit()):
             raise ValueError("the value must be an integer, or its decimal digits as a string")
         significant = value.lstrip("0")
         if not significant:
             raise ValueError("the value must be at least 1")
-        if len(significant) > most:
-            raise ValueError(f"at most {most} digits are allowed")
+        if len(significant) > most_digits:
+            raise ValueError(f"at most {most_digits} digits are allowed")
         return significant
 
-    return BeforeValidator(digits)
+    return BeforeValidator(checked_digits)
 
 
 class CalculatedValueEntity(BaseModel):
@@ -89,7 +89,7 @@ class JobBegun(BaseModel):
 
 
 class _ItemText(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """An item whose value is still JSON text."""
+    """An item whose value is still JSON text. It is in no cycle, so the garbage collector need not track it (`gc`)."""
 
     value: msgspec.Raw
     ttl: Annotated[int, msgspec.Meta(ge=1)]
@@ -97,7 +97,7 @@ class _ItemText(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
 
 
 class PlainItem(NamedTuple):
-    """An item: the digits of its value, its time to live in seconds, and its class."""
+    """An item that pydantic has not read: the digits of its value, its time to live in seconds, and its class."""
 
     value: str
     ttl: int
@@ -105,7 +105,7 @@ class PlainItem(NamedTuple):
 
 
 #: How many quotation marks an item has: two for each of its three names, and two for the class.
-_QUOTES_AN_ITEM = 8
+_QUOTES_PER_ITEM = 8
 
 
 class ItemsReader:
@@ -116,8 +116,8 @@ class ItemsReader:
     """
 
     def __init__(self, settings: ValuesSettings) -> None:
-        #: the type of a request, for pydantic
-        self.type = values_request(settings)
+        #: the type of a request, for pydantic and for the OpenAPI document
+        self.type = _request_type(settings)
         #: pydantic's reader of any request
         self._adapter: TypeAdapter[list[Any]] = TypeAdapter(self.type)
         self._decoder = msgspec.json.Decoder(list[_ItemText])
@@ -133,7 +133,7 @@ class ItemsReader:
             return None
         # The decoder accepts an item that has a name twice. Such a text has more quotation marks than its items need,
         # so they are counted.
-        if text.count(b'"') != _QUOTES_AN_ITEM * len(raw_items) or len(raw_items) > self._settings.max_items:
+        if text.count(b'"') != _QUOTES_PER_ITEM * len(raw_items) or len(raw_items) > self._settings.max_items:
             return None
         items = [PlainItem(str(item.value, "ascii"), item.ttl, item.cls) for item in raw_items]
         return items if all(map(self._is_plain, items)) else None
@@ -153,8 +153,8 @@ class ItemsReader:
 _VALUE_SCHEMA = WithJsonSchema({"type": "integer", "minimum": 1, "examples": [720720]})
 
 
-def values_request(settings: ValuesSettings) -> Any:
-    """Return the type of a request under these limits."""
+def _request_type(settings: ValuesSettings) -> Any:
+    """Return the type of a request, for pydantic, under these limits."""
 
     class CreateValueEntity(BaseModel):
         """A value to be factorised and kept for `ttl` seconds by a replica of class `cls`."""
@@ -162,7 +162,7 @@ def values_request(settings: ValuesSettings) -> Any:
         model_config = ConfigDict(extra="forbid")
 
         value: Annotated[str, _digits_validator(settings.max_digits), _VALUE_SCHEMA]
-        ttl: Annotated[int, Field(ge=1, le=settings.max_ttl_s, examples=[300]), Decimal]
+        ttl: Annotated[int, Field(ge=1, le=settings.max_ttl_s, examples=[300]), FROM_DECIMAL]
         cls: ClassName
 
     return Annotated[list[CreateValueEntity], Field(max_length=settings.max_items)]

@@ -27,6 +27,7 @@ def rank(value: str) -> tuple[int, str]:
 
 
 #: A prime is repeated if the repetitions add at most so many characters. Otherwise it is written with its exponent.
+#: With more characters, Redis stores longer records; with fewer, more answers need a conversion of the factors.
 MOST_MORE_CHARACTERS = 30
 #: A number below 2^64 with at most so many factors needs no exponent. Even a prime that divides it eight times
 #: adds at most 28 characters, because such a prime is below 256.
@@ -35,20 +36,20 @@ MOST_FACTORS_REPEATED = 8
 
 def powers(pairs: Iterable[tuple[int, int]]) -> str:
     """Return the text of (prime, exponent) pairs, which must be ascending and name each prime once."""
-    return " ".join([str(prime) if times == 1 else _power(str(prime), times) for prime, times in pairs])
+    return " ".join([str(prime) if exponent == 1 else _power(str(prime), exponent) for prime, exponent in pairs])
 
 
-def repeated(factors: Sequence[int]) -> str:
-    """Return the text of all prime factors of a number below 2^64; `factors` is ascending, with repetitions."""
-    if len(factors) > MOST_FACTORS_REPEATED:
-        return powers(Counter(factors).items())
-    return " ".join(map(str, factors))
+def repeated(prime_factors: Sequence[int]) -> str:
+    """Return the text of the factors of a number below 2^64; `prime_factors` are ascending, with repetitions."""
+    if len(prime_factors) > MOST_FACTORS_REPEATED:
+        return powers(Counter(prime_factors).items())
+    return " ".join(map(str, prime_factors))
 
 
-def _power(prime: str, times: int) -> str:
-    """Return the text of prime^times: the prime repeated, or once with its exponent, as MOST_MORE_CHARACTERS says."""
-    is_repeated = (times - 1) * (len(prime) + 1) <= MOST_MORE_CHARACTERS
-    return " ".join([prime] * times) if is_repeated else f"{prime}^{times}"
+def _power(prime: str, exponent: int) -> str:
+    """Return the text of a power: the prime repeated, or once with its exponent, as MOST_MORE_CHARACTERS says."""
+    is_repeated = (exponent - 1) * (len(prime) + 1) <= MOST_MORE_CHARACTERS
+    return " ".join([prime] * exponent) if is_repeated else f"{prime}^{exponent}"
 
 
 def primes(factors: str) -> list[str]:
@@ -64,8 +65,8 @@ def array(factors: str) -> str:
         return f"[{factors.replace(' ', ',')}]"
     words = []
     for power in factors.split():
-        prime, _, times = power.partition("^")
-        words.append(f"{prime}," * int(times or 1))
+        prime, _, exponent = power.partition("^")
+        words.append(f"{prime}," * int(exponent or 1))
     return f"[{''.join(words)[:-1]}]"
 
 
@@ -73,6 +74,6 @@ def expanded(factors: str) -> list[int]:
     """Return factors as integers, each prime as often as it divides the value."""
     expanded_factors: list[int] = []
     for power in factors.split():
-        prime, _, times = power.partition("^")
-        expanded_factors += [int(prime)] * int(times or 1)
+        prime, _, exponent = power.partition("^")
+        expanded_factors += [int(prime)] * int(exponent or 1)
     return expanded_factors

@@ -1,6 +1,6 @@
 """Sharing the event loop: long work is cut into pieces, and only some of them run in one turn of the loop.
 
-A turn is one pass of the loop over what is ready. Each piece begins with `await pace()`. In the first `most_s`
+Each piece begins with `await pace()`. In the first `most_s`
 seconds of a turn, this returns at once. After that, pieces wait for a later turn; the oldest runs first. So the pieces
 block the loop for about `most_s` and the time of one piece, however many requests come together.
 """
@@ -14,7 +14,7 @@ import time
 
 #: When a turn has lasted so long, further pieces wait. No input may block the loop for more than 20 ms, and other code
 #: runs in the same turn.
-MOST_S = 0.004
+MOST_TURN_S = 0.004
 #: The most waiting pieces that are woken in one turn, because waking a long queue at once would take too long itself.
 MOST_WOKEN = 32
 
@@ -22,23 +22,24 @@ MOST_WOKEN = 32
 class Pace:
     """The pieces of work of one event loop."""
 
-    def __init__(self, most_s: float = MOST_S) -> None:
+    def __init__(self, most_s: float = MOST_TURN_S) -> None:
         self._most_s = most_s
         #: when this turn is full (s); 0 while no piece has run in the turn
         self._full_at_s = 0.0
-        #: the waiting pieces, each with the number of its place; a piece that is woken in a full turn keeps its place
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        self._places = itertools.count()
+        #: a heap of the waiting pieces, by the order in which they came
+        self._waiting_pieces: list[tuple[int, asyncio.Future[None]]] = []
+        self._orders = itertools.count()
         self._is_turn_scheduled = False
 
     async def __call__(self) -> None:
         """Wait until a piece of work may run."""
-        if not self._waiting and self._fits():
+        if not self._waiting_pieces and self._fits():
             return
-        place = next(self._places)
+        order = next(self._orders)
         while True:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._waiting, (place, waiter))
+            # A piece that is woken in a full turn waits again, with the same order.
+            heapq.heappush(self._waiting_pieces, (order, waiter))
             self._schedule_next_turn()
             await waiter
             if self._fits():
@@ -63,12 +64,12 @@ class Pace:
         """Begin the next turn: this callback runs in it."""
         self._full_at_s = 0.0
         self._is_turn_scheduled = False
-        woken = 0
-        while self._waiting and woken < MOST_WOKEN:
-            _, waiter = heapq.heappop(self._waiting)
+        woken_count = 0
+        while self._waiting_pieces and woken_count < MOST_WOKEN:
+            _, waiter = heapq.heappop(self._waiting_pieces)
             if not waiter.done():
                 waiter.set_result(None)
-                woken += 1
+                woken_count += 1
         # Not only a piece that runs schedules the next turn: all woken pieces may be cancelled before they run.
-        if self._waiting:
+        if self._waiting_pieces:
             self._schedule_next_turn()

@@ -7,19 +7,19 @@
 -- start of the index.
 -- Returns {where the next part begins ("" if there is none), list of primes, written as in the index}
 local index_key, alone_key, count = KEYS[1], KEYS[2], tonumber(ARGV[2])
-local kind, at = string.match(ARGV[1], '^(%a):(.*)$')
-local names = {}
+local kind, position = string.match(ARGV[1], '^(%a):(.*)$')
+local prefixed_primes = {}
 if kind ~= 'z' then
-  local answer = redis.call('HSCAN', alone_key, at or '0', 'COUNT', count)
-  for i = 1, #answer[2], 2 do names[#names + 1] = answer[2][i] end
-  return {answer[1] == '0' and 'z:' or 'h:' .. answer[1], names}
+  local answer = redis.call('HSCAN', alone_key, position or '0', 'COUNT', count)
+  for i = 1, #answer[2], 2 do prefixed_primes[#prefixed_primes + 1] = answer[2][i] end
+  return {answer[1] == '0' and 'z:' or 'h:' .. answer[1], prefixed_primes}
 end
 -- Each read finds one member of the next prime, and skips all other values of the prime before.
-local from = at == '' and '-' or '(' .. at .. ';'
+local from = position == '' and '-' or '(' .. position .. ';'
 for i = 1, count do
   local member = redis.call('ZRANGEBYLEX', index_key, from, '+', 'LIMIT', 0, 1)[1]
-  if not member then return {'', names} end
-  names[i] = string.match(member, '^[^:]+')
-  from = '(' .. names[i] .. ';'
+  if not member then return {'', prefixed_primes} end
+  prefixed_primes[i] = string.match(member, '^[^:]+')
+  from = '(' .. prefixed_primes[i] .. ';'
 end
-return {'z:' .. names[count], names}
+return {'z:' .. prefixed_primes[count], prefixed_primes}

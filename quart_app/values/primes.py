@@ -34,11 +34,12 @@ log = structlog.get_logger(__name__)
 
 #: The name of the filter in roster rows. Earlier releases have a filter `values.primes`, whose bits are computed in
 #: another way, so each release must read only its own.
-NAME = "values.primes.2"
-KEY = "values:primes:"
-#: Pause between two checks of the filter.
+FILTER_NAME = "values.primes.2"
+#: Followed by "{database}:{0 or 1}". The two keys take turns: the new filter gets the key that the current one has not.
+KEY_PREFIX = "values:primes:"
+#: Pause between two checks of the filter. Each check costs some reads; a filter that is too full lets GETs ask in vain.
 CHECK_S = 1.0
-#: About how many primes are read from the index at a time.
+#: About how many primes are read from the index at a time. More would block the server and the event loop for longer.
 PRIMES_AT_ONCE = 2000
 #: Most primes with at least so many digits have only one value. Primes with fewer digits are called common here.
 RARE_DIGITS = 6
@@ -46,17 +47,20 @@ RARE_DIGITS = 6
 COMMON_COUNT = 9592
 #: A filter is too full when more than one bit in eight is set. Each prime sets two bits, and a new filter has 32 bits
 #: for each prime. So a filter is too full when it has about twice as many primes as it was made for.
-TOO_FULL = 8
+TOO_FULL_ONE_IN = 8
 #: A filter is young for so many seconds. A young filter may become twice as full, because a database that grows quickly
 #: would otherwise make one filter after the other. Each new filter costs the work of putting all its primes again.
 YOUNG_S = 10.0
 #: A filter is too large when it is more than eight times as large as a new one would be.
-TOO_LARGE = 8
+TOO_LARGE_TIMES = 8
 
-PRIMES = Script.beside(__file__, "primes.lua")
+#: Reads the primes of the index, some at a time.
+READ_PRIMES = Script.beside(__file__, "primes.lua")
 #: KEYS: alone, index, records. Returns the number of entries of alone, that of index, and the time (ms) at which the
 #: last record expires, or a negative number if there are no records.
-STATE = Script("return {redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2]), redis.call('PEXPIRETIME', KEYS[3])}")
+READ_STATE = Script(
+    "return {redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2]), redis.call('PEXPIRETIME', KEYS[3])}"
+)
 
 
 class Primes:
@@ -64,7 +68,7 @@ class Primes:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        #: the filters in which puts set bits
+        #: the filters in which puts set bits: the current one, if any, and after it the new one while it is made
         self._kept: tuple[Filter, ...] = ()
         #: until this `time.monotonic()` the current filter is young
         self._young_until_s = 0.0
@@ -89,11 +93,13 @@ class Primes:
         if self._replica_id != replica.id:
             self._replica_id, self._kept = replica.id, ()
         key_names = [records.ALONE, records.INDEX, records.RECORDS]
-        named, state = await asyncio.gather(replica.filters.named(NAME), replica.store().script(STATE, key_names))
-        in_alone, in_index, end_ms = map(int, state)
+        named, state = await asyncio.gather(
+            replica.filters.named(FILTER_NAME), replica.store().script(READ_STATE, key_names)
+        )
+        in_alone, in_index, last_expiry_ms = map(int, state)
         current = next((kept for kept in self._kept if kept == named), None)
         if current is None and named is not None:
-            await replica.filters.name(NAME, None)
+            await replica.filters.name(FILTER_NAME, None)
         elif current is not None:
             await self._keep_only(replica, current)
         # An estimate: nearly each rare prime is in ALONE, and there are COMMON_COUNT other primes.
@@ -103,7 +109,7 @@ class Primes:
             with contextlib.suppress(Busy):
                 # If memory is full, the current filter stays. If there is none, every GET asks this database.
                 replica.memory.store(size_bits // 8)
-                await self._make(replica, current, size_bits, end_ms)
+                await self._make(replica, current, size_bits, last_expiry_ms)
 
     async def _must_be_replaced(self, replica: Replica, filter: Filter, prime_count: int) -> bool:
         """Return whether a new filter must replace this one; the database has about `prime_count` primes."""
@@ -111,60 +117,65 @@ class Primes:
         if prime_count and not await replica.filters.counts(filter):
             return True
         bits_set = await replica.filters.bits_set(filter)
-        too_full = TOO_FULL / 2 if time.monotonic() < self._young_until_s else TOO_FULL
-        is_too_large = filter.bits > TOO_LARGE * Filter.size_for(prime_count)
-        return bits_set * too_full > filter.bits or is_too_large or (not prime_count and bits_set > 0)
+        # A young filter may have twice as many bits set: one in four.
+        one_in = TOO_FULL_ONE_IN / 2 if time.monotonic() < self._young_until_s else TOO_FULL_ONE_IN
+        is_too_large = filter.bits > TOO_LARGE_TIMES * Filter.size_for(prime_count)
+        return bits_set * one_in > filter.bits or is_too_large or (not prime_count and bits_set > 0)
 
-    async def _make(self, replica: Replica, current: Filter | None, size_bits: int, end_ms: int) -> None:
+    async def _make(self, replica: Replica, current: Filter | None, size_bits: int, last_expiry_ms: int) -> None:
         """Make a new filter, and name it in the roster row: the four steps of this module's docstring."""
-        keys = [f"{KEY}{replica.database}:{number}" for number in (0, 1)]
+        keys = [f"{KEY_PREFIX}{replica.database}:{number}" for number in (0, 1)]
         key = next(key for key in keys if current is None or current.key != key)
         # An earlier filter may still be at this key: that of a former holder, or the one before the current one.
         await _unlink(replica, [key])
         former, new_filter = () if current is None else (current,), Filter(key, size_bits)
+        # Step 1.
         self._kept = (*former, new_filter)
         try:
-            # Redis applies commits in order. So when this empty commit is applied, all earlier ones are, too.
+            # Step 2: Redis applies commits in order. So when this empty commit is applied, all earlier ones are, too.
             await replica.commit(replica.transaction())
-            common = await self._fill(replica, new_filter, end_ms)
+            common_primes = await self._fill(replica, new_filter, last_expiry_ms)
         except BaseException:
+            # This includes a cancellation: puts must not set bits in a filter that nobody completes.
             self._kept = former
             raise
-        new_filter = replace(new_filter, below=_first_without(common))
+        new_filter = replace(new_filter, below=_first_without(common_primes))
         self._kept, self._young_until_s = (*former, new_filter), time.monotonic() + YOUNG_S
-        # If the answer is lost, puts set bits in both filters until the next check reads which one the row names.
-        if await replica.filters.name(NAME, new_filter):
+        # Step 4. If the answer is lost, puts set bits in both filters, until the next check reads which one is named.
+        if await replica.filters.name(FILTER_NAME, new_filter):
             await self._keep_only(replica, new_filter)
 
     async def _keep_only(self, replica: Replica, named: Filter) -> None:
-        """Stop setting bits in filters other than `named`, which the row names, and delete the keys of the others."""
+        """Stop setting bits in filters other than `named`, which the roster row names, and delete their keys."""
         former = [filter.key for filter in self._kept if filter != named]
         self._kept = (named,)
         if former:
             await _unlink(replica, former)
 
-    async def _fill(self, replica: Replica, new_filter: Filter, end_ms: int) -> set[str]:
-        """Add the primes of the index to a filter, which expires at `end_ms`. Return the common primes.
+    async def _fill(self, replica: Replica, new_filter: Filter, last_expiry_ms: int) -> set[str]:
+        """Add the primes of the index to a filter, which expires with the last record. Return the common primes.
 
-        If `end_ms` is not positive, there are no records, and nothing is added.
+        If `last_expiry_ms` is not positive, there are no records, and nothing is added.
         """
-        common: set[str] = set()
-        async for primes in _parts(replica.store()):
+        common_primes: set[str] = set()
+        async for primes in _read_primes(replica.store()):
             await self._pace()
-            if end_ms > 0:
+            if last_expiry_ms > 0:
                 transaction = replica.transaction()
                 transaction.shared.mark(new_filter, [*primes])
-                transaction.shared.keep_until(new_filter.key, end_ms)
+                transaction.shared.keep_until(new_filter.key, last_expiry_ms)
                 await replica.commit(transaction)
-                common.update(prime for prime in primes if len(prime) < RARE_DIGITS)
-        return common
+                common_primes.update(prime for prime in primes if len(prime) < RARE_DIGITS)
+        return common_primes
 
 
-async def _parts(store: Store) -> AsyncIterator[set[str]]:
+async def _read_primes(store: Store) -> AsyncIterator[set[str]]:
     """Yield the primes of the index, some at a time. A prime may come more than once."""
     cursor = ""
     while True:
-        cursor, prefixed_primes = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PRIMES_AT_ONCE)
+        cursor, prefixed_primes = await store.script(
+            READ_PRIMES, [records.INDEX, records.ALONE], cursor, PRIMES_AT_ONCE
+        )
         if prefixed_primes:
             yield {records.without_prefix(prefixed_prime) for prefixed_prime in prefixed_primes}
         if not cursor:
@@ -180,6 +191,7 @@ def _first_without(primes: set[str]) -> int:
 
 
 async def _unlink(replica: Replica, keys: Iterable[str]) -> None:
+    """Delete these shared keys in a commit of their own."""
     transaction = replica.transaction()
     for key in keys:
         transaction.shared.write("UNLINK", key)

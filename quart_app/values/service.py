@@ -30,10 +30,11 @@ def create(context: Context) -> Service:
     settings = ValuesSettings()
 
     def replica() -> Replica:
+        """Return the replica of the present membership."""
         return context.mesh.replica
 
     pace = Pace()
-    # A long answer beyond this budget is refused with Retry-After: 2.
+    # A long answer beyond this budget is refused with Retry-After: 2 (seconds).
     responses = Responses(Budget(settings.answers_bytes, "bytes of answers", 2))
     pool = FactorPool(
         processes=settings.processes,
@@ -49,18 +50,20 @@ def create(context: Context) -> Service:
     primes = Primes(pace)
 
     # A new membership takes the place of a lost one, so `context.mesh` is read at each call.
-    def store_room(amount: int) -> None:
-        context.mesh.memory.store(amount)
+    def store_room(byte_count: int) -> None:
+        """Count bytes that are about to be stored. Raises Busy if there is no room for them."""
+        context.mesh.memory.store(byte_count)
 
     @contextlib.asynccontextmanager
     async def lifespan(mesh: Mesh) -> AsyncIterator[None]:
         async with pool, asyncio.TaskGroup() as tasks:
-            running = [
+            background_tasks = [
                 tasks.create_task(sweep.run(mesh.replica, settings.sweep_ms, pace)),
                 tasks.create_task(primes.run(mesh.replica)),
             ]
             yield
-            for task in running:
+            # These tasks end only when they are cancelled.
+            for task in background_tasks:
                 task.cancel()
 
     panel = JobsPanel(settings)

@@ -1,4 +1,7 @@
-"""Removes expired records, even if no GET ever asks for them."""
+"""Removes expired records, even if no GET ever asks for them.
+
+This is the sweep of values; the mesh itself sweeps requests past their deadline.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,20 @@ log = structlog.get_logger(__name__)
 
 #: A sweep takes no further group after so many values or bytes. Bytes are counted twice: those of the values that it
 #: looks at, and those that it removes from the index. More would block the server for long. With less, a busy replica
-#: would write records faster than it removes them, because each sweep takes three round trips.
+#: would write records faster than it removes them, because each sweep takes three trips.
 MOST_VALUES, MOST_BYTES = 1000, 400_000
-#: How many groups are read at once. A group has values that were written together, with the same expiry. Most groups
-#: have many values; a large value is usually alone in its group.
-GROUPS = 250
+#: How many groups are read at once, at most. A group has values that were written together, with the same expiry. Most
+#: groups have many values; a large value is usually alone in its group.
+MOST_GROUPS = 250
 #: A record is removed this long after its expiry. A put refreshes a record only if Redis has its place (`where`). Redis
 #: removes the place at the expiry, so no put refreshes the record while the sweep removes it.
-LATER_MS = 100
+REMOVAL_DELAY_MS = 100
 
 
 class Swept(NamedTuple):
     """How many records a sweep has looked at, and whether more records may be due."""
 
-    looked_at: int
+    looked_at_count: int
     more_may_be_due: bool
 
 
@@ -51,24 +54,24 @@ async def run(replica: Replica, interval_ms: int, pace: Pace) -> None:
 async def sweep(replica: Replica, pace: Pace) -> Swept:
     """Look at the records that are due, up to a bound, and remove those that have expired."""
     store = replica.store()
-    moment_ms = replica.now_ms() - LATER_MS
-    due = await records.read_due(store, moment_ms, GROUPS)
-    groups = _groups_within_bounds(MOST_VALUES, MOST_BYTES, due)
+    moment_ms = replica.now_ms() - REMOVAL_DELAY_MS
+    due_groups = await records.read_due(store, moment_ms, MOST_GROUPS)
+    groups = _groups_within_bounds(MOST_VALUES, MOST_BYTES, due_groups)
     values = [value for group in groups for value in group]
     records_read = await records.read_records(store, values)
     # The transaction is built without a pause, so other tasks get the event loop here (see `pace`).
     await pace()
     record_by_value = dict(zip(values, records_read, strict=True))
     transaction = replica.transaction()
-    looked_at, bytes_freed = 0, 0
+    looked_at_count, bytes_freed = 0, 0
     for group in groups:
         if bytes_freed > MOST_BYTES:
             break
         bytes_freed += _sweep_group(group, record_by_value, moment_ms, transaction)
-        looked_at += len(group)
+        looked_at_count += len(group)
     # A conflict means that one of the records was written again meanwhile. Then the next sweep does all of this again.
     await replica.commit(transaction)
-    return Swept(looked_at, len(due) == GROUPS or looked_at < sum(map(len, due)))
+    return Swept(looked_at_count, len(due_groups) == MOST_GROUPS or looked_at_count < sum(map(len, due_groups)))
 
 
 def _groups_within_bounds(most_values: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
@@ -78,8 +81,8 @@ def _groups_within_bounds(most_values: int, most_bytes: int, groups: list[list[s
     bytes_before = accumulate((sum(map(len, group)) for group in groups), initial=0)
     return [
         group
-        for group, count, size in zip(groups, values_before, bytes_before, strict=False)
-        if count < most_values and size < most_bytes
+        for group, value_count, byte_count in zip(groups, values_before, bytes_before, strict=False)
+        if value_count < most_values and byte_count < most_bytes
     ]
 
 
@@ -91,7 +94,7 @@ def _sweep_group(
     Return about how many bytes of the index that frees. The index has a value once for each different prime factor.
     """
     records.remove_from_expiry(transaction, group)
-    unexpired: dict[int, list[str]] = {}
+    unexpired: dict[int, list[str]] = {}  # by expiry (ms)
     expired: dict[str, Record] = {}
     for value in group:
         record = record_by_value[value]
@@ -103,6 +106,6 @@ def _sweep_group(
         else:
             unexpired.setdefault(record.expiry_ms, []).append(value)
     records.remove(transaction, expired)
-    for expiry, values in unexpired.items():
-        records.add_to_expiry(transaction, expiry, values)
+    for expiry_ms, values in unexpired.items():
+        records.add_to_expiry(transaction, expiry_ms, values)
     return sum(len(value) * (1 + record.factors.count(" ")) for value, record in expired.items())

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from mesh import GivenUp, Unserved, tracing
 
+#: The key of a group, what one caller wants, and the answer to one caller.
 K = TypeVar("K", bound=Hashable)
 W = TypeVar("W")
 A = TypeVar("A")
@@ -35,7 +36,7 @@ TURNS = 3
 #: (`refused_by_queue`) refuses a request if the next unread one of the class has waited for more than a tenth of its
 #: time limit.
 WAIT_FRACTION = 0.25
-#: Longest text of call ids that a request carries, in characters.
+#: Longest text of call ids that a request carries, in characters. A call id finds the request in logs and traces.
 MOST_ID_CHARACTERS = 200
 
 #: Takes the place of an answer: the caller must send a request of its own.
@@ -53,7 +54,7 @@ class Together(Generic[K, W, A]):
         self._ask = ask
         self._most = most
         self._open_groups: dict[tuple[K, int], _Group[W, A]] = {}
-        self._in_progress = 0
+        self._in_progress_count = 0
         #: whether the latest caller came while another one was in progress
         self._latest_overlaps = False
 
@@ -61,14 +62,14 @@ class Together(Generic[K, W, A]):
         """Return the answer to one caller. Raises what `ask` raises."""
         # All callers of a group get their answers together, so the first of their next requests overlaps with nobody.
         # It joins a group because the caller before it overlapped.
-        previous_overlapped, self._latest_overlaps = self._latest_overlaps, self._in_progress > 0
+        previous_overlapped, self._latest_overlaps = self._latest_overlaps, self._in_progress_count > 0
         # A caller with a trace sends its own request, because the span of a request has only one parent.
         joins = (previous_overlapped or self._latest_overlaps) and not (tracing.is_on() or tracing.TRACEPARENT.get())
-        self._in_progress += 1
+        self._in_progress_count += 1
         try:
             return await self._join_or_ask(key, wanted, time_limit_ms, joins=joins)
         finally:
-            self._in_progress -= 1
+            self._in_progress_count -= 1
 
     async def _join_or_ask(self, key: K, wanted: W, time_limit_ms: int, *, joins: bool) -> A:
         """Return the answer from a group if the caller `joins` one, else from a request of its own."""
@@ -76,14 +77,14 @@ class Together(Generic[K, W, A]):
         start_s = loop.time()
         if joins:
             # The minus signs round the number of steps up.
-            answer = await self._open_group(key, -(-time_limit_ms // TIME_LIMIT_STEP_MS), loop).answer_to(wanted)
+            answer = await self._join_or_open(key, -(-time_limit_ms // TIME_LIMIT_STEP_MS), loop).answer_to(wanted)
             if answer is not _SEND_ALONE:
                 return answer
         left_ms = time_limit_ms - int((loop.time() - start_s) * 1000)
         (answer,) = await self._ask(key, [wanted], max(1, left_ms))
         return answer
 
-    def _open_group(self, key: K, time_limit_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
+    def _join_or_open(self, key: K, time_limit_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
         """Return the open group if it has room for one more caller; otherwise open one, which closes after TURNS."""
         group = self._open_groups.get((key, time_limit_steps))
         if group is None or len(group.members) >= self._most:
@@ -144,7 +145,7 @@ class _Group(Generic[W, A]):
         """Send the request, and pass each caller its answer or the error."""
         members = self.members
         trail: list[tuple[str, Mapping[str, str]]] = []
-        tracing.CALL.set(_as_one_id([member.call for member in members]))
+        tracing.CALL.set(_as_one_text([member.call for member in members]))
         tracing.TRAIL.set(trail)
         try:
             async with asyncio.timeout(wait_s):
@@ -173,7 +174,7 @@ class _Group(Generic[W, A]):
                 member.answer.set_result(_SEND_ALONE)
 
 
-def _as_one_id(calls: Sequence[str]) -> str:
-    """Return the ids of several calls, with commas between them; ids that exceed MOST_ID_CHARACTERS are dropped."""
-    text = ",".join(filter(None, calls))
+def _as_one_text(call_ids: Sequence[str]) -> str:
+    """Return the ids of several calls, with commas between them. The ids beyond MOST_ID_CHARACTERS are left away."""
+    text = ",".join(filter(None, call_ids))
     return text if len(text) <= MOST_ID_CHARACTERS else text[: MOST_ID_CHARACTERS + 1].rpartition(",")[0]

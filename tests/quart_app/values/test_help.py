@@ -16,7 +16,7 @@ from mesh.raw import Replica
 from quart_app.values import help as module
 from quart_app.values.child import Slice
 from quart_app.values.factorise import Composite, Factoring
-from quart_app.values.help import HELP, Help, Helper, Helpers, from_body, operations, to_body, usable
+from quart_app.values.help import HELP, Helper, Helpers, JointWork, from_body, operations, to_body, usable_processes
 from quart_app.values.lanes import Call, Lane
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.side_by_side import with_curves
@@ -58,7 +58,7 @@ def test_replicas_of_one_machine_share_its_cores(
 ) -> None:
     """A helper uses only cores that the asker on the same machine leaves."""
     monkeypatch.setattr(module, "cores", lambda: 4)
-    assert usable({"machine": machine, "processes": used}, 3) == found
+    assert usable_processes({"machine": machine, "processes": used}, 3) == found
 
 
 # A helper
@@ -364,7 +364,7 @@ async def test_a_replica_that_handles_one_request_at_a_time_helps_nobody(backend
 
 async def test_the_first_hit_stays() -> None:
     """The first of two divisors is taken."""
-    help = Help(BEFORE)
+    help = JointWork(BEFORE)
     help.add(BEFORE, (SPLIT, None))
     help.add(BEFORE, (DONE, "2 5 7 7 11"))
     assert help.found.result() == (SPLIT, None)

@@ -16,7 +16,7 @@ import pytest
 from quart_app.values import pool as pools
 from quart_app.values.estimate import curves_worth
 from quart_app.values.factorise import Composite, Factoring, Stage
-from quart_app.values.help import Help
+from quart_app.values.help import JointWork
 from quart_app.values.pool import FactorPool
 from quart_app.values.side_by_side import with_curves
 
@@ -37,21 +37,21 @@ class Others:
 
     def __init__(self) -> None:
         self.asked_for: list[int] = []
-        self.under_way: list[Help] = []
+        self.under_way: list[JointWork] = []
         self.at_s: list[float] = []
 
     @contextlib.asynccontextmanager
-    async def asked(self, factoring: Factoring, processes: int) -> AsyncIterator[Help]:
+    async def asked(self, factoring: Factoring, processes: int) -> AsyncIterator[JointWork]:
         self.asked_for.append(factoring.number)
         self.at_s.append(time.monotonic())
-        help = Help(factoring)
+        help = JointWork(factoring)
         self.under_way.append(help)
         try:
             yield help
         finally:
             self.under_way.remove(help)
 
-    async def until_asked(self, count: int = 1) -> Help:
+    async def until_asked(self, count: int = 1) -> JointWork:
         async with asyncio.timeout(30):
             while len(self.asked_for) < count:
                 await asyncio.sleep(0.01)

@@ -25,7 +25,7 @@ WORKER.writes_with(records.VERBS)
 
 async def swept(replica: Replica) -> int:
     """How many records one sweep looked at."""
-    return (await sweep.sweep(replica, Pace())).looked_at
+    return (await sweep.sweep(replica, Pace())).looked_at_count
 
 
 async def write(replica: Replica, expiries: dict[int, int]) -> None:
