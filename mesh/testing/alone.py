@@ -35,11 +35,11 @@ T = TypeVar("T")
 
 #: The value of the only lease: epoch 1, and "alone" as the name of its holder.
 ALONE_LEASE = "1 alone"
-#: Most requests that may wait for their time. A mesh has the setting `later_bound` for this.
-MOST_LATER = 1000
+#: Most requests that may wait for their time. A mesh has the setting `later_bound` for this; one handler needs no more.
+LATER_BOUND = 1000
 
 
-class Alone:
+class LinkAlone:
     """Stands in for a replica's link: passes the handler's reads and its commit on to fakeredis."""
 
     def __init__(self, database: int) -> None:
@@ -93,13 +93,13 @@ class Ran(Generic[R]):
     reply: R
     sent: list[Sent]
     _database: int
-    _alone: Alone
+    _link: LinkAlone
 
     def read(self, place: Readable[T]) -> T:
         """Return the value that is stored after the run."""
         if not isinstance(place, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
-        stored: T = read_stored(self._alone.sync_client, place, self._database)
+        stored: T = read_stored(self._link.sync_client, place, self._database)
         return stored
 
 
@@ -125,14 +125,14 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
         raise UsageError(f"{op.name} has no handler in this program; run it where it is implemented")
     if not isinstance(state, Mapping):
         raise UsageError(f"state= is a dict of stored values, such as {{total: 3}}, not {state!r:.100}")
-    alone = Alone(database)
-    # `Alone` has the methods of a link that a store calls. The class "A" is any class: no other replica is there.
-    store = Store(cast(Link, alone), database, "A")
+    link = LinkAlone(database)
+    # `LinkAlone` has the methods of a link that a store calls. The class "A" is any class: no other replica is there.
+    store = Store(cast(Link, link), database, "A")
     # A request that was sent now and is on no stream. It has no key, no reply stream and no deadline. Its body is None,
     # because the handler gets the body as an argument below.
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
-    await _prepare(alone, state, database)
-    effects = Effects(database, "alone", request, later_bound=MOST_LATER)
+    await _prepare(link, state, database)
+    effects = Effects(database, "alone", request, later_bound=LATER_BOUND)
     tx_type = get_type_hints(op.handler)[next(iter(inspect.signature(op.handler).parameters))]
     tx = Query(store, request) if tx_type is Query else Transaction(store, request, effects)
     # Body and reply become JSON and are read again, as on the way between two replicas.
@@ -141,16 +141,16 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
         raise decoded_body
     reply = await (op.handler(tx) if op.body is None else op.handler(tx, decoded_body))
     decoded_reply = op.decode_reply(op.encode_reply(reply).decode())
-    transaction = await alone.commit(effects)
-    return Ran(decoded_reply, list(sent_of(transaction, lambda name, text: decode(text))), database, alone)
+    transaction = await link.commit(effects)
+    return Ran(decoded_reply, list(sent_of(transaction, lambda name, text: decode(text))), database, link)
 
 
-async def _prepare(alone: Alone, state: Mapping[Any, Any], database: int) -> None:
+async def _prepare(link: LinkAlone, state: Mapping[Any, Any], database: int) -> None:
     """Store the values that the test gives."""
     for key_or_field, value in state.items():
         if not isinstance(key_or_field, KeyOrField):
             raise UsageError(f"the keys of state= are values and fields of hashes, not {key_or_field!r:.100}")
         shared, name, field = key_or_field.location
-        send, prefix = (alone.shared, keys.SHARED) if shared else (alone.own, keys.own(database))
+        send, prefix = (link.shared, keys.SHARED) if shared else (link.own, keys.own(database))
         text = key_or_field.encode(value)
         await (send("SET", prefix + name, text) if field is None else send("HSET", prefix + name, field, text))

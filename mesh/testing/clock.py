@@ -28,14 +28,16 @@ from mesh.lease import holding
 
 #: The date at which a kit's clock begins: the same in each run.
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-#: How the names of threads of the event loop's own pool begin. `_count_pool_call` knows when such a thread works.
-_POOL = "asyncio_"
+#: How the names of threads of the event loop's own pool begin. `_count_pool_call` knows when such a thread works;
+#: between two calls it stays alive, and wakes nobody.
+_POOL_PREFIX = "asyncio_"
 
 
 class TaskNotThread:
     """Stands in for `LoopThread`: runs the coroutine in the caller's event loop, and not in a thread."""
 
     def __init__(self, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        # The name is for a thread, as the parameters of `LoopThread` are.
         self._main = main
 
     async def run(self) -> None:
@@ -68,13 +70,13 @@ class Clock:
         #: seconds that have passed on this clock
         self._passed_s = 0.0
         #: the seconds of `_passed_s` in which the clock ran at real speed
-        self._real_s = 0.0
+        self._passed_real_s = 0.0
         #: number of calls in a pool of threads or processes that have not ended
-        self._pool_calls = 0
+        self._pool_call_count = 0
         self._settle_waiters: list[asyncio.Future[None]] = []
         # Threads and connections that exist already do not count as ones that may wake a task.
         self._known_threads = set(threading.enumerate())
-        self._known_files = len(self._selector.get_map())
+        self._known_file_count = len(self._selector.get_map())
 
     def time(self) -> float:
         """Return the date, in seconds since 1970."""
@@ -86,24 +88,25 @@ class Clock:
 
     def perf_counter(self) -> float:
         """Return the real time plus the seconds that this clock has jumped over."""
-        return real_time.perf_counter() + self._passed_s - self._real_s
+        return real_time.perf_counter() + self._passed_s - self._passed_real_s
 
     def __getattr__(self, name: str) -> Any:
+        """Return anything else of the module `time`, such as `sleep`."""
         return getattr(real_time, name)
 
     def jump(self, seconds: float) -> None:
         """Move the clock forward at once."""
         self._passed_s += seconds
 
-    async def settled(self) -> None:
+    async def wait_until_settled(self) -> None:
         """Wait until every task waits for a timer, or for something outside of the event loop."""
         waiter = self._loop.create_future()
         self._settle_waiters.append(waiter)
         await waiter
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Let the event loop use this clock. Afterwards the loop's time runs on from there, so it never steps back."""
+    def in_use(self) -> Iterator[None]:
+        """Let the event loop use this clock for a block. Afterwards the loop's time runs on from there, never back."""
         run_in_executor = self._loop.run_in_executor
         self._loop.time = self.monotonic
         self._selector.select = self._select_or_jump
@@ -111,8 +114,8 @@ class Clock:
         try:
             yield
         finally:
-            ahead = self.monotonic() - real_time.monotonic()
-            self._loop.time = lambda: real_time.monotonic() + ahead
+            ahead_s = self.monotonic() - real_time.monotonic()
+            self._loop.time = lambda: real_time.monotonic() + ahead_s
             self._selector.select = self._real_select
             # The loop has the method of its class again.
             del self._loop.run_in_executor
@@ -121,15 +124,17 @@ class Clock:
 
     def _count_pool_call(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
         """Count a call that runs in a pool until its future is done."""
-        self._pool_calls += 1
+        self._pool_call_count += 1
         future.add_done_callback(self._uncount_pool_call)
         return future
 
     def _uncount_pool_call(self, _: object) -> None:
-        self._pool_calls -= 1
+        """Count a call of a pool as ended."""
+        self._pool_call_count -= 1
 
     def _select_or_jump(self, timeout: float | None = None) -> Any:
         """Stand in for the selector's `select`: return the events that are there, or let time pass."""
+        # A time-out of 0 or less: callbacks are ready, so the loop does not wait.
         events = self._real_select(0)
         if events or (timeout is not None and timeout <= 0):
             return events
@@ -140,11 +145,11 @@ class Clock:
                     waiter.set_result(None)
             return events
         if timeout is None or self._may_be_woken():
-            select_began = real_time.monotonic()
+            select_began_s = real_time.monotonic()
             events = self._real_select(timeout)
-            waited_s = real_time.monotonic() - select_began
+            waited_s = real_time.monotonic() - select_began_s
             self._passed_s += waited_s
-            self._real_s += waited_s
+            self._passed_real_s += waited_s
             return events
         self._passed_s += timeout
         return events
@@ -152,10 +157,10 @@ class Clock:
     def _may_be_woken(self) -> bool:
         """Return whether something outside of the event loop may wake a task: a pool, a thread, or a connection."""
         return (
-            self._pool_calls > 0
-            or len(self._selector.get_map()) > self._known_files
+            self._pool_call_count > 0
+            or len(self._selector.get_map()) > self._known_file_count
             or any(
-                thread not in self._known_threads and not thread.name.startswith(_POOL)
+                thread not in self._known_threads and not thread.name.startswith(_POOL_PREFIX)
                 for thread in threading.enumerate()
             )
         )
@@ -171,13 +176,14 @@ def virtual_time() -> Iterator[Clock]:
         raise MeshError("another MeshKit of this process has the clock; leave its block first")
     clock = Clock(asyncio.get_running_loop())
     with contextlib.ExitStack() as stack:
+        # name in a module -> what it means there, and what takes its place; modules with another meaning keep it
         stand_ins = {"time": (real_time, clock), "perf_counter": (real_time.perf_counter, clock.perf_counter)}
         for module_name, module in list(sys.modules.items()):
             for name, (real, stand_in) in stand_ins.items():
                 if module_name.partition(".")[0] in ("mesh", "fakeredis") and vars(module).get(name) is real:
                     stack.enter_context(_replaced(module, name, stand_in))
         stack.enter_context(_replaced(holding, "LoopThread", TaskNotThread))
-        stack.enter_context(clock.running())
+        stack.enter_context(clock.in_use())
         yield clock
 
 

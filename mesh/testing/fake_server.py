@@ -16,7 +16,8 @@ from mesh.settings import Isolation, RedisSettings
 from mesh.wire.clients import Connections, heeding_cancellation
 from mesh.wire.connection import RedisConnection, pack
 
-#: The answer to INFO over a connection: the lines that the mesh reads. `maxmemory:0`: the server has no limit.
+#: The answer to INFO over a connection: the lines that the mesh reads. `maxmemory:0`: the server has no limit. 7.0 is
+#: the oldest version that the mesh supports.
 INFO = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
 
 
@@ -42,6 +43,7 @@ class FakeClient(fakeredis.FakeAsyncRedis):
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
         pipeline = super().pipeline(transaction, shard_hint)
         execute = pipeline.execute_command
+        # Only this pipeline gets another method, and mypy expects none to be replaced.
         pipeline.execute_command = lambda *words, **options: execute(*_for_fake_eval(words), **options)  # type: ignore[method-assign]
         return pipeline
 
@@ -51,7 +53,7 @@ class FakeConnection(RedisConnection):
 
     def __init__(self, client: FakeClient, server: fakeredis.FakeServer) -> None:
         super().__init__(client, timeout_s=5)  # `send` below has no time-out
-        self._fake = client
+        self._fake_client = client
         self._server = server
         self._client_id = 0
         # With these callbacks redis-py would turn replies into other Python objects.
@@ -61,23 +63,24 @@ class FakeConnection(RedisConnection):
         # The bytes are not used: a word that cannot be sent to a real server raises the same error here.
         pack(commands)
         try:
-            self._client_id = self._client_id or await self._fake.client_id()
+            self._client_id = self._client_id or await self._fake_client.client_id()
             return [await self._send_one(command) for command in commands]
         except BaseException:
             # A server ends a read that blocks when its connection is closed. fakeredis would let it go on, and the read
-            # would take entries that nobody gets. The next
-            # `send` asks for the id anew, because it may use another connection.
+            # would take entries that nobody gets. The next `send` asks for the id anew, because it may use another
+            # connection.
             fakeredis.FakeRedis(server=self._server).client_unblock(self._client_id)
             self._client_id = 0
             raise
 
     async def _send_one(self, command: tuple[Any, ...]) -> Any:
+        """Return the reply to one command; an error reply is returned, not raised."""
         if command[:2] == ("SCRIPT", "LOAD"):
             return self._load(command[2])
         if command[0] == "INFO":
             return INFO
         try:
-            return await self._fake.execute_command(*_for_fake_xpending(command))
+            return await self._fake_client.execute_command(*_for_fake_xpending(command))
         except redis.exceptions.ResponseError as error:
             # For a missing stream fakeredis gives an error that a server gives only to XGROUP. A server says NOGROUP.
             if "requires the key to exist" in str(error):
@@ -85,7 +88,7 @@ class FakeConnection(RedisConnection):
             return error
 
     def _load(self, script: str) -> str:
-        # The hash is that of the whole text, flags included, as on a real server.
+        """Do SCRIPT LOAD: give fakeredis the script without its flags, under the hash of the script with them."""
         sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         self._server.script_cache[sha.encode()] = without_flags(script).encode()
         return sha

@@ -37,13 +37,15 @@ from mesh.testing.servers import RealServer, new_fake_server
 from mesh.testing.wire import Faults, Gate, KitConnections
 from mesh.testing.workers import Runs
 
+#: A class of settings, and the type of a stored value.
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
 
-#: Longest wait for the lease of a new replica, in s of the kit's clock.
+#: Longest wait for the lease of a new replica, in s of the kit's clock. It ends so late only if no database is free.
 START_TIMEOUT_S = 60
 #: If something is due and no replica has woken it, `advance` moves the clock by OVERDUE_STEP_S, and looks again. After
-#: MOST_OVERDUE_STEPS such steps it moves the clock to the end.
+#: MOST_OVERDUE_STEPS such steps it moves the clock to the end. With fewer steps, a replica that cannot reach Redis for
+#: some seconds would miss what is due; with more, `advance` takes longer when nobody can wake it.
 OVERDUE_STEP_S, MOST_OVERDUE_STEPS = 1.0, 30
 #: An operation, or the name of one.
 AnyOperation = Operation[Any, Any] | str
@@ -60,6 +62,7 @@ class MeshKit(AsyncOnly):
     replicas leave, and the books must balance.
     """
 
+    #: an example for the errors of `AsyncOnly`
     usage = "async with MeshKit(operations) as kit:"
 
     def __init__(
@@ -119,16 +122,18 @@ class MeshKit(AsyncOnly):
         """
         for member in self._members:
             # A frozen replica cannot release its lease.
-            if member.frozen:
+            if member.is_frozen:
                 await member.kill(self._server)
         await asyncio.gather(*(member.stop() for member in self._members))
         for member in self._members:
-            member.check()
+            member.raise_own_error()
         books = await self.books()
+        # `books` contains "accepted" too, so the sum counts it once too often.
         if books["accepted"] != sum(books.values()) - books["accepted"]:
             raise AssertionError(f"the books do not balance: {books}")
 
     async def _close(self) -> None:
+        """End all replicas that still run, and give the clock and the server back."""
         self._is_open = False
         for member in self._members:
             await member.kill(self._server)
@@ -148,6 +153,7 @@ class MeshKit(AsyncOnly):
             raise UsageError("a kit has replicas only inside its block: async with MeshKit(operations) as kit:")
 
     def _member(self, number: int) -> KitReplica:
+        """Return a replica by its number. Raises UsageError outside of the block, or if there is no such replica."""
         self._check_open()
         try:
             return self._members[number]
@@ -163,8 +169,8 @@ class MeshKit(AsyncOnly):
         worker = self._runs.watch(operations or self._operations)
         gate = Gate()
         connections = KitConnections(self._server.connections, gate, self._faults, self._observed)
-        chosen = self._settings.model_copy(update=settings)
-        member = KitReplica(worker, chosen, connections, gate)
+        replica_settings = self._settings.model_copy(update=settings)
+        member = KitReplica(worker, replica_settings, connections, gate)
         # On a real server the other members renew often, to shorten the wait for the lease: see `wait_for_lease`. With
         # a virtual clock this wait takes no real time.
         other_members = [] if self._has_virtual_clock else list(self._members)
@@ -175,7 +181,7 @@ class MeshKit(AsyncOnly):
         except TimeoutError as error:
             await member.kill(self._server)
             raise MeshError(
-                f"the replica got no lease within {START_TIMEOUT_S} s; {chosen.databases} databases exist"
+                f"the replica got no lease within {START_TIMEOUT_S} s; {replica_settings.databases} databases exist"
             ) from error
 
     def connect(self) -> Block[MeshClient]:
@@ -203,11 +209,11 @@ class MeshKit(AsyncOnly):
 
     def lose_requests(self, count: int) -> None:
         """Lose the next `count` trips to Redis that carry commits or submissions, before Redis has them."""
-        self._faults.lost_requests += count
+        self._faults.requests_to_lose += count
 
     def lose_answers(self, count: int) -> None:
         """Lose the answers to the next `count` trips that carry commits or submissions. The trips have their effect."""
-        self._faults.lost_answers += count
+        self._faults.answers_to_lose += count
 
     def fail(self, op: AnyOperation, times: int = 1, *, before: Literal["handler", "commit"] = "commit") -> None:
         """Let the next `times` runs of an operation fail, before the handler begins or before its commit.
@@ -216,8 +222,8 @@ class MeshKit(AsyncOnly):
         """
         if before not in ("handler", "commit"):
             raise UsageError(f'before= is "handler" or "commit", not {before!r:.100}')
-        failures_left = self._runs.failing_runs if before == "handler" else self._faults.failing_commits
-        failures_left[self._name_of(op)] += times
+        to_fail = self._runs.runs_to_fail if before == "handler" else self._faults.commits_to_fail
+        to_fail[self._name_of(op)] += times
 
     # Time
 
@@ -249,7 +255,7 @@ class MeshKit(AsyncOnly):
                 )
             await asyncio.sleep(seconds)
             return
-        await self._clock.settled()
+        await self._clock.wait_until_settled()
         # `overdue_steps` counts the steps during which the same request or schedule stays overdue.
         end_s, next_due_s, overdue_steps = self._clock.time() + seconds, 0.0, 0
         while (left_s := end_s - self._clock.time()) > 0:
@@ -267,10 +273,10 @@ class MeshKit(AsyncOnly):
     async def _jump(self, clock: Clock, seconds: float) -> None:
         """Move the clock, and extend all leases by the same time, except those of frozen replicas."""
         for member in self._members:
-            if member.alive and not member.frozen:
+            if member.is_alive and not member.is_frozen:
                 member.hold_lease_over(seconds, self._server)
         clock.jump(seconds)
-        await clock.settled()
+        await clock.wait_until_settled()
 
     def _next_due_s(self) -> float:
         """Return when a replica wakes the next request or schedule, in s since 1970; infinity if nothing waits.
@@ -278,10 +284,10 @@ class MeshKit(AsyncOnly):
         The higher the number of its database, the later a replica wakes what is due (see STAGGER_MS). The only live
         replica may have the highest database, so this is the time at which that replica wakes it.
         """
-        # The synchronous client does not need the event loop, so no task runs while it asks.
+        # The synchronous client does not need the event loop, so no task runs while it asks. A score is a time in ms.
         sync_client: Any = self._server.sync_client
-        earliest_members = (sync_client.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
-        due_times_ms = [score for members in earliest_members for _, score in members]
+        earliest_entries = (sync_client.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
+        due_times_ms = [score for entries in earliest_entries for _, score in entries]
         return (min(due_times_ms) + STAGGER_MS * self._settings.databases) / 1000 if due_times_ms else math.inf
 
     # What happened
@@ -304,7 +310,7 @@ class MeshKit(AsyncOnly):
 
     def ran(self, op: AnyOperation) -> int:
         """Return how often the handler of an operation was run; a request that runs again counts again."""
-        return self._runs.count[self._name_of(op)]
+        return self._runs.run_counts[self._name_of(op)]
 
     async def books(self) -> dict[str, int]:
         """Return the number of the mesh's requests by outcome; `accepted` is the sum of all other numbers."""
@@ -334,7 +340,7 @@ class MeshKit(AsyncOnly):
     def _name_of(self, op: AnyOperation) -> str:
         """Return the name of an operation. Raises UsageError for one that no replica of this kit serves."""
         name = op.name if isinstance(op, Operation) else op
-        if name not in self._runs.known:
+        if name not in self._runs.known_operations:
             raise UsageError(
                 f"no replica of this kit serves {name!r:.100}; give the kit its operations: MeshKit(operations)"
             )
@@ -347,11 +353,11 @@ class MeshKit(AsyncOnly):
         return self._clients[db]
 
 
-def _settings_without_environment(kind: type[M], **chosen: Any) -> M:
+def _settings_without_environment(settings_class: type[M], **chosen: Any) -> M:
     """Return settings with the `chosen` fields, and the defaults of all others. No environment variable is read."""
-    fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
+    fields = {name: field.get_default(call_default_factory=True) for name, field in settings_class.model_fields.items()}
     try:
-        return kind(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})
+        return settings_class(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})
     except ValidationError as error:
         raise UsageError(
             f"MeshKit takes fields of MeshSettings beside replicas= and redis=: {explain(error)}"

@@ -16,7 +16,7 @@ from mesh.settings import MeshSettings
 from mesh.testing.servers import KitServer
 from mesh.testing.wire import Gate, KitConnections
 
-#: Pause between two renewals of the other replicas while a new replica waits for its lease.
+#: Pause between two renewals of the other replicas while a new replica waits for its lease. It delays the start.
 RENEW_PAUSE_S = 0.02
 
 
@@ -28,7 +28,7 @@ class KitReplica:
         self._settings = settings
         self._connections = connections
         self._gate = gate
-        self._leave_event = asyncio.Event()
+        self._should_leave = asyncio.Event()
         #: done when this replica has its lease, or could not join
         self._replica_future: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
         #: whether the test has killed or frozen this replica. Then an error may end its membership (see `check`).
@@ -36,10 +36,11 @@ class KitReplica:
         self._task = asyncio.create_task(self._run_membership(), name="kit-replica")
 
     async def _run_membership(self) -> None:
+        """Join the mesh, and leave it when the test wants that."""
         try:
             async with join(self._worker, self._settings, connections=self._connections) as replica:
                 self._replica_future.set_result(replica)
-                await self._leave_event.wait()
+                await self._should_leave.wait()
         except Exception as error:
             if self._replica_future.done():
                 raise
@@ -60,7 +61,7 @@ class KitReplica:
 
     def renew(self) -> None:
         """Renew the lease at once, if this replica holds one and is not frozen."""
-        if self._replica_future.done() and self.alive and not self.frozen:
+        if self._replica_future.done() and self.is_alive and not self.is_frozen:
             self.replica._lease.renew()
 
     @property
@@ -74,20 +75,21 @@ class KitReplica:
         return Mesh(self.replica)
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether this replica is a member: not stopped, not killed, and its lease not lost."""
         return not self._task.done()
 
     async def stop(self) -> None:
         """Leave in order, as at a SIGTERM."""
-        self._leave_event.set()
+        self._should_leave.set()
         await asyncio.wait([self._task])
 
     async def kill(self, server: KitServer) -> None:
         """End as at a SIGKILL: nothing is handed back. The lease ends at once, so that no test waits for its ttl."""
-        self._may_end_by_error = self._gate.dead = True
+        self._may_end_by_error = self._gate.is_dead = True
         self._task.cancel()
         await asyncio.wait([self._task])
+        # Only a replica that has joined has a lease to end.
         if (
             self._replica_future.done()
             and not self._replica_future.cancelled()
@@ -100,15 +102,16 @@ class KitReplica:
 
     def freeze(self) -> None:
         """Send nothing to Redis and take no answer, so that this replica looks like one that a SIGSTOP has stopped."""
-        self._may_end_by_error = self._gate.frozen = True
+        self._may_end_by_error = self._gate.is_frozen = True
 
     def thaw(self) -> None:
         """Let a frozen replica go on, as at a SIGCONT."""
-        self._gate.frozen = False
+        self._gate.is_frozen = False
 
     @property
-    def frozen(self) -> bool:
-        return self._gate.frozen
+    def is_frozen(self) -> bool:
+        """Whether the test has frozen this replica and not thawed it."""
+        return self._gate.is_frozen
 
     def hold_lease_over(self, seconds: float, server: KitServer) -> None:
         """Extend the lease by the `seconds` that the clock will jump, as if the lease were renewed meanwhile.
@@ -128,7 +131,7 @@ class KitReplica:
         # Otherwise the lease would believe that the event loop was blocked while the clock jumped.
         lease._loop_ran_at += seconds
 
-    def check(self) -> None:
+    def raise_own_error(self) -> None:
         """Raise MeshError if an error has ended the membership, unless the test killed or froze this replica."""
         error = None if self._task.cancelled() else self._task.exception()
         if error is not None and not self._may_end_by_error:

@@ -73,26 +73,26 @@ def is_commit(command: Command) -> bool:
     return command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.committed(""))
 
 
-def is_numbered(command: Command) -> bool:
-    """Return whether a command carries a batch of commits or of submissions, whose effect must happen only once."""
+def carries_batch(command: Command) -> bool:
+    """Return whether a command carries a batch of commits or of submissions, which has an effect only once."""
     return is_commit(command) or (
         command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.submitted(""))
     )
 
 
 def transactions(command: Sequence[Any]) -> list[list[Any]]:
-    """Return the words of each transaction that a command carries to commit.lua. That file has the order of the words.
+    """Return the words of each transaction that a command carries to commit.lua, in the order which that file says.
 
     In the batch, a number before each transaction says how many words it has, this number included. A null stands for
     a long word.
     """
     long_words = iter(command[TRANSACTIONS + 1 :])
     words = [next(long_words) if word is None else word for word in decode(command[TRANSACTIONS])]
-    separated, start = [], 0
+    word_lists, start = [], 0
     while start < len(words):
-        separated.append(words[start + 1 : start + words[start]])
+        word_lists.append(words[start + 1 : start + words[start]])
         start += words[start]
-    return separated
+    return word_lists
 
 
 def op_of(transaction: Sequence[Any]) -> str:
@@ -134,18 +134,19 @@ class Observed:
 
     def note_batch(self, command: Sequence[Any], answer: Any) -> None:
         """Note the transactions of a batch that the server has applied. A batch that was sent again counts once."""
-        batch = (str(command[5]), int(command[BATCH]))
-        if not isinstance(answer, str) or batch in self._noted_batches:
+        batch_name = (str(command[5]), int(command[BATCH]))
+        if not isinstance(answer, str) or batch_name in self._noted_batches:
             return
-        self._noted_batches.add(batch)
+        self._noted_batches.add(batch_name)
         for transaction, result in zip(transactions(command), decode(answer), strict=True):
             # Word 5 is the status of the reply: a refusal is applied, too, but has no effect.
             if result == DONE and transaction[5] == OK:
                 self._note_transaction(transaction, database=int(command[8]))
 
     def _note_transaction(self, words: Sequence[Any], database: int) -> None:
+        """Note a transaction that had an effect, and what it sent."""
         op = op_of(words)
-        if not op or op in self._runs.effects:
+        if not op or op in self._runs.operations_with_effect:
             # The words 1, 2 and 7 are the id of the request, the stream for the reply, and the body of the reply. The
             # last two are "" if there is no reply.
             reply = self._runs.reply_of(op, words[7]) if words[2] and words[7] else None
@@ -154,7 +155,7 @@ class Observed:
 
 
 def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterator[Sent]:
-    """Yield the requests that a transaction sends.
+    """Yield the requests that a transaction sends; `words` are its words.
 
     Requests that begin at once are the last words of a transaction, and its word 10 is their number. A request for
     later, or with an idempotency key or a limit, is a write with the verb `later` or `place`. After the verb come two
@@ -174,4 +175,5 @@ def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterato
 
 
 def _address(target: str) -> Address:
+    """Return the address that a word such as "A" or "db3" names."""
     return Database(int(target[2:])) if target.startswith("db") else Class(target)

@@ -70,6 +70,7 @@ class RealServer:
 
 
 def _new_sync_client(settings: RedisSettings) -> redis.Redis:
+    """Return a client of the bus database that blocks while it waits for an answer."""
     password = None if settings.password is None else settings.password.get_secret_value()
     if settings.url is not None:
         return redis.Redis.from_url(settings.url.get_secret_value(), decode_responses=True)

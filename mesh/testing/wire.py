@@ -16,12 +16,12 @@ from typing import Any
 import redis.exceptions
 from redis.asyncio import Redis
 
-from mesh.testing.record import BATCH, TRANSACTIONS, Observed, is_commit, is_numbered, op_of, transactions
+from mesh.testing.record import BATCH, TRANSACTIONS, Observed, carries_batch, is_commit, op_of, transactions
 from mesh.wire.clients import Connections, Credentials
 from mesh.wire.codec import ENCODER
 from mesh.wire.connection import Command, RedisConnection
 
-#: A frozen replica looks this often whether it has been thawed.
+#: Pause between two looks of a frozen replica whether it has been thawed.
 THAW_LOOK_S = 0.05
 #: The result of a transaction that `MeshKit.fail` has kept from the server. When its request is given up, the caller's
 #: `GivenUp` has this text.
@@ -32,28 +32,29 @@ FAILED_RESULT = "the kit let it fail before its commit"
 class Faults:
     """The faults that are still to happen, counted for all replicas of a kit together."""
 
-    lost_requests: int = 0
-    lost_answers: int = 0
+    #: how many of the next trips with batches are lost
+    requests_to_lose: int = 0
+    answers_to_lose: int = 0
     #: operation -> how many of its next transactions are kept from the server, as if their commits had failed
-    failing_commits: Counter[str] = field(default_factory=Counter)
+    commits_to_fail: Counter[str] = field(default_factory=Counter)
 
     def lose_request(self) -> None:
         """Raise ConnectionError if this trip is to be lost on its way to Redis."""
-        if self.lost_requests > 0:
-            self.lost_requests -= 1
+        if self.requests_to_lose > 0:
+            self.requests_to_lose -= 1
             raise redis.exceptions.ConnectionError("the kit lost the request on its way")
 
     def lose_answer(self) -> None:
         """Raise ConnectionError if the answer to this trip is to be lost."""
-        if self.lost_answers > 0:
-            self.lost_answers -= 1
+        if self.answers_to_lose > 0:
+            self.answers_to_lose -= 1
             raise redis.exceptions.ConnectionError("the kit lost the answer on its way")
 
-    def fail_commit(self, op: str) -> bool:
-        """Return whether the next transaction of this operation is to fail, and count the failure."""
-        if self.failing_commits[op] <= 0:
+    def take_commit_to_fail(self, op: str) -> bool:
+        """Return whether the next transaction of this operation is to fail. If so, one fewer is left to fail."""
+        if self.commits_to_fail[op] <= 0:
             return False
-        self.failing_commits[op] -= 1
+        self.commits_to_fail[op] -= 1
         return True
 
 
@@ -61,14 +62,14 @@ class Gate:
     """Lets the commands of a replica pass, unless it is frozen (as by SIGSTOP) or dead (as by SIGKILL)."""
 
     def __init__(self) -> None:
-        self.frozen = False
-        self.dead = False
+        self.is_frozen = False
+        self.is_dead = False
 
     async def pass_through(self) -> None:
         """Wait while the replica is frozen. Raises ConnectionError if it is dead."""
-        while self.frozen and not self.dead:
+        while self.is_frozen and not self.is_dead:
             await asyncio.sleep(THAW_LOOK_S)
-        if self.dead:
+        if self.is_dead:
             raise redis.exceptions.ConnectionError("the kit killed this replica")
 
 
@@ -97,6 +98,7 @@ class KitConnections(Connections):
             await self._gate.pass_through()
             return answer
 
+        # Only this client gets another method, and mypy expects none to be replaced.
         client.execute_command = gated  # type: ignore[method-assign]
         return client
 
@@ -114,19 +116,20 @@ class KitConnection(RedisConnection):
         self._observed = observed
         #: the number of the last batch, and the positions of those of its transactions that fail. If the batch is sent
         #: again, the same ones fail. The number 0 is that of no batch.
-        self._last_failed: tuple[int, set[int]] = (0, set())
+        self._last_failures: tuple[int, set[int]] = (0, set())
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         await self._gate.pass_through()
-        if any(map(is_numbered, commands)):
-            answers = await self._send_numbered(commands)
+        if any(map(carries_batch, commands)):
+            answers = await self._send_batches(commands)
         else:
             answers = await self._inner.send(commands)
             await self._observed.wait_until_noted()
         await self._gate.pass_through()
         return answers
 
-    async def _send_numbered(self, commands: Sequence[Command]) -> list[Any]:
+    async def _send_batches(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands of which some carry batches, with the faults that the test has asked for."""
         self._faults.lose_request()
         reduced = [self._without_failed(command) if is_commit(command) else command for command in commands]
         with self._observed.trip():
@@ -144,14 +147,16 @@ class KitConnection(RedisConnection):
         The server never gets these, so they have no effect.
         """
         all_transactions = transactions(command)
-        if self._last_failed[0] != command[BATCH]:
+        if self._last_failures[0] != command[BATCH]:
             positions = {
-                position for position, words in enumerate(all_transactions) if self._faults.fail_commit(op_of(words))
+                position
+                for position, words in enumerate(all_transactions)
+                if self._faults.take_commit_to_fail(op_of(words))
             }
-            self._last_failed = (command[BATCH], positions)
-        if not self._last_failed[1]:
+            self._last_failures = (command[BATCH], positions)
+        if not self._last_failures[1]:
             return command
-        remaining = [words for position, words in enumerate(all_transactions) if position not in self._last_failed[1]]
+        remaining = [words for position, words in enumerate(all_transactions) if position not in self._last_failures[1]]
         # As in the original, a number before each transaction says how many words it has, this number included. There
         # are no long words any more: `transactions` has put them into their places.
         return (
@@ -161,10 +166,10 @@ class KitConnection(RedisConnection):
 
     def _with_failed(self, answer: Any) -> Any:
         """Return the answer with a result for each transaction that was left out, as the link expects it."""
-        if not isinstance(answer, str) or not self._last_failed[1]:
+        if not isinstance(answer, str) or not self._last_failures[1]:
             return answer
         results = list(json.loads(answer))
-        for position in sorted(self._last_failed[1]):
+        for position in sorted(self._last_failures[1]):
             results.insert(position, FAILED_RESULT)
         return json.dumps(results)
 

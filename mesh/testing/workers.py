@@ -19,18 +19,19 @@ from mesh.wire.codec import decode
 
 
 class LetFail(Exception):
-    """The kit let this run of a handler fail."""
+    """A run of a handler that `MeshKit.fail` lets fail."""
 
 
 class Runs:
     """How often the handler of each operation has run, and how many of its next runs are to fail."""
 
     def __init__(self) -> None:
-        self.count: Counter[str] = Counter()
-        self.failing_runs: Counter[str] = Counter()
-        #: the operations that any replica of the kit serves; `effects` are those of them that have an effect
-        self.known: set[str] = set()
-        self.effects: set[str] = set()
+        #: by operation
+        self.run_counts: Counter[str] = Counter()
+        self.runs_to_fail: Counter[str] = Counter()
+        #: the operations that any replica of the kit serves, and those of them that have an effect
+        self.known_operations: set[str] = set()
+        self.operations_with_effect: set[str] = set()
         self._typed_operations: dict[str, Operation[Any, Any]] = {}
 
     def watch(self, tables: Sequence[Operations | Worker]) -> Worker:
@@ -63,9 +64,9 @@ class Runs:
 
     def begin(self, op: str) -> None:
         """Count a run. Raises LetFail if this run is to fail."""
-        self.count[op] += 1
-        if self.failing_runs[op] > 0:
-            self.failing_runs[op] -= 1
+        self.run_counts[op] += 1
+        if self.runs_to_fail[op] > 0:
+            self.runs_to_fail[op] -= 1
             raise LetFail("the kit let it fail before its handler ran")
 
 
@@ -83,7 +84,7 @@ class WatchedWorker(Worker):
             runs.begin(op)
             return handle(request, store, transaction)
 
-        runs.known.add(op)
+        runs.known_operations.add(op)
         if handler.has_effect:
-            runs.effects.add(op)
+            runs.operations_with_effect.add(op)
         super().add(replace(handler, handle=counted_handle))
