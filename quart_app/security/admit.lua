@@ -14,6 +14,7 @@ local known, source, known_source, pair, account = KEYS[1], KEYS[2], KEYS[3], KE
 local window_ms, source_bound, pair_bound, account_bound = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_known_device = ARGV[5] == '1'
 
+-- The counters that this attempt is charged to, each as {key, bound, number of the key}.
 local counters = { { pair, pair_bound, 4 } }
 if not is_known_device then
   if redis.call('EXISTS', known) == 1 then
@@ -33,12 +34,12 @@ end
 if wait_ms > 0 then return { wait_ms, 0 } end
 
 local is_last = 0
-local answer = { 0, 0 }
+local reply = { 0, 0 }
 for _, counter in ipairs(counters) do
-  local used = redis.call('INCR', counter[1])
-  if used == 1 then redis.call('PEXPIRE', counter[1], window_ms) end
-  if used == counter[2] then is_last = 1 end
-  table.insert(answer, counter[3])
+  local attempts = redis.call('INCR', counter[1])
+  if attempts == 1 then redis.call('PEXPIRE', counter[1], window_ms) end
+  if attempts == counter[2] then is_last = 1 end
+  table.insert(reply, counter[3])
 end
-answer[2] = is_last
-return answer
+reply[2] = is_last
+return reply

@@ -31,7 +31,7 @@ def entry_words(event: str, **facts: str | None) -> list[str]:
 
 
 def say(event: str, **facts: str | None) -> None:
-    """Log an event only; `record` or a script adds it to the stream. A failure, lock or refusal is a warning."""
+    """Only log an event; `record` or a script adds it to the stream. A failure, lock or refusal is a warning."""
     write_line = log.warning if event.endswith(("failed", "locked", "refused")) else log.info
     write_line(event, **{name: fact for name, fact in facts.items() if fact is not None})
 
@@ -42,7 +42,8 @@ class Audit:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._current_second = 0
-        self._written_in_second = 0
+        #: how many entries `record` was asked to write in the current second, also those beyond MAX_PER_SECOND
+        self._asked_in_second = 0
 
     async def record(self, event: str, **facts: str | None) -> None:
         """Log an event and add it to the stream. If the stream cannot be written, log that, and fail no request."""
@@ -56,8 +57,9 @@ class Audit:
             log.warning("audit entry not written", security_event=event, error=type(error).__name__)
 
     def _may_write(self) -> bool:
+        """Count an entry; return whether it may go to the stream."""
         now_s = int(time.monotonic())
         if now_s != self._current_second:
-            self._current_second, self._written_in_second = now_s, 0
-        self._written_in_second += 1
-        return self._written_in_second <= MAX_PER_SECOND
+            self._current_second, self._asked_in_second = now_s, 0
+        self._asked_in_second += 1
+        return self._asked_in_second <= MAX_PER_SECOND

@@ -16,7 +16,8 @@ from quart_app.security.credentials import CredentialLimiter
 
 #: How long a right password is believed from the same source without asking Redis again.
 BELIEVED_S = 60.0
-#: Most pairs of a source and a password that are believed at once. If there is one more, all others are forgotten.
+#: Most pairs of a source and a password that are believed at once. If there is one more, all others are forgotten: each
+#: then costs one more question to Redis.
 MOST_BELIEVED = 1024
 
 
@@ -24,7 +25,7 @@ class BasicAuth:
     """The one user and password of a service.
 
     A password that was right is believed for a minute from the same source. So other replicas and operators cost no
-    round trip to Redis, and are served while Redis is away. For every other request, the limiter must admit the attempt
+    trip to Redis, and are served while Redis is away. For every other request, the limiter must admit the attempt
     before the password is compared.
     """
 
@@ -55,8 +56,9 @@ class BasicAuth:
             return
         if self._limiter is None or self._audit is None:
             raise Unavailable("this replica holds no lease yet; try again")
+        # The account of the limiter is the service, because it has one user.
         attempt = await self._limiter.admit(f"basic {self._service}", source)
-        if not self._fits(credentials.username or "", credentials.password or ""):
+        if not self._is_right(credentials.username or "", credentials.password or ""):
             await self._audit.record("basic login failed", service=self._service, source=source)
             if attempt.is_last:
                 await self._audit.record("basic login locked", service=self._service, source=source)
@@ -64,19 +66,22 @@ class BasicAuth:
         await self._limiter.excuse(attempt)
         self._remember_digest(digest)
 
-    def _fits(self, username: str, password: str) -> bool:
+    def _is_right(self, username: str, password: str) -> bool:
+        """Return whether these are the user and password of the service."""
         # Both user and password are always compared (`&`, not `and`), and in a time that does not depend on where they
         # differ.
-        user_is_right = hmac.compare_digest(username.encode("utf-8", "replace"), self._username)
+        is_right_user = hmac.compare_digest(username.encode("utf-8", "replace"), self._username)
         password_bytes = self._password.get_secret_value().encode()
-        return hmac.compare_digest(password.encode("utf-8", "replace"), password_bytes) & user_is_right
+        return hmac.compare_digest(password.encode("utf-8", "replace"), password_bytes) & is_right_user
 
     def _remember_digest(self, digest: bytes) -> None:
+        """Believe this source, user and password for a while."""
         if len(self._believed) >= MOST_BELIEVED:
             self._believed.clear()
         self._believed[digest] = time.monotonic() + BELIEVED_S
 
     def _refusal(self) -> Problem:
+        """Return the problem that makes a browser ask for user and password."""
         return Problem(
             401, "give the user and the password of this service", headers={"WWW-Authenticate": self._challenge}
         )

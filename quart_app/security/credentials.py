@@ -33,15 +33,17 @@ from redis.exceptions import RedisError
 
 from mesh import Busy, MeshError, Script, Unavailable, failures
 
+#: The scripts that admit an attempt, and that take its charge back.
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")
 
 #: IPv6 addresses with this many first bits in common are one source. A household or an office has such a network.
-IPV6_PREFIX = 64
-#: How long an account knows a source after a login from there.
+IPV6_PREFIX_BITS = 64
+#: How long an account knows a source after a login from there. Longer lets a source that changed hands guess beside the
+#: strangers; shorter makes an owner who rarely logs in a stranger.
 KNOWN_MS = 30 * 86_400_000
-#: The position, among the keys of the scripts (`_keys`, from 1 on), of the counter that all strangers share.
-_STRANGERS_KEY = 5
+#: The position, among the keys of the scripts (`_keys`, from 1 on), of the counter `account`. Only strangers use it.
+_ACCOUNT_COUNTER = 5
 
 
 class TooManyAttempts(Busy):
@@ -50,15 +52,15 @@ class TooManyAttempts(Busy):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most attempts within one window. Successful attempts do not count."""
+    """The most attempts within one window (this is no limit of the glossary). Successful attempts do not count."""
 
     #: of one source or one device on one account
-    tries: int = 10
+    pair_attempts: int = 10
     window_s: float = 300
     #: of one source on all accounts: it may be an office behind one address, or an attacker who tries many accounts
-    source_tries: int = 50
+    source_attempts: int = 50
     #: of all strangers together on one account. 100 in 300 s are 28,800 guesses a day; a good password needs millions
-    account_tries: int = 100
+    account_attempts: int = 100
     #: new accounts of one source; each costs a hash and stays in Redis
     registrations: int = 200
 
@@ -69,14 +71,14 @@ class Attempt:
 
     #: the keys of the scripts, and the positions among them (from 1 on) of the counters that were charged
     keys: tuple[str, ...]
-    charged: tuple[int, ...]
+    charged_positions: tuple[int, ...]
     #: whether it was the last attempt that a counter allows in its window: if it fails, the next ones are refused
     is_last: bool
 
     @property
     def is_known(self) -> bool:
         """Whether it comes from a device or a source that logged in to this account before."""
-        return _STRANGERS_KEY not in self.charged
+        return _ACCOUNT_COUNTER not in self.charged_positions
 
 
 class CredentialLimiter:
@@ -95,18 +97,18 @@ class CredentialLimiter:
         limits, keys = self._limits, _keys(account, source_of(address), device)
         arguments = [
             round(limits.window_s * 1000),
-            limits.source_tries,
-            limits.tries,
-            limits.account_tries,
+            limits.source_attempts,
+            limits.pair_attempts,
+            limits.account_attempts,
             int(device is not None),
         ]
         try:
-            wait_ms, is_last, *charged = await ADMIT.run(self._redis, keys, *arguments)
+            wait_ms, is_last, *positions = await ADMIT.run(self._redis, keys, *arguments)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
         if wait_ms:
             raise _too_many_attempts("too many wrong passwords", int(wait_ms))
-        return Attempt(keys, tuple(int(number) for number in charged), bool(is_last))
+        return Attempt(keys, tuple(int(position) for position in positions), bool(is_last))
 
     async def excuse(self, attempt: Attempt) -> None:
         """Take back what an attempt was charged and remember its source, because its password was right."""
@@ -122,12 +124,13 @@ class CredentialLimiter:
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.incr(key)
+                # A window begins with its first registration, and later ones do not make it longer.
                 pipeline.pexpire(key, round(self._limits.window_s * 1000), nx=True)
                 pipeline.pttl(key)
-                registrations, _, window_left_ms = await pipeline.execute()
+                registration_count, _, window_left_ms = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
-        if registrations > self._limits.registrations:
+        if registration_count > self._limits.registrations:
             raise _too_many_attempts("too many new accounts from this address", window_left_ms)
 
     async def remember(self, account: str, address: str | None) -> None:
@@ -138,8 +141,9 @@ class CredentialLimiter:
             raise _unavailable(error) from error
 
     async def _take_back(self, attempt: Attempt, known_ms: int) -> None:
+        """Take the charge back. If `known_ms` is not 0, the account knows the source for this time."""
         try:
-            await EXCUSE.run(self._redis, attempt.keys, known_ms, *attempt.charged)
+            await EXCUSE.run(self._redis, attempt.keys, known_ms, *attempt.charged_positions)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
 
@@ -152,7 +156,7 @@ def source_of(address: str | None) -> str:
         return "unknown"
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is None:
-            return str(ipaddress.ip_network((ip, IPV6_PREFIX), strict=False))
+            return str(ipaddress.ip_network((ip, IPV6_PREFIX_BITS), strict=False))
         ip = ip.ipv4_mapped
     return str(ip)
 
@@ -176,6 +180,7 @@ def _keys(account: str, source: str, device: str | None) -> tuple[str, ...]:
 
 
 def _too_many_attempts(cause: str, wait_ms: int) -> TooManyAttempts:
+    """Return the error 429, with a wait in whole seconds."""
     retry_s = max(1, math.ceil(wait_ms / 1000))
     return TooManyAttempts(f"{cause}; retry after {retry_s} s", retry_after=retry_s, status=429)
 

@@ -10,8 +10,8 @@ from werkzeug.datastructures import Headers
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
-    """Return whether a browser sends this request on behalf of another site.
+def is_foreign(method: str, headers: Headers, allowed_origins: frozenset[str]) -> bool:
+    """Return whether a browser sends this request on behalf of another site that is not allowed.
 
     Of the header Origin only the host is compared, because a proxy may have ended TLS and changed the scheme. Programs
     that are not browsers send neither Origin nor Sec-Fetch-Site. Their requests pass, because such a program does not
@@ -22,7 +22,7 @@ def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
     origin = headers.get("Origin")
     if origin is None:
         return headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}
-    return origin not in allowed and _host(origin) != headers.get("Host", "").lower()
+    return origin not in allowed_origins and _host(origin) != headers.get("Host", "").lower()
 
 
 def _host(origin: str) -> str | None:

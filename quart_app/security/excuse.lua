@@ -7,10 +7,11 @@ local known, pair = KEYS[1], KEYS[4]
 
 for position = 2, #ARGV do
   local counter = KEYS[tonumber(ARGV[position])]
-  -- A counter whose window is over must not come into being without an end.
+  -- If the window of a counter is over, DECR would make the key anew, without an expiry.
   if (tonumber(redis.call('GET', counter)) or 0) > 0 then redis.call('DECR', counter) end
 end
 if ARGV[1] ~= '0' then
+  -- The right password also forgives earlier wrong ones from the same source or device on this account.
   redis.call('DEL', pair)
   redis.call('SET', known, '1', 'PX', ARGV[1])
 end

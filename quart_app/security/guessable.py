@@ -10,6 +10,7 @@ from pathlib import Path
 _COMMON_FILE = Path(__file__).parent / "common_passwords.txt"
 #: Digits and signs that people put in place of letters.
 _PLAIN_LETTERS = str.maketrans("013457$@!", "oieastsai")
+#: Digits and signs at the ends of a text.
 _PADDING = re.compile(r"^[\W\d_]+|[\W\d_]+$")
 #: Keyboard rows and sequences; a password that is a piece of one is refused.
 _SEQUENCES = (
@@ -25,30 +26,37 @@ _SEQUENCES = (
 def is_guessable(secret: str) -> bool:
     """Return whether a secret is empty, well known, a repetition, or a piece of a keyboard row."""
     folded = secret.casefold()
+    # One or two different characters are a repetition.
     if len(set(folded)) < 3 or _is_sequence(folded):
         return True
-    return not {folded, *_bare_forms(folded)}.isdisjoint(_common())
+    return not {folded, *_unpadded_forms(folded)}.isdisjoint(_read_common())
 
 
 def _is_sequence(folded: str) -> bool:
+    """Return whether a text is a piece of a sequence, forwards or backwards."""
     return any(folded in sequence or folded in sequence[::-1] for sequence in _SEQUENCES)
 
 
-def _bare_forms(folded: str) -> set[str]:
+def _unpadded_forms(folded: str) -> set[str]:
     """Return three forms of a password without the digits and signs around it.
 
     In the second form, letters replace the digits and signs inside that look like them (`_PLAIN_LETTERS`). In the third
     form they are replaced first, so those at the ends become letters, too, and stay.
     """
-    return {bare(folded), bare(folded).translate(_PLAIN_LETTERS), bare(folded.translate(_PLAIN_LETTERS))}
+    return {
+        without_padding(folded),
+        without_padding(folded).translate(_PLAIN_LETTERS),
+        without_padding(folded.translate(_PLAIN_LETTERS)),
+    }
 
 
-def bare(text: str) -> str:
+def without_padding(text: str) -> str:
     """Return a text without the digits and signs around it."""
     return _PADDING.sub("", text)
 
 
 @cache
-def _common() -> frozenset[str]:
+def _read_common() -> frozenset[str]:
+    """Return the common passwords and words. Lines that begin with # are comments."""
     lines = _COMMON_FILE.read_text("utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import unicodedata
 
-from quart_app.security.guessable import bare, is_guessable
+from quart_app.security.guessable import is_guessable, without_padding
 
+#: Bounds of a new password, in characters. The upper one bounds the cost of hashing it.
 MIN_PASSWORD = 8
-#: Bounds the cost of hashing one password.
 MAX_PASSWORD = 256
-#: SMTP allows 256 characters for an address and the angle brackets around it (RFC 5321, section 4.5.3.1.3).
+#: Most characters of an address. SMTP allows 256 for an address and the angle brackets around it (RFC 5321, section
+#: 4.5.3.1.3).
 MAX_EMAIL = 254
 
 
@@ -59,6 +60,7 @@ def why_weak(password: str, email: str | None = None) -> str | None:
 
 
 def _fold(text: str) -> str:
+    """Return a text without differences of case and of Unicode forms."""
     return unicodedata.normalize("NFKC", text.casefold())
 
 
@@ -66,4 +68,5 @@ def _is_made_of(folded: str, email: str) -> bool:
     """Return whether only digits and signs are left of a password when a part of the address is taken out."""
     local, _, domain = email.partition("@")
     parts = [email, local, domain, domain.rpartition(".")[0]]
-    return any(len(part) >= 3 and part in folded and not bare(folded.replace(part, "")) for part in parts)
+    # Parts of one or two characters are in many passwords by chance.
+    return any(len(part) >= 3 and part in folded and not without_padding(folded.replace(part, "")) for part in parts)

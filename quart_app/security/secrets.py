@@ -26,7 +26,7 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_known(host: str, name: str, secret: SecretStr | None) -> None:
-    """Raise SetupError if others reach this replica and a secret of its settings is empty or well known."""
+    """Raise SetupError if others reach this replica at `host` and its secret `name` is empty or well known."""
     if is_loopback(host) or (secret is not None and not is_guessable(secret.get_secret_value())):
         return
     state = "not set" if secret is None or not secret.get_secret_value() else "a well-known one"
@@ -39,9 +39,9 @@ def refuse_known(host: str, name: str, secret: SecretStr | None) -> None:
 def refuse_open_redis(host: str, settings: RedisSettings) -> None:
     """Raise SetupError if this replica would use a Redis of another machine without a password, or with a known one."""
     url = urlsplit(settings.url.get_secret_value() if settings.url is not None else "")
-    servers = [server for server, _ in settings.sentinel_addresses] or [url.hostname or settings.host]
+    redis_hosts = [host_name for host_name, _ in settings.sentinel_addresses] or [url.hostname or settings.host]
     # With a client certificate, Redis knows the replica without a password.
-    if all(map(is_loopback, servers)) or "ssl_certfile" in parse_qs(url.query):
+    if all(map(is_loopback, redis_hosts)) or "ssl_certfile" in parse_qs(url.query):
         return
     password = settings.password
     if settings.url is not None:

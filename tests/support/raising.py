@@ -64,7 +64,9 @@ async def main() -> None:
     service = create(Context(settings, registry))
     assert service.lifespan is not None
     auth = BasicAuth("grades", "grades", SecretStr(BASIC_PASSWORD))
-    auth.open(CredentialLimiter(replica.shared, Limits(tries=1000, source_tries=1000)), Audit(replica.shared))
+    auth.open(
+        CredentialLimiter(replica.shared, Limits(pair_attempts=1000, source_attempts=1000)), Audit(replica.shared)
+    )
     guarded = Blueprint("guarded", __name__)
 
     async def backup() -> str:
