@@ -46,7 +46,7 @@ DEPTHS = (
     (CredentialLimiter, "admit"),
     (CredentialLimiter, "excuse"),
     (Audit, "record"),
-    (BasicAuth, "_fits"),
+    (BasicAuth, "_is_right"),
 )
 
 

@@ -82,7 +82,7 @@ async def test_a_sweep_has_a_bound(backend: Backend) -> None:
     # Their time is over, and the keys live on through one that is not.
     await write(one, {2: now + 99_000})
     transaction = one.transaction()
-    over = now - sweep.LATER_MS - 1
+    over = now - sweep.REMOVAL_DELAY_MS - 1
     for n in range(1000, 1000 + 4 * sweep.GROUPS + 10):
         record = Record("1-0", over, f"2 {n}")
         transaction.hset(records.RECORDS, {str(2 * n): str(record)})
@@ -97,7 +97,7 @@ async def test_a_remnant_without_a_record_is_cleared(backend: Backend) -> None:
     """The sweep does not meet the same remnant again, whatever left it."""
     one = await backend.join(WORKER)
     transaction = one.transaction()
-    transaction.zadd(records.EXPIRY, {"14": one.now_ms() - sweep.LATER_MS - 5})
+    transaction.zadd(records.EXPIRY, {"14": one.now_ms() - sweep.REMOVAL_DELAY_MS - 5})
     assert await one.commit(transaction)
     assert [await swept(one), await swept(one)] == [1, 0]
 
