@@ -110,15 +110,15 @@ class _Handlers:
             return None
         decision = await self._decide_and_take_room(request, store)
         # APART in a body: the caller knows lanes, and itself puts the items again that get null in the reply.
-        to_put_again, apart_option = [], {APART: True} if APART in request.body else {}
+        to_put_again, apart_field = [], {APART: True} if APART in request.body else {}
         for address, items in decision.elsewhere:
             if request.op == HARD:
                 # A request in a lane has a limit, so it cannot be forwarded. Its caller puts these items again.
                 to_put_again += items
             else:
-                transaction.forward(address, {"items": _as_body_items(items), **apart_option})
+                transaction.forward(address, {"items": _as_body_items(items), **apart_field})
         for item in decision.apart:
-            if apart_option:
+            if apart_field:
                 to_put_again.append(item)
             else:
                 # A caller of an earlier release does not know lanes, so the hard value gets a plain put of its own.
@@ -133,9 +133,9 @@ class _Handlers:
         decision = await _decide(request, store, self.factoriser, self.pace)
         # The caller builds its transaction without a pause, so other tasks get the event loop here.
         await self.pace()
-        new = [item.value for item in decision.here if item.value not in decision.existing]
-        if new:
-            self.store_room(sum(records.record_bytes(value, decision.factors[value]) for value in new))
+        new_values = [item.value for item in decision.here if item.value not in decision.existing]
+        if new_values:
+            self.store_room(sum(records.record_bytes(value, decision.factors[value]) for value in new_values))
         return decision
 
     async def _do_errand(self, errand: Errand, request: Request, store: Store, transaction: Effects) -> None:

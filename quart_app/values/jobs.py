@@ -225,13 +225,13 @@ class Jobs:
         fields[f"order:{len(fields)}"] = " ".join(values)
         return fields
 
-    async def _admit(self, replica: Replica, id: str, size: int, fields: dict[str, int]) -> int:
-        """Store the numbers of a job, and reserve its bytes; return when it was created (ms). Raises Busy.
+    async def _admit(self, replica: Replica, id: str, size: int, counts: dict[str, int]) -> int:
+        """Store the counts of a job, and reserve its bytes; return when it was created (ms). Raises Busy.
 
-        `size` is in bytes. `fields` are the first fields of the job. The values and the work follow (`_store`).
+        `size` is in bytes. `counts` are fields of the job. The values and the work follow (`_store`).
         """
         settings = self._settings
-        words = [word for pair in fields.items() for word in pair]
+        words = [word for pair in counts.items() for word in pair]
         bounds = (settings.max_jobs, settings.jobs_bytes, UNSENT_JOB_MS)
         admission = await replica.store().shared.script(ADMIT, _job_keys(id), id, size, *bounds, *words)
         match admission:

@@ -80,8 +80,8 @@ def test_what_the_first_address_and_password_need_is_loaded_before_them() -> Non
 import sys
 from quart_app.security import guessable, identity
 needed = {"email_validator", "idna.uts46data"}
-assert not needed & sys.modules.keys() and not guessable._common.cache_info().currsize
+assert not needed & sys.modules.keys() and not guessable._read_common.cache_info().currsize
 identity.load()
-assert needed <= sys.modules.keys() and guessable._common.cache_info().currsize
+assert needed <= sys.modules.keys() and guessable._read_common.cache_info().currsize
 """
     subprocess.run([sys.executable, "-c", program], check=True)
