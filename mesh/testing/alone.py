@@ -58,21 +58,21 @@ class LinkAlone:
         select_own, select_bus = ("SELECT", self._database), ("SELECT", self._bus)
         return _answer_at(await self._connection.send([select_own, command, select_bus]), 1)
 
-    async def script(self, script: Script, names: Sequence[str], *words: Any, own: bool = False) -> Any:
+    async def script(self, script: Script, key_names: Sequence[str], *words: Any, own: bool = False) -> Any:
         """Run a script, in the bus database or (with `own`) in the database of the handler."""
-        return await (self.own if own else self.shared)("EVAL", script.source, len(names), *names, *words)
+        return await (self.own if own else self.shared)("EVAL", script.source, len(key_names), *key_names, *words)
 
     async def commit(self, effects: Effects) -> list[Any]:
         """Apply a transaction; return its words as commit.lua read them. Raises MeshError if commit.lua refuses it."""
         # The command is the one that a replica's link sends: commit.lua names its keys and arguments.
-        names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
-        await self.shared("SET", names[0], ALONE_LEASE)
+        key_names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
+        await self.shared("SET", key_names[0], ALONE_LEASE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
         text, _, long_words, _ = effects.wire()
         # Holder, how long Redis keeps the result (ms), database, bus, consumer, number of the batch.
         fixed_words = (ALONE_LEASE, 1000, self._database, self._bus, "alone", 1)
         # batch.lua reads all words from one JSON list, but for the long ones, which follow it.
-        command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed_words, b"[%b]" % text, *long_words)
+        command = ("EVALSHA", COMMIT.sha, len(key_names), *key_names, *fixed_words, b"[%b]" % text, *long_words)
         (result,) = decode(await self.shared(*command))
         if result != DONE:
             raise MeshError(f"the commit was refused: {result}")
@@ -81,6 +81,7 @@ class LinkAlone:
 
 
 def _answer_at(answers: Sequence[Any], position: int) -> Any:
+    """Return one of the answers, or raise it if it is an error."""
     if isinstance(answers[position], Exception):
         raise answers[position]
     return answers[position]

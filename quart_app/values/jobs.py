@@ -69,7 +69,7 @@ ITEM_BYTES = 250
 #: larger part would block the event loop for longer.
 MOST_PART_VALUES, MOST_PART_BYTES = 100, 1 << 14
 #: About the most words and bytes of a job that are sent to Redis at once. More would block Redis and the event loop for
-#: longer, fewer would need more trips. Lua's `unpack` also has a bound, of some thousand words.
+#: longer, fewer would need more trips. Lua's `unpack` fails at about 8000 words.
 MOST_PIECE_WORDS, MOST_PIECE_BYTES = 2000, 1 << 16
 
 #: The fields that a look at a job reads. `admit_job.lua` reads the first eight, in this order.

@@ -127,7 +127,7 @@ class JobsPanel:
 
     @property
     def act(self) -> Act:
-        """Return the act that cancels a job."""
+        """Return the act that cancels a job. The view "services" offers it, and no word has to be typed for it."""
         return Act("cancel-job", "Cancel the job", "", "services", _ask, _cancel)
 
 

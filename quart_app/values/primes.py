@@ -93,17 +93,17 @@ class Primes:
         if self._replica_id != replica.id:
             self._replica_id, self._kept = replica.id, ()
         key_names = [records.ALONE, records.INDEX, records.RECORDS]
-        named, state = await asyncio.gather(
+        named_filter, state = await asyncio.gather(
             replica.filters.named(FILTER_NAME), replica.store().script(READ_STATE, key_names)
         )
-        in_alone, in_index, last_expiry_ms = map(int, state)
-        current = next((kept for kept in self._kept if kept == named), None)
-        if current is None and named is not None:
+        alone_count, index_count, last_expiry_ms = map(int, state)
+        current = next((kept for kept in self._kept if kept == named_filter), None)
+        if current is None and named_filter is not None:
             await replica.filters.name(FILTER_NAME, None)
         elif current is not None:
             await self._keep_only(replica, current)
         # An estimate: nearly each rare prime is in ALONE, and there are COMMON_COUNT other primes.
-        prime_count = in_alone + min(in_index, COMMON_COUNT)
+        prime_count = alone_count + min(index_count, COMMON_COUNT)
         if current is None or await self._must_be_replaced(replica, current, prime_count):
             size_bits = Filter.size_for(prime_count)
             with contextlib.suppress(Busy):
@@ -128,29 +128,29 @@ class Primes:
         key = next(key for key in keys if current is None or current.key != key)
         # An earlier filter may still be at this key: that of a former holder, or the one before the current one.
         await _unlink(replica, [key])
-        former, new_filter = () if current is None else (current,), Filter(key, size_bits)
+        kept_before, new_filter = () if current is None else (current,), Filter(key, size_bits)
         # Step 1.
-        self._kept = (*former, new_filter)
+        self._kept = (*kept_before, new_filter)
         try:
             # Step 2: Redis applies commits in order. So when this empty commit is applied, all earlier ones are, too.
             await replica.commit(replica.transaction())
             common_primes = await self._fill(replica, new_filter, last_expiry_ms)
         except BaseException:
             # This includes a cancellation: puts must not set bits in a filter that nobody completes.
-            self._kept = former
+            self._kept = kept_before
             raise
         new_filter = replace(new_filter, below=_first_without(common_primes))
-        self._kept, self._young_until_s = (*former, new_filter), time.monotonic() + YOUNG_S
+        self._kept, self._young_until_s = (*kept_before, new_filter), time.monotonic() + YOUNG_S
         # Step 4. If the answer is lost, puts set bits in both filters, until the next check reads which one is named.
         if await replica.filters.name(FILTER_NAME, new_filter):
             await self._keep_only(replica, new_filter)
 
     async def _keep_only(self, replica: Replica, named: Filter) -> None:
         """Stop setting bits in filters other than `named`, which the roster row names, and delete their keys."""
-        former = [filter.key for filter in self._kept if filter != named]
+        former_keys = [filter.key for filter in self._kept if filter != named]
         self._kept = (named,)
-        if former:
-            await _unlink(replica, former)
+        if former_keys:
+            await _unlink(replica, former_keys)
 
     async def _fill(self, replica: Replica, new_filter: Filter, last_expiry_ms: int) -> set[str]:
         """Add the primes of the index to a filter, which expires with the last record. Return the common primes.

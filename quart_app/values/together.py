@@ -64,18 +64,20 @@ class Together(Generic[K, W, A]):
         # It joins a group because the caller before it overlapped.
         previous_overlapped, self._latest_overlaps = self._latest_overlaps, self._in_progress_count > 0
         # A caller with a trace sends its own request, because the span of a request has only one parent.
-        joins = (previous_overlapped or self._latest_overlaps) and not (tracing.is_on() or tracing.TRACEPARENT.get())
+        should_join = (previous_overlapped or self._latest_overlaps) and not (
+            tracing.is_on() or tracing.TRACEPARENT.get()
+        )
         self._in_progress_count += 1
         try:
-            return await self._join_or_ask(key, wanted, time_limit_ms, joins=joins)
+            return await self._join_or_ask(key, wanted, time_limit_ms, should_join=should_join)
         finally:
             self._in_progress_count -= 1
 
-    async def _join_or_ask(self, key: K, wanted: W, time_limit_ms: int, *, joins: bool) -> A:
-        """Return the answer from a group if the caller `joins` one, else from a request of its own."""
+    async def _join_or_ask(self, key: K, wanted: W, time_limit_ms: int, *, should_join: bool) -> A:
+        """Return the answer from a group if the caller `should_join` one, else from a request of its own."""
         loop = asyncio.get_running_loop()
         start_s = loop.time()
-        if joins:
+        if should_join:
             # The minus signs round the number of steps up.
             answer = await self._join_or_open(key, -(-time_limit_ms // TIME_LIMIT_STEP_MS), loop).answer_to(wanted)
             if answer is not _SEND_ALONE:
