@@ -41,7 +41,8 @@ from mesh.testing.workers import Runs
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
 
-#: Longest wait for the lease of a new replica, in s of the kit's clock. It ends so late only if no database is free.
+#: Longest wait for the lease of a new replica, in s of the kit's clock. Usually only a lack of free databases takes so
+#: long.
 START_TIMEOUT_S = 60
 #: If something is due and no replica has woken it, `advance` moves the clock by OVERDUE_STEP_S, and looks again. After
 #: MOST_OVERDUE_STEPS such steps it moves the clock to the end. With fewer steps, a replica that cannot reach Redis for

@@ -16,7 +16,7 @@ from mesh.settings import MeshSettings
 from mesh.testing.servers import KitServer
 from mesh.testing.wire import Gate, KitConnections
 
-#: Pause between two renewals of the other replicas while a new replica waits for its lease. It delays the start.
+#: Pause between two renewals of the other replicas while a new replica waits for its lease; a longer one prolongs that.
 RENEW_PAUSE_S = 0.02
 
 

@@ -41,7 +41,7 @@ _ONE_AT_A_TIME = Limit(by="of", concurrency=1)
 
 
 def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
-    """Return the put of a chunk, which the caller sends. If its values are large, the answer has null for hard ones.
+    """Return the put of a chunk, which the caller sends. If its values are large, its answer may have null for some.
 
     The submission of the request also reads the shared keys `read`. The values of a chunk are all small or all large.
     """

@@ -134,6 +134,7 @@ class Primes:
         try:
             # Step 2: Redis applies commits in order. So when this empty commit is applied, all earlier ones are, too.
             await replica.commit(replica.transaction())
+            # Step 3.
             common_primes = await self._fill(replica, new_filter, last_expiry_ms)
         except BaseException:
             # This includes a cancellation: puts must not set bits in a filter that nobody completes.

@@ -34,8 +34,8 @@ LARGE_CHUNK_BYTES = 1 << 19
 #: The most values not stored that a problem document names, and the most digits that these values have together. So the
 #: document stays short; it has the number of the values, too.
 MOST_NOT_STORED, MOST_NOT_STORED_DIGITS = 1000, 20_000
-#: The Retry-After of a strict GET that needs databases whose replica is no longer expected back. It is long, because an
-#: operator has to start a replica first.
+#: The Retry-After of a strict GET that needs databases whose replica is no longer expected back. It is long, because
+#: such a database needs a new replica first.
 STRICT_RETRY_AFTER_S = 30
 #: A number with more digits is shortened in an error text.
 MOST_SHOWN_DIGITS = 40

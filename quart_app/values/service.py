@@ -29,8 +29,8 @@ def create(context: Context) -> Service:
     """Return the service, with its settings from the environment."""
     settings = ValuesSettings()
 
+    # A new membership takes the place of a lost one, so this and `store_room` read `context.mesh` at each call.
     def replica() -> Replica:
-        """Return the replica of the present membership."""
         return context.mesh.replica
 
     pace = Pace()
@@ -49,9 +49,7 @@ def create(context: Context) -> Service:
     errands = Errands(replica, computing.progress)
     primes = Primes(pace)
 
-    # A new membership takes the place of a lost one, so `context.mesh` is read at each call.
     def store_room(byte_count: int) -> None:
-        """Count bytes that are about to be stored. Raises Busy if there is no room for them."""
         context.mesh.memory.store(byte_count)
 
     @contextlib.asynccontextmanager
@@ -62,7 +60,6 @@ def create(context: Context) -> Service:
                 tasks.create_task(primes.run(mesh.replica)),
             ]
             yield
-            # These tasks end only when they are cancelled.
             for task in background_tasks:
                 task.cancel()
 
