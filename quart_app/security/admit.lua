@@ -10,18 +10,18 @@
 --          bound of an account for everybody, 1 if the device is known
 -- Returns {ms until the next attempt (0: admitted), 1 if a counter has reached its bound with this attempt,
 --          numbers of the keys charged}.
-local known, source, known_source, pair, account = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local known_key, source_key, known_source_key, pair_key, account_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local window_ms, source_bound, pair_bound, account_bound = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_known_device = ARGV[5] == '1'
 
 -- The counters that this attempt is charged to, each as {key, bound, number of the key}.
-local counters = { { pair, pair_bound, 4 } }
+local counters = { { pair_key, pair_bound, 4 } }
 if not is_known_device then
-  if redis.call('EXISTS', known) == 1 then
-    table.insert(counters, { known_source, source_bound, 3 })
+  if redis.call('EXISTS', known_key) == 1 then
+    table.insert(counters, { known_source_key, source_bound, 3 })
   else
-    table.insert(counters, { source, source_bound, 2 })
-    table.insert(counters, { account, account_bound, 5 })
+    table.insert(counters, { source_key, source_bound, 2 })
+    table.insert(counters, { account_key, account_bound, 5 })
   end
 end
 

@@ -14,9 +14,9 @@ from quart_app.http.problems import Problem
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter
 
-#: How long a right password is believed from the same source without asking Redis again.
+#: How long a right password is believed from the same address without asking Redis again.
 BELIEVED_S = 60.0
-#: Most pairs of a source and a password that are believed at once. If there is one more, all others are forgotten: each
+#: Most pairs of an address and a password that are believed at once. If there is one more, all others are forgotten: each
 #: then costs one more question to Redis.
 MOST_BELIEVED = 1024
 
@@ -24,7 +24,7 @@ MOST_BELIEVED = 1024
 class BasicAuth:
     """The one user and password of a service.
 
-    A password that was right is believed for a minute from the same source. So other replicas and operators cost no
+    A password that was right is believed for a minute from the same address. So other replicas and operators cost no
     trip to Redis, and are served while Redis is away. For every other request, the limiter must admit the attempt
     before the password is compared.
     """
@@ -34,7 +34,7 @@ class BasicAuth:
         self._username = username.encode()
         self._password = password
         self._challenge = f'Basic realm="{service}", charset="UTF-8"'
-        #: digest of source, user and password -> until when it is believed, on the monotonic clock
+        #: digest of address, user and password -> until when it is believed, on the monotonic clock
         self._believed: dict[bytes, float] = {}
         self._limiter: CredentialLimiter | None = None
         self._audit: Audit | None = None
@@ -48,20 +48,20 @@ class BasicAuth:
         credentials = request.authorization
         if credentials is None or credentials.type != "basic":
             raise self._refusal()
-        source = request.remote_addr
+        address = request.remote_addr
         digest = hashlib.sha256(
-            f"{source}\n{credentials.username}\n{credentials.password}".encode("utf-8", "replace")
+            f"{address}\n{credentials.username}\n{credentials.password}".encode("utf-8", "replace")
         ).digest()
         if self._believed.get(digest, 0.0) > time.monotonic():
             return
         if self._limiter is None or self._audit is None:
             raise Unavailable("this replica holds no lease yet; try again")
         # The account of the limiter is the service, because it has one user.
-        attempt = await self._limiter.admit(f"basic {self._service}", source)
+        attempt = await self._limiter.admit(f"basic {self._service}", address)
         if not self._is_right(credentials.username or "", credentials.password or ""):
-            await self._audit.record("basic login failed", service=self._service, source=source)
+            await self._audit.record("basic login failed", service=self._service, source=address)
             if attempt.is_last:
-                await self._audit.record("basic login locked", service=self._service, source=source)
+                await self._audit.record("basic login locked", service=self._service, source=address)
             raise self._refusal()
         await self._limiter.excuse(attempt)
         self._remember_digest(digest)
@@ -75,7 +75,7 @@ class BasicAuth:
         return hmac.compare_digest(password.encode("utf-8", "replace"), password_bytes) & is_right_user
 
     def _remember_digest(self, digest: bytes) -> None:
-        """Believe this source, user and password for a while."""
+        """Believe this address, user and password for a while."""
         if len(self._believed) >= MOST_BELIEVED:
             self._believed.clear()
         self._believed[digest] = time.monotonic() + BELIEVED_S

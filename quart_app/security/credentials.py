@@ -8,6 +8,8 @@ attempt is excused: the charge is taken back. Who tries decides which of the cou
     a source that registered the account or logged in (it is known)   pair, known-source
     anybody else (a stranger)                                         pair, source, account
 
+A source is the address of a client, or the network of its IPv6 address. An origin is a source or a device.
+
 So one source cannot try one password on many accounts, and many sources cannot try many passwords on one account.
 Neither attack locks the owner out: strangers never use up the attempts of a known device or source.
 

@@ -3,16 +3,16 @@
 -- KEYS     as for admit.lua
 -- ARGV     how long the source is known from now on, in ms (0: the password was not compared), then the numbers of the
 --          keys that were charged
-local known, pair = KEYS[1], KEYS[4]
+local known_key, pair_key = KEYS[1], KEYS[4]
 
 for position = 2, #ARGV do
-  local counter = KEYS[tonumber(ARGV[position])]
+  local counter_key = KEYS[tonumber(ARGV[position])]
   -- If the window of a counter is over, DECR would make the key anew, without an expiry.
-  if (tonumber(redis.call('GET', counter)) or 0) > 0 then redis.call('DECR', counter) end
+  if (tonumber(redis.call('GET', counter_key)) or 0) > 0 then redis.call('DECR', counter_key) end
 end
 if ARGV[1] ~= '0' then
   -- The right password also forgives earlier wrong ones from the same source or device on this account.
-  redis.call('DEL', pair)
-  redis.call('SET', known, '1', 'PX', ARGV[1])
+  redis.call('DEL', pair_key)
+  redis.call('SET', known_key, '1', 'PX', ARGV[1])
 end
 return 1

@@ -296,18 +296,18 @@ async def _split_off_hard(
 
 
 async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
-    """Return the items whose records this replica writes, and by address those that another live holder refreshes."""
+    """Return the items whose records this replica writes, and by address those that another holder refreshes."""
     here: list[Item] = []
     elsewhere: dict[Address, list[Item]] = {}
-    is_held: dict[int, bool] = {}
+    held_by_database: dict[int, bool] = {}
     for item in items:
         place = item.place
         if place is None or place.database == store.database or place.cls != store.cls:
             here.append(item)
             continue
-        if place.database not in is_held:
-            is_held[place.database] = await store.is_held(place.database)
-        if is_held[place.database]:
+        if place.database not in held_by_database:
+            held_by_database[place.database] = await store.is_held(place.database)
+        if held_by_database[place.database]:
             elsewhere.setdefault(Database(place.database), []).append(item)
         else:
             here.append(item)
@@ -344,11 +344,13 @@ async def _collect_factors(
 def _write(decision: Decision, request: Request, store: Store, transaction: Effects, filters: Sequence[Filter]) -> None:
     """Write the records that belong here, and send a drop to each former database."""
     at_ms, here = request.at_ms, decision.here
-    expiries = {item.value: at_ms + item.ttl * 1000 for item in here}
+    expiry_by_value = {item.value: at_ms + item.ttl * 1000 for item in here}
     place = Place(store.database, store.cls, request.id)
-    records.put(transaction, place, expiries, decision.factors, decision.existing, filters)
+    records.put(transaction, place, expiry_by_value, decision.factors, decision.existing, filters)
     records.expect_places(transaction, {item.value: item.place_text for item in here})
     for item in here:
-        former = item.place
-        if former is not None and former.database != store.database:
-            transaction.send(Database(former.database), DROP, {"value": item.value, "id": former.request_id})
+        former_place = item.place
+        if former_place is not None and former_place.database != store.database:
+            transaction.send(
+                Database(former_place.database), DROP, {"value": item.value, "id": former_place.request_id}
+            )

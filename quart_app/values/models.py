@@ -117,9 +117,9 @@ class ItemsReader:
 
     def __init__(self, settings: ValuesSettings) -> None:
         #: the type of a request, for pydantic and for the OpenAPI document
-        self.type = _request_type(settings)
+        self.request_type = _request_type(settings)
         #: pydantic's reader of any request
-        self._adapter: TypeAdapter[list[Any]] = TypeAdapter(self.type)
+        self._adapter: TypeAdapter[list[Any]] = TypeAdapter(self.request_type)
         self._decoder = msgspec.json.Decoder(list[_ItemText])
         self._settings = settings
 

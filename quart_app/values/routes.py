@@ -80,7 +80,7 @@ class ValuesRoutes:
         @_tagged
         @document_headers(PreferHeader)
         # mypy does not know the type: it is made when the service starts.
-        @document_request(RootModel[self._reader.type])  # type: ignore[name-defined]
+        @document_request(RootModel[self._reader.request_type])  # type: ignore[name-defined]
         @document_response(SetValueResponse)
         @document_response(JobBegun, 202)
         async def create_values() -> Response:
