@@ -153,9 +153,9 @@ class Job:
         has an estimate, the longest estimate counts. Otherwise the deadline counts.
         """
         until_deadline_s = max(0, self.deadline_ms - now_ms) / 1000
-        finished = self.value_count - self.left_count
-        if finished:
-            return min(until_deadline_s, (now_ms - self.created_ms) / 1000 * self.left_count / finished)
+        finished_count = self.value_count - self.left_count
+        if finished_count:
+            return min(until_deadline_s, (now_ms - self.created_ms) / 1000 * self.left_count / finished_count)
         estimates = [stage.get("estimate_s") for stage in self.stages]
         if len(estimates) == self.left_count and None not in estimates:
             return min(until_deadline_s, max(float(estimate) for estimate in estimates if estimate is not None))
