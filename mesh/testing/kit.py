@@ -63,7 +63,7 @@ class MeshKit(AsyncOnly):
     replicas leave, and the books must balance.
     """
 
-    #: an example for the errors of `AsyncOnly`
+    # An example, which the errors of `AsyncOnly` show.
     usage = "async with MeshKit(operations) as kit:"
 
     def __init__(

@@ -29,9 +29,9 @@ from quart_app.values.settings import ValuesSettings
 #: Deletes an unfinished job, and adds an entry to the audit log.
 CANCEL = Script.beside(__file__, "cancel_job.lua", "forget_job.lua")
 #: The most jobs that are shown: first unfinished ones, then the newest ones.
-SHOWN_JOBS = 20
+MOST_SHOWN_JOBS = 20
 #: A value with more digits is shortened on the page.
-SHOWN_DIGITS = 24
+MOST_SHOWN_DIGITS = 24
 
 #: The form of `secrets.token_urlsafe(16)`, with which `Jobs.begin` makes ids.
 _ID = re.compile(r"[\w-]{22}", re.ASCII)
@@ -89,14 +89,14 @@ class JobsPanel:
         """Read up to 20 unfinished jobs and the newest 20 jobs; show 20 of these, the unfinished ones first."""
         redis, shared = mesh.shared, keys.SHARED
         pipeline = redis.pipeline(transaction=False)
-        pipeline.zrange(shared + OPEN, 0, SHOWN_JOBS - 1)
+        pipeline.zrange(shared + OPEN, 0, MOST_SHOWN_JOBS - 1)
         pipeline.zcard(shared + OPEN)
-        pipeline.zrevrange(shared + KEPT, 0, SHOWN_JOBS - 1)
+        pipeline.zrevrange(shared + KEPT, 0, MOST_SHOWN_JOBS - 1)
         pipeline.zcard(shared + KEPT)
         pipeline.get(shared + SIZE)
         open_ids, open_count, newest_members, kept_count, kept_bytes = await pipeline.execute()
         ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest_members)]))[
-            : 2 * SHOWN_JOBS
+            : 2 * MOST_SHOWN_JOBS
         ]
         jobs = await self._read_jobs(redis, ids)
         now_ms = mesh.now_ms()
@@ -114,7 +114,7 @@ class JobsPanel:
                 PanelFigure("kept", f"{kept_count:,}", "with those that are finished"),
                 PanelFigure("memory", data_size(int(kept_bytes or 0)), f"at most {data_size(settings.jobs_bytes)}"),
             ],
-            items=[_item(job, now_ms) for job in jobs[:SHOWN_JOBS]],
+            items=[_item(job, now_ms) for job in jobs[:MOST_SHOWN_JOBS]],
         )
 
     async def _read_jobs(self, redis: Redis, ids: list[str]) -> list[Job]:
@@ -179,7 +179,7 @@ def _item(job: Job, now_ms: int) -> PanelItem:
 def _stage_line(stage: dict[str, Any]) -> str:
     """Return a line about the work of one class: value, method, time so far, time left, and the replica."""
     value = str(stage.get("value", ""))
-    if len(value) > SHOWN_DIGITS:
+    if len(value) > MOST_SHOWN_DIGITS:
         value = f"{value[:8]}…{value[-8:]} ({len(value)} digits)"
     text = f"{value}: {stage.get('stage', '')}"
     if elapsed_s := stage.get("elapsed_s"):

@@ -33,7 +33,7 @@ from quart_app.values.settings import ValuesSettings
 LARGE_CHUNK_BYTES = 1 << 19
 #: The most values not stored that a problem document names, and the most digits that these values have together. So the
 #: document stays short; it has the number of the values, too.
-MOST_NOT_STORED, MOST_NOT_STORED_DIGITS = 1000, 20_000
+MOST_NAMED_VALUES, MOST_NAMED_DIGITS = 1000, 20_000
 #: The Retry-After of a strict GET that needs databases whose replica is no longer expected back. It is long, because
 #: such a database needs a new replica first.
 STRICT_RETRY_AFTER_S = 30
@@ -115,13 +115,15 @@ class ValuesRoutes:
         number = await self._checked_prime(prime, time_limit_ms)
         # Most requests have no query string. `request.args` would parse even an empty one, which costs time.
         arguments = request.args if request.query_string else {}
-        limit = self._number_argument(arguments, "limit", settings.max_answer)
-        after = self._number_argument(arguments, "after", 0)
+        limit_text = self._number_argument(arguments, "limit", settings.max_answer)
+        after_text = self._number_argument(arguments, "after", 0)
         # "0" means the same as no `after`: there is no value below 1.
-        question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
+        question = Question(
+            number, after_text.lstrip("0"), int(limit_text or settings.max_answer), settings.max_answer_bytes
+        )
         search = Search(self._context.mesh.replica, self._gathers, self._pace, self._responses, question, time_limit_ms)
         result = await search.run()
-        if result.has_more and not limit:
+        if result.has_more and not limit_text:
             raise _too_long_problem(number, settings)
         if result.left_out and preferences.is_strict():
             raise _incomplete_problem(result.left_out)
@@ -129,7 +131,7 @@ class ValuesRoutes:
         if result.left_out:
             response.headers["Missing-Databases"] = _as_text(result.left_out)
         if result.has_more:
-            response.headers["Link"] = f'</values/{number}?limit={limit}&after={result.last_value}>; rel="next"'
+            response.headers["Link"] = f'</values/{number}?limit={limit_text}&after={result.last_value}>; rel="next"'
         return response
 
     async def _checked_prime(self, text: str, time_limit_ms: int) -> str:
@@ -212,9 +214,9 @@ def _not_stored_problem(answers: Sequence[Answer], not_stored: list[str]) -> Pro
     problem = from_mesh(first_other_error or (errors[0] if errors else DeadlineExceeded()))
     named_values: list[int] = []
     digits = 0
-    for value in not_stored[:MOST_NOT_STORED]:
+    for value in not_stored[:MOST_NAMED_VALUES]:
         digits += len(value)
-        if named_values and digits > MOST_NOT_STORED_DIGITS:
+        if named_values and digits > MOST_NAMED_DIGITS:
             break
         named_values.append(int(value))
     problem.facts["missing"] = named_values
