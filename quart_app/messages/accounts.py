@@ -31,15 +31,15 @@ class Requester:
     """Who sends a request: the network address, and the token of a device on which somebody may have logged in."""
 
     source: str | None
-    device: str | None = None
+    device_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedIn:
-    """The tokens of a login. `device` is None if the client has a valid device token already."""
+class LoginTokens:
+    """The tokens of a login. `device_token` is None if the client has a valid device token already."""
 
-    session: str
-    device: str | None
+    session_token: str
+    device_token: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +59,20 @@ class Accounts:
         await self.limiter.admit_registration(requester.source)
         if await self.users.find_by_email(email) is not None:
             raise _email_taken()
-        hashed = await self.passwords.hash(password.get_secret_value())
-        user = await _raising_problems(self.users.register(email, hashed))
+        password_hash = await self.passwords.hash(password.get_secret_value())
+        user = await _with_problems_for_refusals(self.users.register(email, password_hash))
         # From now on the source is known to the account, so wrong passwords from elsewhere do not keep its user out.
         await self.limiter.remember(email, requester.source)
         await self.audit.record("account registered", user=user.id, source=requester.source)
         return user
 
-    async def log_in(self, login: Login, requester: Requester) -> LoggedIn:
+    async def log_in(self, login: Login, requester: Requester) -> LoginTokens:
         """Begin a session. The 401 is the same for a wrong password, an unknown address and an inactive account."""
         user = await self.users.find_by_email(login.email)
         is_match = await self._is_right_password(user, login.email, login.password, requester)
         if user is None or not is_match:
             raise Problem(401, "no active account has this address and this password")
-        if self.passwords.is_outdated(user.password):
+        if self.passwords.is_outdated(user.password_hash):
             await self.users.renew_hash(user, await self._hash(login.password))
         await self.audit.record("login", user=user.id, source=requester.source)
         return await self._begin_session(user, requester)
@@ -84,15 +84,17 @@ class Accounts:
 
     async def change_profile(
         self, session: Session, change: ProfileChange, requester: Requester
-    ) -> tuple[User, LoggedIn]:
+    ) -> tuple[User, LoginTokens]:
         """Change the user's own address or password. This ends all sessions of the user, so a new session begins."""
         user = session.user
         if change.password is not None:
             _refuse_weak(change.password, change.email or user.email)
         if not await self._is_right_password(user, user.email, change.current_password, requester):
             raise _field_problem("/current_password", "this is not the current password")
-        hashed = None if change.password is None else await self._hash(change.password)
-        changed_user = await _raising_problems(self.users.change_profile(user, email=change.email, password=hashed))
+        password_hash = None if change.password is None else await self._hash(change.password)
+        changed_user = await _with_problems_for_refusals(
+            self.users.change_profile(user, email=change.email, password_hash=password_hash)
+        )
         changed_fields = ", ".join(name for name in ("email", "password") if getattr(change, name) is not None)
         await self.audit.record("profile changed", user=user.id, source=requester.source, changed=changed_fields)
         return changed_user, await self._begin_session(changed_user, requester)
@@ -118,20 +120,22 @@ class Accounts:
         """Hash a password of a user who has just given the right one. Such a user is known, and goes before others."""
         return await self.passwords.hash(password.get_secret_value(), is_known=True)
 
-    async def _begin_session(self, user: User, requester: Requester) -> LoggedIn:
-        device = self.sessions.known_device(requester.device, user)
-        session = await self.sessions.begin(user)
-        return LoggedIn(session, None if device else await self.sessions.remember_device(user))
+    async def _begin_session(self, user: User, requester: Requester) -> LoginTokens:
+        device_id = self.sessions.known_device_id(requester.device_token, user)
+        session_token = await self.sessions.begin(user)
+        return LoginTokens(session_token, None if device_id else await self.sessions.new_device_token(user))
 
     async def _is_right_password(
         self, user: User | None, email: str, password: SecretStr, requester: Requester
     ) -> bool:
         """Return whether this is the password of an active account. Raises TooManyAttempts before any hashing."""
-        device = self.sessions.known_device(requester.device, user)
-        attempt = await self.limiter.admit(email, requester.source, device)
+        device_id = self.sessions.known_device_id(requester.device_token, user)
+        attempt = await self.limiter.admit(email, requester.source, device_id)
         try:
-            hashed = None if user is None else user.password
-            is_match = await self.passwords.matches(hashed, password.get_secret_value(), is_known=attempt.is_known)
+            password_hash = None if user is None else user.password_hash
+            is_match = await self.passwords.matches(
+                password_hash, password.get_secret_value(), is_known=attempt.is_known
+            )
         except Busy:
             # No password was compared, so the attempt must not count.
             await self.limiter.refund(attempt)
@@ -139,15 +143,19 @@ class Accounts:
         if user is not None and is_match and user.is_active:
             await self.limiter.excuse(attempt)
             return True
-        facts = {"user": None if user is None else user.id, "account": fingerprint(email), "source": requester.source}
-        await self.audit.record("login failed", **facts)
+        audit_facts = {
+            "user": None if user is None else user.id,
+            "account": fingerprint(email),
+            "source": requester.source,
+        }
+        await self.audit.record("login failed", **audit_facts)
         # A counter allowed no more than this attempt: further ones are refused until its window ends.
         if attempt.is_last:
-            await self.audit.record("login locked", **facts)
+            await self.audit.record("login locked", **audit_facts)
         return False
 
 
-async def _raising_problems(change: Awaitable[User]) -> User:
+async def _with_problems_for_refusals(change: Awaitable[User]) -> User:
     try:
         return await change
     except EmailTaken:

@@ -5,8 +5,8 @@
 -- Returns 1, or 0 if another request owns the claim or the claim is too old: then nothing may be sent.
 local claim = KEYS[1]
 local clock = redis.call('TIME')
-local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local stored = redis.call('HMGET', claim, 'owner', 'state', 'until_ms')
-if stored[1] ~= ARGV[1] or stored[2] == 'done' or tonumber(stored[3]) <= now then return 0 end
+if stored[1] ~= ARGV[1] or stored[2] == 'done' or tonumber(stored[3]) <= now_ms then return 0 end
 redis.call('HSET', claim, 'state', 'sending')
 return 1

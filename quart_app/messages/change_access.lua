@@ -8,13 +8,13 @@
 -- ARGV     id of the account, id of the administrator, is_active ('0', '1' or ''), paid_access ('0', '1' or ''),
 --          length of the audit log, then the words of its entry
 -- Returns done | absent | forbidden | last (the only active administrator cannot be deactivated).
-local account, asking, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, asking_id, is_active, paid_access, audit_length = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local account, actor_account, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, actor_id, is_active, paid_access, audit_length = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
-local rights = redis.call('HMGET', asking, 'is_admin', 'is_active')
-if rights[1] ~= '1' or rights[2] ~= '1' then return 'forbidden' end
+local actor_flags = redis.call('HMGET', actor_account, 'is_admin', 'is_active')
+if actor_flags[1] ~= '1' or actor_flags[2] ~= '1' then return 'forbidden' end
 -- The set may lack an administrator of an older release, so the script adds each one that it meets.
-redis.call('SADD', administrators, asking_id)
+redis.call('SADD', administrators, actor_id)
 local stored = redis.call('HMGET', account, 'is_admin', 'is_active')
 if not stored[2] then return 'absent' end
 

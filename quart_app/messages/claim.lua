@@ -6,18 +6,18 @@ local claim = KEYS[1]
 local body, owner, work_ms, keep_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local clock = redis.call('TIME')
-local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local stored = redis.call('HMGET', claim, 'body', 'state', 'until_ms', 'owner', 'answer')
 
 if stored[1] then
   if stored[1] ~= body then return { 'other-body' } end
   if stored[2] == 'done' then return { 'done', stored[4], stored[5] } end
-  if tonumber(stored[3]) > now then return { 'busy', stored[4] } end
+  if tonumber(stored[3]) > now_ms then return { 'busy', stored[4] } end
   -- The owner is dead. If it had begun to send, nobody can know whether the message arrived.
   if stored[2] == 'sending' then return { 'lost', stored[4] } end
 end
 
 redis.call('HSET', claim, 'body', body, 'owner', owner, 'state', 'claimed',
-  'until_ms', string.format('%.0f', now + work_ms))
+  'until_ms', string.format('%.0f', now_ms + work_ms))
 redis.call('PEXPIRE', claim, keep_ms)
 return { 'mine', owner }

@@ -25,24 +25,24 @@ def _add_command(name: str, help_text: str, *, is_admin: bool) -> None:
     @redis_url_option
     @data_option
     def command(email: str, redis_url: str | None, data: Path) -> None:
-        address = _normal(email)
-        changed = _run(redis_settings(redis_url, data), address, is_admin=is_admin)
-        state = "an administrator" if is_admin else "no administrator"
-        click.echo(f"{address} is {state} now" if changed else f"{address} was {state} before; nothing is changed")
+        address = _normal_email_or_exit(email)
+        changed = _change_or_exit(redis_settings(redis_url, data), address, is_admin=is_admin)
+        role = "an administrator" if is_admin else "no administrator"
+        click.echo(f"{address} is {role} now" if changed else f"{address} was {role} before; nothing is changed")
 
 
 _add_command("promote", "Make an existing account an administrator.", is_admin=True)
 _add_command("demote", "End the administrator rights of an account.", is_admin=False)
 
 
-def _normal(email: str) -> str:
+def _normal_email_or_exit(email: str) -> str:
     try:
         return normal_email(email)
     except ValueError as error:
         raise click.ClickException(f"{email} is not an e-mail address: {error}") from error
 
 
-def _run(settings: RedisSettings, email: str, *, is_admin: bool) -> bool:
+def _change_or_exit(settings: RedisSettings, email: str, *, is_admin: bool) -> bool:
     try:
         return asyncio.run(_set_admin(settings, email, is_admin=is_admin))
     except NoSuchAccount:

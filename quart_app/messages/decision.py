@@ -16,7 +16,7 @@ from mesh.quota import Closed, Granted, Reservation, Verdict
 
 #: Why a message is paid for. "unreachable" and "failed" come from `Delivery`, after a try to send to the free provider.
 Reason = Literal["closed", "refused", "probing", "unreachable", "failed"]
-#: The assumed time until the free provider opens while another request probes. A probe is over soon.
+#: The Retry-After while another request probes. Nobody knows then when the free provider opens, but a probe ends soon.
 PROBE_RETRY_MS = 1_000
 
 
@@ -51,15 +51,15 @@ class Refuse:
 Step = SendFree | WaitForFree | Pay | Refuse
 
 
-def next_step(verdict: Verdict, wait_left_ms: float, *, paid_access: bool, refused: bool = False) -> Step:
-    """Return what to do next. `refused`: the free provider itself has just refused this message."""
+def next_step(verdict: Verdict, wait_left_ms: float, *, has_paid_access: bool, was_refused: bool = False) -> Step:
+    """Return what to do next. `was_refused`: the free provider itself has just refused this message."""
     if isinstance(verdict, Granted):
         return SendFree(verdict.reservation)
     # Granted was handled above, so the verdict is Closed or Probing.
-    probing = not isinstance(verdict, Closed)
-    reopens_in_ms = PROBE_RETRY_MS if probing else max(1, verdict.allowance.retry_after_ms)
-    if not probing and reopens_in_ms <= wait_left_ms:
+    is_probing = not isinstance(verdict, Closed)
+    reopens_in_ms = PROBE_RETRY_MS if is_probing else max(1, verdict.allowance.retry_after_ms)
+    if not is_probing and reopens_in_ms <= wait_left_ms:
         return WaitForFree(reopens_in_ms)
-    if paid_access:
-        return Pay("probing" if probing else "refused" if refused else "closed")
+    if has_paid_access:
+        return Pay("probing" if is_probing else "refused" if was_refused else "closed")
     return Refuse(reopens_in_ms)

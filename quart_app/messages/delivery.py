@@ -6,7 +6,8 @@
        ├── wait ───────┤
        └── look again ─┴─> pay ─> reply
 
-The time of every step and the number of repetitions are limited, so a delivery ends by itself.
+Look again: just before a payment the allowance is read once more, and the message reserves again if the free provider
+has opened. The time of every step and the number of repetitions are limited, so a delivery ends by itself.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ from quart_app.messages.users import Users
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two attempts to reserve while the probe of another message is on its way.
+#: Pause between two attempts to reserve while the probe of another message is on its way. A shorter one costs more
+#: commands, a longer one delays messages after the probe.
 PROBE_POLL_S = 0.02
 #: The Retry-After of an answer if the failure is short, or if nobody knows how long it lasts.
-RETRY_AFTER_MS = 1_000
-#: The largest number of tries to send the outcome of a reservation to Redis. If all fail, the quota treats the
+SHORT_RETRY_AFTER_MS = 1_000
+#: The largest number of tries to record the outcome of a reservation in Redis. If all fail, the quota treats the
 #: reservation as that of a sender that died.
-MOST_RECORD_TRIES = 3
+MOST_TRIES_TO_RECORD = 3
 #: The largest number of times that one message reserves again because the free provider has opened just before the
-#: payment.
+#: payment. After that it is paid for, so that a message cannot go round forever.
 MOST_REOPENINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderReply:
-    """A delivered message: which provider took it, and its reply."""
+    """The result of a delivered message: which provider took it, and that provider's reply."""
 
     provider: Literal["free", "paid"]
     response: str
@@ -78,7 +80,7 @@ class OutgoingMessage:
     #: until this `time.monotonic()` it may wait for the free provider instead of using the paid one
     wait_until: float
     #: whether the free provider has refused it, although our count allowed it
-    refused: bool = False
+    was_refused: bool = False
     #: whether a provider has or may have it; then no request with its idempotency key may send it again
     may_have_arrived: bool = False
     #: how often it may still reserve again because the free provider has just opened
@@ -100,10 +102,10 @@ class Turn:
         self._lock = lock
         self._is_taken = False
 
-    async def take(self, until: float) -> bool:
+    async def take(self, give_up_at: float) -> bool:
         """Wait for the turn, but not beyond this time of the loop's clock. Return whether it came."""
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(give_up_at):
                 self._is_taken = await self._lock.acquire()
         except TimeoutError:
             return False
@@ -144,8 +146,8 @@ class Delivery:
         while True:
             verdict, turn = await self._reserve()
             # A granted slot needs no paid access, so the account is not read then.
-            paid_access = not isinstance(verdict, Granted) and await self._has_paid_access(message)
-            match next_step(verdict, message.wait_left_ms, paid_access=paid_access, refused=message.refused):
+            may_pay = not isinstance(verdict, Granted) and await self._has_paid_access(message)
+            match next_step(verdict, message.wait_left_ms, has_paid_access=may_pay, was_refused=message.was_refused):
                 case SendFree(reservation):
                     try:
                         reply = await self._try_free(message, claim, reservation, turn.pass_on)
@@ -154,7 +156,7 @@ class Delivery:
                     if reply is not None:
                         return reply
                 case WaitForFree(wait_ms):
-                    await self._sleep(wait_ms / 1000)
+                    await self._sleep_unless_leaving(wait_ms / 1000)
                 case Pay(reason):
                     if not await self._should_reserve_again(message, verdict, reason):
                         return await self._pay(message, claim, reason)
@@ -182,14 +184,14 @@ class Delivery:
         try:
             verdict = await self.quota.reserve()
             while isinstance(verdict, Probing) and asyncio.get_running_loop().time() < give_up_at:
-                await self._sleep(PROBE_POLL_S)
+                await self._sleep_unless_leaving(PROBE_POLL_S)
                 verdict = await self.quota.reserve()
             return verdict, turn
         finally:
             if not isinstance(verdict, Granted) or not self._free_is_reachable:
                 turn.pass_on()
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _sleep_unless_leaving(self, seconds: float) -> None:
         """Sleep. Raises Undelivered if the replica leaves in the meantime."""
         try:
             async with asyncio.timeout(seconds):
@@ -197,33 +199,34 @@ class Delivery:
         except TimeoutError:
             return
         raise Undelivered(
-            503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=RETRY_AFTER_MS
+            503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=SHORT_RETRY_AFTER_MS
         )
 
     async def _try_free(
-        self, message: OutgoingMessage, claim: KeyClaim, reservation: Reservation, on_sent: Callable[[], None]
+        self, message: OutgoingMessage, claim: KeyClaim, reservation: Reservation, pass_turn_on: Callable[[], None]
     ) -> ProviderReply | None:
         """Send to the free provider, and pay if it does not work. Return None if the message needs a new slot.
 
-        `on_sent` passes the turn on. It is called when the request is sent, or when the first try could not send it.
+        `pass_turn_on` is called when the request is sent, or when the first try could not send it.
         """
         try:
             await self._begin_sending(claim)
         except (MeshError, Undelivered):
             await self._record_outcome(self.quota.unsent, reservation)
             raise
-        outcome = await self._send("free", self.free, message, reservation.may_send, on_sent)
-        self._free_is_reachable = not isinstance(outcome, Unsent) or outcome.detail == TOO_LATE
+        outcome = await self._send("free", self.free, message, reservation.may_send, pass_turn_on)
+        self._free_is_reachable = not isinstance(outcome, Unsent) or outcome.cause == TOO_LATE
         match outcome:
             case Answered(response):
                 await self._record_outcome(self.quota.used, reservation)
                 # "open" is the reason of each delivery by the free provider; those of a payment are `Reason`.
                 return self._counted_reply("free", "open", response)
             # The provider itself says that it is closed. The next round reserves again, and waits, pays or refuses.
-            case Blocked(retry_ms):
-                log.warning("the free provider refused a counted request", retry_after_ms=retry_ms)
-                message.refused = True
-                if not await self._record_outcome(lambda held: self.quota.refused(held, retry_ms), reservation):
+            case Blocked(retry_after_ms):
+                log.warning("the free provider refused a counted request", retry_after_ms=retry_after_ms)
+                message.was_refused = True
+                if not await self._record_outcome(lambda slot: self.quota.refused(slot, retry_after_ms), reservation):
+                    # The allowance still counts the provider as open, so another round would only be refused again.
                     raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
                 return None
             case Unsent(cause):
@@ -251,20 +254,21 @@ class Delivery:
         self, quota_method: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation
     ) -> bool:
         """Record the outcome of a reservation with a method of the quota. Return whether Redis took it."""
-        for attempt in range(1, MOST_RECORD_TRIES + 1):
+        for attempt in range(1, MOST_TRIES_TO_RECORD + 1):
             try:
                 await quota_method(reservation)
                 return True
             except MeshError as error:
                 log.warning("outcome of a free request not recorded", error=str(error), tries=attempt)
-                # Redis may answer again after a pause. The pause grows with each try.
+                # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2, 0.3 s.
                 await asyncio.sleep(0.1 * attempt)
         return False
 
     async def _should_reserve_again(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
         """Return whether to reserve again instead of paying, because the free provider has opened in the meantime.
 
-        If the message is paid for, log why. A payment while the free provider may be open also counts as avoidable.
+        If the message is paid for, log why. A payment while the free provider may be open also counts as avoidable; the
+        log then has `caution`, the number of messages that must go one by one until the count is certain.
         """
         allowance = await self.quota.look()
         if allowance.remaining == 0:
@@ -286,8 +290,8 @@ class Delivery:
         match await self._send("paid", self.paid, message):
             case Answered(response):
                 return self._counted_reply("paid", reason, response)
-            case Blocked(retry_ms):
-                retry_after_ms = retry_ms or RETRY_AFTER_MS
+            case Blocked(provider_retry_ms):
+                retry_after_ms = provider_retry_ms or SHORT_RETRY_AFTER_MS
                 detail = "the free and the paid provider are closed"
                 raise Undelivered(503, detail, reason="paid-blocked", retry_after_ms=retry_after_ms)
             case Unsent(cause):
@@ -305,32 +309,33 @@ class Delivery:
         """
         if not await claim.begin_sending():
             detail = "another request delivers this message; retry with its Idempotency-Key after 1 s"
-            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=RETRY_AFTER_MS)
+            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=SHORT_RETRY_AFTER_MS)
 
     async def _send(
         self,
-        name: str,
-        provider: ProviderClient,
+        provider_name: str,
+        client: ProviderClient,
         message: OutgoingMessage,
         may_send: Callable[[], bool] = lambda: True,
-        on_sent: Callable[[], None] = lambda: None,
+        pass_turn_on: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
-        # The defaults are for the paid provider, which needs neither a reservation nor a turn.
+        # The default arguments are for the paid provider, which needs neither a reservation nor a turn.
         send_started_at = time.perf_counter()
-        outcome = await provider.send(message.id, message.text, may_send, on_sent)
-        self.metrics.count_outcome(name, outcome, time.perf_counter() - send_started_at)
+        outcome = await client.send(message.id, message.text, may_send, pass_turn_on)
+        self.metrics.count_outcome(provider_name, outcome, time.perf_counter() - send_started_at)
         # `Failed` counts, too: the provider has received the request.
         message.may_have_arrived = message.may_have_arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome
 
-    def _counted_reply(self, provider: Literal["free", "paid"], reason: str, response: str) -> ProviderReply:
-        self.metrics.delivered.labels(provider, reason).inc()
-        return ProviderReply(provider, response)
+    def _counted_reply(self, provider_name: Literal["free", "paid"], reason: str, response: str) -> ProviderReply:
+        """Count a delivered message, and return its reply."""
+        self.metrics.delivered.labels(provider_name, reason).inc()
+        return ProviderReply(provider_name, response)
 
 
-def _arrival_unknown(provider: str, cause: str) -> Undelivered:
+def _arrival_unknown(provider_name: str, cause: str) -> Undelivered:
     return Undelivered(
         502,
-        f"the {provider} provider did not answer ({cause}); whether it has the message is not known",
+        f"the {provider_name} provider did not answer ({cause}); whether it has the message is not known",
         reason="unknown",
     )

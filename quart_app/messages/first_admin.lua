@@ -8,23 +8,23 @@
 --          then the fields of the account. Without fields the address is only reserved: nobody can register it.
 -- Returns created | adopted | reserved | taken (by an account that is no administrator) | recorded (done before).
 local first_admin, by_email, account, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local id, email, audit_length, words = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local id, email, audit_length, word_count = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 if redis.call('HEXISTS', first_admin, 'id') == 1 then return 'recorded' end
-local holder = redis.call('GET', by_email)
+local owner_id = redis.call('GET', by_email)
 local outcome = 'created'
-if holder then
+if owner_id then
   -- An older release made this account an administrator, and recorded no id. No other account is promoted.
-  if holder ~= id or redis.call('HGET', account, 'is_admin') ~= '1' then return 'taken' end
+  if owner_id ~= id or redis.call('HGET', account, 'is_admin') ~= '1' then return 'taken' end
   outcome = 'adopted'
 end
 redis.call('HSET', first_admin, 'email', email)
 if outcome == 'created' then
-  if #ARGV == 4 + words then return 'reserved' end
+  if #ARGV == 4 + word_count then return 'reserved' end
   redis.call('SET', by_email, id)
-  redis.call('HSET', account, unpack(ARGV, 5 + words))
+  redis.call('HSET', account, unpack(ARGV, 5 + word_count))
 end
 redis.call('HSET', first_admin, 'id', id)
 if redis.call('HGET', account, 'is_active') == '1' then redis.call('SADD', administrators, id) end
-redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 5, 4 + words))
+redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 5, 4 + word_count))
 return outcome

@@ -7,6 +7,8 @@
 If a replica dies while it sends, nobody can know whether the message arrived. The claim then stays "sending" until it
 expires. Until then each request with the key gets an error, because an error is better than a second payment.
 
+`give_back` (the name of a script, too) frees the key.
+
     shared:messages:claim:{user}:{hash of the key}    hash that expires after MESSAGES_KEEP_ANSWERS_S
 """
 
@@ -28,15 +30,15 @@ from quart_app.messages.users import translated_redis_errors
 log = structlog.get_logger(__name__)
 
 SCRIPTS = {name: Script.beside(__file__, f"{name}.lua") for name in ("claim", "begin_sending", "finish", "give_back")}
-#: The largest number of tries to send an answer to Redis. If all fail, the answer is not kept.
-MOST_FINISH_TRIES = 3
+#: The largest number of tries to keep an answer in Redis. If all fail, the answer is not kept.
+MOST_TRIES_TO_KEEP = 3
 #: The outcome of a message that reached no provider: its key is free again.
 UNUSED: Final = "unused"
 
 
 @dataclass(frozen=True, slots=True)
 class OtherBody:
-    """The key was used for another message."""
+    """The key was used for another message: the hash of its body differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Finished:
     """The message with this key was delivered, or failed for good. `answer` is what its client got."""
 
     message_id: str
+    #: `status`, and either `provider` and `response` (status 200) or `detail`
     answer: dict[str, Any]
 
 
@@ -76,8 +79,10 @@ class IdempotencyKeys:
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key, or return what became of an earlier request with the key. Does not wait for that request."""
         redis_key = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
-        work_ms = self._work_ms + max_wait_ms
-        state, *details = await self.run("claim", redis_key, _digest(body), message_id, work_ms, self._keep_ms)
+        owner_has_ms = self._work_ms + max_wait_ms
+        state, *details = await self.run_script(
+            "claim", redis_key, _digest(body), message_id, owner_has_ms, self._keep_ms
+        )
         match state:
             case "mine":
                 return KeyClaim(self, redis_key, message_id)
@@ -91,10 +96,10 @@ class IdempotencyKeys:
         return InProgress()
 
     async def finish(self, redis_key: str, owner: str, answer: dict[str, Any]) -> None:
-        """Keep the answer for later requests with the key."""
-        await self.run("finish", redis_key, owner, json.dumps(answer), self._keep_ms)
+        """Keep the answer for later requests with the key. `owner` is the id of the message; see `KeyClaim`."""
+        await self.run_script("finish", redis_key, owner, json.dumps(answer), self._keep_ms)
 
-    async def run(self, script: str, redis_key: str, *arguments: str | int) -> Any:
+    async def run_script(self, script: str, redis_key: str, *arguments: str | int) -> Any:
         """Run one of the scripts on a claim."""
         async with translated_redis_errors():
             return await SCRIPTS[script].run(self._redis, [redis_key], *arguments)
@@ -133,25 +138,25 @@ class KeyClaim:
 
         Return False if the claim is over; the caller must then send nothing.
         """
-        return bool(await self.keys.run("begin_sending", self.redis_key, self.owner))
+        return bool(await self.keys.run_script("begin_sending", self.redis_key, self.owner))
 
     async def _keep_answer(self, answer: dict[str, Any]) -> None:
         """Keep the answer. If Redis fails, the claim stays "sending".
 
         Then no request sends the message again, and later requests with the key do not learn the answer.
         """
-        for attempt in range(1, MOST_FINISH_TRIES + 1):
+        for attempt in range(1, MOST_TRIES_TO_KEEP + 1):
             try:
                 return await self.keys.finish(self.redis_key, self.owner, answer)
             except MeshError as error:
                 log.warning("answer not kept for its idempotency key", error=str(error), tries=attempt)
-                # Redis may answer again after a pause. The pause grows with each try.
+                # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2, 0.3 s.
                 await asyncio.sleep(0.1 * attempt)
 
     async def _free_key(self) -> None:
         """Free the key. If Redis fails, the claim stays as it is, as after the death of this replica."""
         try:
-            await self.keys.run("give_back", self.redis_key, self.owner)
+            await self.keys.run_script("give_back", self.redis_key, self.owner)
         except MeshError as error:
             log.warning("unused idempotency key not freed", error=str(error))
 

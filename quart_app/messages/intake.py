@@ -29,13 +29,14 @@ from quart_app.messages.idempotency import (
 )
 from quart_app.messages.models import NewMessage
 
-#: The first and the longest pause between two tries to claim a key that another request holds. Pauses grow by half.
-POLL_PAUSES_S = (0.02, 0.5)
+#: The first and the longest pause between two tries to claim a key that another request holds. Pauses grow by half: the
+#: first answers soon after a quick delivery, the longest limits what a slow delivery costs Redis.
+FIRST_AND_LONGEST_PAUSE_S = (0.02, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The outcome of a message that was delivered."""
+    """What the client of a delivered message learns. A repeated request gets the receipt of the first one."""
 
     id: str
     provider: str
@@ -55,7 +56,7 @@ class MessageIntake:
         self._settings = delivery.settings
         self._metrics = delivery.metrics
         self._tasks: asyncio.TaskGroup | None = None
-        self._in_flight = 0
+        self._count_in_flight = 0
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -74,18 +75,18 @@ class MessageIntake:
             self._tasks = None
             await self.delivery.close()
 
-    async def handle(self, user_id: str, new: NewMessage, key: str | None) -> Receipt:
+    async def handle(self, user_id: str, given: NewMessage, idempotency_key: str | None) -> Receipt:
         """Deliver a message. If an earlier request had the same idempotency key, return or raise its outcome instead.
 
         Raises Problem, MeshError.
         """
-        message = OutgoingMessage(uuid.uuid4().hex, user_id, new.message, time.monotonic() + new.max_wait_ms / 1000)
-        match await self._claim_key(user_id, new, key, message.id):
-            case KeyClaim() as key_claim:
-                reply = await self._start_and_wait(message, key_claim, new.max_wait_ms)
+        message = OutgoingMessage(uuid.uuid4().hex, user_id, given.message, time.monotonic() + given.max_wait_ms / 1000)
+        match await self._claim_key(user_id, given, idempotency_key, message.id):
+            case KeyClaim() as claim:
+                reply = await self._start_and_wait(message, claim, given.max_wait_ms)
                 return Receipt(message.id, reply.provider, reply.response)
             case Finished(message_id, answer):
-                return _earlier_outcome(message_id, answer)
+                return _receipt_of_earlier_request(message_id, answer)
             case OtherBody():
                 raise Problem(409, "this Idempotency-Key was used for another message; use a new key")
             case SenderLost():
@@ -95,102 +96,108 @@ class MessageIntake:
         raise Problem(503, "this message is still being delivered; retry with its key after 1 s", retry_after=1)
 
     async def _claim_key(
-        self, user_id: str, new: NewMessage, key: str | None, message_id: str
+        self, user_id: str, given: NewMessage, idempotency_key: str | None, message_id: str
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key. While another request holds the claim, wait for the outcome of that request."""
-        if key is None:
+        if idempotency_key is None:
             # The message is delivered in any case: this claim is always granted and records nothing.
             return NoKey()
-        give_up_at = time.monotonic() + self._longest_delivery_s(new.max_wait_ms)
-        body = new.model_dump_json().encode()
-        pause_s, longest_pause_s = POLL_PAUSES_S
+        give_up_at = time.monotonic() + self._longest_delivery_s(given.max_wait_ms)
+        body = given.model_dump_json().encode()
+        pause_s, longest_pause_s = FIRST_AND_LONGEST_PAUSE_S
         while True:
-            claimed = await self._keys.claim(user_id, key, body, message_id, new.max_wait_ms)
-            if not isinstance(claimed, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
-                return claimed
+            found = await self._keys.claim(user_id, idempotency_key, body, message_id, given.max_wait_ms)
+            if not isinstance(found, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
+                return found
             await asyncio.sleep(pause_s)
             pause_s = min(longest_pause_s, pause_s * 1.5)
 
-    async def _start_and_wait(self, message: OutgoingMessage, key_claim: KeyClaim, wait_ms: int) -> ProviderReply:
+    async def _start_and_wait(self, message: OutgoingMessage, claim: KeyClaim, max_wait_ms: int) -> ProviderReply:
         """Start the delivery and wait for its result. The delivery is a task that goes on if the client hangs up."""
-        refusal = self._reason_to_refuse()
+        why_refused = self._why_refused()
         # The check of `_tasks` is for the type only. `_tasks` is None before `open`, when no route has this object, and
-        # after `open`, when `refusal` is not None.
-        if refusal is not None or self._tasks is None:
-            async with key_claim:
+        # after `open`, when `why_refused` is not None.
+        if why_refused is not None or self._tasks is None:
+            async with claim:
                 # With this outcome the end of the block frees the key.
-                key_claim.outcome = UNUSED
-            raise NotAdmitted(503, refusal or "this replica is leaving; retry after 1 s", retry_after=1)
-        result: asyncio.Future[ProviderReply] = asyncio.get_running_loop().create_future()
-        self._in_flight += 1
-        self._tasks.create_task(self._run_delivery(message, key_claim, self._longest_delivery_s(wait_ms), result))
-        return await result
+                claim.outcome = UNUSED
+            raise NotAdmitted(503, why_refused or "this replica is leaving; retry after 1 s", retry_after=1)
+        reply_future: asyncio.Future[ProviderReply] = asyncio.get_running_loop().create_future()
+        self._count_in_flight += 1
+        self._tasks.create_task(self._run_delivery(message, claim, self._longest_delivery_s(max_wait_ms), reply_future))
+        return await reply_future
 
-    def _reason_to_refuse(self) -> str | None:
+    def _why_refused(self) -> str | None:
         if self.delivery.leaving.is_set():
             return "this replica is leaving; retry after 1 s"
-        if self._in_flight >= self._settings.max_in_flight:
-            return f"too many messages in progress ({self._in_flight}); retry after 1 s"
+        if self._count_in_flight >= self._settings.max_in_flight:
+            return f"too many messages in progress ({self._count_in_flight}); retry after 1 s"
         return None
 
     async def _run_delivery(
-        self, message: OutgoingMessage, key_claim: KeyClaim, bound_s: float, result: asyncio.Future[ProviderReply]
+        self,
+        message: OutgoingMessage,
+        claim: KeyClaim,
+        time_limit_s: float,
+        reply_future: asyncio.Future[ProviderReply],
     ) -> None:
-        """Deliver within `bound_s` seconds, and set the reply or the error as the result.
+        """Deliver within `time_limit_s` seconds, and set the reply or the error in the future that the client awaits.
 
         Raises no error, because an error in one task would cancel the other deliveries of the task group.
         """
         self._metrics.in_flight.inc()
         try:
-            async with asyncio.timeout(bound_s):
-                reply = await self._deliver_and_set_outcome(message, key_claim)
-            # A client that has hung up has cancelled the result.
-            if not result.done():
-                result.set_result(reply)
+            async with asyncio.timeout(time_limit_s):
+                reply = await self._deliver_and_set_outcome(message, claim)
+            # A client that has hung up has cancelled the future.
+            if not reply_future.done():
+                reply_future.set_result(reply)
         except TimeoutError:
-            self._fail_unless_done(result, Undelivered(504, f"not delivered within {bound_s:.0f} s", reason="deadline"))
+            self._fail_unless_done(
+                reply_future, Undelivered(504, f"not delivered within {time_limit_s:.0f} s", reason="deadline")
+            )
         except Exception as error:
-            self._fail_unless_done(result, error)
+            self._fail_unless_done(reply_future, error)
         finally:
-            # No result yet: the task was cancelled, because the replica has lost its lease.
-            self._fail_unless_done(result, Unavailable("this replica has lost its lease; try again"))
-            self._in_flight -= 1
+            # Not done yet: the task was cancelled, because the replica has lost its lease.
+            self._fail_unless_done(reply_future, Unavailable("this replica has lost its lease; try again"))
+            self._count_in_flight -= 1
             self._metrics.in_flight.dec()
 
-    async def _deliver_and_set_outcome(self, message: OutgoingMessage, key_claim: KeyClaim) -> ProviderReply:
+    async def _deliver_and_set_outcome(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
         """Deliver, and set what the claim records: the answer, or that no provider has the message.
 
         After a cancellation, a time-out or an unexpected error nothing is set, and the claim stays as it is: see
         `KeyClaim`.
         """
-        async with key_claim:
+        async with claim:
             try:
-                reply = await self.delivery.deliver(message, key_claim)
+                reply = await self.delivery.deliver(message, claim)
             except (Undelivered, MeshError) as error:
                 # `Delivery` sets `may_have_arrived` when a provider has or may have the message.
-                key_claim.outcome = _as_answer(error) if message.may_have_arrived else UNUSED
+                claim.outcome = _failure_answer(error) if message.may_have_arrived else UNUSED
                 raise
-            key_claim.outcome = {"status": 200, "provider": reply.provider, "response": reply.response}
+            claim.outcome = {"status": 200, "provider": reply.provider, "response": reply.response}
             return reply
 
-    def _fail_unless_done(self, result: asyncio.Future[ProviderReply], error: Exception) -> None:
-        # Done: the result was set, or the client has hung up.
-        if result.done():
+    def _fail_unless_done(self, reply_future: asyncio.Future[ProviderReply], error: Exception) -> None:
+        # Done: the reply or another error was set, or the client has hung up.
+        if reply_future.done():
             return
         if isinstance(error, Undelivered):
             self._metrics.undelivered.labels(error.reason).inc()
-        result.set_exception(error)
+        reply_future.set_exception(error)
 
-    def _longest_delivery_s(self, wait_ms: int) -> float:
-        return (self._settings.work_ms + wait_ms) / 1000
+    def _longest_delivery_s(self, max_wait_ms: int) -> float:
+        return (self._settings.work_ms + max_wait_ms) / 1000
 
 
-def _as_answer(error: Undelivered | MeshError) -> dict[str, Any]:
+def _failure_answer(error: Undelivered | MeshError) -> dict[str, Any]:
     problem = error if isinstance(error, Undelivered) else from_mesh(error)
     return {"status": problem.status, "detail": problem.detail}
 
 
-def _earlier_outcome(message_id: str, answer: dict[str, Any]) -> Receipt:
+def _receipt_of_earlier_request(message_id: str, answer: dict[str, Any]) -> Receipt:
     """Return the receipt of an earlier request with the key. Raises Problem if that request failed."""
     if answer["status"] != 200:
         raise Problem(answer["status"], answer["detail"])

@@ -8,7 +8,7 @@ from quart_app.messages.provider import ProviderOutcome
 
 
 class MessageMetrics:
-    """The counters of one replica."""
+    """The metrics of one replica."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.delivered = Counter(

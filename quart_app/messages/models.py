@@ -19,51 +19,52 @@ from quart_app.security.identity import (
 )
 
 
-def _normal_or_refused(text: str) -> str:
+def _normal_email_or_error(text: str) -> str:
     try:
         return normal_email(text)
     except ValueError as error:
         raise PydanticCustomError("email", "{reason}", {"reason": str(error)}) from None
 
 
-def _normal_or_empty(text: str) -> str:
+def _normal_email_or_empty(text: str) -> str:
     try:
         return normal_email(text)
     except ValueError:
         return ""
 
 
-def _not_too_long(password: SecretStr) -> SecretStr:
-    # The length is checked before `_normal`, because normalising a password of megabytes would hold the event loop.
+def _password_unless_too_long(password: SecretStr) -> SecretStr:
+    # The length is checked before `_normal_password`, because normalising megabytes would hold the event loop.
     if len(password.get_secret_value()) > MAX_PASSWORD:
         raise PydanticCustomError("long_password", "a password has at most {most} characters", {"most": MAX_PASSWORD})
     return password
 
 
-def _normal(password: SecretStr) -> SecretStr:
+def _normal_password(password: SecretStr) -> SecretStr:
     return SecretStr(normal_password(password.get_secret_value()))
 
 
-def _not_weak(password: SecretStr) -> SecretStr:
+def _password_unless_weak(password: SecretStr) -> SecretStr:
     reason = why_weak(password.get_secret_value())
     if reason is not None:
         raise PydanticCustomError("weak_password", "{reason}", {"reason": reason})
     return password
 
 
-Email = Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_normal_or_refused)]
+Email = Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_normal_email_or_error)]
 NewPassword = Annotated[
     SecretStr,
-    AfterValidator(_not_too_long),
-    AfterValidator(_normal),
-    AfterValidator(_not_weak),
+    AfterValidator(_password_unless_too_long),
+    AfterValidator(_normal_password),
+    AfterValidator(_password_unless_weak),
     Field(json_schema_extra={"minLength": MIN_PASSWORD, "maxLength": MAX_PASSWORD}),
 ]
-#: A password that is only compared with a hash. Its length has a maximum; nothing else is checked.
+#: A password that is only compared with a hash. Only its length has a maximum; the comparison decides about the
+#: rest.
 GivenPassword = Annotated[
     SecretStr,
-    AfterValidator(_not_too_long),
-    AfterValidator(_normal),
+    AfterValidator(_password_unless_too_long),
+    AfterValidator(_normal_password),
     Field(json_schema_extra={"maxLength": MAX_PASSWORD}),
 ]
 
@@ -71,7 +72,7 @@ GivenPassword = Annotated[
 class _StrictBody(BaseModel):
     """A body in which an unknown field is an error. So `paid_access` in the wrong body is refused, not ignored."""
 
-    # An error that is logged must not repeat a password.
+    # `hide_input_in_errors`: an error that is logged must not repeat a password.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
@@ -88,7 +89,7 @@ class Login(_StrictBody):
     email: Annotated[
         str,
         StringConstraints(max_length=MAX_EMAIL),
-        AfterValidator(_normal_or_empty),
+        AfterValidator(_normal_email_or_empty),
         Field(examples=["you@example.org"]),
     ]
     password: Annotated[GivenPassword, Field(examples=["a long phrase of your own"])]

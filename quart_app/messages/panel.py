@@ -8,17 +8,17 @@ from quart_app.panels import Panel, PanelFigure, PanelItem, counted, duration
 
 def panel_of(allowance: Allowance) -> Panel:
     """Return the panel of an allowance: what is left, when the provider opens, and how many messages go one by one."""
-    closed = allowance.reopens_ms is not None
+    is_closed = allowance.reopens_ms is not None
     # A closed provider takes no message, so the whole allowance counts as taken.
-    taken = allowance.limit if closed else allowance.limit - allowance.remaining
-    figures = [PanelFigure("free messages left", f"{allowance.remaining:,}", f"of {allowance.limit:,}", bad=closed)]
-    if closed:
+    taken = allowance.limit if is_closed else allowance.limit - allowance.remaining
+    figures = [PanelFigure("free messages left", f"{allowance.remaining:,}", f"of {allowance.limit:,}", bad=is_closed)]
+    if is_closed:
         figures.append(PanelFigure("opens in", duration(allowance.retry_after_ms), "users with paid access go on"))
     if allowance.caution:
         figures.append(
             PanelFigure("one at a time", f"{allowance.caution:,}", "messages, until the count is certain again")
         )
-    state = f"closed for {duration(allowance.retry_after_ms)}" if closed else "open"
+    state = f"closed for {duration(allowance.retry_after_ms)}" if is_closed else "open"
     return Panel(
         "messages",
         "Free provider of /messages",
@@ -28,11 +28,11 @@ def panel_of(allowance: Allowance) -> Panel:
         items=[
             PanelItem(
                 "allowance",
-                "closed" if closed else "open",
+                "closed" if is_closed else "open",
                 [f"{taken:,} of {counted(allowance.limit, 'message')} taken"],
                 done=taken,
                 whole=allowance.limit,
-                bad=closed,
+                bad=is_closed,
             )
         ],
     )

@@ -19,7 +19,7 @@ T = TypeVar("T")
 #: Argon2's memory in KiB, passes and lanes: the least that OWASP advises. Two hashes at once take 38 MiB.
 MEMORY_KIB, PASSES, LANES = 19_456, 2, 1
 #: Most passwords that wait for each thread. With more, a login would take seconds; 503 is the better answer.
-WAITING_PER_THREAD = 16
+MOST_WAITING_PER_THREAD = 16
 
 
 class Passwords:
@@ -30,13 +30,14 @@ class Passwords:
     hash.
     """
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, thread_count: int) -> None:
         self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
-        self._permits = _ThreadPermits(concurrency)
-        # For each thread: the password that it hashes, and those that wait for it.
-        self._most_in_progress = concurrency * (1 + WAITING_PER_THREAD)
-        self._most_if_stranger = concurrency * (1 + WAITING_PER_THREAD // 2)
+        self._threads = ThreadPoolExecutor(thread_count, thread_name_prefix="argon2")
+        self._permits = _ThreadPermits(thread_count)
+        # For each thread: the password that it hashes, and those that wait for it. For strangers
+        # only half of the queue counts.
+        self._most_in_progress = thread_count * (1 + MOST_WAITING_PER_THREAD)
+        self._most_if_stranger = thread_count * (1 + MOST_WAITING_PER_THREAD // 2)
         #: how many passwords are being hashed or wait
         self._in_progress = 0
         #: compared if no account has the address, so that the answer takes as long as for an existing account
@@ -44,37 +45,39 @@ class Passwords:
 
     async def hash(self, password: str, *, is_known: bool = False) -> str:
         """Return the hash of a new password. Raises Busy when the queue is full."""
-        return await self._run(lambda: self._hasher.hash(password), is_known=is_known)
+        return await self._run_in_thread(lambda: self._hasher.hash(password), is_known=is_known)
 
-    async def matches(self, hashed: str | None, password: str, *, is_known: bool = False) -> bool:
+    async def matches(self, password_hash: str | None, password: str, *, is_known: bool = False) -> bool:
         """Return whether a password has this hash. If the hash is None, return False after the same time.
 
         Raises Busy.
         """
-        is_match = await self._run(lambda: self._verify(hashed or self._decoy, password), is_known=is_known)
-        return is_match and hashed is not None
+        is_match = await self._run_in_thread(
+            lambda: self._verify(password_hash or self._decoy, password), is_known=is_known
+        )
+        return is_match and password_hash is not None
 
-    def is_outdated(self, hashed: str) -> bool:
+    def is_outdated(self, password_hash: str) -> bool:
         """Return whether a hash was made with other costs than today's."""
-        return self._hasher.check_needs_rehash(hashed)
+        return self._hasher.check_needs_rehash(password_hash)
 
     def close(self) -> None:
         """Stop the threads; queued passwords are not hashed any more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _verify(self, hashed: str, password: str) -> bool:
+    def _verify(self, password_hash: str, password: str) -> bool:
         try:
-            return self._hasher.verify(hashed, password)
+            return self._hasher.verify(password_hash, password)
         except (VerificationError, InvalidHashError):
             return False
 
-    async def _run(self, work: Callable[[], T], *, is_known: bool) -> T:
+    async def _run_in_thread(self, hash_or_verify: Callable[[], T], *, is_known: bool) -> T:
         if self._in_progress >= (self._most_in_progress if is_known else self._most_if_stranger):
             raise Busy("too many passwords are being checked; retry after 1 s", retry_after=1)
         self._in_progress += 1
         try:
-            async with self._permits.taken(is_known=is_known):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            async with self._permits.holding_one(is_known=is_known):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, hash_or_verify)
         finally:
             self._in_progress -= 1
 
@@ -82,13 +85,13 @@ class Passwords:
 class _ThreadPermits:
     """One permit for each thread. While callers wait, a free permit goes to a known caller first."""
 
-    def __init__(self, count: int) -> None:
-        self._free_count = count
+    def __init__(self, thread_count: int) -> None:
+        self._free_count = thread_count
         self._known_waiters: deque[asyncio.Future[None]] = deque()
         self._stranger_waiters: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def taken(self, *, is_known: bool) -> AsyncIterator[None]:
+    async def holding_one(self, *, is_known: bool) -> AsyncIterator[None]:
         """Hold a permit while the block lasts."""
         if self._free_count:
             self._free_count -= 1
@@ -114,6 +117,7 @@ class _ThreadPermits:
         for queue in (self._known_waiters, self._stranger_waiters):
             while queue:
                 waiter = queue.popleft()
+                # Done: this waiter was cancelled.
                 if not waiter.done():
                     waiter.set_result(None)
                     return

@@ -6,7 +6,7 @@
     Unsent      no byte of the request left: the message may be sent again, to this or another provider
     Unknown     a part of the request left and no answer came: the provider may or may not have the message
 
-Only an unsent request is repeated.
+Only an unsent request is repeated. The names of these classes, in lower case, are a label of the metrics.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import httpx2
 
 from quart_app.messages.settings import LONGEST_PAUSE_MS, MessageSettings
 
-#: The longest HTTP answer of a provider that is accepted. A longer one counts as no answer (`Unknown`).
+#: The longest HTTP answer of a provider that is accepted. A longer one counts as no answer (`Unknown`), so that a
+#: broken provider cannot fill the memory.
 MAX_ANSWER_BYTES = 1 << 20
-#: Bounds of the wait that a Retry-After can ask for: a shorter wait becomes the shortest, a longer one the longest.
+#: Bounds of the wait that a Retry-After can ask for: a shorter wait becomes the shortest, a longer one the longest. So
+#: "0" does not make replicas ask without a pause, and a faulty header closes the provider for a day at most.
 SHORTEST_BLOCK_MS, LONGEST_BLOCK_MS = 1_000, 86_400_000
 #: How long an idle connection is kept. Servers keep theirs longer, so they seldom close one while a request is sent.
 KEEP_IDLE_S = 1.0
@@ -51,21 +53,21 @@ class Blocked:
 class Failed:
     """The provider answered, but without a reply to the message."""
 
-    detail: str
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
     """No byte of the request left."""
 
-    detail: str
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A part of the request left, and no answer came."""
+    """Whether the message arrived is unknown: a part of the request left, and no answer came."""
 
-    detail: str
+    cause: str
 
 
 ProviderOutcome = Answered | Blocked | Failed | Unsent | Unknown
@@ -75,7 +77,7 @@ class _TooLate(Exception):
     """The reservation ended before the first byte left."""
 
 
-#: The detail of an `Unsent` whose cause is `_TooLate`.
+#: The `cause` of an `Unsent` that was stopped by `_TooLate`.
 TOO_LATE = "the right to send had ended"
 
 
@@ -87,14 +89,14 @@ class _SendingWatch:
     on_sent: Callable[[], None]
     has_begun: bool = False
 
-    async def trace(self, event: str, _: dict[str, Any]) -> None:
-        """Handle an event of the HTTP client. Raises _TooLate before the first byte if the request may not leave."""
+    async def on_event(self, event_name: str, _: dict[str, Any]) -> None:
+        """Handle a step of the request; the HTTP client calls this. Raises _TooLate if the first byte may not leave."""
         # The name of an event begins with the protocol, such as "http11.".
-        if event.endswith("send_request_headers.started"):
+        if event_name.endswith("send_request_headers.started"):
             if not self.may_send():
                 raise _TooLate
             self.has_begun = True
-        elif event.endswith("send_request_body.complete"):
+        elif event_name.endswith("send_request_body.complete"):
             self.on_sent()
 
 
@@ -105,9 +107,10 @@ class ProviderClient:
         self._url = url
         self._most_tries = settings.connect_tries
         self._timeout_s = settings.provider_timeout_ms / 1000
-        connect_s = settings.connect_timeout_ms / 1000
+        connect_timeout_s = settings.connect_timeout_ms / 1000
         self._client = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(self._timeout_s, connect=connect_s, pool=connect_s),
+            timeout=httpx2.Timeout(self._timeout_s, connect=connect_timeout_s, pool=connect_timeout_s),
+            # A message beyond 256 connections waits for a free one, for at most the time to connect.
             limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=KEEP_IDLE_S),
             follow_redirects=False,
             # No proxy from the environment: messages go straight to the configured URL.
@@ -138,7 +141,8 @@ class ProviderClient:
         for attempt in range(1, self._most_tries):
             if not isinstance(outcome, Unsent) or not may_send():
                 break
-            # Backoff: up to 100 ms before the second try, and twice as long before each further one, up to a bound.
+            # Backoff: up to 100 ms before the second try, and twice as long before each further one, up to a bound. It
+            # is random, so that messages whose tries failed together do not try again together.
             await asyncio.sleep(random.uniform(0.5, 1) * min(50 * 2**attempt, LONGEST_PAUSE_MS) / 1000)
             outcome = await self._send_once(message_id, text, may_send, on_sent)
         return outcome
@@ -152,7 +156,7 @@ class ProviderClient:
             self._url,
             json={"message": text},
             headers={"Idempotency-Key": message_id},
-            extensions={"trace": watch.trace},
+            extensions={"trace": watch.on_event},
         )
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -162,8 +166,8 @@ class ProviderClient:
                 finally:
                     await response.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, _TooLate) as error:
-            detail = TOO_LATE if isinstance(error, _TooLate) else type(error).__name__
-            return Unknown(detail) if watch.has_begun else Unsent(detail)
+            cause = TOO_LATE if isinstance(error, _TooLate) else type(error).__name__
+            return Unknown(cause) if watch.has_begun else Unsent(cause)
 
 
 async def _bounded_content(response: httpx2.Response) -> bytes:
@@ -177,7 +181,7 @@ async def _bounded_content(response: httpx2.Response) -> bytes:
 
 def _outcome_of(response: httpx2.Response, content: bytes) -> ProviderOutcome:
     if response.status_code == 429:
-        return Blocked(retry_after_ms(response.headers))
+        return Blocked(read_retry_after_ms(response.headers))
     if response.status_code != 200:
         return Failed(f"status {response.status_code}")
     try:
@@ -188,20 +192,20 @@ def _outcome_of(response: httpx2.Response, content: bytes) -> ProviderOutcome:
     return Answered(reply) if isinstance(reply, str) else Failed("the answer holds no response")
 
 
-def retry_after_ms(headers: httpx2.Headers) -> int | None:
+def read_retry_after_ms(headers: httpx2.Headers) -> int | None:
     """Return for how many ms a Retry-After asks to wait, or None if the header is absent or invalid.
 
     The header has a number of seconds or a date. The wait until a date is counted from the Date of the same answer, so
     that our clock and the provider's need not agree.
     """
-    header = headers.get("Retry-After", "").strip()
+    wait_text = headers.get("Retry-After", "").strip()
     try:
-        seconds = float(header) if header.isdecimal() else _seconds_until(header, headers.get("Date"))
+        seconds = float(wait_text) if wait_text.isdecimal() else _seconds_until(wait_text, headers.get("Date"))
     except (ValueError, OverflowError):
         return None
     return round(min(max(seconds * 1000, SHORTEST_BLOCK_MS), LONGEST_BLOCK_MS))
 
 
-def _seconds_until(date: str, now: str | None) -> float:
-    counted_from = parsedate_to_datetime(now).timestamp() if now else time.time()
-    return parsedate_to_datetime(date).timestamp() - counted_from
+def _seconds_until(date: str, provider_now: str | None) -> float:
+    now_s = parsedate_to_datetime(provider_now).timestamp() if provider_now else time.time()
+    return parsedate_to_datetime(date).timestamp() - now_s

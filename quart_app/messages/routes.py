@@ -15,7 +15,7 @@ from mesh import MeshError, Unavailable
 from quart_app.http.body import read_json
 from quart_app.http.openapi import SESSION
 from quart_app.http.problems import Problem
-from quart_app.messages.accounts import Accounts, LoggedIn, Requester
+from quart_app.messages.accounts import Accounts, LoginTokens, Requester
 from quart_app.messages.intake import MessageIntake
 from quart_app.messages.models import (
     AccessChange,
@@ -28,7 +28,7 @@ from quart_app.messages.models import (
     QuotaShown,
     Registration,
 )
-from quart_app.messages.sessions import DEVICE_S, NotLoggedIn, Session
+from quart_app.messages.sessions import DEVICE_KNOWN_S, NotLoggedIn, Session
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User
 from quart_app.security.audit import Audit
@@ -39,10 +39,11 @@ _LOGIN = TypeAdapter(Login)
 _PROFILE_CHANGE = TypeAdapter(ProfileChange)
 _ACCESS_CHANGE = TypeAdapter(AccessChange)
 _MESSAGE = TypeAdapter(NewMessage)
-_VALID_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_VALID_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
 _needs_session = security_scheme([{SESSION: []}])
 #: About how many bytes of Redis's memory a new account takes, and the idempotency key of a message with its answer.
+#: These are estimates: too small a number lets Redis fill up, too large a one refuses requests early.
 ACCOUNT_BYTES, MESSAGE_BYTES = 1200, 1000
 
 
@@ -124,8 +125,8 @@ class MessageRoutes:
         """Change your own address or password; this needs the current password. All other sessions end."""
         accounts, session = self._backend().accounts, await self._logged_in_session()
         change = await read_json(_PROFILE_CHANGE)
-        user, logged_in = await accounts.change_profile(session, change, self._requester())
-        return self._with_cookies(_profile_answer(user), logged_in)
+        user, tokens = await accounts.change_profile(session, change, self._requester())
+        return self._with_cookies(_profile_answer(user), tokens)
 
     @_tagged
     @_needs_session
@@ -154,14 +155,14 @@ class MessageRoutes:
         """
         backend, session = self._backend(), await self._logged_in_session()
         backend.store_room(MESSAGE_BYTES)
-        key = _idempotency_key()
+        idempotency_key = _idempotency_key()
         given = await read_json(_MESSAGE)
         if given.max_wait_ms > self._settings.max_wait_ms:
             detail = f"at most {self._settings.max_wait_ms}"
             raise Problem(422, detail, errors=[{"pointer": "/max_wait_ms", "message": detail}])
-        receipt = await backend.intake.handle(session.user.id, given, key)
+        receipt = await backend.intake.handle(session.user.id, given, idempotency_key)
         delivered = {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
-        return jsonify(delivered | {"quota": await _quota_if_it_can_be_read(backend)})
+        return jsonify(delivered | {"quota": await _allowance_or_none(backend)})
 
     @_tagged
     @_needs_session
@@ -189,10 +190,11 @@ class MessageRoutes:
     def _requester(self) -> Requester:
         return Requester(request.remote_addr, request.cookies.get(self._device_cookie))
 
-    def _with_cookies(self, answer: Response, logged_in: LoggedIn) -> Response:
-        self._set_cookie(answer, self._session_cookie, logged_in.session, self._settings.session_s)
-        if logged_in.device is not None:
-            self._set_cookie(answer, self._device_cookie, logged_in.device, DEVICE_S)
+    def _with_cookies(self, answer: Response, tokens: LoginTokens) -> Response:
+        self._set_cookie(answer, self._session_cookie, tokens.session_token, self._settings.session_s)
+        if tokens.device_token is not None:
+            self._set_cookie(answer, self._device_cookie, tokens.device_token, DEVICE_KNOWN_S)
+        # The answer has the tokens, so no proxy may store it.
         answer.headers["Cache-Control"] = "no-store"
         return answer
 
@@ -201,7 +203,7 @@ class MessageRoutes:
         answer.set_cookie(name, token, max_age=max_age_s, path="/", secure=secure, httponly=True, samesite="Strict")
 
 
-async def _quota_if_it_can_be_read(backend: Backend) -> dict[str, Any] | None:
+async def _allowance_or_none(backend: Backend) -> dict[str, Any] | None:
     """Return the allowance, or None if it cannot be read.
 
     The message is already delivered and perhaps paid for, so a failure here must not become an error for the client.
@@ -219,14 +221,14 @@ def _profile_answer(user: User) -> Response:
 
 
 def _idempotency_key() -> str | None:
-    keys = request.headers.getlist("Idempotency-Key")
-    if not keys:
+    values = request.headers.getlist("Idempotency-Key")
+    if not values:
         return None
-    if len(keys) > 1 or not _VALID_KEY.fullmatch(keys[0]):
+    if len(values) > 1 or not _VALID_IDEMPOTENCY_KEY.fullmatch(values[0]):
         raise Problem(422, "Idempotency-Key: one value of 1 to 255 visible ASCII characters")
-    return str(keys[0])
+    return str(values[0])
 
 
-def no_backend() -> Backend:
+def raise_not_ready() -> Backend:
     """Raise Unavailable; called in place of a backend while the replica is not a member of the mesh."""
     raise Unavailable("this replica is not ready for messages; try again")

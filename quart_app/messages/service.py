@@ -18,8 +18,8 @@ from quart_app.messages.intake import MessageIntake
 from quart_app.messages.metrics import MessageMetrics
 from quart_app.messages.passwords import Passwords
 from quart_app.messages.provider import ProviderClient
-from quart_app.messages.routes import Backend, MessageRoutes, no_backend
-from quart_app.messages.sessions import Sessions, load_keys
+from quart_app.messages.routes import Backend, MessageRoutes, raise_not_ready
+from quart_app.messages.sessions import Sessions, load_signing_secrets
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import Users
 from quart_app.panels import Panel
@@ -36,27 +36,27 @@ QUOTA_PREFIX = "shared:messages:free"
 
 
 class Messages:
-    """The service of one process; it has a backend while the replica is a member of the mesh."""
+    """The service of one process. It has a backend (what the routes need) while the replica is a member of the mesh."""
 
     def __init__(self, settings: MessageSettings, metrics: MessageMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._backend: Backend | None = None
-        self.routes = MessageRoutes(settings, lambda: self._backend or no_backend())
+        self.routes = MessageRoutes(settings, lambda: self._backend or raise_not_ready())
 
     @asynccontextmanager
     async def lifespan(self, replica: Mesh) -> AsyncIterator[None]:
-        """Serve while the block lasts. At its end, wait for the deliveries in progress."""
+        """Serve while the block lasts, one membership long. At its end, wait for the deliveries in progress."""
         redis, settings = replica.shared, self._settings
         audit = Audit(redis)
         accounts = Accounts(
             Users(redis),
-            Sessions(redis, await load_keys(redis, settings), settings),
+            Sessions(redis, await load_signing_secrets(redis, settings), settings),
             Passwords(settings.hash_concurrency),
             CredentialLimiter(redis, settings.limits),
             audit,
         )
-        intake = self._intake(replica)
+        intake = self._new_intake(replica)
         try:
             # In a thread, because the load of the rules for addresses and passwords would hold the event loop.
             await asyncio.to_thread(identity.load)
@@ -68,15 +68,15 @@ class Messages:
             self._backend = None
             accounts.passwords.close()
 
-    def _intake(self, replica: Mesh) -> MessageIntake:
+    def _new_intake(self, replica: Mesh) -> MessageIntake:
         redis, settings = replica.shared, self._settings
-        quota = self._quota(replica)
+        quota = self._new_quota(replica)
         free, paid = ProviderClient(settings.free_url, settings), ProviderClient(settings.paid_url, settings)
         delivery = Delivery(quota, free, paid, Users(redis), self._metrics, settings)
         idempotency_keys = IdempotencyKeys(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
         return MessageIntake(idempotency_keys, delivery)
 
-    def _quota(self, replica: Mesh) -> Quota:
+    def _new_quota(self, replica: Mesh) -> Quota:
         settings = self._settings
         return Quota(
             replica.shared,
@@ -88,7 +88,7 @@ class Messages:
 
     async def panel(self, replica: Mesh) -> Panel:
         """Read what the live page shows of the free provider. Raises Unavailable."""
-        return panel.panel_of(await self._quota(replica).look())
+        return panel.panel_of(await self._new_quota(replica).look())
 
     async def _ensure_first_admin(self, accounts: Accounts) -> None:
         """Create the administrator that the settings name, once. An existing account never becomes an administrator."""
@@ -104,8 +104,8 @@ class Messages:
                     remedy="run: mesh admin promote EMAIL",
                 )
             return
-        hashed = None if password is None else await accounts.passwords.hash(password.get_secret_value())
-        outcome = await accounts.users.create_first_admin(email, hashed)
+        password_hash = None if password is None else await accounts.passwords.hash(password.get_secret_value())
+        outcome = await accounts.users.create_first_admin(email, password_hash)
         if outcome == "taken":
             log.error(
                 "first administrator not created: another account has the address",

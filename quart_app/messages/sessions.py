@@ -32,11 +32,12 @@ ALGORITHM = "HS256"
 #: The claims (fields, RFC 7519) of every token. `sub` is the id of the account, `jti` that of the session or device.
 REQUIRED_CLAIMS = ["exp", "iat", "aud", "iss", "jti", "sub"]
 #: A token may be from this far in the future: after a failover, Redis's clock may be behind that of the old master.
+#: A larger clock step makes users log in again.
 MOST_CLOCK_STEP_S = 30
-#: How long a device is known after a login.
-DEVICE_S = 180 * 86_400
+#: How long a device is known after a login. Half a year, so that users who seldom log in keep attempts of their own.
+DEVICE_KNOWN_S = 180 * 86_400
 REVOKE = Script.beside(__file__, "revoke.lua")
-SIGNING_KEY = "shared:messages:signing-key"
+REDIS_KEY_OF_SECRET = "shared:messages:signing-key"
 
 
 class NotLoggedIn(Exception):
@@ -47,68 +48,72 @@ class NotLoggedIn(Exception):
 class Session:
     """A valid login."""
 
+    #: the claim `jti` of its token
     id: str
-    #: Unix time in s
+    #: when it ends: Unix time in s, by Redis's clock
     expires_s: int
     user: User
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """The secret that signs new tokens, and the previous secret, whose tokens are still accepted."""
+class SigningSecrets:
+    """The secret that signs new tokens, and a second secret, whose tokens are accepted, too.
+
+    The second one is the former secret. While replicas get a new secret one by one, it may also be the next secret.
+    """
 
     current: str
     previous: str | None = None
 
-    def named(self) -> dict[str, str]:
+    def by_name(self) -> dict[str, str]:
         """Return each secret under its name, which a token carries as `kid`."""
-        return {key_id(secret): secret for secret in (self.previous, self.current) if secret}
+        return {secret_name(secret): secret for secret in (self.previous, self.current) if secret}
 
 
-def key_id(secret: str) -> str:
+def secret_name(secret: str) -> str:
     """Return a name for a secret, 12 digits of a hash. The name does not reveal the secret."""
     return hashlib.sha256(b"name of the key " + secret.encode()).hexdigest()[:12]
 
 
-async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
+async def load_signing_secrets(redis: Redis, settings: MessageSettings) -> SigningSecrets:
     """Return the secrets of the settings. If these have none, use the one in Redis, which the first replica creates."""
     previous_secret = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
     if settings.jwt_secret:
-        return Keys(settings.jwt_secret.get_secret_value(), previous_secret)
+        return SigningSecrets(settings.jwt_secret.get_secret_value(), previous_secret)
     async with translated_redis_errors():
         # Read first: when memory is full, the server refuses every SET, even one that would change nothing.
-        if not (stored_secret := await redis.get(SIGNING_KEY)):
-            await redis.set(SIGNING_KEY, secrets.token_urlsafe(48), nx=True)
-            stored_secret = await redis.get(SIGNING_KEY)
-        return Keys(str(stored_secret), previous_secret)
+        if not (stored_secret := await redis.get(REDIS_KEY_OF_SECRET)):
+            await redis.set(REDIS_KEY_OF_SECRET, secrets.token_urlsafe(48), nx=True)
+            stored_secret = await redis.get(REDIS_KEY_OF_SECRET)
+        return SigningSecrets(str(stored_secret), previous_secret)
 
 
 class Sessions:
     """Begins, checks and ends sessions. Methods that need Redis raise Unavailable when it does not answer."""
 
-    def __init__(self, redis: Redis, keys: Keys, settings: MessageSettings) -> None:
+    def __init__(self, redis: Redis, signing_secrets: SigningSecrets, settings: MessageSettings) -> None:
         self._redis = redis
-        self._keys = keys
+        self._signing_secrets = signing_secrets
         self._settings = settings
 
     async def begin(self, user: User) -> str:
         """Return the token of a new session of this account."""
-        return self._sign(user, await self._redis_now_s(), self._settings.session_s, self._settings.jwt_audience)
+        return self._new_token(user, await self._redis_now_s(), self._settings.session_s, self._settings.jwt_audience)
 
     async def check(self, token: str | None) -> Session:
         """Return the session of a token. Raises NotLoggedIn."""
-        claims = self._verified_claims(token, self._settings.jwt_audience)
+        claims = self._signed_claims(token, self._settings.jwt_audience)
         async with translated_redis_errors():
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.time()
             pipeline.exists(_revocation_key(claims["jti"]))
             pipeline.hgetall(user_key(claims["sub"]))
-            (redis_now_s, _), is_revoked, stored = await pipeline.execute()
-        user = User.of(stored)
+            (redis_now_s, _), is_revoked, stored_user = await pipeline.execute()
+        user = User.of(stored_user)
         # A change of the account that ends its sessions has raised `generation`: see `users`.
         if user is None or is_revoked or not user.is_active or claims.get("generation") != user.generation:
             raise NotLoggedIn("log in again")
-        if not _is_current(claims, int(redis_now_s)):
+        if not _is_in_time(claims, int(redis_now_s)):
             raise NotLoggedIn("this session is over; log in again")
         return Session(claims["jti"], claims["exp"], user)
 
@@ -118,14 +123,14 @@ class Sessions:
             # One second more than the token, so that a token never outlives its revocation.
             await REVOKE.run(self._redis, [_revocation_key(session.id)], session.expires_s + 1)
 
-    async def remember_device(self, user: User) -> str:
-        """Return a token for a device on which somebody has just logged in to this account."""
-        return self._sign(user, await self._redis_now_s(), DEVICE_S, self._device_audience)
+    async def new_device_token(self, user: User) -> str:
+        """Return a token for a device on which somebody has just logged in to this account. Redis stores nothing."""
+        return self._new_token(user, await self._redis_now_s(), DEVICE_KNOWN_S, self._device_audience)
 
-    def known_device(self, token: str | None, user: User | None) -> str | None:
+    def known_device_id(self, token: str | None, user: User | None) -> str | None:
         """Return the id of the device if it is known to this account, or None. This does not need Redis."""
         try:
-            claims = self._verified_claims(token, self._device_audience)
+            claims = self._signed_claims(token, self._device_audience)
         except NotLoggedIn:
             return None
         # A change of the password raises the generation, so no device is known afterwards. The expiry is compared with
@@ -133,7 +138,7 @@ class Sessions:
         is_known = (
             user is not None
             and (claims["sub"], claims.get("generation")) == (user.id, user.generation)
-            and _is_current(claims, int(time.time()))
+            and _is_in_time(claims, int(time.time()))
         )
         return str(claims["jti"]) if is_known else None
 
@@ -141,25 +146,31 @@ class Sessions:
     def _device_audience(self) -> str:
         return f"{self._settings.jwt_audience}-device"
 
-    def _sign(self, user: User, now_s: int, lasts_s: int, audience: str) -> str:
+    def _new_token(self, user: User, now_s: int, lifetime_s: int, audience: str) -> str:
         claims = {
             "sub": user.id,
             "jti": uuid.uuid4().hex,
             "iat": now_s,
-            "exp": now_s + lasts_s,
+            "exp": now_s + lifetime_s,
             "iss": self._settings.jwt_issuer,
             "aud": audience,
             "generation": user.generation,
         }
-        return jwt.encode(claims, self._keys.current, ALGORITHM, headers={"kid": key_id(self._keys.current)})
+        return jwt.encode(
+            claims,
+            self._signing_secrets.current,
+            ALGORITHM,
+            headers={"kid": secret_name(self._signing_secrets.current)},
+        )
 
-    def _verified_claims(self, token: str | None, audience: str) -> dict[str, Any]:
+    def _signed_claims(self, token: str | None, audience: str) -> dict[str, Any]:
         """Return the claims of a token if its signature is right. The caller checks its times. Raises NotLoggedIn."""
         if not token:
             raise NotLoggedIn("log in first")
-        # PyJWT would compare the times with the clock of this process, so the options turn these checks off.
+        # PyJWT would compare the times with the clock of this process, so the options turn these checks off. A KeyError
+        # means that no present secret has the name in the token.
         try:
-            secret = self._keys.named()[str(jwt.get_unverified_header(token).get("kid"))]
+            secret = self._signing_secrets.by_name()[str(jwt.get_unverified_header(token).get("kid"))]
             claims: dict[str, Any] = jwt.decode(
                 token,
                 secret,
@@ -179,7 +190,7 @@ class Sessions:
         return int(seconds)
 
 
-def _is_current(claims: dict[str, Any], now_s: int) -> bool:
+def _is_in_time(claims: dict[str, Any], now_s: int) -> bool:
     return bool(claims["iat"] - MOST_CLOCK_STEP_S <= now_s < claims["exp"])
 
 

@@ -12,10 +12,10 @@ from quart_app.security.identity import normal_email, normal_password, why_weak
 
 #: The default URLs: providers on this machine, at the ports that the task text names.
 _LOCAL_PROVIDERS = environment()
-_URL = TypeAdapter(AnyHttpUrl)
+_URL_TYPE = TypeAdapter(AnyHttpUrl)
 #: The least number of bytes of a signing key for HS256 (RFC 7518, section 3.2).
-SHORTEST_SECRET = 32
-#: The longest pause (ms) between two tries to reach a provider.
+SHORTEST_SECRET_BYTES = 32
+#: The longest pause (ms) between two tries to reach a provider. Every message may need it, so it is part of `work_ms`.
 LONGEST_PAUSE_MS = 500
 
 
@@ -85,10 +85,10 @@ class MessageSettings(BaseSettings):
 
     @field_validator("jwt_secret", "jwt_previous_secret")
     @classmethod
-    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None and len(secret.get_secret_value().encode()) < SHORTEST_SECRET:
+    def _secret_if_long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret.get_secret_value().encode()) < SHORTEST_SECRET_BYTES:
             raise ValueError(
-                f"a signing key needs at least {SHORTEST_SECRET} bytes; create one with: openssl rand -hex 32"
+                f"a signing key needs at least {SHORTEST_SECRET_BYTES} bytes; create one with: openssl rand -hex 32"
             )
         return secret
 
@@ -99,7 +99,7 @@ class MessageSettings(BaseSettings):
 
     @field_validator("admin_password")
     @classmethod
-    def _strong_password(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _password_if_strong(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if password is None:
             return None
         normal = normal_password(password.get_secret_value())
@@ -109,16 +109,18 @@ class MessageSettings(BaseSettings):
 
     @field_validator("free_url", "paid_url")
     @classmethod
-    def _valid_url(cls, url: str) -> str:
-        _URL.validate_python(url)
+    def _url_if_valid(cls, url: str) -> str:
+        _URL_TYPE.validate_python(url)
         return url
 
     @property
     def free_block_ms(self) -> int:
+        """How long the free provider blocks; at least 1 ms, because the quota accepts no 0."""
         return max(1, round(self.free_block_seconds * 1000))
 
     @property
     def origins(self) -> frozenset[str]:
+        """The other sites of `allowed_origins`, one by one."""
         return frozenset(origin.strip() for origin in self.allowed_origins.split(",") if origin.strip())
 
     @property

@@ -60,7 +60,7 @@ class User:
 
     id: str
     email: str
-    password: str
+    password_hash: str
     paid_access: bool
     is_active: bool
     is_admin: bool
@@ -74,7 +74,7 @@ class User:
         return cls(
             id=stored["id"],
             email=stored["email"],
-            password=stored["password"],
+            password_hash=stored["password"],
             paid_access=stored["paid_access"] == "1",
             is_active=stored["is_active"] == "1",
             is_admin=stored["is_admin"] == "1",
@@ -123,15 +123,19 @@ class Users:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def register(self, email: str, password: str) -> User:
-        """Create an account without rights; `password` is a hash. Raises EmailTaken."""
-        new_account = _new_account(email, password, is_admin=False)
+    async def register(self, email: str, password_hash: str) -> User:
+        """Create an account without rights. Raises EmailTaken."""
+        new_account = _new_account(email, password_hash, is_admin=False)
         redis_keys = [_email_key(email), user_key(new_account["id"]), FIRST_ADMIN]
-        if await self._run("register", redis_keys, new_account["id"], email, *_as_arguments(new_account)) == "taken":
+        if (
+            await self._run("register", redis_keys, new_account["id"], email, *_fields_and_values(new_account))
+            == "taken"
+        ):
             raise EmailTaken
-        return _must_exist(User.of(new_account))
+        return _user_or_unavailable(User.of(new_account))
 
     async def find(self, user_id: str) -> User | None:
+        """Return the account with this id, or None."""
         async with translated_redis_errors():
             return User.of(await self._redis.hgetall(user_key(user_id)))
 
@@ -140,20 +144,23 @@ class Users:
             user_id = await self._redis.get(_email_key(email))
         return await self.find(str(user_id)) if user_id else None
 
-    async def change_profile(self, user: User, *, email: str | None = None, password: str | None = None) -> User:
-        """Change the address, the password (a hash), or both. Raises EmailTaken, AccountChanged."""
+    async def change_profile(self, user: User, *, email: str | None = None, password_hash: str | None = None) -> User:
+        """Change the address, the password, or both. Raises EmailTaken, AccountChanged."""
         redis_keys = [user_key(user.id), _email_key(user.email), _email_key(email or user.email), FIRST_ADMIN]
         # The script changes nothing if the account has another generation than the one that the caller has read.
-        outcome = await self._run("change_profile", redis_keys, user.id, user.generation, email or "", password or "")
+        outcome = await self._run(
+            "change_profile", redis_keys, user.id, user.generation, email or "", password_hash or ""
+        )
         if outcome == "taken":
             raise EmailTaken
         if outcome == "changed":
             raise AccountChanged
-        return _must_exist(await self.find(user.id))
+        return _user_or_unavailable(await self.find(user.id))
 
     async def change_access(self, user_id: str, changes: Mapping[str, bool], *, by: User, source: str | None) -> User:
         """Change `is_active`, `paid_access` or both, because the administrator `by` asks for it. Write an audit entry.
 
+        `source` is the network address from which the administrator asks.
         Raises NoSuchAccount, NotAdministrator, LastAdministrator.
         """
         new_flags = {name: str(int(is_set)) for name, is_set in changes.items()}
@@ -161,10 +168,10 @@ class Users:
         audit_entry = audit.entry_words("access changed", **facts)
         redis_keys = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
         arguments = [user_id, by.id, new_flags.get("is_active", ""), new_flags.get("paid_access", "")]
-        _raise_for(await self._run("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry))
+        _raise_if_refused(await self._run("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry))
         # The script has added the entry to the audit stream. The log gets it here.
         audit.say("access changed", **facts)
-        return _must_exist(await self.find(user_id))
+        return _user_or_unavailable(await self.find(user_id))
 
     async def set_admin(self, email: str, *, is_admin: bool) -> bool:
         """Make an account an administrator, or end that. Return False if nothing had to be changed.
@@ -180,7 +187,7 @@ class Users:
         )
         redis_keys = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
         outcome = await self._run("set_admin", redis_keys, user.id, int(is_admin), keys.AUDIT_KEPT, *audit_entry)
-        _raise_for(outcome)
+        _raise_if_refused(outcome)
         return outcome == "done"
 
     async def first_admin_email(self) -> str | None:
@@ -191,24 +198,25 @@ class Users:
         return str(stored["email"]) if "id" in stored else None
 
     async def create_first_admin(
-        self, email: str, password: str | None
+        self, email: str, password_hash: str | None
     ) -> Literal["created", "adopted", "reserved", "taken", "recorded"]:
         """Create the first administrator, unless one was created before. first_admin.lua explains the outcomes.
 
-        `password` is a hash; if it is None, the address is only reserved. An existing account with this address never
-        becomes an administrator.
+        If the hash is None, the address is only reserved. An existing account with this address never becomes an
+        administrator.
         """
         present_owner = await self.find_by_email(email)
-        new_account = _new_account(email, password or "", is_admin=True)
+        new_account = _new_account(email, password_hash or "", is_admin=True)
         # An administrator who already has this address is recorded as the first one.
         user_id = present_owner.id if present_owner is not None and present_owner.is_admin else new_account["id"]
         audit_entry = audit.entry_words("first administrator recorded", user=user_id, actor="settings")
         redis_keys = [FIRST_ADMIN, _email_key(email), user_key(user_id), ADMINISTRATORS, keys.AUDIT]
-        fields = _as_arguments(new_account) if password is not None else []
+        fields = _fields_and_values(new_account) if password_hash is not None else []
         # The script needs the number of words in the audit entry, because the fields of the account follow them.
         outcome: Any = await self._run(
             "first_admin", redis_keys, user_id, email, keys.AUDIT_KEPT, len(audit_entry), *audit_entry, *fields
         )
+        # The script returns only the words of this method's type.
         return outcome  # type: ignore[no-any-return]
 
     async def renew_hash(self, user: User, new_hash: str) -> None:
@@ -216,7 +224,7 @@ class Users:
 
         No session ends.
         """
-        await self._run("renew_hash", [user_key(user.id)], user.password, new_hash)
+        await self._run("renew_hash", [user_key(user.id)], user.password_hash, new_hash)
 
     async def _run(self, name: str, redis_keys: list[str], *arguments: str | int) -> str:
         async with translated_redis_errors():
@@ -235,11 +243,11 @@ def _new_account(email: str, password_hash: str, *, is_admin: bool) -> dict[str,
     }
 
 
-def _as_arguments(account: Mapping[str, str]) -> list[str]:
+def _fields_and_values(account: Mapping[str, str]) -> list[str]:
     return [text for item in account.items() for text in item]
 
 
-def _raise_for(outcome: str) -> None:
+def _raise_if_refused(outcome: str) -> None:
     match outcome:
         case "absent":
             raise NoSuchAccount
@@ -249,7 +257,7 @@ def _raise_for(outcome: str) -> None:
             raise LastAdministrator
 
 
-def _must_exist(user: User | None) -> User:
+def _user_or_unavailable(user: User | None) -> User:
     if user is None:
         raise Unavailable("the account is gone from the store; was the store emptied?")
     return user

@@ -29,9 +29,9 @@ SHUT = Allowance(10, 0, 4_000, 1_000)
 )
 def test_each_row_of_the_table(verdict: Verdict, wait_left_ms: float, paid_access: bool, step: Step) -> None:
     """Free whenever it is open; waiting before paying; never paying without paid access."""
-    assert next_step(verdict, wait_left_ms, paid_access=paid_access) == step
+    assert next_step(verdict, wait_left_ms, has_paid_access=paid_access) == step
 
 
 def test_a_refused_message_is_paid_for_with_that_reason() -> None:
     """The metrics tell a wrong count from a closed provider."""
-    assert next_step(Closed(SHUT), 0, paid_access=True, refused=True) == Pay("refused")
+    assert next_step(Closed(SHUT), 0, has_paid_access=True, was_refused=True) == Pay("refused")

@@ -10,7 +10,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from mesh.errors import Busy
-from quart_app.messages.passwords import WAITING_PER_THREAD, Passwords
+from quart_app.messages.passwords import MOST_WAITING_PER_THREAD, Passwords
 
 
 @pytest.fixture
@@ -47,18 +47,18 @@ async def test_an_unknown_account_takes_as_long_as_a_known_one(passwords: Passwo
 async def test_the_queue_is_bounded_and_leaves_room_for_known_callers(passwords: Passwords) -> None:
     """A caller gets 503 instead of waiting for minutes; strangers fill at most half of the queue."""
     hashed = await passwords.hash("correct horse")
-    strangers = [asyncio.create_task(passwords.matches(hashed, "guess")) for _ in range(2 * WAITING_PER_THREAD)]
+    strangers = [asyncio.create_task(passwords.matches(hashed, "guess")) for _ in range(2 * MOST_WAITING_PER_THREAD)]
     await asyncio.sleep(0)
     known = [
         asyncio.create_task(passwords.matches(hashed, "correct horse", is_known=True))
-        for _ in range(WAITING_PER_THREAD)
+        for _ in range(MOST_WAITING_PER_THREAD)
     ]
     answers = await asyncio.gather(*strangers, return_exceptions=True)
     refused = [each for each in answers if isinstance(each, Busy)]
-    assert len(refused) == len(answers) - WAITING_PER_THREAD // 2 - 1
+    assert len(refused) == len(answers) - MOST_WAITING_PER_THREAD // 2 - 1
     assert refused[0].retry_after == 1
     let_in = [each for each in await asyncio.gather(*known, return_exceptions=True) if each is True]
-    assert len(let_in) == WAITING_PER_THREAD // 2
+    assert len(let_in) == MOST_WAITING_PER_THREAD // 2
     await passwords.hash("and afterwards there is room again")
 
 

@@ -27,7 +27,7 @@ from quart_app.messages.provider import (
     ProviderOutcome,
     Unknown,
     Unsent,
-    retry_after_ms,
+    read_retry_after_ms,
 )
 from quart_app.messages.settings import LONGEST_PAUSE_MS, MessageSettings
 from tests.support import tls
@@ -229,12 +229,12 @@ def test_retry_after_in_both_its_forms(said: str, meant: int | None) -> None:
     """A date counts from the Date of the answer, so the two clocks need not agree."""
     headers = httpx.Headers({"Date": formatdate(1_700_000_000, usegmt=True)})
     headers["Retry-After"] = said
-    assert retry_after_ms(headers) == meant
+    assert read_retry_after_ms(headers) == meant
 
 
 def test_an_absent_retry_after_is_none() -> None:
     """The caller then assumes the usual block."""
-    assert retry_after_ms(httpx.Headers()) is None
+    assert read_retry_after_ms(httpx.Headers()) is None
 
 
 async def test_on_sent_is_called_before_the_answer() -> None:

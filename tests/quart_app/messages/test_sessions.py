@@ -10,7 +10,15 @@ import jwt
 import pytest
 from redis.asyncio import Redis
 
-from quart_app.messages.sessions import ALGORITHM, DEVICE_S, Keys, NotLoggedIn, Sessions, key_id, load_keys
+from quart_app.messages.sessions import (
+    ALGORITHM,
+    DEVICE_KNOWN_S,
+    NotLoggedIn,
+    Sessions,
+    SigningSecrets,
+    load_signing_secrets,
+    secret_name,
+)
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User, Users
 
@@ -18,8 +26,8 @@ SECRET, OLDER, OTHER = "s" * 40, "o" * 40, "x" * 40
 SETTINGS = MessageSettings()
 
 
-def sessions(redis: Redis, keys: Keys | None = None, **settings: Any) -> Sessions:
-    return Sessions(redis, keys or Keys(SECRET), MessageSettings(**settings))
+def sessions(redis: Redis, keys: SigningSecrets | None = None, **settings: Any) -> Sessions:
+    return Sessions(redis, keys or SigningSecrets(SECRET), MessageSettings(**settings))
 
 
 @pytest.fixture
@@ -40,15 +48,20 @@ async def test_a_session_is_valid_until_the_logout(shared: Redis, user: User) ->
 
 async def test_two_keys_are_accepted_during_a_change(shared: Redis, user: User) -> None:
     """A token of the previous key is valid as long as the settings name that key."""
-    old = await sessions(shared, Keys(OLDER)).begin(user)
-    await sessions(shared, Keys(SECRET, OLDER)).check(old)
+    old = await sessions(shared, SigningSecrets(OLDER)).begin(user)
+    await sessions(shared, SigningSecrets(SECRET, OLDER)).check(old)
     with pytest.raises(NotLoggedIn):
-        await sessions(shared, Keys(SECRET)).check(old)
+        await sessions(shared, SigningSecrets(SECRET)).check(old)
 
 
 async def test_the_key_is_changed_without_a_lost_session(shared: Redis, user: User) -> None:
     """The steps of docs/operations.md: replicas of neighbouring steps accept each other's tokens."""
-    steps = [Keys(OLDER), Keys(OLDER, SECRET), Keys(SECRET, OLDER), Keys(SECRET)]
+    steps = [
+        SigningSecrets(OLDER),
+        SigningSecrets(OLDER, SECRET),
+        SigningSecrets(SECRET, OLDER),
+        SigningSecrets(SECRET),
+    ]
     for one, other in itertools.pairwise(steps):
         await sessions(shared, other).check(await sessions(shared, one).begin(user))
         await sessions(shared, one).check(await sessions(shared, other).begin(user))
@@ -81,7 +94,7 @@ async def claims_of(redis: Redis, user: User) -> dict[str, Any]:
 
 
 def signed(claims: dict[str, Any], secret: str = SECRET, algorithm: str = ALGORITHM, kid: str | None = None) -> str:
-    return jwt.encode(claims, secret, algorithm, headers={"kid": kid or key_id(secret)})
+    return jwt.encode(claims, secret, algorithm, headers={"kid": kid or secret_name(secret)})
 
 
 @pytest.mark.parametrize(
@@ -113,9 +126,9 @@ async def test_a_forged_token_is_refused(shared: Redis, user: User) -> None:
     await sessions(shared).check(signed(claims))
     forged = [
         signed(claims, OTHER),
-        signed(claims, OTHER, kid=key_id(SECRET)),
-        signed(claims, SECRET * 2, "HS512", kid=key_id(SECRET)),
-        jwt.encode(claims, None, "none", headers={"kid": key_id(SECRET)}),
+        signed(claims, OTHER, kid=secret_name(SECRET)),
+        signed(claims, SECRET * 2, "HS512", kid=secret_name(SECRET)),
+        jwt.encode(claims, None, "none", headers={"kid": secret_name(SECRET)}),
         jwt.encode(claims, SECRET, ALGORITHM),
         signed(claims)[:-2],
         "a.b.c",
@@ -138,7 +151,7 @@ async def test_a_session_ends_with_a_change_of_the_account(shared: Redis, user: 
     await refused(shared, tokens)
     user = await users.change_access(user.id, {"is_active": True}, by=admin, source=None)
     await refused(shared, tokens)
-    for change in ({"password": "other hash"}, {"email": "other@example.com"}):
+    for change in ({"password_hash": "other hash"}, {"email": "other@example.com"}):
         tokens.append(await sessions(shared).begin(user))
         await sessions(shared).check(tokens[-1])
         user = await users.change_profile(user, **change)
@@ -155,34 +168,34 @@ async def refused(shared: Redis, tokens: list[str]) -> None:
 async def test_a_device_is_known_to_one_account(shared: Redis, user: User) -> None:
     """A device is known until the account's password or address changes; its token opens no session."""
     users, here = Users(shared), sessions(shared)
-    token = await here.remember_device(user)
-    device = here.known_device(token, user)
-    assert device and here.known_device(token, user) == device
+    token = await here.new_device_token(user)
+    device = here.known_device_id(token, user)
+    assert device and here.known_device_id(token, user) == device
     other = await users.register("other@example.com", "hash")
-    assert here.known_device(token, other) is None and here.known_device(token, None) is None
+    assert here.known_device_id(token, other) is None and here.known_device_id(token, None) is None
     with pytest.raises(NotLoggedIn):
         await here.check(token)
-    assert here.known_device(await here.begin(user), user) is None
+    assert here.known_device_id(await here.begin(user), user) is None
     for forged in (None, "", "a.b.c", token[:-2], signed(await claims_of(shared, user))):
-        assert here.known_device(forged, user) is None
-    assert here.known_device(token, await users.change_profile(user, password="other hash")) is None
+        assert here.known_device_id(forged, user) is None
+    assert here.known_device_id(token, await users.change_profile(user, password_hash="other hash")) is None
 
 
 async def test_a_device_is_forgotten_after_a_while(shared: Redis, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is forgotten half a year after the login."""
     here = sessions(shared)
-    token = await here.remember_device(user)
-    later = time.time() + DEVICE_S + 60
+    token = await here.new_device_token(user)
+    later = time.time() + DEVICE_KNOWN_S + 60
     monkeypatch.setattr(time, "time", lambda: later)
-    assert here.known_device(token, user) is None
+    assert here.known_device_id(token, user) is None
 
 
 async def test_replicas_without_a_signing_key_create_one_for_all(shared: Redis) -> None:
     """The first replica creates it in Redis; no default is in the code."""
-    first, second = await load_keys(shared, SETTINGS), await load_keys(shared, SETTINGS)
+    first, second = await load_signing_secrets(shared, SETTINGS), await load_signing_secrets(shared, SETTINGS)
     assert first == second and len(first.current) >= 32
     given = MessageSettings(jwt_secret=SECRET, jwt_previous_secret=OLDER)  # type: ignore[arg-type]
-    assert await load_keys(shared, given) == Keys(SECRET, OLDER)
+    assert await load_signing_secrets(shared, given) == SigningSecrets(SECRET, OLDER)
 
 
 def test_a_short_secret_stops_the_start() -> None:

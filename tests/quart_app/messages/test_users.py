@@ -71,7 +71,7 @@ async def test_every_change_of_a_profile_ends_older_sessions(shared: Redis) -> N
     user = await users.register("a@example.com", "hash")
     moved = await users.change_profile(user, email="b@example.com")
     assert moved.generation == 2
-    assert (await users.change_profile(moved, password="other hash")).generation == 3
+    assert (await users.change_profile(moved, password_hash="other hash")).generation == 3
     with pytest.raises(AccountChanged):
         await users.change_profile(moved, email="c@example.com")
 
@@ -228,10 +228,10 @@ async def test_a_renewed_hash_undoes_no_change_of_the_password(shared: Redis) ->
     """Somebody logged in with the former password while it was changed."""
     users = Users(shared)
     before = await users.register("a@example.com", "costs of last year")
-    changed = await users.change_profile(before, password="another password")
+    changed = await users.change_profile(before, password_hash="another password")
     await users.renew_hash(before, "former password, costs of today")
     assert (await users.find(before.id)) == changed
     await users.renew_hash(changed, "another password, costs of today")
     renewed = await users.find(before.id)
     assert renewed is not None
-    assert (renewed.password, renewed.generation) == ("another password, costs of today", changed.generation)
+    assert (renewed.password_hash, renewed.generation) == ("another password, costs of today", changed.generation)
