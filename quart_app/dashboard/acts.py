@@ -30,8 +30,8 @@ from quart_app.security.csrf import is_foreign
 from quart_app.settings import AppSettings
 
 OPERATOR = "operator"
-#: Most characters of a reason or a name in a question.
-REASON_SHOWN = 200
+#: Most characters of a reason or a name in a question. Both may be very long, and a question must stay readable.
+MOST_CHARACTERS = 200
 
 #: The body of a POST with JSON: the same fields as those of a form, but a value may be a list.
 _JSON_FIELDS: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | list[str]])
@@ -44,28 +44,28 @@ class OperatorCheck:
     """
 
     def __init__(self, settings: AppSettings) -> None:
-        #: whether PAGE_PASSWORD is set; without it nobody can act
-        self.can_act = bool(settings.page_password.get_secret_value())
+        #: whether PAGE_PASSWORD is set; without it nobody can sign in or act
+        self.has_password = bool(settings.page_password.get_secret_value())
         self._auth = BasicAuth("page", OPERATOR, settings.page_password)
         #: The membership whose Redis clients `_auth` uses. After a lost lease the next membership has other clients.
-        self._opened_for: Mesh | None = None
+        self._auth_membership: Mesh | None = None
 
     async def is_signed_in(self, request: Request, replica: Mesh) -> bool:
         """Return whether a request has the operator's credentials. Raises Problem if it has wrong ones."""
-        if not self.can_act or request.authorization is None:
+        if not self.has_password or request.authorization is None:
             return False
-        await self.check(request, replica)
+        await self.actor_of(request, replica)
         return True
 
-    async def check(self, request: Request, replica: Mesh) -> Actor:
-        """Return who acts. Raises Problem: 401, 403, 429."""
+    async def actor_of(self, request: Request, replica: Mesh) -> Actor:
+        """Return who acts, always the operator. Raises Problem if somebody else asks: 401, 403, 429."""
         if is_foreign(request.method, request.headers, frozenset()):  # no other site is allowed
             raise Problem(403, "this request was made by a page of another site")
-        if not self.can_act:
+        if not self.has_password:
             raise Problem(403, "this page is read-only; set PAGE_PASSWORD to act on it")
-        if self._opened_for is not replica:
+        if self._auth_membership is not replica:
             self._auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
-            self._opened_for = replica
+            self._auth_membership = replica
         await self._auth.check(request)
         return Actor(OPERATOR, request.remote_addr or "")
 
@@ -78,14 +78,14 @@ async def read_fields(request: Request) -> ActFields:
     return {name: value if isinstance(value, str) else " ".join(value) for name, value in fields.items()}
 
 
-def find(name: str, acts: Mapping[str, Act]) -> Act:
+def find_act(name: str, acts: Mapping[str, Act]) -> Act:
     """Return an act by its name. Raises Problem if there is none of this name."""
     if name not in acts:
         raise Problem(404, f"there is no act {shortened(name, 50)!r}; there are {', '.join(acts)}")
     return acts[name]
 
 
-# Dead letters
+# Acts on dead letters
 
 
 def _dead_letters(replica: Mesh) -> DeadLetters:
@@ -116,7 +116,7 @@ async def _describe_chosen(replica: Mesh, fields: ActFields) -> tuple[str, str, 
     if not isinstance(chosen, LetterGroup):
         return counted(len(chosen), "dead letter"), "", ""
     count = await _dead_letters(replica).counts(chosen)
-    reason_phrase = f" with the reason “{shortened(chosen.reason, REASON_SHOWN)}”"
+    reason_phrase = f" with the reason “{shortened(chosen.reason, MOST_CHARACTERS)}”"
     return counted(count, "dead letter"), chosen.stream, reason_phrase
 
 
@@ -153,17 +153,17 @@ async def _discard(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     )
 
 
-def _done_with_letters(verb: str, report: Report) -> Done:
+def _done_with_letters(participle: str, report: Report) -> Done:
     """Return what an act on dead letters did, as a sentence and with the fields of the report as facts."""
-    parts = [f"{report.done:,} {verb}"]
+    parts = [f"{report.done:,} {participle}"]
     if report.gone:
         parts.append(f"{report.gone:,} {'was' if report.gone == 1 else 'were'} gone already")
     why_stopped = f" It stopped: {report.problem}." if report.problem else ""
     return Done(f"{', '.join(parts)}.{why_stopped}", asdict(report))
 
 
-# Operations, requests, replicas. A replica learns of a pause, of its end and of a drain when it renews its lease. By
-# default it does so every half second, so the answers below say "within a second".
+# Acts on operations, requests and replicas. A replica learns of a pause, of its end and of a drain when it renews its
+# lease. By default it does so every half second, so the answers below say "within a second".
 
 
 def _control(replica: Mesh) -> Control:
@@ -174,7 +174,7 @@ async def _ask_pause(replica: Mesh, fields: ActFields) -> ActQuestion:
     op = fields.get("op", "")
     warning = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
     return ActQuestion(
-        f"Pause {shortened(op, REASON_SHOWN)}?",
+        f"Pause {shortened(op, MOST_CHARACTERS)}?",
         "Every replica will refuse its calls with 503 until you resume it. Requests to a class wait until then if no "
         f"caller waits for them; requests to a database go on.{warning}",
         fields,
@@ -189,7 +189,7 @@ async def _pause(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
 
 async def _ask_resume(replica: Mesh, fields: ActFields) -> ActQuestion:
     op = fields.get("op", "")
-    return ActQuestion(f"Resume {shortened(op, REASON_SHOWN)}?", "Replicas will work on it again.", fields)
+    return ActQuestion(f"Resume {shortened(op, MOST_CHARACTERS)}?", "Replicas will work on it again.", fields)
 
 
 async def _resume(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
@@ -199,7 +199,7 @@ async def _resume(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
 
 async def _ask_cancel(replica: Mesh, fields: ActFields) -> ActQuestion:
     return ActQuestion(
-        f"Cancel the request {shortened(fields.get('id', ''), REASON_SHOWN)}?",
+        f"Cancel the request {shortened(fields.get('id', ''), MOST_CHARACTERS)}?",
         "It will have no effect, and its caller gets an error. A replica that works on it stops.",
         fields,
     )
@@ -218,17 +218,17 @@ async def _ask_drain(replica: Mesh, fields: ActFields) -> ActQuestion:
     drained_replica = fields.get("replica", "")
     ready_members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
     cls = next((member.cls for member in ready_members if member.replica == drained_replica), "")
-    others_of_class = sum(member.cls == cls for member in ready_members) - 1
-    outlook = f"{counted(others_of_class, 'replica')} of class {cls} will be left."
+    others_count = sum(member.cls == cls for member in ready_members) - 1
+    consequence = f"{counted(others_count, 'replica')} of class {cls} will be left."
     if not cls:
-        outlook = "No ready replica has this name now."
-    elif not others_of_class:
-        outlook = (
+        consequence = "No ready replica has this name now."
+    elif not others_count:
+        consequence = (
             f"It is the last replica of class {cls}: requests to this class wait or are refused until one is ready."
         )
     return ActQuestion(
-        f"Drain {shortened(drained_replica, REASON_SHOWN)}?",
-        f"It finishes what it works on, gives its database back and ends its process. {outlook}",
+        f"Drain {shortened(drained_replica, MOST_CHARACTERS)}?",
+        f"It finishes what it works on, gives its database back and ends its process. {consequence}",
         fields,
     )
 
@@ -239,8 +239,8 @@ async def _drain(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     return Done(text, {"changed": changed})
 
 
-#: The acts on the mesh itself, by name. `LivePage` adds those of the services (`Service.acts`). The texts of each act
-#: are its name, the text of the button, the word that the operator must type ("": none), and the view that offers it.
+#: The acts on the mesh itself, by name. `LivePage` adds those of the services (`Service.acts`). The four texts of each
+#: act are its name, the text of the button, the word that the operator must type ("": none), and its view.
 ACTS = {
     act.name: act
     for act in (
@@ -254,22 +254,22 @@ ACTS = {
 }
 
 
-async def ask(act: Act, replica: Mesh, fields: ActFields) -> ActQuestion:
+async def ask_before(act: Act, replica: Mesh, fields: ActFields) -> ActQuestion:
     """Return the question for the operator. Raises Problem if the act is refused."""
-    with _refusals_as_problems():
+    with _problem_for_refusal():
         return await act.ask(replica, fields)
 
 
-async def do(act: Act, replica: Mesh, fields: ActFields, actor: Actor) -> Done:
+async def carry_out(act: Act, replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     """Carry an act out. Raises Problem if the act is refused, or if the word that confirms it was not typed."""
     if act.word and fields.get("word", "").strip().lower() != act.word:
         raise Problem(422, f"type the word {act.word!r} to confirm it; nothing was done")
-    with _refusals_as_problems():
+    with _problem_for_refusal():
         return await act.do(replica, fields, actor)
 
 
 @contextlib.contextmanager
-def _refusals_as_problems() -> Iterator[None]:
+def _problem_for_refusal() -> Iterator[None]:
     """Turn the refusal of an act into a 422 for its caller."""
     try:
         yield

@@ -14,13 +14,13 @@ from quart import Blueprint, Response
 from werkzeug.exceptions import NotFound
 
 FOLDER = Path(__file__).parent / "static"
-PREFIX = "/assets"
+URL_PREFIX = "/assets"
 #: The files that the folder may have, by suffix, with their content types.
-TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+CONTENT_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 #: One year, the longest time that RFC 9111 caches are expected to honour.
-FOR_EVER = "public, max-age=31536000, immutable"
+CACHE_FOR_EVER = "public, max-age=31536000, immutable"
 #: A page may load only our own files and run nothing inline, and no page of another site may show it in a frame.
-POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
@@ -38,27 +38,28 @@ class Assets:
     """All files of the folder, by the name in their address."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self._names: dict[str, str] = {}
-        self._assets: dict[str, Asset] = {}
+        self._url_names: dict[str, str] = {}
+        self._assets_by_url_name: dict[str, Asset] = {}
         for path in sorted(folder.iterdir()):
             content = path.read_bytes()
-            name = f"{path.stem}.{hashlib.sha256(content).hexdigest()[:12]}{path.suffix}"
-            self._names[path.name] = name
-            self._assets[name] = Asset(content, TYPES[path.suffix])
+            # Twelve digits of the hash are enough to tell two versions of a file apart.
+            url_name = f"{path.stem}.{hashlib.sha256(content).hexdigest()[:12]}{path.suffix}"
+            self._url_names[path.name] = url_name
+            self._assets_by_url_name[url_name] = Asset(content, CONTENT_TYPES[path.suffix])
 
-    def url(self, file: str) -> str:
+    def url(self, file_name: str) -> str:
         """Return the address of a file in the folder. Raises KeyError if there is no such file."""
-        return f"{PREFIX}/{self._names[file]}"
+        return f"{URL_PREFIX}/{self._url_names[file_name]}"
 
     def routes(self) -> Blueprint:
         """Return the route GET /assets/{name}."""
         blueprint = Blueprint("assets", __name__)
 
-        @blueprint.get(f"{PREFIX}/<name>")
+        @blueprint.get(f"{URL_PREFIX}/<name>")
         async def asset(name: str) -> Response:
-            file = self._assets.get(name)
-            if file is None:
+            found = self._assets_by_url_name.get(name)
+            if found is None:
                 raise NotFound
-            return Response(file.content, content_type=file.content_type, headers={"Cache-Control": FOR_EVER})
+            return Response(found.content, content_type=found.content_type, headers={"Cache-Control": CACHE_FOR_EVER})
 
         return blueprint

@@ -25,10 +25,10 @@ from mesh.dead import DeadLetter, DeadLetters
 
 #: Most rates that are kept for each number. With one look per second these are the rates of the last minute.
 KEPT_RATES = 60
-#: A longer pause between two looks of this page ends the history, because the rates of the pause are not known.
-LONGEST_PAUSE_MS = 5000
-#: Most dead letters of the last hour that a look reads. If there are as many, the page says "50 or more".
-RECENT_DEAD = 50
+#: A longer gap between two looks of this page ends the history, because the rates of the gap are not known.
+LONGEST_GAP_MS = 5000
+#: Most dead letters of the last hour that a look reads each second. If there are as many, the page says "50 or more".
+MOST_DEAD_READ = 50
 HOUR_MS = 3_600_000
 
 Rates = Mapping[str, Sequence[float]]
@@ -43,10 +43,13 @@ class DatabaseFigures:
     #: ended without a release, and the roster row still exists. Missing: no replica holds the database, and it has data
     #: or its replica is expected back.
     state: str
+    #: the roster row
     member: Member | None = None
+    #: how long the lease still lasts; 0 without a lease
     lease_ms: int = 0
     #: requests that the replica works on
     in_hand: int = 0
+    #: only in the state missing: whether the database has data, and whose replica is expected back
     missing: Missing | None = None
 
     @property
@@ -68,7 +71,11 @@ class ConsumerFigures:
 
 @dataclass(frozen=True, slots=True)
 class StreamFigures:
-    """One request stream. `oldest_ms` is the age of its oldest entry; None if the stream is empty."""
+    """One request stream. `oldest_ms` is the age of its oldest entry; None if the stream is empty.
+
+    `length` counts its entries, `pending` those that replicas work on, and `added` all that were ever added. `name` is
+    the address: a class, or a database such as "db3".
+    """
 
     name: str
     length: int
@@ -79,7 +86,7 @@ class StreamFigures:
 
     @property
     def waiting(self) -> int:
-        """Entries that no replica works on yet."""
+        """How many entries no replica works on yet. They are in flight, and not waiting as the glossary says it."""
         return max(0, self.length - self.pending)
 
 
@@ -87,7 +94,8 @@ class StreamFigures:
 class Figures:
     """The mesh at one moment; `at_ms` is Redis's clock. Rates are per second, oldest first.
 
-    `dead` is the number of all dead letters. `recent_dead` has the newest letters of the last hour, without bodies.
+    `places` has all databases in order. `dead` is the number of all dead letters. `recent_dead` has the newest letters
+    of the last hour, without bodies.
     """
 
     at_ms: int
@@ -105,7 +113,7 @@ class FiguresReader:
 
     def __init__(self, replica: Mesh) -> None:
         self._replica = replica
-        self._names = [
+        self._stream_names = [
             name.removeprefix(keys.REQUESTS)
             for name in keys.request_streams(replica.settings.classes, replica.settings.databases)
         ]
@@ -117,24 +125,24 @@ class FiguresReader:
         """Read all figures now. Raises RedisError, MeshError."""
         replica = self._replica
         # An id without a sequence number, such as this one, counts as the first one of its millisecond.
-        oldest_id = str(replica.now_ms() - HOUR_MS)
+        hour_ago_id = str(replica.now_ms() - HOUR_MS)
         books, members, missing, pipeline_answers, recent_dead, paused = await asyncio.gather(
             replica.books(),
             replica.roster(),
             replica.missing(),
             self._ask_redis(),
-            self._letters.look(RECENT_DEAD, oldest=oldest_id, body=0),  # body=0: without the bodies
+            self._letters.look(MOST_DEAD_READ, oldest=hour_ago_id, body=0),  # body=0: without the bodies
             self._control.paused(),
         )
-        at_ms = pipeline_answers.pop_clock()
+        at_ms = pipeline_answers.pop_time_ms()
         (dead,) = pipeline_answers.pop(1)
         leases = pipeline_answers.pop(self._replica.settings.databases)
-        streams = [_stream_figures(name, at_ms, *pipeline_answers.pop(4)) for name in self._names]
+        streams = [_stream_figures(name, at_ms, *pipeline_answers.pop(4)) for name in self._stream_names]
         growing_numbers = {**books, **{f"stream {stream.name}": stream.added for stream in streams}}
         return Figures(
             at_ms=at_ms,
             books=books,
-            places=_database_figures(members, missing, leases, streams),
+            places=_all_database_figures(members, missing, leases, streams),
             streams=streams,
             dead=dead,
             recent_dead=recent_dead,
@@ -143,12 +151,13 @@ class FiguresReader:
         )
 
     async def _ask_redis(self) -> _PipelineAnswers:
+        # `read` takes the answers in the order of these commands.
         pipeline = self._replica.shared.pipeline(transaction=False)
         pipeline.time()
         pipeline.xlen(keys.DEAD)
         for database in range(self._replica.settings.databases):
             pipeline.pttl(keys.lease(database))
-        for name in self._names:
+        for name in self._stream_names:
             stream = keys.REQUESTS + name
             pipeline.xinfo_stream(stream)
             pipeline.xinfo_groups(stream)
@@ -165,13 +174,14 @@ class _PipelineAnswers:
 
     def pop(self, count: int) -> list[Any]:
         """Take the next `count` answers. Raises the error of one of them, unless its stream or group does not exist."""
-        taken = [self._answers.popleft() for _ in range(count)]
-        for answer in taken:
+        popped = [self._answers.popleft() for _ in range(count)]
+        for answer in popped:
             if isinstance(answer, Exception) and not _is_absent(answer):
                 raise answer
-        return [[] if isinstance(answer, Exception) else answer for answer in taken]
+        return [[] if isinstance(answer, Exception) else answer for answer in popped]
 
-    def pop_clock(self) -> int:
+    def pop_time_ms(self) -> int:
+        """Take the answer to TIME, in ms."""
         ((seconds, microseconds),) = self.pop(1)
         return int(seconds) * 1000 + int(microseconds) // 1000
 
@@ -191,7 +201,7 @@ def _stream_figures(name: str, at_ms: int, stream_info: Any, groups: Any, consum
     )
 
 
-def _database_figures(
+def _all_database_figures(
     members: Sequence[Member], missing: Sequence[Missing], leases: Sequence[int], streams: Sequence[StreamFigures]
 ) -> list[DatabaseFigures]:
     in_hand: dict[str, int] = defaultdict(int)
@@ -199,9 +209,9 @@ def _database_figures(
         for consumer in stream.consumers:
             in_hand[consumer.replica] += consumer.pending
     member_at = {member.database: member for member in members}
-    missing_at = {missing_one.database: missing_one for missing_one in missing}
+    missing_at = {missing_database.database: missing_database for missing_database in missing}
     return [
-        DatabaseFigures(database, _state(member), member, max(0, lease_ms), in_hand[member.replica])
+        DatabaseFigures(database, _state_of(member), member, max(0, lease_ms), in_hand[member.replica])
         if (member := member_at.get(database))
         else DatabaseFigures(
             database, "missing" if database in missing_at else "free", missing=missing_at.get(database)
@@ -210,7 +220,7 @@ def _database_figures(
     ]
 
 
-def _state(member: Member) -> str:
+def _state_of(member: Member) -> str:
     return member.state if member.leased or member.state == "left" else "lost"
 
 
@@ -229,12 +239,12 @@ class History:
 
     def add(self, at_ms: int, values: Mapping[str, int]) -> Rates:
         """Add the values of a moment. Return the rates per second of each number in the last minute, oldest first."""
-        passed_ms = at_ms - self._last_at_ms
-        if not 0 < passed_ms <= LONGEST_PAUSE_MS:
+        gap_ms = at_ms - self._last_at_ms
+        if not 0 < gap_ms <= LONGEST_GAP_MS:
             self._rates.clear()
         else:
             for name in values.keys() & self._last_values.keys():
-                rate = max(0, values[name] - self._last_values[name]) * 1000 / passed_ms
+                rate = max(0, values[name] - self._last_values[name]) * 1000 / gap_ms
                 self._rates.setdefault(name, deque(maxlen=KEPT_RATES)).append(round(rate, 1))
         self._last_values, self._last_at_ms = values, at_ms
         return {name: list(rates) for name, rates in self._rates.items()}

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from quart import Blueprint, Response, request
 
-from quart_app.dashboard.assets import POLICY, Assets
+from quart_app.dashboard.assets import CONTENT_SECURITY_POLICY, Assets
 from quart_app.dashboard.templating import environment
 from quart_app.security.secrets import is_loopback
 
@@ -23,7 +23,7 @@ def routes(live_page_url: str) -> Sequence[Blueprint]:
     """
     assets = Assets()
     template = environment(assets).get_template("landing.html")
-    page, page_with_link = (template.render(live=address).encode() for address in ("", live_page_url))
+    page_without_link, page_with_link = (template.render(live=url).encode() for url in ("", live_page_url))
     link_is_local = is_loopback(_host_of(live_page_url))
     blueprint = Blueprint("landing", __name__)
 
@@ -31,17 +31,19 @@ def routes(live_page_url: str) -> Sequence[Blueprint]:
     async def landing() -> Response:
         # A link to a loopback address works only for a visitor on this machine, who uses a loopback address, too.
         can_follow = not link_is_local or is_loopback(_host_of(f"//{request.host}"))
-        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
         return Response(
-            page_with_link if can_follow else page, content_type="text/html; charset=utf-8", headers=headers
+            page_with_link if can_follow else page_without_link,
+            content_type="text/html; charset=utf-8",
+            headers=headers,
         )
 
     return [blueprint, assets.routes()]
 
 
-def _host_of(address: str) -> str:
-    """Return the host that an address names, or "" if it names none."""
+def _host_of(url: str) -> str:
+    """Return the host that a URL names, or "" if it names none."""
     try:
-        return urlsplit(address).hostname or ""
+        return urlsplit(url).hostname or ""
     except ValueError:
         return ""

@@ -6,41 +6,41 @@ from mesh.control import LaterRequest, ScheduledOperation, Waiting
 from quart_app.panels import Panel, PanelFigure, PanelItem, counted, duration, shortened
 
 #: Most requests, and most schedules, that are shown; those that are due next come first.
-SHOWN = 10
+MOST_SHOWN = 10
 #: Most characters of the last try's error that are shown.
-ERROR_SHOWN = 120
+MOST_ERROR_CHARACTERS = 120
 
 
 def panel(waiting: Waiting, now_ms: int) -> Panel:
     """Return the panel; `now_ms` is Redis's clock."""
-    items = [_request_item(each, now_ms) for each in waiting.requests] + [
-        _schedule_item(each, now_ms) for each in waiting.schedules
+    items = [_request_item(request, now_ms) for request in waiting.requests] + [
+        _schedule_item(schedule, now_ms) for schedule in waiting.schedules
     ]
     return Panel(
         "later",
         "Later",
         note="requests that wait for their time, and operations that run by themselves",
         figures=[
-            PanelFigure("requests wait", f"{waiting.count:,}", _shown(waiting.count)),
-            PanelFigure("schedules", f"{waiting.scheduled:,}", _shown(waiting.scheduled)),
+            PanelFigure("requests wait", f"{waiting.count:,}", _note_if_cut(waiting.count)),
+            PanelFigure("schedules", f"{waiting.scheduled:,}", _note_if_cut(waiting.scheduled)),
         ],
         items=items,
     )
 
 
-def _shown(count: int) -> str:
-    return f"the next {SHOWN} are shown" if count > SHOWN else ""
+def _note_if_cut(count: int) -> str:
+    return f"the next {MOST_SHOWN} are shown" if count > MOST_SHOWN else ""
 
 
 def _request_item(request: LaterRequest, now_ms: int) -> PanelItem:
     address = f"database {request.to[2:]}" if request.to.startswith("db") else f"class {request.to}"
-    lines = [f"{request.op} for {address}, {_until(request, now_ms)}"]
+    lines = [f"{request.op} for {address}, {_waits_for(request, now_ms)}"]
     if request.tries:
-        lines.append(f"after {counted(request.tries, 'try')}: {shortened(request.error, ERROR_SHOWN)}")
+        lines.append(f"after {counted(request.tries, 'try')}: {shortened(request.error, MOST_ERROR_CHARACTERS)}")
     return PanelItem(request.key, "waits again" if request.tries else "waits", lines)
 
 
-def _until(request: LaterRequest, now_ms: int) -> str:
+def _waits_for(request: LaterRequest, now_ms: int) -> str:
     """Return what a request waits for: a moment, a place in its lane, or the end of a pause."""
     if request.waits_for == "pause":
         return "until its operation goes on"
@@ -60,5 +60,5 @@ def _schedule_item(schedule: ScheduledOperation, now_ms: int) -> PanelItem:
     )
 
 
-def _due(at_ms: int, now_ms: int) -> str:
-    return f"due in {duration(at_ms - now_ms)}" if at_ms > now_ms else f"due since {duration(now_ms - at_ms)}"
+def _due(due_ms: int, now_ms: int) -> str:
+    return f"due in {duration(due_ms - now_ms)}" if due_ms > now_ms else f"due since {duration(now_ms - due_ms)}"

@@ -26,23 +26,25 @@ from werkzeug.exceptions import NotFound
 from mesh import MeshError
 from mesh.dead import DeadLetter
 from quart_app.dashboard import activity, acts
-from quart_app.dashboard.assets import POLICY, Assets
+from quart_app.dashboard.assets import CONTENT_SECURITY_POLICY, Assets
 from quart_app.dashboard.figures import Figures
 from quart_app.dashboard.looks import LOOK_S, Looks
-from quart_app.dashboard.pages import OVERVIEW, VIEWS, WANTED, Entries, Pages, PageView, grouped
+from quart_app.dashboard.pages import OVERVIEW, SEARCH_FIELDS, VIEWS, Entries, Pages, PageView, group_letters
 from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
 #: Most answers in the list on the view of requests.
-SHOWN_ROWS = 40
-#: Most characters that are used of a reference, or of another text by which the view of requests is searched.
-MOST_SEARCHED = 200
-#: Most viewers of one replica. The next viewer is told to try again later, and the balancer may choose another replica.
+MOST_ROWS = 40
+#: Most characters that are used of a reference, or of another text by which the view of requests is searched. Names and
+#: ids are shorter.
+MOST_SEARCH_CHARACTERS = 200
+#: Most viewers of one replica, because each keeps a connection open. The next viewer is told to try again later, and
+#: the balancer may choose another replica.
 MOST_VIEWERS = 50
 #: A Referer that names one of the live page's views; `path` is the part that leads back to the view.
 _REFERER = re.compile(r"https?://[^/?#]+(?P<path>/mesh/(?P<view>\w+)(\?[^#\s]*)?)")
 HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cache-Control": "no-store",
     # With "no-referrer" browsers send `Origin: null` with the page's own forms, so they would count as another site's.
     "Referrer-Policy": "same-origin",
@@ -63,7 +65,7 @@ class LivePage:
         self._pages = Pages(self._assets)
         self._operator_check = acts.OperatorCheck(context.settings)
         self._looks: Looks | None = None
-        self._viewers = 0
+        self._viewer_count = 0
 
     def routes(self) -> list[Blueprint]:
         """Return the routes GET /mesh, its views and events, and the files that the pages load."""
@@ -83,7 +85,7 @@ class LivePage:
         @blueprint.get("/mesh/events/<name>")
         @hide
         async def events(name: str) -> Response:
-            if self._viewers >= MOST_VIEWERS:
+            if self._viewer_count >= MOST_VIEWERS:
                 raise Problem(503, f"{MOST_VIEWERS} viewers follow this replica; try again later", retry_after=5)
             stream = self._event_stream(_known_view(name), request.args.to_dict(), await self._may_act())
             response = Response(stream, content_type="text/event-stream; charset=utf-8", headers=HEADERS)
@@ -99,37 +101,38 @@ class LivePage:
         @blueprint.get("/mesh/sign-in")
         @hide
         async def sign_in() -> Response:
-            await self._operator_check.check(request, self._context.mesh)
+            await self._operator_check.actor_of(request, self._context.mesh)
             return Response("", 303, {**HEADERS, "Location": _view_of_referer(request.headers.get("Referer", ""))})
 
         @blueprint.get("/mesh/confirm/<name>")
         @hide
         async def confirm(name: str) -> Response:
-            act, replica = acts.find(name, self._acts), self._context.mesh
-            await self._operator_check.check(request, replica)
-            question = await acts.ask(act, replica, request.args.to_dict())
+            act, replica = acts.find_act(name, self._acts), self._context.mesh
+            await self._operator_check.actor_of(request, replica)
+            question = await acts.ask_before(act, replica, request.args.to_dict())
+            # True: only somebody who may act comes here.
             view = await self._page_view(act.view, {}, await self._current_looks().figures.newest(), True)
-            return _html_response(self._pages.still(view, "confirm", act=act, question=question))
+            return _html_response(self._pages.fixed_page(view, "confirm", act=act, question=question))
 
         @blueprint.post("/mesh/acts/<name>")
         @hide
         async def do(name: str) -> Response:
-            act, replica = acts.find(name, self._acts), self._context.mesh
-            actor = await self._operator_check.check(request, replica)
-            done = await acts.do(act, replica, await acts.read_fields(request), actor)
+            act, replica = acts.find_act(name, self._acts), self._context.mesh
+            actor = await self._operator_check.actor_of(request, replica)
+            done = await acts.carry_out(act, replica, await acts.read_fields(request), actor)
             looks = self._current_looks()
-            looks.expire()
+            looks.expire()  # so that the page shows what the act has changed
             if request.mimetype == "application/json":
                 return jsonify({"text": done.text, **done.facts})
             view = await self._page_view(act.view, {}, await looks.figures.newest(), True)
-            return _html_response(self._pages.still(view, "done", act=act, text=done.text))
+            return _html_response(self._pages.fixed_page(view, "done", act=act, text=done.text))
 
     async def _may_act(self) -> bool:
         """Return whether this viewer is signed in as the operator, so that the page shows the acts."""
         return await self._operator_check.is_signed_in(request, self._context.mesh)
 
     async def _event_stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
-        self._viewers += 1
+        self._viewer_count += 1
         try:
             yield "retry: 1000\n\n"  # ms until the browser connects again
             sent: Mapping[str, str] = {}
@@ -141,19 +144,20 @@ class LivePage:
                     seen_number = looks.figures.number
                     sections = await self._sections(looks, (name, tuple(sorted(arguments.items())), may_act), figures)
                 except (RedisError, MeshError, OSError, TimeoutError):
-                    # Meanwhile the page shows the last figures, and for how long it has got no news.
+                    # Read again after the usual pause. Meanwhile the page shows the last figures, and for how long it
+                    # has got no news.
                     await asyncio.sleep(LOOK_S)
                     continue
                 yield looks.event(sent, sections)
                 sent = sections
             yield "event: bye\ndata: \n\n"  # the page connects again, and the balancer chooses another replica
         finally:
-            self._viewers -= 1
+            self._viewer_count -= 1
 
     async def _sections(
         self, looks: Looks, key: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
     ) -> Mapping[str, str]:
-        """Return the sections of a view. They are made once for all viewers who see the same.
+        """Return the sections of a view as HTML, by the ids of their elements. All viewers who see the same share them.
 
         `key` has the name of the view, its arguments, and whether the viewer may act.
         """
@@ -176,14 +180,15 @@ class LivePage:
         return self._looks
 
     async def _page_view(self, name: str, arguments: Mapping[str, str], figures: Figures, may_act: bool) -> PageView:
+        """Return what the view of this name shows. `arguments` are those of the query in the page's address."""
         looks = self._current_looks()
         chosen_stream = ""
         entries: Entries = ()
         letters: Sequence[DeadLetter] = ()
         if name == "streams":
-            names = {stream.name for stream in figures.streams}
+            stream_names = {stream.name for stream in figures.streams}
             longest = max(figures.streams, key=lambda stream: stream.length).name
-            chosen_stream = arguments.get("stream", "") if arguments.get("stream") in names else longest
+            chosen_stream = arguments.get("stream", "") if arguments.get("stream") in stream_names else longest
             entries = await looks.entries(chosen_stream)
         if name == "dead":
             letters = await looks.letters.newest()
@@ -204,8 +209,8 @@ class LivePage:
             bodies=self._context.settings.page_bodies,
             chosen=chosen_stream,
             entries=entries,
-            groups=grouped(letters),
-            can_sign_in=self._operator_check.can_act,
+            groups=group_letters(letters),
+            can_sign_in=self._operator_check.has_password,
             may_act=may_act,
             acts=self._acts,
             **fields_of_view,
@@ -213,13 +218,13 @@ class LivePage:
 
     async def _fields_of_requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
         """Return the fields of `PageView` that only the view of requests has."""
-        reference = arguments.get("request", "").strip()[:MOST_SEARCHED]
-        wanted = {name: arguments.get(name, "").strip()[:MOST_SEARCHED] for name in WANTED}
-        steps = await looks.find(reference) if reference else ()
+        reference = arguments.get("request", "").strip()[:MOST_SEARCH_CHARACTERS]
+        wanted = {name: arguments.get(name, "").strip()[:MOST_SEARCH_CHARACTERS] for name in SEARCH_FIELDS}
+        steps = await looks.find_requests(reference) if reference else ()
         return {
             "reference": reference,
             "lanes": activity.timeline(steps, figures.at_ms),
-            "rows": activity.rows(await looks.steps.newest(), wanted, SHOWN_ROWS),
+            "rows": activity.newest_answers(await looks.steps.newest(), wanted, MOST_ROWS),
             "wanted": wanted,
         }
 

@@ -22,7 +22,7 @@ from quart_app.dashboard.ticker import Ticker
 from quart_app.panels import Panel
 from quart_app.service import Service
 
-#: Shortest intervals between two reads of the same kind.
+#: Shortest intervals between two reads of the same kind: a short one shows changes sooner, a long one costs less.
 LOOK_S = 1.0
 DEAD_LOOK_S = 5.0
 MINUTES_LOOK_S = 10.0
@@ -30,13 +30,13 @@ MINUTES_LOOK_S = 10.0
 #: longer interval.
 OPERATIONS_LOOK_S = 5.0
 #: Most bytes of a dead letter's body that are shown.
-BODY_SHOWN = 300
+MOST_BODY_BYTES = 300
 #: Entries of the chosen stream that are shown.
-SHOWN_ENTRIES = 5
+MOST_SHOWN_ENTRIES = 5
 #: Newest replies of each replica that are read.
-REPLIES_READ = 20
+REPLIES_PER_REPLICA = 20
 #: Entries of the audit log that are shown.
-SHOWN_AUDIT = 10
+AUDIT_ENTRIES_SHOWN = 10
 #: Most events that are kept, so that viewers of the same view get the same event. Each view needs one or two of them.
 KEPT_EVENTS = 10
 #: Most references whose requests are kept for all viewers. If a viewer asks for one more, all kept ones are dropped.
@@ -44,7 +44,7 @@ KEPT_REFERENCES = 50
 
 
 class Looks:
-    """The shared reads and rendered sections of one membership of this replica."""
+    """The shared reads (looks) and rendered sections of one membership of this replica. `LivePage` has one."""
 
     def __init__(self, replica: Mesh, services: Sequence[Service]) -> None:
         self.replica = replica
@@ -71,17 +71,19 @@ class Looks:
         self._tickers_by_reference: dict[str, Ticker[list[JourneyStep]]] = {}
         self._journeys = Journeys(replica.shared, replica.settings)
 
-    async def find(self, reference: str) -> Sequence[JourneyStep]:
+    async def find_requests(self, reference: str) -> Sequence[JourneyStep]:
         """Return the requests that a reference names. They are read at most once a second for all viewers."""
         if reference not in self._tickers_by_reference:
             if len(self._tickers_by_reference) >= KEPT_REFERENCES:
                 self._tickers_by_reference.clear()
-            self._tickers_by_reference[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
+            self._tickers_by_reference[reference] = Ticker(
+                functools.partial(self._journeys.find_requests, reference), LOOK_S
+            )
         return await self._tickers_by_reference[reference].newest()
 
     async def entries(self, stream: str) -> Entries:
         """Return the oldest entries of a stream."""
-        entries: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=SHOWN_ENTRIES)
+        entries: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=MOST_SHOWN_ENTRIES)
         return entries or ()
 
     def expire(self) -> None:
@@ -105,21 +107,21 @@ class Looks:
         return text
 
     async def _read_steps(self) -> Sequence[JourneyStep]:
-        return await self._journeys.newest(REPLIES_READ)
+        return await self._journeys.newest(REPLIES_PER_REPLICA)
 
     async def _read_minutes(self) -> Sequence[float]:
         # The number of answers in a minute is the difference of two entries, so one more entry is read.
         newest_first: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.SHOWN_MINUTES + 1)
-        return minutes.answered(newest_first[::-1])
+        return minutes.answered_per_minute(newest_first[::-1])
 
     async def _read_operations(self) -> OperationStates:
         return await states(self.replica.shared, self.replica.settings, await self.steps.newest())
 
     async def _read_services(self) -> ServicesView:
         redis = self.replica.shared
-        audit: Any = await redis.xrevrange(keys.AUDIT, count=SHOWN_AUDIT)
+        audit: Any = await redis.xrevrange(keys.AUDIT, count=AUDIT_ENTRIES_SHOWN)
         panels = [await self._read_panel(service) for service in self._services if service.panel is not None]
-        panels.append(later.panel(await read_waiting(redis, later.SHOWN), self.replica.now_ms()))
+        panels.append(later.panel(await read_waiting(redis, later.MOST_SHOWN), self.replica.now_ms()))
         return ServicesView(await self.operations.newest(), audit or (), panels)
 
     async def _read_panel(self, service: Service) -> Panel:
@@ -133,9 +135,9 @@ class Looks:
     async def _read_letters(self) -> Sequence[DeadLetter]:
         """Return all letters. They are read again only if letters came or went since the last look."""
         # XLEN first, because XINFO raises an error for a stream that does not exist.
-        info = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
-        state_of_stream = info and (info["length"], info["entries-added"])
-        if state_of_stream != self._letters_state:
+        stream_info = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
+        stream_state = stream_info and (stream_info["length"], stream_info["entries-added"])
+        if stream_state != self._letters_state:
             dead_letters = DeadLetters(self.replica.shared, self.replica.settings.stream_bound)
-            self._letters, self._letters_state = await dead_letters.all(body=BODY_SHOWN), state_of_stream
+            self._letters, self._letters_state = await dead_letters.all(body=MOST_BODY_BYTES), stream_state
         return self._letters

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from quart_app.dashboard.figures import moment_of
 
-#: Most minutes that the overview shows.
+#: Most minutes that the overview shows: one hour.
 SHOWN_MINUTES = 60
 MINUTE_MS = 60_000
 
 
-def answered(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[float]:
+def answered_per_minute(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[float]:
     """Return how many requests were answered in each of the last minutes, oldest first; at most 60 minutes.
 
     `entries` are in the order of the stream. Minutes in which no replica was live have no entry. Then the requests that

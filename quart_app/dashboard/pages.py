@@ -13,7 +13,7 @@ from mesh.control import JourneyStep, OperationStates, within_ms
 from mesh.dead import DeadLetter
 from quart_app.dashboard import activity
 from quart_app.dashboard import words as sentences
-from quart_app.dashboard.activity import AnswerRow, TimelineLane
+from quart_app.dashboard.activity import AnswerRow, TimelineRow
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of
 from quart_app.dashboard.templating import environment
@@ -26,7 +26,7 @@ VIEWS = {
     OVERVIEW: "Overview", "streams": "Streams", "requests": "Requests", "dead": "Dead letters", "services": "Services",
 }  # fmt: skip
 #: Blocks that are sent again when they change, by view. `menu` is part of every view.
-BLOCKS = {
+CHANGING_BLOCKS = {
     OVERVIEW: ("answer", "books", "places"),
     "streams": ("answer", "table", "entries"),
     "requests": ("answer", "journey", "newest"),
@@ -34,11 +34,11 @@ BLOCKS = {
     "services": ("answer", "panels", "operations", "replicas", "audit"),
 }
 #: The fields by which the newest answers can be chosen: operation, replica or database, status.
-WANTED = ("op", "to", "status")
+SEARCH_FIELDS = ("op", "to", "status")
 #: The id of the element with which a block begins; the page updates the element of this id.
 _ID_OF_ELEMENT = re.compile(r'<\w+[^>]*? id="([^"]+)"')
-#: Most dead letters of a group that are shown. The group also says how many there are.
-SHOWN_LETTERS = 20
+#: Most dead letters of a group that are shown, so that the page stays small. The group also says how many there are.
+MOST_SHOWN_LETTERS = 20
 
 Entries = Sequence[tuple[str, Mapping[str, str]]]
 
@@ -67,19 +67,23 @@ class PageView:
 
     name: str
     figures: Figures
+    #: the name of the replica that makes the page
     replica: str
     stream_bound: int
     lease_ttl_ms: int
+    #: whether the page shows the bodies of requests
     bodies: bool
+    #: view of streams: the stream that the viewer chose, or the longest one, and its oldest entries
     chosen: str = ""
     entries: Entries = ()
+    #: view of dead letters
     groups: Sequence[ShownGroup] = ()
-    #: view of requests: the reference that the viewer searches for, the timeline of its requests, the newest answers,
-    #: and the texts by which these were chosen
+    #: view of requests: the reference that the viewer searches for, the lines of the timeline of its requests, the
+    #: newest answers, and the texts by which these were chosen
     reference: str = ""
-    lanes: Sequence[TimelineLane] = ()
+    lanes: Sequence[TimelineRow] = ()
     rows: Sequence[AnswerRow] = ()
-    wanted: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(WANTED, ""))
+    wanted: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(SEARCH_FIELDS, ""))
     #: overview: how many requests were answered in each of the last minutes, and the newest answers to each replica
     minutes: Sequence[float] = ()
     answers: Sequence[JourneyStep] = ()
@@ -91,7 +95,7 @@ class PageView:
     may_act: bool = False
 
 
-def grouped(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
+def group_letters(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
     """Group dead letters by reason and stream, the largest group first."""
     letters_of: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
     for letter in letters:
@@ -116,13 +120,13 @@ class Pages:
         self._environment = environment(assets)
         self._environment.filters |= {
             "age": duration,
-            "clock": _clock,
+            "clock": _time_of_day,
             "milliseconds": _milliseconds,
             "number": "{:,}".format,
             "rate": _rate,
             "short": shortened,
             "spoken": spoken,
-            "within": _within,
+            "within": _answered_within,
         }
         self._environment.globals |= {
             "target": activity.target,
@@ -130,19 +134,19 @@ class Pages:
             "moment_of": moment_of,
             "averaged": sentences.averaged,
             "services_headline": services_headline,
-            "shown_letters": SHOWN_LETTERS,
+            "shown_letters": MOST_SHOWN_LETTERS,
         }
         # The templates get the macros as a global. They cannot import the macros: `sections` renders blocks alone, and
         # then the imports of their template do not run.
         self._environment.globals["pictures"] = self._environment.get_template("macros.html").module
 
-    def page(self, view: PageView, events: str) -> str:
-        """Return a whole page; `events` is the address of its changes."""
-        return self.still(view, view.name, events=events)
+    def page(self, view: PageView, events_url: str) -> str:
+        """Return a whole page; `events_url` is the address of its changes."""
+        return self.fixed_page(view, view.name, events_url=events_url)
 
-    def still(self, view: PageView, template: str, *, events: str = "", **facts: Any) -> str:
-        """Return a page from the template of this name, with the menu of a view. Without `events` it never changes."""
-        context = {**self._template_context(view), **facts, "events": events}
+    def fixed_page(self, view: PageView, template: str, *, events_url: str = "", **facts: Any) -> str:
+        """Return a page from the template of this name, with the menu of a view. Without `events_url` it is fixed."""
+        context = {**self._template_context(view), **facts, "events": events_url}
         return self._environment.get_template(f"{template}.html").render(context)
 
     def sections(self, view: PageView) -> dict[str, str]:
@@ -151,7 +155,7 @@ class Pages:
         context = template.new_context({**self._template_context(view), "events": ""})
         base = self._environment.get_template("base.html")
         sections = {}
-        for block in ("menu", *BLOCKS[view.name]):
+        for block in ("menu", *CHANGING_BLOCKS[view.name]):
             template_with_block = template if block in template.blocks else base
             html = "".join(template_with_block.blocks[block](context)).strip()
             match = _ID_OF_ELEMENT.match(html)
@@ -164,7 +168,7 @@ class Pages:
         return {
             "view": view,
             "figures": figures,
-            "words": sentences.words(figures),
+            "words": sentences.describe(figures),
             "classes": _places_by_class(figures),
             "live": {place.member.replica for place in figures.places if place.member and place.state != "lost"},
             "waiting": sum(stream.waiting for stream in figures.streams),
@@ -179,13 +183,13 @@ def _places_by_class(figures: Figures) -> list[tuple[str, list[Any]]]:
     places_of: dict[str, list[Any]] = defaultdict(list)
     for place in figures.places:
         if place.cls:
-            held_places = places_of[place.cls]  # so that a class without such a database is in the result, too
+            places_with_row = places_of[place.cls]  # so that a class without such a database is in the result, too
             if place.member is not None:
-                held_places.append(place)
+                places_with_row.append(place)
     return sorted(places_of.items())
 
 
-def _clock(milliseconds: int) -> str:
+def _time_of_day(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
 
 
@@ -194,7 +198,7 @@ def _milliseconds(microseconds: str) -> str:
     return f"{int(microseconds) / 1000:,.1f} ms" if microseconds.isdecimal() else "–"
 
 
-def _within(steps: Sequence[JourneyStep], percent: int) -> str:
+def _answered_within(steps: Sequence[JourneyStep], percent: int) -> str:
     """Return the time within which this share of the requests was answered; "–" if it is not known."""
     time_ms = within_ms(steps, percent)
     return "–" if time_ms is None else f"{time_ms:,} ms"

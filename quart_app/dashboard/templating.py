@@ -8,7 +8,7 @@ from quart_app.dashboard.assets import Assets
 
 
 def environment(assets: Assets) -> Environment:
-    """Return the templates of this package; `url('live.css')` in them is the address of a file."""
+    """Return the environment with the templates of this package; `url('live.css')` in them is the address of a file."""
     templates = Environment(
         loader=PackageLoader("quart_app.dashboard"),
         autoescape=True,

@@ -17,9 +17,9 @@ class Ticker(Generic[T]):
     caller who stops waiting leaves nothing behind.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[T]], every_s: float) -> None:
+    def __init__(self, read: Callable[[], Awaitable[T]], interval_s: float) -> None:
         self._read = read
-        self._every_s = every_s
+        self._interval_s = interval_s
         self._read_lock = asyncio.Lock()
         self._newest: T | None = None
         self._last_read_at = float("-inf")
@@ -28,7 +28,7 @@ class Ticker(Generic[T]):
 
     async def newest(self) -> T:
         """Return the newest result. If it is older than the interval, read anew first."""
-        if time.monotonic() - self._last_read_at < self._every_s and self._newest is not None:
+        if time.monotonic() - self._last_read_at < self._interval_s and self._newest is not None:
             return self._newest
         return await self.next(self.number)
 
@@ -43,7 +43,7 @@ class Ticker(Generic[T]):
         """
         async with self._read_lock:
             if self.number <= after or self._newest is None:
-                await asyncio.sleep(self._last_read_at + self._every_s - time.monotonic())
+                await asyncio.sleep(self._last_read_at + self._interval_s - time.monotonic())
                 # The interval begins before the read, and a read that fails begins one, too. So failing reads do not
                 # follow each other without a pause.
                 self._last_read_at = time.monotonic()

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from quart_app.dashboard.figures import RECENT_DEAD, Figures, StreamFigures
+from quart_app.dashboard.figures import MOST_DEAD_READ, Figures, StreamFigures
 from quart_app.panels import counted, duration, shortened
 
-#: Age of the oldest waiting request from which a stream gets a note.
-OLD_MS = 1000
+#: Age of the oldest waiting request from which a stream gets a note. Most requests wait for much less than a second.
+OLD_REQUEST_MS = 1000
 #: Seconds over which the rates of the summary are averaged; `Figures.rates` has one for each second.
 AVERAGED_S = 5
 
@@ -22,7 +22,8 @@ AVERAGED_S = 5
 class Note:
     """One thing that needs attention: `what` it is, and a `text` about it. `bad`: the mesh cannot do something now.
 
-    `view` is the view that shows more of it; "": none.
+    `view` is the view that shows more of it; "": none. `key` is the note's id on the page, the same while the
+    thing lasts.
     """
 
     key: str
@@ -43,8 +44,8 @@ class Words:
     difference: int
 
 
-def words(figures: Figures) -> Words:
-    """Say what the figures mean."""
+def describe(figures: Figures) -> Words:
+    """Return the sentences about these figures; the notes of what does not work come first."""
     difference = figures.books["accepted"] - sum(count for name, count in figures.books.items() if name != "accepted")
     notes = [*_about_classes(figures), *_about_places(figures), *_about_books(difference), *_about_streams(figures)]
     notes += [*_about_paused(figures), *_about_dead_letters(figures), *_about_versions(figures)]
@@ -61,20 +62,23 @@ def _headline(notes: Sequence[Note]) -> str:
 
 
 def _summary(figures: Figures) -> str:
-    ready = sum(place.state == "ready" for place in figures.places)
-    verb = "holds" if ready == 1 else "hold"
-    rate = averaged(figures.rates.get("answered", ()))
-    answered = f"{rate:,.0f} requests are answered per second" if rate >= 1 else "No requests arrive"
+    ready_count = sum(place.state == "ready" for place in figures.places)
+    verb = "holds" if ready_count == 1 else "hold"
+    answered_rate = averaged(figures.rates.get("answered", ()))
+    rate_text = f"{answered_rate:,.0f} requests are answered per second" if answered_rate >= 1 else "No requests arrive"
     waiting = sum(stream.waiting for stream in figures.streams)
     waits = f"{counted(waiting, 'request')} wait{'s' if waiting == 1 else ''}" if waiting else "nothing waits"
-    return f"{counted(ready, 'replica')} {verb} {ready} of {len(figures.places)} databases. {answered}; {waits}."
+    return (
+        f"{counted(ready_count, 'replica')} {verb} {ready_count} of {len(figures.places)} databases. "
+        f"{rate_text}; {waits}."
+    )
 
 
 def _about_classes(figures: Figures) -> Iterator[Note]:
     ready_classes = {place.cls for place in figures.places if place.state == "ready"}
-    for name in sorted({place.cls for place in figures.places if place.cls} - ready_classes):
+    for cls in sorted({place.cls for place in figures.places if place.cls} - ready_classes):
         text = "has no ready replica: requests to it wait or are refused until one is ready."
-        yield Note(f"class-{name}", f"Class {name}", text, bad=True)
+        yield Note(f"class-{cls}", f"Class {cls}", text, bad=True)
 
 
 def _about_places(figures: Figures) -> Iterator[Note]:
@@ -88,11 +92,11 @@ def _about_places(figures: Figures) -> Iterator[Note]:
                 text = f"{replica} has left in order. Its requests wait for a successor."
                 yield Note(f"place-{place.database}", database, text)
             case "missing" if place.missing:
-                state = f"{'holds data and ' if place.missing.has_data else ''}has no replica: its lease has ended."
+                fact = f"{'holds data and ' if place.missing.has_data else ''}has no replica: its lease has ended."
                 outlook = "Reads leave it out and say so."
                 if place.missing.cls:
                     outlook = f"The replica of class {place.missing.cls} is expected back; requests get 503 meanwhile."
-                yield Note(f"place-{place.database}", database, f"{state} {outlook}", bad=True)
+                yield Note(f"place-{place.database}", database, f"{fact} {outlook}", bad=True)
             case "draining":
                 text = f"{replica} is draining: it finishes {counted(place.in_hand, 'request')} and takes no new ones."
                 yield Note(f"place-{place.database}", database, text)
@@ -115,7 +119,7 @@ MORE_ENDED = "ended than were accepted. Entries that are written to a stream by 
 
 
 def _about_streams(figures: Figures) -> Iterator[Note]:
-    old_streams = [stream for stream in figures.streams if stream.waiting and (stream.oldest_ms or 0) > OLD_MS]
+    old_streams = [stream for stream in figures.streams if stream.waiting and (stream.oldest_ms or 0) > OLD_REQUEST_MS]
     if old_streams:
         oldest = max(old_streams, key=lambda stream: stream.oldest_ms or 0)
         text = f"Its oldest request is {duration(oldest.oldest_ms or 0)} old; {oldest.waiting:,} waiting"
@@ -125,6 +129,7 @@ def _about_streams(figures: Figures) -> Iterator[Note]:
 def _about_paused(figures: Figures) -> Iterator[Note]:
     if figures.paused:
         newest = max(figures.paused, key=lambda operation: operation.since_ms)
+        # Most characters of the names, so that the note stays short.
         names = shortened(", ".join(operation.op for operation in figures.paused), 120)
         ago = duration(max(0, figures.at_ms - newest.since_ms))
         text = f"{names}. Calls are refused with 503; last paused {ago} ago by {newest.actor}."
@@ -132,11 +137,11 @@ def _about_paused(figures: Figures) -> Iterator[Note]:
 
 
 def _about_dead_letters(figures: Figures) -> Iterator[Note]:
-    recent = len(figures.recent_dead)
-    if recent:
+    found = len(figures.recent_dead)
+    if found:
         reason, _ = Counter(letter.reason for letter in figures.recent_dead).most_common(1)[0]
-        count = f"{recent} or more dead letters" if recent >= RECENT_DEAD else counted(recent, "dead letter")
-        yield Note("dead", count, f"in the last hour. Most frequent reason: {shortened(reason, 120)}", "dead")
+        how_many = f"{found} or more dead letters" if found >= MOST_DEAD_READ else counted(found, "dead letter")
+        yield Note("dead", how_many, f"in the last hour. Most frequent reason: {shortened(reason, 120)}", "dead")
 
 
 def _about_versions(figures: Figures) -> Iterator[Note]:

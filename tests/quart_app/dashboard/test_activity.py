@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.control.journeys import JourneyStep
-from quart_app.dashboard.activity import rows, target, timeline
+from quart_app.dashboard.activity import newest_answers, target, timeline
 
 
 def step(key: str, op: str = "values.put", status: str = "ok", **facts: Any) -> JourneyStep:
@@ -17,8 +17,12 @@ def test_a_gather_is_one_row_with_its_slowest_part() -> None:
     """Rows can be limited by operation, worker or database, and status."""
     gather = [step(f"r1-1.db{n}", "values.find", database=str(n), answered_ms=1000 + 10 * n) for n in range(1, 4)]
     steps = [*gather, step("r1-2", answered_ms=1001), step("r1-3", status="busy", worker="r9")]
-    assert [(row.step.key, row.parts) for row in rows(steps, {}, 10)] == [("r1-1.db3", 3), ("r1-2", 1), ("r1-3", 1)]
-    assert len(rows(steps, {}, 2)) == 2
+    assert [(row.step.key, row.parts) for row in newest_answers(steps, {}, 10)] == [
+        ("r1-1.db3", 3),
+        ("r1-2", 1),
+        ("r1-3", 1),
+    ]
+    assert len(newest_answers(steps, {}, 2)) == 2
     for wanted, keys in (
         ({"op": "values.f"}, ["r1-1.db3"]),
         ({"status": "busy"}, ["r1-3"]),
@@ -26,7 +30,7 @@ def test_a_gather_is_one_row_with_its_slowest_part() -> None:
         ({"to": "db2"}, ["r1-1.db2"]),
         ({"op": "x"}, []),
     ):
-        assert [row.step.key for row in rows(steps, wanted, 10)] == keys, wanted
+        assert [row.step.key for row in newest_answers(steps, wanted, 10)] == keys, wanted
 
 
 def test_lanes_share_one_scale() -> None:

@@ -7,7 +7,7 @@ import pytest
 from mesh import Class, GivenUp, keys
 from mesh.raw import Effects, Worker
 from mesh.requests.protocol import Request
-from quart_app.dashboard.figures import HOUR_MS, LONGEST_PAUSE_MS, FiguresReader, History
+from quart_app.dashboard.figures import HOUR_MS, LONGEST_GAP_MS, FiguresReader, History
 from tests.support.backend import Backend
 
 
@@ -24,7 +24,7 @@ def test_a_pause_ends_the_history() -> None:
     history = History()
     history.add(1000, {"answered": 5})
     history.add(2000, {"answered": 6})
-    assert history.add(2000 + LONGEST_PAUSE_MS + 1, {"answered": 9000}) == {}
+    assert history.add(2000 + LONGEST_GAP_MS + 1, {"answered": 9000}) == {}
     assert history.add(1500, {"answered": 9001}) == {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mesh.dead.letters import DeadLetter
 from quart_app.dashboard.assets import Assets
-from quart_app.dashboard.pages import BLOCKS, VIEWS, Pages, PageView, grouped
+from quart_app.dashboard.pages import CHANGING_BLOCKS, VIEWS, Pages, PageView, group_letters
 from tests.support.dashboard import QUIET
 
 PAGES = Pages(Assets())
@@ -21,7 +21,7 @@ def view(name: str, **facts: object) -> PageView:
 def test_dead_letters_are_grouped_by_reason_and_stream() -> None:
     """The largest group first, its letters as they were given."""
     letters = [letter(4, "x"), letter(3, "y"), letter(2, "y"), letter(1, "y", "events:m")]
-    assert [(group.reason, group.stream, len(group.letters)) for group in grouped(letters)] == [
+    assert [(group.reason, group.stream, len(group.letters)) for group in group_letters(letters)] == [
         ("y", "mesh:requests:A", 2), ("x", "mesh:requests:A", 1), ("y", "events:m", 1),
     ]  # fmt: skip
 
@@ -30,12 +30,12 @@ def test_sections_are_parts_of_the_page() -> None:
     """A browser that gets sections shows what one that loads the page shows."""
     for name in VIEWS:
         page, sections = PAGES.page(view(name), ""), PAGES.sections(view(name))
-        assert len(sections) == 1 + len(BLOCKS[name])
+        assert len(sections) == 1 + len(CHANGING_BLOCKS[name])
         for id, html in sections.items():
             assert f'id="{id}"' in html and html in page
 
 
 def test_a_large_group_says_that_it_shows_its_newest() -> None:
     """No view shows everything."""
-    html = PAGES.page(view("dead", groups=grouped([letter(n, "x") for n in range(200, 0, -1)])), "")
+    html = PAGES.page(view("dead", groups=group_letters([letter(n, "x") for n in range(200, 0, -1)])), "")
     assert html.count('<tr id="letter-') == 20 and "The newest 20" in html

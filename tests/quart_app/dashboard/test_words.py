@@ -10,13 +10,13 @@ import pytest
 from mesh import Missing
 from mesh.control import PausedOperation
 from quart_app.dashboard.figures import DatabaseFigures
-from quart_app.dashboard.words import words
+from quart_app.dashboard.words import describe
 from tests.support.dashboard import QUIET, letter, place, stream
 
 
 def test_a_quiet_mesh_needs_no_attention() -> None:
     """The page of a quiet mesh has no colour."""
-    found = words(QUIET)
+    found = describe(QUIET)
     assert (found.headline, found.notes, found.difference) == ("All is well.", [], 0)
     assert found.summary == "2 replicas hold 2 of 3 databases. No requests arrive; nothing waits."
 
@@ -24,7 +24,7 @@ def test_a_quiet_mesh_needs_no_attention() -> None:
 def test_the_summary_says_what_goes_on() -> None:
     """One of each is said in the singular."""
     busy = replace(QUIET, places=[place(1)], streams=[stream("A", 5, 4)], rates={"answered": [100.0, 1200.0]})
-    found = words(busy).summary
+    found = describe(busy).summary
     assert found == "1 replica holds 1 of 1 databases. 650 requests are answered per second; 1 request waits."
 
 
@@ -71,7 +71,7 @@ TROUBLES = [
 @pytest.mark.parametrize(("change", "key", "what", "text", "bad"), TROUBLES)
 def test_each_trouble_has_its_sentence(change: dict[str, Any], key: str, what: str, text: str, bad: bool) -> None:
     """The headline says whether something does not work."""
-    found = words(replace(QUIET, **change))
+    found = describe(replace(QUIET, **change))
     note = next(note for note in found.notes if note.key == key)
     assert (note.what, note.bad) == (what, bad) and text in note.text
     assert found.headline == ("Something is wrong." if bad else "Working, with 1 thing to look at.")
@@ -79,4 +79,4 @@ def test_each_trouble_has_its_sentence(change: dict[str, Any], key: str, what: s
 
 def test_a_stream_that_is_only_worked_on_gets_no_note() -> None:
     """A long request in hand is kept alive; nobody waits."""
-    assert words(replace(QUIET, streams=[stream("A", 1, 1, 60_000)])).notes == []
+    assert describe(replace(QUIET, streams=[stream("A", 1, 1, 60_000)])).notes == []
