@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from quart_app.addresses.phone import MAX_LENGTH
+from quart_app.addresses.phone import MAX_PHONE_LENGTH
 
 
 def _no_control_characters(text: str) -> str:
@@ -16,7 +16,7 @@ def _no_control_characters(text: str) -> str:
 
 
 PhoneText = Annotated[
-    str, Field(max_length=MAX_LENGTH, description="in any usual notation", examples=["+7 911 123-45-67"])
+    str, Field(max_length=MAX_PHONE_LENGTH, description="in any usual notation", examples=["+7 911 123-45-67"])
 ]
 AddressText = Annotated[
     str,

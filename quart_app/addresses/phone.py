@@ -16,10 +16,10 @@ import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberFormat
 
 #: Longest text that is read, in characters. `phonenumbers` refuses a longer one, too.
-MAX_LENGTH = 250
+MAX_PHONE_LENGTH = 250
 
 #: Words that `phonenumbers` reads as the label of an extension.
-EXTENSION_WORDS = {"ext", "extn", "extension", "extensión", "xt", "xtn", "x", "anexo", "int", "доб"}
+EXTENSION_LABELS = {"ext", "extn", "extension", "extensión", "xt", "xtn", "x", "anexo", "int", "доб"}
 #: Letters that `phonenumbers` reads as punctuation: 0xx11 in Brazil (xx is any carrier), the long dash of Japan.
 PUNCTUATION_LETTERS = {"x", "ー"}
 
@@ -28,12 +28,14 @@ _CYRILLIC_X = str.maketrans("х", "x")
 #: The label before a number, such as "tel:" or "Тел.:".
 _TEL_PREFIX = re.compile(r"^(?:tel|тел)(?:\.:?|:)?\s*")
 #: Labels of an extension that `phonenumbers` does not know. "доб", which it knows, takes their place.
-_OTHER_EXTENSION_WORDS = re.compile(r"\b(?:добавочный|внутренний|внутр|вн)\b")
+_UNKNOWN_EXTENSION_LABELS = re.compile(r"\b(?:добавочный|внутренний|внутр|вн)\b")
 #: `phonenumbers` ignores a subaddress and all text after it, even an extension. So the subaddress is removed first.
 _SUBADDRESS = re.compile(r";isub=[^;]*")
 #: `phonenumbers` takes a slash and an x as the beginning of a second number, and ignores what follows.
 _SECOND_NUMBER = re.compile(r"[\\/]\s*x")
-_WORD = re.compile(r"[^\W\d_]+")
+#: Letters side by side, such as a word.
+_LETTERS = re.compile(r"[^\W\d_]+")
+#: An x at the end, with no letter directly before it.
 _ENDS_WITH_LONE_X = re.compile(r"(?<![^\W\d_])x[^\w+]*$")
 
 
@@ -62,7 +64,7 @@ class PhoneReader:
         number = self._parsed(text)
         if not phonenumbers.is_valid_number(number):
             raise NotAPhone("no such phone number can exist; check the country code, the area code and the length")
-        return _phone(number)
+        return _phone_of(number)
 
     def for_finding(self, text: str) -> Phone:
         """Return a number of a possible length, to read or delete a record. Raises NotAPhone.
@@ -72,10 +74,10 @@ class PhoneReader:
         number = self._parsed(text)
         if not phonenumbers.is_possible_number(number):
             raise NotAPhone("the number is too long or too short for its country")
-        return _phone(number)
+        return _phone_of(number)
 
     def _parsed(self, text: str) -> PhoneNumber:
-        if len(text) > MAX_LENGTH:
+        if len(text) > MAX_PHONE_LENGTH:
             raise NotAPhone("the text is too long for a phone number")
         normalised = _normalised(text)
         try:
@@ -92,31 +94,35 @@ def _normalised(text: str) -> str:
     Invisible characters, a subaddress and a label before the number are removed. A label of an extension is replaced
     if `phonenumbers` does not know it. The prefix of a URI (`tel:`) stays.
     """
+    # The category Cf has the invisible characters, such as the mark of right-to-left text.
     visible = (
         character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf"
     )
-    plain = "".join(str(unicodedata.decimal(character, character)) for character in visible).strip().lower()
-    plain = _SUBADDRESS.sub("", plain).translate(_CYRILLIC_X)
-    plain = _OTHER_EXTENSION_WORDS.sub("доб", plain)
-    return plain if plain.startswith("tel:") else _TEL_PREFIX.sub("", plain)
+    readable = "".join(str(unicodedata.decimal(character, character)) for character in visible).strip().lower()
+    readable = _SUBADDRESS.sub("", readable).translate(_CYRILLIC_X)
+    readable = _UNKNOWN_EXTENSION_LABELS.sub("доб", readable)
+    return readable if readable.startswith("tel:") else _TEL_PREFIX.sub("", readable)
 
 
 def _refuse_leftovers(normalised: str, number: PhoneNumber) -> None:
     """Raise NotAPhone unless every letter is punctuation, the label of an extension, or a digit (1-800-FLOWERS)."""
     number_text = _TEL_PREFIX.sub("", normalised).partition(";")[0]
-    words = set(_WORD.findall(number_text))
-    punctuation_words = {word for word in words if set(word) <= PUNCTUATION_LETTERS}
+    letter_runs = set(_LETTERS.findall(number_text))
+    punctuation_runs = {letters for letters in letter_runs if set(letters) <= PUNCTUATION_LETTERS}
     letters_stand_for_digits = phonenumbers.is_alpha_number(number_text)
     if _SECOND_NUMBER.search(number_text):
         raise NotAPhone("the text looks like two numbers; give one")
     # An x inside the number is punctuation, so it announces an extension only at the end.
     if not number.extension and (
-        words & (EXTENSION_WORDS - punctuation_words) or _ENDS_WITH_LONE_X.search(number_text)
+        letter_runs & (EXTENSION_LABELS - punctuation_runs) or _ENDS_WITH_LONE_X.search(number_text)
     ):
         raise NotAPhone("the text announces an extension, but no extension follows")
-    if _WORD.match(number_text) or (words - EXTENSION_WORDS - punctuation_words and not letters_stand_for_digits):
+    # Letters at the beginning: the library ignores them.
+    if _LETTERS.match(number_text) or (
+        letter_runs - EXTENSION_LABELS - punctuation_runs and not letters_stand_for_digits
+    ):
         raise NotAPhone("the text contains words beside the number")
-    if punctuation_words - EXTENSION_WORDS and letters_stand_for_digits:
+    if punctuation_runs - EXTENSION_LABELS and letters_stand_for_digits:
         # The library reads three letters x as the digits 999, but people write x in place of digits that they hide.
         raise NotAPhone("the number contains x in place of digits; write all digits")
 
@@ -129,7 +135,7 @@ def _why_unreadable(error: NumberParseException) -> str:
     return "the text is not a phone number"
 
 
-def _phone(number: PhoneNumber) -> Phone:
+def _phone_of(number: PhoneNumber) -> Phone:
     extension = f";ext={number.extension}" if number.extension else ""
     return Phone(
         key=f"tel:{phonenumbers.format_number(number, PhoneNumberFormat.E164)}{extension}",

@@ -11,23 +11,23 @@ from urllib.parse import unquote
 from quart_app.addresses.phone import NotAPhone
 
 
-def phone_of(query: bytes) -> str:
+def phone_in(query: bytes) -> str:
     """Return the text of the parameter `phone`. Raises NotAPhone if it is missing, repeated or not UTF-8."""
-    values = [value for name, _, value in _pairs(query) if name == "phone"]
+    values = [value for name, _, value in _split_pairs(query) if name == "phone"]
     if len(values) != 1:
         raise NotAPhone("give one phone, not several" if values else "the parameter phone is missing")
     try:
-        return _join([unquote(part, errors="strict") for part in values[0].split("+")])
+        return _join_at_pluses([unquote(part, errors="strict") for part in values[0].split("+")])
     except UnicodeDecodeError:
         raise NotAPhone("the parameter phone is not UTF-8") from None
 
 
-def _pairs(query: bytes) -> list[tuple[str, str, str]]:
+def _split_pairs(query: bytes) -> list[tuple[str, str, str]]:
     """Return name, "=" and value of each parameter, still percent-encoded."""
     return [pair.partition("=") for pair in query.decode("latin-1").split("&")]
 
 
-def _join(parts: list[str]) -> str:
+def _join_at_pluses(parts: list[str]) -> str:
     """Join the parts between raw `+`, with a plus sign or a space in place of each `+`."""
     text = parts[0]
     for part in parts[1:]:

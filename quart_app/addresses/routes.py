@@ -10,7 +10,7 @@ from quart_schema import document_querystring, document_request, document_respon
 
 from quart_app.addresses.models import Created, CustomerAddress, NewAddress, PhoneQuery, Updated
 from quart_app.addresses.phone import NotAPhone, Phone, PhoneReader
-from quart_app.addresses.query import phone_of
+from quart_app.addresses.query import phone_in
 from quart_app.addresses.settings import AddressSettings
 from quart_app.addresses.store import Addresses
 from quart_app.http.body import read_json
@@ -20,8 +20,9 @@ from quart_app.service import Context
 _CUSTOMER_ADDRESS = TypeAdapter(CustomerAddress)
 _NEW_ADDRESS = TypeAdapter(NewAddress)
 _tagged = tag(["addresses"])
-#: About how many bytes Redis takes for one record, without the text of the address.
-ENTRY_BYTES = 150
+#: About how many bytes Redis takes for one record (a phone and its address), without the text of the address. Too small
+#: an estimate lets Redis fill up, too large a one refuses records early.
+RECORD_BYTES = 150
 
 
 class AddressRoutes:
@@ -29,8 +30,9 @@ class AddressRoutes:
 
     def __init__(self, context: Context, settings: AddressSettings) -> None:
         self._context = context
-        self._reader = PhoneReader(settings.default_region or None)
+        self._phone_reader = PhoneReader(settings.default_region or None)
         self.blueprint = Blueprint("addresses", __name__, url_prefix=settings.endpoint_prefix)
+        # "/<path:phone>", not "/<phone>": a phone may contain a slash.
         for path, method, view in (
             ("", "POST", self.create),
             ("", "GET", self.read),
@@ -59,13 +61,13 @@ class AddressRoutes:
     @document_response(CustomerAddress)
     async def read(self) -> Response:
         """Return the address of a phone."""
-        return await self._answer_address(self._phone_in_query())
+        return await self._address_response(self._phone_in_query())
 
     @_tagged
     @document_response(CustomerAddress)
     async def read_at(self, phone: str) -> Response:
         """Return the address of the phone in the path."""
-        return await self._answer_address(self._phone_to_find(phone))
+        return await self._address_response(self._phone_to_find(phone))
 
     @_tagged
     @document_request(CustomerAddress)
@@ -73,7 +75,7 @@ class AddressRoutes:
     async def update(self) -> Response:
         """Replace the address of a phone."""
         given = await read_json(_CUSTOMER_ADDRESS)
-        return await self._replace_address(self._phone_to_write(given.phone), given.address)
+        return await self._replaced_response(self._phone_to_write(given.phone), given.address)
 
     @_tagged
     @document_request(NewAddress)
@@ -85,30 +87,30 @@ class AddressRoutes:
         given = await read_json(_NEW_ADDRESS)
         if given.phone is not None and self._phone_to_write(given.phone) != phone_in_path:
             raise _invalid_field("/phone", "the phone in the body is not the phone in the path")
-        return await self._replace_address(phone_in_path, given.address)
+        return await self._replaced_response(phone_in_path, given.address)
 
     @_tagged
     @document_querystring(PhoneQuery)
     async def delete(self) -> tuple[str, int]:
         """Delete the address of a phone."""
-        return await self._delete_address(self._phone_in_query())
+        return await self._deleted_response(self._phone_in_query())
 
     @_tagged
     async def delete_at(self, phone: str) -> tuple[str, int]:
         """Delete the address of the phone in the path."""
-        return await self._delete_address(self._phone_to_find(phone))
+        return await self._deleted_response(self._phone_to_find(phone))
 
     @property
     def _addresses(self) -> Addresses:
         return Addresses(self._context.mesh.shared)
 
-    async def _answer_address(self, phone: Phone) -> Response:
+    async def _address_response(self, phone: Phone) -> Response:
         address = await self._addresses.read(phone)
         if address is None:
             raise _not_found()
         return jsonify({"phone": phone.shown, "address": address})
 
-    async def _replace_address(self, phone: Phone, address: str) -> Response:
+    async def _replaced_response(self, phone: Phone, address: str) -> Response:
         self._store_room(address)
         if not await self._addresses.update(phone, address):
             raise _not_found()
@@ -116,28 +118,28 @@ class AddressRoutes:
 
     def _store_room(self, address: str) -> None:
         """Count the bytes of a record that is about to be stored. Raises Busy if Redis has no room for them."""
-        self._context.mesh.memory.store(ENTRY_BYTES + len(address.encode()))
+        self._context.mesh.memory.store(RECORD_BYTES + len(address.encode()))
 
-    async def _delete_address(self, phone: Phone) -> tuple[str, int]:
+    async def _deleted_response(self, phone: Phone) -> tuple[str, int]:
         if not await self._addresses.delete(phone):
             raise _not_found()
         return "", 204
 
     def _phone_in_query(self) -> Phone:
         try:
-            return self._reader.for_finding(phone_of(request.query_string))
+            return self._phone_reader.for_finding(phone_in(request.query_string))
         except NotAPhone as error:
             raise _invalid_field("", str(error)) from None
 
     def _phone_to_find(self, text: str) -> Phone:
         try:
-            return self._reader.for_finding(text)
+            return self._phone_reader.for_finding(text)
         except NotAPhone as error:
             raise _invalid_field("", str(error)) from None
 
     def _phone_to_write(self, text: str, pointer: str = "/phone") -> Phone:
         try:
-            return self._reader.for_writing(text)
+            return self._phone_reader.for_writing(text)
         except NotAPhone as error:
             raise _invalid_field(pointer, str(error)) from None
 

@@ -26,7 +26,7 @@ class AddressSettings(BaseSettings):
 
     @field_validator("endpoint_prefix")
     @classmethod
-    def _plain_path(cls, prefix: str) -> str:
+    def _path_if_plain(cls, prefix: str) -> str:
         path = prefix.strip().strip("/")
         for segment in path.split("/"):
             if not _PATH_SEGMENT.fullmatch(segment) or segment in {".", ".."}:
@@ -35,7 +35,7 @@ class AddressSettings(BaseSettings):
 
     @field_validator("default_region")
     @classmethod
-    def _known_region(cls, region: str) -> str:
+    def _region_if_known(cls, region: str) -> str:
         code = region.strip().upper()
         if code and code not in phonenumbers.SUPPORTED_REGIONS:
             raise ValueError("the region is a country code of two letters, such as RU")

@@ -23,23 +23,23 @@ class Addresses:
 
     async def create(self, phone: Phone, address: str) -> bool:
         """Store an address for a phone that has none. Return False, and change nothing, if the phone has one."""
-        async with _translated():
+        async with _translated_redis_errors():
             return await self._redis.set(_key(phone), address, nx=True) is not None
 
     async def update(self, phone: Phone, address: str) -> bool:
         """Replace the address of a phone. Return False, and change nothing, if the phone has none."""
-        async with _translated():
+        async with _translated_redis_errors():
             return await self._redis.set(_key(phone), address, xx=True) is not None
 
     async def read(self, phone: Phone) -> str | None:
         """Return the address of a phone, or None if the phone has none."""
-        async with _translated():
+        async with _translated_redis_errors():
             address = await self._redis.get(_key(phone))
         return None if address is None else str(address)
 
     async def delete(self, phone: Phone) -> bool:
         """Delete the address of a phone. Return False if the phone has none."""
-        async with _translated():
+        async with _translated_redis_errors():
             return await self._redis.delete(_key(phone)) == 1
 
 
@@ -48,7 +48,7 @@ def _key(phone: Phone) -> str:
 
 
 @asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+async def _translated_redis_errors() -> AsyncIterator[None]:
     """Raise Busy if Redis is full, and Unavailable for any other failure of Redis.
 
     So a failure never looks like a missing record. The error text of Redis is dropped, because it can contain a phone.

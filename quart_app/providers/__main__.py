@@ -22,13 +22,13 @@ def main() -> None:
     """Simulators of the two message providers, to try the message service."""
 
 
-_host = click.option("--host", default="127.0.0.1", envvar="HOST", help="address to listen on")
-_latency = click.option(
+_host_option = click.option("--host", default="127.0.0.1", envvar="HOST", help="address to listen on")
+_latency_option = click.option(
     "--latency-ms", type=click.IntRange(0), default=50, envvar="PROVIDER_LATENCY_MS", help="time that a message takes"
 )
 
 
-def _port(default: int) -> Callable[[Any], Any]:
+def _port_option(default: int) -> Callable[[Any], Any]:
     return click.option(
         "--port",
         type=click.IntRange(0, 65535),
@@ -39,9 +39,9 @@ def _port(default: int) -> Callable[[Any], Any]:
 
 
 @main.command()
-@_host
-@_port(FREE_PORT)
-@_latency
+@_host_option
+@_port_option(FREE_PORT)
+@_latency_option
 @click.option(
     "--limit", type=click.IntRange(1), default=10, envvar="MESSAGES_FREE_LIMIT", help="requests before it blocks"
 )
@@ -62,9 +62,9 @@ def free(
 
 
 @main.command()
-@_host
-@_port(PAID_PORT)
-@_latency
+@_host_option
+@_port_option(PAID_PORT)
+@_latency_option
 def paid(host: str, port: int, latency_ms: int) -> None:
     """Accept every message."""
     asyncio.run(_serve(Provider("paid", latency_s=latency_ms / 1000), host, port))
@@ -77,16 +77,16 @@ async def _serve(provider: Provider, host: str, port: int) -> None:
     # Many clients may connect at the same moment. The kernel keeps up to `backlog` connections until we accept them.
     listener = socket.create_server((host, port), backlog=1024)
     click.echo(f"{provider.kind} provider: http://{host}:{listener.getsockname()[1]}/")
-    await serve(create_app(provider), _config(listener), shutdown_trigger=stopped.wait)
+    await serve(create_app(provider), _hypercorn_config(listener), shutdown_trigger=stopped.wait)
 
 
-def _config(listener: socket.socket) -> Config:
+def _hypercorn_config(listener: socket.socket) -> Config:
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes this socket
     config.loglevel = "WARNING"
     # Clients close idle connections earlier than this, so the server closes none while a request is on its way.
     config.keep_alive_timeout = 75
-    config.graceful_timeout = 3
+    config.graceful_timeout = 3  # s for requests in progress after a signal
     return config
 
 

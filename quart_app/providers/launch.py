@@ -10,7 +10,10 @@ PAID_PORT = 2198
 
 
 def commands(free_port: int = FREE_PORT, paid_port: int = PAID_PORT) -> dict[str, list[str]]:
-    """Return one command line per provider. Run it in the environment of the replicas. It stops on SIGTERM."""
+    """Return one command line per provider. Run it in the environment of the replicas. It stops on SIGTERM.
+
+    With `-P`, Python imports no module from the current directory.
+    """
     ports = {"free": free_port, "paid": paid_port}
     return {
         kind: [sys.executable, "-P", "-m", "quart_app.providers", kind, "--host", "127.0.0.1", "--port", str(port)]

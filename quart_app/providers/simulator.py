@@ -24,7 +24,7 @@ from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.providers.window import Window
 
-#: Most calls that are listed. Older ones are dropped, but still counted.
+#: Most calls that are listed, so that the memory stays bounded. Older ones are dropped, but still counted.
 MOST_CALLS_KEPT = 10_000
 
 
@@ -36,7 +36,7 @@ class Message(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request that the provider received."""
+    """One request that the provider received, whether it accepted the request or not."""
 
     #: epoch seconds
     at: float
@@ -52,9 +52,11 @@ class Provider:
 
     kind: Literal["free", "paid"]
     window: Window | None = None
+    #: how long an accepted request takes
     latency_s: float = 0.05
     #: the form of Retry-After (RFC 9110); both forms round up to whole seconds
     retry_after: Literal["seconds", "date"] = "seconds"
+    #: how many requests were accepted and refused since the start
     taken: int = 0
     refused: int = 0
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=MOST_CALLS_KEPT))
@@ -75,9 +77,13 @@ class Provider:
     def refusal(self, wait_s: float) -> Problem:
         """Return the 429 for a caller that is blocked."""
         seconds = max(1, math.ceil(wait_s))
-        header = str(seconds) if self.retry_after == "seconds" else formatdate(time.time() + seconds, usegmt=True)
+        retry_after_text = (
+            str(seconds) if self.retry_after == "seconds" else formatdate(time.time() + seconds, usegmt=True)
+        )
         return Problem(
-            429, "the free requests are used up; retry after the time in Retry-After", headers={"Retry-After": header}
+            429,
+            "the free requests are used up; retry after the time in Retry-After",
+            headers={"Retry-After": retry_after_text},
         )
 
 

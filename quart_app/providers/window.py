@@ -17,6 +17,7 @@ class Window:
 
     limit: int
     block_s: float
+    #: how many requests were accepted since the start or the last block; `limit` during a block and just after it
     taken: int = 0
     blocked_until: float = 0.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quart_app.addresses.phone import NotAPhone
-from quart_app.addresses.query import phone_of
+from quart_app.addresses.query import phone_in
 
 
 @pytest.mark.parametrize(
@@ -32,11 +32,11 @@ from quart_app.addresses.query import phone_of
 )
 def test_a_plus_is_a_sign_before_the_number_and_a_space_elsewhere(query: bytes, text: str) -> None:
     """People paste a raw plus, and forms encode spaces as pluses. Both forms are read."""
-    assert phone_of(query) == text
+    assert phone_in(query) == text
 
 
 @pytest.mark.parametrize("query", [b"", b"phon=+7911", b"phone=1&phone=2", b"phone=%FF", b"phone=%ED%A0%80"])
 def test_a_query_without_one_readable_phone_is_refused(query: bytes) -> None:
     """A phone that is missing, repeated or not UTF-8 is an error."""
     with pytest.raises(NotAPhone):
-        phone_of(query)
+        phone_in(query)
