@@ -22,11 +22,11 @@ for k = 3, #KEYS do
     redis.call('XDEL', stream, id)
     redis.call('HINCRBY', books_key, 'cancelled', 1)
     options.ended(fields, {status = status, body = body, from = actor, asked = id})
-    local replies, op = fields.reply_to or '', fields.op or ''
+    local reply_to, op = fields.reply_to or '', fields.op or ''
     -- Only a stream of replies gets the reply, whatever the request names.
-    if string.sub(replies, 1, 13) == 'mesh:replies:' then
-      redis.pcall('XADD', replies, 'NOMKSTREAM', '*', 'request', fields.request or '', 'op', op, 'from', actor, 'status',
-        status, 'forwards', '0', 'body', body, 'asked', id)
+    if string.sub(reply_to, 1, 13) == 'mesh:replies:' then
+      redis.pcall('XADD', reply_to, 'NOMKSTREAM', '*', 'request', fields.request or '', 'op', op, 'from', actor,
+        'status', status, 'forwards', '0', 'body', body, 'asked', id)
     end
     redis.call('XADD', audit_key, 'MAXLEN', '~', ARGV[4], '*', 'event', 'request cancelled', 'actor', actor, 'source',
       source, 'stream', stream, 'ids', id, 'op', op)

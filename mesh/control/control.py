@@ -28,9 +28,9 @@ PAUSE = Script.beside(__file__, "pause.lua")
 CANCEL = Script.beside(__file__, "cancel.lua", *OPTIONS)
 DRAIN = Script.beside(__file__, "drain.lua")
 
-#: A request to drain expires after this time, if its replica has not read it before.
+#: The key that asks a replica to drain expires after this time. A live replica reads it within a second.
 DRAIN_HOLDS_MS = 60_000
-#: Longest name of an operation.
+#: Longest name of an operation that an operator can pause, so that `mesh:paused` and the audit log stay small.
 MOST_NAME_CHARACTERS = 200
 
 
@@ -52,16 +52,16 @@ class Control:
 
     async def pause(self, op: str, actor: Actor) -> bool:
         """Pause an operation; return False if it was paused already. Raises Refused if `op` cannot be a name."""
-        return await self._set_paused(op, actor, pause=True)
+        return await self._set_paused(op, actor, is_paused=True)
 
     async def resume(self, op: str, actor: Actor) -> bool:
         """Resume an operation; return False if it was not paused. Raises Refused if `op` cannot be a name."""
-        return await self._set_paused(op, actor, pause=False)
+        return await self._set_paused(op, actor, is_paused=False)
 
-    async def _set_paused(self, op: str, actor: Actor, *, pause: bool) -> bool:
+    async def _set_paused(self, op: str, actor: Actor, *, is_paused: bool) -> bool:
         if not op or len(op) > MOST_NAME_CHARACTERS or not op.isprintable():
             raise Refused(f"{op!r:.50} is not the name of an operation, such as values.put")
-        words = (int(pause), op, actor.name, actor.source, keys.AUDIT_KEPT)
+        words = (int(is_paused), op, actor.name, actor.source, keys.AUDIT_KEPT)
         return bool(await PAUSE.run(self._redis, [keys.PAUSED, keys.AUDIT, keys.parked(op), keys.LATER], *words))
 
     async def paused(self) -> list[PausedOperation]:

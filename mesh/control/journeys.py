@@ -25,16 +25,18 @@ from mesh.settings import MeshSettings
 
 #: A search reads this many replies to each replica, the newest ones. A stream of replies never has many more.
 MOST_REPLIES_SEARCHED = 512
-#: A search reads at most this many entries of each request stream, and this many dead letters.
+#: A search reads at most this many entries of each request stream, and this many dead letters. So a long queue does not
+#: make it slow; it may then miss a request.
 MOST_ENTRIES_SEARCHED = 200
 
 
 @dataclass(frozen=True, slots=True)
 class JourneyStep:
-    """One request, or the part of a gather for one database. Times are ms of Redis's clock, 0 if they are not known.
+    """One request on its way, or the part of a gather for one database. Times are ms of Redis's clock, 0 if unknown.
 
     `status` is "waiting", "in hand" (a replica works on the request), "given up", or the status of the reply: "ok", or
-    the code of an error.
+    the code of an error. `id` is the id of the request's entry, `key` the name that the sender gave the request, and
+    `call` its X-Request-Id. `sender` and `worker` are replicas; `sender` may also be a client.
     """
 
     key: str
@@ -72,7 +74,7 @@ class Journeys:
 
     async def newest(self, most: int) -> list[JourneyStep]:
         """Return at most `most` replies to each replica of the roster, its newest ones. The list is newest first."""
-        steps = await self._replies(await roster.read_directly(self._redis), most)
+        steps = await self._read_replies(await roster.read_directly(self._redis), most)
         return sorted(steps, key=lambda step: step.answered_ms, reverse=True)
 
     async def find(self, reference: str) -> list[JourneyStep]:
@@ -81,29 +83,29 @@ class Journeys:
         If one of them is a part of a gather, return all parts of this gather.
         """
         # A call may be several ids with commas between them: one request carries the work of several HTTP requests.
-        steps = await self._matching(
+        steps = await self._read_matching(
             lambda step: reference in (step.id, step.key, step.group, step.call, *step.call.split(","))
         )
-        groups = {step.group for step in steps if step.key != step.group}
-        if groups:
-            steps += await self._matching(lambda step: step.group in groups)
+        gathers = {step.group for step in steps if step.key != step.group}
+        if gathers:
+            steps += await self._read_matching(lambda step: step.group in gathers)
         # The search reads only the first entries of each stream. A direct look-up of an id also finds a later entry.
         if ID.fullmatch(reference):
-            steps += [step for step in await self._unanswered(reference, reference, 1) if step not in steps]
-        unique = {(step.stream, step.id, step.key): step for step in steps}
-        return sorted(unique.values(), key=lambda step: (step.accepted_ms or step.answered_ms, step.key))
+            steps += [step for step in await self._read_unanswered(reference, reference, 1) if step not in steps]
+        by_identity = {(step.stream, step.id, step.key): step for step in steps}
+        return sorted(by_identity.values(), key=lambda step: (step.accepted_ms or step.answered_ms, step.key))
 
-    async def _matching(self, matches: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
+    async def _read_matching(self, matches: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
         members = await roster.read_directly(self._redis)
         unanswered, replies, given_up = await asyncio.gather(
-            self._unanswered("-", "+", MOST_ENTRIES_SEARCHED),
-            self._replies(members, MOST_REPLIES_SEARCHED),
-            self._given_up(),
+            self._read_unanswered("-", "+", MOST_ENTRIES_SEARCHED),
+            self._read_replies(members, MOST_REPLIES_SEARCHED),
+            self._read_given_up(),
         )
         answered = [step for step in replies if matches(step)]
         return [*(step for step in [*unanswered, *given_up] if matches(step)), *answered]
 
-    async def _replies(self, members: Sequence[Member], most: int) -> list[JourneyStep]:
+    async def _read_replies(self, members: Sequence[Member], most: int) -> list[JourneyStep]:
         pipeline = self._redis.pipeline(transaction=False)
         for member in members:
             pipeline.xrevrange(keys.replies(member.replica), count=most)
@@ -114,7 +116,7 @@ class Journeys:
             if "request" in fields  # not the entry that only opens the stream
         ]
 
-    async def _unanswered(self, first_id: str, last_id: str, most: int) -> list[JourneyStep]:
+    async def _read_unanswered(self, first_id: str, last_id: str, most: int) -> list[JourneyStep]:
         pipeline = self._redis.pipeline(transaction=False)
         for stream in self._streams:
             pipeline.xrange(stream, first_id, last_id, count=most)
@@ -123,11 +125,11 @@ class Journeys:
         steps = []
         for stream in self._streams:
             entries, pending = next(answers), next(answers)
-            workers = {delivered["message_id"]: delivered["consumer"] for delivered in pending}
-            steps += [_step_of_request(stream, id, fields, workers.get(id, "")) for id, fields in entries]
+            worker_of = {pending_entry["message_id"]: pending_entry["consumer"] for pending_entry in pending}
+            steps += [_step_of_request(stream, id, fields, worker_of.get(id, "")) for id, fields in entries]
         return steps
 
-    async def _given_up(self) -> list[JourneyStep]:
+    async def _read_given_up(self) -> list[JourneyStep]:
         letters = await self._letters.look(MOST_ENTRIES_SEARCHED, body=0)
         return [
             JourneyStep(
@@ -180,5 +182,5 @@ def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
 
 def within_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
     """Return the time (ms) within which `percent` of these requests were answered; None if no time is known."""
-    times = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
-    return times[min(len(times) * percent // 100, len(times) - 1)] if times else None
+    times_ms = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
+    return times_ms[min(len(times_ms) * percent // 100, len(times_ms) - 1)] if times_ms else None

@@ -24,7 +24,8 @@ TALLY = Script.beside(__file__, "tally.lua")
 #: At most this many entries of each stream, and of `mesh:later`, are counted. The server needs some milliseconds for so
 #: many.
 MOST_COUNTED = 1000
-#: The count of a stream stops after entries whose bodies have this many bytes together.
+#: The count of a stream stops after entries whose bodies have this many bytes together, because the script reads whole
+#: entries.
 MOST_BYTES = 1 << 20
 
 
@@ -35,6 +36,7 @@ class OperationState:
     `waits` are on streams, and no replica has begun them; `runs` are those that replicas work on; `later` are in
     `mesh:later`. `served_by` has the live replicas that serve the operation: database -> replica. `definition` is the
     operation's entry in `mesh:operations`, or {}. `answers` are the newest replies to its requests.
+    `paused` says since when and by whom the operation is paused; None: it is not paused.
     """
 
     op: str
@@ -98,38 +100,40 @@ async def states(redis: Redis, settings: MeshSettings, answers: Sequence[Journey
 
     `redis` is a client of the bus database that decodes answers.
     """
-    result = OperationStates()
+    found = OperationStates()
     for answer in answers:
-        result.get_or_add(answer.op).answers.append(answer)
+        found.get_or_add(answer.op).answers.append(answer)
     for op, definition in (await definitions(redis)).items():
-        result.get_or_add(op).definition = definition
+        found.get_or_add(op).definition = definition
     # The hash maps the digest of each table of operations to these operations. `Member.serves` is such a digest.
     ops_by_digest: Any = await redis.hgetall(keys.SERVED)
     for member in await roster.read_directly(redis):
         for op in ops_by_digest.get(member.serves, "").split():
             # A roster row stays for a while after its lease; then no replica serves the operation there.
             if member.leased:
-                result.get_or_add(op).served_by[member.database] = member.replica
+                found.get_or_add(op).served_by[member.database] = member.replica
     for paused in await Control(redis, settings).paused():
-        result.get_or_add(paused.op).paused = paused
+        found.get_or_add(paused.op).paused = paused
     for stream in keys.request_streams(settings.classes, settings.databases):
         # After the first word come three for each operation: its name, how many requests wait, how many are worked on.
-        complete, *counts = await TALLY.run(redis, [stream], MOST_COUNTED, MOST_BYTES)
-        result.complete &= bool(complete)
-        for op, waits, runs in zip(counts[::3], counts[1::3], counts[2::3], strict=True):
-            result.get_or_add(op).waits += waits
-            result.get_or_add(op).runs += runs
-    await _count_later(redis, result)
-    return result
+        is_complete, *ops_and_counts = await TALLY.run(redis, [stream], MOST_COUNTED, MOST_BYTES)
+        found.complete &= bool(is_complete)
+        for op, waits, runs in zip(ops_and_counts[::3], ops_and_counts[1::3], ops_and_counts[2::3], strict=True):
+            found.get_or_add(op).waits += waits
+            found.get_or_add(op).runs += runs
+    await _count_later(redis, found)
+    return found
 
 
-async def _count_later(redis: Redis, result: OperationStates) -> None:
+async def _count_later(redis: Redis, found: OperationStates) -> None:
+    """Add the requests in `mesh:later` to the states of their operations."""
     request_names: Any = await redis.zrange(keys.LATER, 0, MOST_COUNTED)
     # The command reads one name more than is counted. If Redis has this name, the count is not complete.
-    result.complete &= len(request_names) <= MOST_COUNTED
+    found.complete &= len(request_names) <= MOST_COUNTED
     pipeline = redis.pipeline(transaction=False)
     for name in request_names[:MOST_COUNTED]:
         pipeline.hget(keys.later(name), "op")
     for op in await pipeline.execute():
+        # None: the request has left `mesh:later` in the meantime.
         if op is not None:
-            result.get_or_add(op).later += 1
+            found.get_or_add(op).later += 1

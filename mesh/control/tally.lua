@@ -3,42 +3,43 @@
 -- KEYS: stream
 -- ARGV: most entries, most bytes of bodies
 -- Returns {1 if all entries were counted or else 0, and then for each operation: op, how many wait, how many are worked on}
-local stream, most, bytes = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
--- Entries are read in portions: their bodies may be large, and `bytes` is checked after each portion.
-local AT_ONCE = 16
+local stream, entries_left, bytes_left = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+-- Entries are read in portions: their bodies may be large, and `bytes_left` is checked after each portion.
+local PORTION = 16
 if redis.call('EXISTS', stream) == 0 or redis.call('TYPE', stream).ok ~= 'stream' then return {1} end
 
-local in_hand = {}
-local pending = redis.pcall('XPENDING', stream, 'workers', '-', '+', most)
+local is_in_hand = {}
+-- `pcall`: a stream without a group is an error, and has nothing in hand.
+local pending = redis.pcall('XPENDING', stream, 'workers', '-', '+', entries_left)
 if not pending.err then
-  for _, each in ipairs(pending) do in_hand[each[1]] = true end
+  for _, delivered in ipairs(pending) do is_in_hand[delivered[1]] = true end
 end
 
-local waits, runs, ops, first, complete = {}, {}, {}, '-', 0
-while most > 0 and bytes > 0 do
-  local entries = redis.call('XRANGE', stream, first, '+', 'COUNT', math.min(AT_ONCE, most))
+local waits, runs, ops, from_id, is_complete = {}, {}, {}, '-', 0
+while entries_left > 0 and bytes_left > 0 do
+  local entries = redis.call('XRANGE', stream, from_id, '+', 'COUNT', math.min(PORTION, entries_left))
   if #entries == 0 then
-    complete = 1
+    is_complete = 1
     break
   end
   for _, entry in ipairs(entries) do
     local op = ''
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'op' then op = entry[2][i + 1] end
-      if entry[2][i] == 'body' then bytes = bytes - #entry[2][i + 1] end
+      if entry[2][i] == 'body' then bytes_left = bytes_left - #entry[2][i + 1] end
     end
     if not waits[op] then
       waits[op], runs[op] = 0, 0
       ops[#ops + 1] = op
     end
-    local counts = in_hand[entry[1]] and runs or waits
+    local counts = is_in_hand[entry[1]] and runs or waits
     counts[op] = counts[op] + 1
-    first = '(' .. entry[1]
+    from_id = '(' .. entry[1]
   end
-  most = most - #entries
+  entries_left = entries_left - #entries
 end
-local found = {complete}
+local answer = {is_complete}
 for _, op in ipairs(ops) do
-  found[#found + 1], found[#found + 2], found[#found + 3] = op, waits[op], runs[op]
+  answer[#answer + 1], answer[#answer + 2], answer[#answer + 3] = op, waits[op], runs[op]
 end
-return found
+return answer

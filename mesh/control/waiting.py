@@ -16,9 +16,10 @@ from mesh import keys
 class LaterRequest:
     """A request in `mesh:later`: it waits for its time, its next try, the end of a pause, or a place in its lane.
 
-    `tries` is the number of failed tries, and `error` is the error of the last one. `waits_for` is "pause" for the end
-    of a pause, "lane" for a place, and else "". The wait ends at `due_ms`, in ms of Redis's clock. For a pause and a
-    lane this is the deadline of the request, or None if the request has none.
+    `key` is the name of the request, and `to` its address. `tries` is the number of failed tries, and `error` is the
+    error of the last one. `waits_for` is "pause" for the end of a pause, "lane" for a place, and else "".
+    The wait ends at `due_ms`, in ms of Redis's clock. For a pause and a lane this is the deadline of the request, or
+    None if the request has none.
     """
 
     key: str
@@ -32,7 +33,11 @@ class LaterRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledOperation:
-    """An operation that runs by itself. `last_ms` is the last tick that was sent, 0 before the first."""
+    """An operation that runs by itself, at the times of `cron` in the time zone `tz`.
+
+    `each`: it runs on every database. `next_ms` is its next tick, and `last_ms` the last tick that was sent, 0 before
+    the first.
+    """
 
     op: str
     cron: str
@@ -71,13 +76,13 @@ async def read_waiting(redis: Redis, most: int) -> Waiting:
         pipeline.hmget(keys.later(key), "op", "to", "try", "error", "parked", "limit")
     for op, _ in first_schedules:
         pipeline.hmget(keys.schedule(op), "definition", "last")
-    facts: list[Any] = await pipeline.execute() if first_requests or first_schedules else []
-    requests = [_request(key, score, *facts.pop(0)) for key, score in first_requests]
-    schedules = [_schedule(op, int(score), *facts.pop(0)) for op, score in first_schedules]
+    stored_fields: list[Any] = await pipeline.execute() if first_requests or first_schedules else []
+    requests = [_later_request(key, score, *stored_fields.pop(0)) for key, score in first_requests]
+    schedules = [_scheduled_operation(op, int(score), *stored_fields.pop(0)) for op, score in first_schedules]
     return Waiting(count, requests, scheduled, schedules)
 
 
-def _request(
+def _later_request(
     key: str,
     score: float,
     op: str | None,
@@ -88,13 +93,14 @@ def _request(
     limit: str | None,
 ) -> LaterRequest:
     # A request that waits for its next try has a limit "lane …", too, but it has kept its place.
-    in_lane = (limit or "").startswith("lane ") and not tries
-    waits_for = "pause" if parked else "lane" if in_lane else ""
+    waits_for_place = (limit or "").startswith("lane ") and not tries
+    waits_for = "pause" if parked else "lane" if waits_for_place else ""
     # The score is infinite if the request has no deadline and waits for a pause or a lane.
     due_ms = int(score) if math.isfinite(score) else None
     return LaterRequest(key, op or "", to or "", due_ms, int(tries or 0), error or "", waits_for)
 
 
-def _schedule(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:
+def _scheduled_operation(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:
+    # The rest says what happens to missed and overlapping ticks.
     cron, tz, each, *_ = json.loads(definition) if definition else ("", "", False)
     return ScheduledOperation(op, cron, tz, bool(each), next_ms, int(last or 0))
