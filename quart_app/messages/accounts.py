@@ -28,7 +28,10 @@ from quart_app.security.identity import why_weak
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who sends a request: the network address, and the token of a device on which somebody may have logged in."""
+    """Who sends a request: the network address, and the token of a device on which somebody may have logged in.
+
+    Each is None if it is not known.
+    """
 
     source: str | None
     device_token: str | None = None
@@ -54,14 +57,14 @@ class Accounts:
 
     async def register(self, email: str, password: SecretStr, requester: Requester) -> User:
         """Create an account without rights."""
-        # The type of the body has checked the password without the address. This check includes the address.
+        # The type of the body has checked the password alone. This check also compares it with the address.
         _refuse_weak(password, email)
         await self.limiter.admit_registration(requester.source)
         if await self.users.find_by_email(email) is not None:
             raise _email_taken()
         password_hash = await self.passwords.hash(password.get_secret_value())
         user = await _with_problems_for_refusals(self.users.register(email, password_hash))
-        # From now on the source is known to the account, so wrong passwords from elsewhere do not keep its user out.
+        # From now on the source is known to the account, so wrong passwords from elsewhere do not lock its user out.
         await self.limiter.remember(email, requester.source)
         await self.audit.record("account registered", user=user.id, source=requester.source)
         return user
@@ -141,6 +144,7 @@ class Accounts:
             await self.limiter.refund(attempt)
             raise
         if user is not None and is_match and user.is_active:
+            # The right password costs no attempt, and makes the source known to the account.
             await self.limiter.excuse(attempt)
             return True
         audit_facts = {
@@ -156,6 +160,7 @@ class Accounts:
 
 
 async def _with_problems_for_refusals(change: Awaitable[User]) -> User:
+    """Await a change of an account, and raise Problem in place of the errors of `Users`."""
     try:
         return await change
     except EmailTaken:

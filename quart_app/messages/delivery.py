@@ -120,11 +120,11 @@ class Turn:
 
 @dataclass(slots=True)
 class Delivery:
-    """Delivers the messages of one replica."""
+    """Delivers the messages of one replica. `MessageIntake` calls it once for each message."""
 
     quota: Quota
-    free: ProviderClient
-    paid: ProviderClient
+    free_provider: ProviderClient
+    paid_provider: ProviderClient
     users: Users
     metrics: MessageMetrics
     settings: MessageSettings
@@ -138,11 +138,11 @@ class Delivery:
 
     async def close(self) -> None:
         """Close the connections to both providers."""
-        await self.free.close()
-        await self.paid.close()
+        await self.free_provider.close()
+        await self.paid_provider.close()
 
     async def deliver(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
-        """Deliver one message. Raises Undelivered, MeshError."""
+        """Deliver one message: reserve and decide, again and again, until it is sent. Raises Undelivered, MeshError."""
         while True:
             verdict, turn = await self._reserve()
             # A granted slot needs no paid access, so the account is not read then.
@@ -179,7 +179,7 @@ class Delivery:
             # The messages before this one took too long. `Probing` makes `next_step` decide as if a probe took too
             # long. This message has not tried to reserve, so the allowance is only read.
             return Probing(await self.quota.look()), turn
-        # None if `quota.reserve` raises an error; then the turn is passed on, too.
+        # It stays None if `quota.reserve` raises an error; then the turn is passed on, too.
         verdict: Verdict | None = None
         try:
             verdict = await self.quota.reserve()
@@ -214,7 +214,7 @@ class Delivery:
         except (MeshError, Undelivered):
             await self._record_outcome(self.quota.unsent, reservation)
             raise
-        outcome = await self._send("free", self.free, message, reservation.may_send, pass_turn_on)
+        outcome = await self._send("free", self.free_provider, message, reservation.may_send, pass_turn_on)
         self._free_is_reachable = not isinstance(outcome, Unsent) or outcome.cause == TOO_LATE
         match outcome:
             case Answered(response):
@@ -287,7 +287,7 @@ class Delivery:
     async def _pay(self, message: OutgoingMessage, claim: KeyClaim, reason: Reason) -> ProviderReply:
         """Send to the paid provider. Raises Undelivered if it did not reply to the message."""
         await self._begin_sending(claim)
-        match await self._send("paid", self.paid, message):
+        match await self._send("paid", self.paid_provider, message):
             case Answered(response):
                 return self._counted_reply("paid", reason, response)
             case Blocked(provider_retry_ms):

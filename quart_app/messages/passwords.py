@@ -16,7 +16,7 @@ from mesh import Busy
 
 T = TypeVar("T")
 
-#: Argon2's memory in KiB, passes and lanes: the least that OWASP advises. Two hashes at once take 38 MiB.
+#: Argon2's memory in KiB, passes and lanes (threads of one hash): the least that OWASP advises. Two hashes at once take 38 MiB.
 MEMORY_KIB, PASSES, LANES = 19_456, 2, 1
 #: Most passwords that wait for each thread. With more, a login would take seconds; 503 is the better answer.
 MOST_WAITING_PER_THREAD = 16
@@ -34,8 +34,8 @@ class Passwords:
         self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
         self._threads = ThreadPoolExecutor(thread_count, thread_name_prefix="argon2")
         self._permits = _ThreadPermits(thread_count)
-        # For each thread: the password that it hashes, and those that wait for it. For strangers
-        # only half of the queue counts.
+        # For each thread: the password that it hashes, and those that wait for it. For strangers only half of the queue
+        # counts.
         self._most_in_progress = thread_count * (1 + MOST_WAITING_PER_THREAD)
         self._most_if_stranger = thread_count * (1 + MOST_WAITING_PER_THREAD // 2)
         #: how many passwords are being hashed or wait

@@ -26,6 +26,7 @@ from mesh import Busy, Script, Unavailable, failures, keys
 from quart_app.messages.models import Profile
 from quart_app.security import audit
 
+#: Two keys of Redis; see above.
 FIRST_ADMIN = "shared:messages:first-admin"
 ADMINISTRATORS = "shared:messages:administrators"
 SCRIPTS = {
@@ -128,11 +129,11 @@ class Users:
         new_account = _new_account(email, password_hash, is_admin=False)
         redis_keys = [_email_key(email), user_key(new_account["id"]), FIRST_ADMIN]
         if (
-            await self._run("register", redis_keys, new_account["id"], email, *_fields_and_values(new_account))
+            await self._run_script("register", redis_keys, new_account["id"], email, *_flattened(new_account))
             == "taken"
         ):
             raise EmailTaken
-        return _user_or_unavailable(User.of(new_account))
+        return _must_be_stored(User.of(new_account))
 
     async def find(self, user_id: str) -> User | None:
         """Return the account with this id, or None."""
@@ -140,6 +141,7 @@ class Users:
             return User.of(await self._redis.hgetall(user_key(user_id)))
 
     async def find_by_email(self, email: str) -> User | None:
+        """Return the account with this address, or None."""
         async with translated_redis_errors():
             user_id = await self._redis.get(_email_key(email))
         return await self.find(str(user_id)) if user_id else None
@@ -148,19 +150,19 @@ class Users:
         """Change the address, the password, or both. Raises EmailTaken, AccountChanged."""
         redis_keys = [user_key(user.id), _email_key(user.email), _email_key(email or user.email), FIRST_ADMIN]
         # The script changes nothing if the account has another generation than the one that the caller has read.
-        outcome = await self._run(
+        outcome = await self._run_script(
             "change_profile", redis_keys, user.id, user.generation, email or "", password_hash or ""
         )
         if outcome == "taken":
             raise EmailTaken
         if outcome == "changed":
             raise AccountChanged
-        return _user_or_unavailable(await self.find(user.id))
+        return _must_be_stored(await self.find(user.id))
 
     async def change_access(self, user_id: str, changes: Mapping[str, bool], *, by: User, source: str | None) -> User:
         """Change `is_active`, `paid_access` or both, because the administrator `by` asks for it. Write an audit entry.
 
-        `source` is the network address from which the administrator asks.
+        `source` is the administrator's network address, or None if it is not known.
         Raises NoSuchAccount, NotAdministrator, LastAdministrator.
         """
         new_flags = {name: str(int(is_set)) for name, is_set in changes.items()}
@@ -168,10 +170,12 @@ class Users:
         audit_entry = audit.entry_words("access changed", **facts)
         redis_keys = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
         arguments = [user_id, by.id, new_flags.get("is_active", ""), new_flags.get("paid_access", "")]
-        _raise_if_refused(await self._run("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry))
+        _raise_if_refused(
+            await self._run_script("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry)
+        )
         # The script has added the entry to the audit stream. The log gets it here.
         audit.say("access changed", **facts)
-        return _user_or_unavailable(await self.find(user_id))
+        return _must_be_stored(await self.find(user_id))
 
     async def set_admin(self, email: str, *, is_admin: bool) -> bool:
         """Make an account an administrator, or end that. Return False if nothing had to be changed.
@@ -186,7 +190,7 @@ class Users:
             "administrator promoted" if is_admin else "administrator demoted", user=user.id, actor="cli"
         )
         redis_keys = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
-        outcome = await self._run("set_admin", redis_keys, user.id, int(is_admin), keys.AUDIT_KEPT, *audit_entry)
+        outcome = await self._run_script("set_admin", redis_keys, user.id, int(is_admin), keys.AUDIT_KEPT, *audit_entry)
         _raise_if_refused(outcome)
         return outcome == "done"
 
@@ -211,9 +215,9 @@ class Users:
         user_id = present_owner.id if present_owner is not None and present_owner.is_admin else new_account["id"]
         audit_entry = audit.entry_words("first administrator recorded", user=user_id, actor="settings")
         redis_keys = [FIRST_ADMIN, _email_key(email), user_key(user_id), ADMINISTRATORS, keys.AUDIT]
-        fields = _fields_and_values(new_account) if password_hash is not None else []
+        fields = _flattened(new_account) if password_hash is not None else []
         # The script needs the number of words in the audit entry, because the fields of the account follow them.
-        outcome: Any = await self._run(
+        outcome: Any = await self._run_script(
             "first_admin", redis_keys, user_id, email, keys.AUDIT_KEPT, len(audit_entry), *audit_entry, *fields
         )
         # The script returns only the words of this method's type.
@@ -224,9 +228,9 @@ class Users:
 
         No session ends.
         """
-        await self._run("renew_hash", [user_key(user.id)], user.password_hash, new_hash)
+        await self._run_script("renew_hash", [user_key(user.id)], user.password_hash, new_hash)
 
-    async def _run(self, name: str, redis_keys: list[str], *arguments: str | int) -> str:
+    async def _run_script(self, name: str, redis_keys: list[str], *arguments: str | int) -> str:
         async with translated_redis_errors():
             return str(await SCRIPTS[name].run(self._redis, redis_keys, *arguments))
 
@@ -243,7 +247,8 @@ def _new_account(email: str, password_hash: str, *, is_admin: bool) -> dict[str,
     }
 
 
-def _fields_and_values(account: Mapping[str, str]) -> list[str]:
+def _flattened(account: Mapping[str, str]) -> list[str]:
+    """Return the fields of an account, each followed by its value, as the scripts take them."""
     return [text for item in account.items() for text in item]
 
 
@@ -257,7 +262,8 @@ def _raise_if_refused(outcome: str) -> None:
             raise LastAdministrator
 
 
-def _user_or_unavailable(user: User | None) -> User:
+def _must_be_stored(user: User | None) -> User:
+    """Return an account that has just been written. Raises Unavailable if it is gone."""
     if user is None:
         raise Unavailable("the account is gone from the store; was the store emptied?")
     return user
