@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from quart import Blueprint, Response, request
 
 from quart_app.dashboard.assets import CONTENT_SECURITY_POLICY, Assets
-from quart_app.dashboard.templating import environment
+from quart_app.dashboard.templating import template_environment
 from quart_app.security.secrets import is_loopback
 
 
@@ -22,7 +22,7 @@ def routes(live_page_url: str) -> Sequence[Blueprint]:
     If `live_page_url` is "", no visitor gets a link to the live page.
     """
     assets = Assets()
-    template = environment(assets).get_template("landing.html")
+    template = template_environment(assets).get_template("landing.html")
     page_without_link, page_with_link = (template.render(live=url).encode() for url in ("", live_page_url))
     link_is_local = is_loopback(_host_of(live_page_url))
     blueprint = Blueprint("landing", __name__)

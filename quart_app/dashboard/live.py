@@ -64,6 +64,7 @@ class LivePage:
         self._assets = Assets()
         self._pages = Pages(self._assets)
         self._operator_check = acts.OperatorCheck(context.settings)
+        #: what all viewers share; None before the first viewer
         self._looks: Looks | None = None
         self._viewer_count = 0
 
@@ -132,10 +133,11 @@ class LivePage:
         return await self._operator_check.is_signed_in(request, self._context.mesh)
 
     async def _event_stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
+        """Yield the events for one viewer, until the viewer goes or this replica is not ready."""
         self._viewer_count += 1
         try:
             yield "retry: 1000\n\n"  # ms until the browser connects again
-            sent: Mapping[str, str] = {}
+            sections_at_viewer: Mapping[str, str] = {}
             seen_number = 0
             while not self._is_unready():
                 looks = self._current_looks()
@@ -148,8 +150,8 @@ class LivePage:
                     # has got no news.
                     await asyncio.sleep(LOOK_S)
                     continue
-                yield looks.event(sent, sections)
-                sent = sections
+                yield looks.event(sections_at_viewer, sections)
+                sections_at_viewer = sections
             yield "event: bye\ndata: \n\n"  # the page connects again, and the balancer chooses another replica
         finally:
             self._viewer_count -= 1
@@ -189,12 +191,12 @@ class LivePage:
             stream_names = {stream.name for stream in figures.streams}
             longest = max(figures.streams, key=lambda stream: stream.length).name
             chosen_stream = arguments.get("stream", "") if arguments.get("stream") in stream_names else longest
-            entries = await looks.entries(chosen_stream)
+            entries = await looks.oldest_entries(chosen_stream)
         if name == "dead":
             letters = await looks.letters.newest()
         fields_of_view: dict[str, Any] = {}
         if name == "requests":
-            fields_of_view = await self._fields_of_requests(looks, arguments, figures)
+            fields_of_view = await self._fields_of_requests_view(looks, arguments, figures)
         if name == "services":
             fields_of_view["services"] = await looks.services.newest()
         if name == OVERVIEW:
@@ -216,7 +218,9 @@ class LivePage:
             **fields_of_view,
         )
 
-    async def _fields_of_requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
+    async def _fields_of_requests_view(
+        self, looks: Looks, arguments: Mapping[str, str], figures: Figures
+    ) -> dict[str, Any]:
         """Return the fields of `PageView` that only the view of requests has."""
         reference = arguments.get("request", "").strip()[:MOST_SEARCH_CHARACTERS]
         wanted = {name: arguments.get(name, "").strip()[:MOST_SEARCH_CHARACTERS] for name in SEARCH_FIELDS}

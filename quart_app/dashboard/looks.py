@@ -81,8 +81,8 @@ class Looks:
             )
         return await self._tickers_by_reference[reference].newest()
 
-    async def entries(self, stream: str) -> Entries:
-        """Return the oldest entries of a stream."""
+    async def oldest_entries(self, stream: str) -> Entries:
+        """Return the oldest entries of a request stream; `stream` is its address."""
         entries: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=MOST_SHOWN_ENTRIES)
         return entries or ()
 
@@ -91,19 +91,19 @@ class Looks:
         for ticker in (self.figures, self.letters, self.steps, self.operations, self.services):
             ticker.expire()
 
-    def event(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-        """Return the event with the sections that differ between `before` and `now`.
+    def event(self, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+        """Return the event with the sections that differ between `before` and `after`.
 
         It is made once for all viewers of a view. If no section differs, the event has none, and only tells the page
         that its connection is alive.
         """
-        # `is` is enough: all viewers of a view share the same objects.
-        for kept_before, kept_now, text in self._events:
-            if kept_before is before and kept_now is now:
+        # Comparing with `is` is enough: all viewers of a view share the same objects.
+        for kept_before, kept_after, text in self._events:
+            if kept_before is before and kept_after is after:
                 return text
-        changed = {id: html for id, html in now.items() if before.get(id) != html}
+        changed = {id: html for id, html in after.items() if before.get(id) != html}
         text = f"event: sections\ndata: {json.dumps(changed)}\n\n"
-        self._events.append((before, now, text))
+        self._events.append((before, after, text))
         return text
 
     async def _read_steps(self) -> Sequence[JourneyStep]:

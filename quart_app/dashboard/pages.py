@@ -16,7 +16,7 @@ from quart_app.dashboard import words as sentences
 from quart_app.dashboard.activity import AnswerRow, TimelineRow
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of
-from quart_app.dashboard.templating import environment
+from quart_app.dashboard.templating import template_environment
 from quart_app.dashboard.words import spoken
 from quart_app.panels import Act, Panel, counted, duration, shortened
 
@@ -117,7 +117,7 @@ class Pages:
     """Renders views. Templates escape everything that they show."""
 
     def __init__(self, assets: Assets) -> None:
-        self._environment = environment(assets)
+        self._environment = template_environment(assets)
         self._environment.filters |= {
             "age": duration,
             "clock": _time_of_day,

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart_app.dashboard.assets import Assets
 
 
-def environment(assets: Assets) -> Environment:
+def template_environment(assets: Assets) -> Environment:
     """Return the environment with the templates of this package; `url('live.css')` in them is the address of a file."""
     templates = Environment(
         loader=PackageLoader("quart_app.dashboard"),
