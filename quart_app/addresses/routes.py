@@ -51,7 +51,7 @@ class AddressRoutes:
         """Store an address for a phone that has none; 409 if the phone has one."""
         given = await read_json(_CUSTOMER_ADDRESS)
         phone = self._phone_to_write(given.phone)
-        self._store_room(given.address)
+        self._require_room(given.address)
         if not await self._addresses.create(phone, given.address):
             raise Problem(409, "this phone already has an address; use PUT to replace it")
         return jsonify(_answer_body(Created, phone, given.address)), 201
@@ -111,12 +111,12 @@ class AddressRoutes:
         return jsonify({"phone": phone.shown, "address": address})
 
     async def _replaced_response(self, phone: Phone, address: str) -> Response:
-        self._store_room(address)
+        self._require_room(address)
         if not await self._addresses.update(phone, address):
             raise _not_found()
         return jsonify(_answer_body(Updated, phone, address))
 
-    def _store_room(self, address: str) -> None:
+    def _require_room(self, address: str) -> None:
         """Count the bytes of a record that is about to be stored. Raises Busy if Redis has no room for them."""
         self._context.mesh.memory.store(RECORD_BYTES + len(address.encode()))
 

@@ -34,14 +34,15 @@ from quart_app.messages.users import User
 from quart_app.security.audit import Audit
 from quart_app.security.csrf import is_foreign
 
-_REGISTRATION = TypeAdapter(Registration)
-_LOGIN = TypeAdapter(Login)
-_PROFILE_CHANGE = TypeAdapter(ProfileChange)
-_ACCESS_CHANGE = TypeAdapter(AccessChange)
-_MESSAGE = TypeAdapter(NewMessage)
+_REGISTRATION_BODY = TypeAdapter(Registration)
+_LOGIN_BODY = TypeAdapter(Login)
+_PROFILE_CHANGE_BODY = TypeAdapter(ProfileChange)
+_ACCESS_CHANGE_BODY = TypeAdapter(AccessChange)
+_MESSAGE_BODY = TypeAdapter(NewMessage)
 _VALID_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
-_needs_session = security_scheme([{SESSION: []}])
+#: Only for the page /docs. The methods themselves check the session, with `_logged_in_session`.
+_documented_with_session = security_scheme([{SESSION: []}])
 #: About how many bytes of Redis's memory a new account takes, and the idempotency key of a message with its answer.
 #: These are estimates: too small a number lets Redis fill up, too large a one refuses requests early.
 ACCOUNT_BYTES, MESSAGE_BYTES = 1200, 1000
@@ -55,19 +56,19 @@ class Backend:
     intake: MessageIntake
     audit: Audit
     #: called with the number of bytes that are about to be stored; counts them, or raises Busy if Redis has no room
-    store_room: Callable[[int], None]
+    require_room: Callable[[int], None]
 
 
 class MessageRoutes:
-    """One method per route. `backend` raises Unavailable while the replica is not a member."""
+    """One method per route. `current_backend` raises Unavailable while the replica is not a member of the mesh."""
 
-    def __init__(self, settings: MessageSettings, backend: Callable[[], Backend]) -> None:
+    def __init__(self, settings: MessageSettings, current_backend: Callable[[], Backend]) -> None:
         self._settings = settings
-        self._backend = backend
+        self._current_backend = current_backend
         # A cookie with this prefix is safer: a browser accepts it only over TLS, and sends it only to the host that set
         # it.
         prefix = "__Host-" if settings.cookie_secure else ""
-        self._session_cookie, self._device_cookie = f"{prefix}session", f"{prefix}device"
+        self._session_cookie_name, self._device_cookie_name = f"{prefix}session", f"{prefix}device"
         self.blueprint = Blueprint("messages", __name__)
         self.blueprint.before_request(self._refuse_foreign)
         for path, method, view in (
@@ -87,49 +88,51 @@ class MessageRoutes:
     @document_response(Profile, 201)
     async def register(self) -> tuple[Response, int]:
         """Create an account. 409: another account has this address; 422: the password is too common."""
-        backend = self._backend()
-        accounts, given = backend.accounts, await read_json(_REGISTRATION)
-        backend.store_room(ACCOUNT_BYTES)
+        backend = self._current_backend()
+        accounts, given = backend.accounts, await read_json(_REGISTRATION_BODY)
+        backend.require_room(ACCOUNT_BYTES)
         return _profile_answer(await accounts.register(given.email, given.password, self._requester())), 201
 
     @_tagged
     @document_request(Login)
     async def login(self) -> tuple[Response, int]:
         """Begin a session, kept in a cookie. 401: wrong address or password; 429: too many wrong passwords."""
-        accounts = self._backend().accounts
-        return self._with_cookies(Response(""), await accounts.log_in(await read_json(_LOGIN), self._requester())), 204
+        accounts = self._current_backend().accounts
+        return self._with_login_cookies(
+            Response(""), await accounts.log_in(await read_json(_LOGIN_BODY), self._requester())
+        ), 204
 
     @_tagged
-    @_needs_session
+    @_documented_with_session
     async def logout(self) -> tuple[Response, int]:
         """End the session, on every replica."""
-        await self._backend().accounts.log_out(await self._logged_in_session(), self._requester())
+        await self._current_backend().accounts.log_out(await self._logged_in_session(), self._requester())
         answer = Response("")
         answer.delete_cookie(
-            self._session_cookie, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
+            self._session_cookie_name, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
         )
         return answer, 204
 
     @_tagged
-    @_needs_session
+    @_documented_with_session
     @document_response(Profile)
     async def me(self) -> Response:
         """Return the account that is logged in."""
         return _profile_answer((await self._logged_in_session()).user)
 
     @_tagged
-    @_needs_session
+    @_documented_with_session
     @document_request(ProfileChange)
     @document_response(Profile)
     async def change_me(self) -> Response:
         """Change your own address or password; this needs the current password. All other sessions end."""
-        accounts, session = self._backend().accounts, await self._logged_in_session()
-        change = await read_json(_PROFILE_CHANGE)
+        accounts, session = self._current_backend().accounts, await self._logged_in_session()
+        change = await read_json(_PROFILE_CHANGE_BODY)
         user, tokens = await accounts.change_profile(session, change, self._requester())
-        return self._with_cookies(_profile_answer(user), tokens)
+        return self._with_login_cookies(_profile_answer(user), tokens)
 
     @_tagged
-    @_needs_session
+    @_documented_with_session
     @document_request(AccessChange)
     @document_response(Profile)
     async def change_access(self, user_id: str) -> Response:
@@ -137,12 +140,12 @@ class MessageRoutes:
 
         409: the account is the only active administrator and cannot be deactivated.
         """
-        accounts, session = self._backend().accounts, await self._logged_in_session()
-        changes = (await read_json(_ACCESS_CHANGE)).model_dump(exclude_none=True)
+        accounts, session = self._current_backend().accounts, await self._logged_in_session()
+        changes = (await read_json(_ACCESS_CHANGE_BODY)).model_dump(exclude_none=True)
         return _profile_answer(await accounts.change_access(session, user_id, changes, self._requester()))
 
     @_tagged
-    @_needs_session
+    @_documented_with_session
     @document_headers(IdempotencyKeyHeader)
     @document_request(NewMessage)
     @document_response(Delivered)
@@ -153,10 +156,10 @@ class MessageRoutes:
         not delivered again. 403: the free provider is closed and this account has no paid access. Retry-After says
         when the free provider opens.
         """
-        backend, session = self._backend(), await self._logged_in_session()
-        backend.store_room(MESSAGE_BYTES)
+        backend, session = self._current_backend(), await self._logged_in_session()
+        backend.require_room(MESSAGE_BYTES)
         idempotency_key = _idempotency_key()
-        given = await read_json(_MESSAGE)
+        given = await read_json(_MESSAGE_BODY)
         if given.max_wait_ms > self._settings.max_wait_ms:
             detail = f"at most {self._settings.max_wait_ms}"
             raise Problem(422, detail, errors=[{"pointer": "/max_wait_ms", "message": detail}])
@@ -165,11 +168,11 @@ class MessageRoutes:
         return jsonify(delivered | {"quota": await _allowance_or_none(backend)})
 
     @_tagged
-    @_needs_session
+    @_documented_with_session
     @document_response(QuotaShown)
     async def quota(self) -> Response:
         """Return what is left of the free provider's allowance, which all replicas share."""
-        backend = self._backend()
+        backend = self._current_backend()
         await self._logged_in_session()
         return jsonify(QuotaShown.of(await backend.intake.delivery.quota.look()).model_dump())
 
@@ -178,22 +181,22 @@ class MessageRoutes:
         if is_foreign(request.method, request.headers, self._settings.origins):
             # A client can send an Origin of any length, so the audit keeps only its beginning.
             facts = {"origin": request.headers.get("Origin", "")[:200], "source": request.remote_addr}
-            await self._backend().audit.record("origin refused", **facts, path=request.path)
+            await self._current_backend().audit.record("origin refused", **facts, path=request.path)
             raise Problem(403, "this origin may not use the cookies of this site; see MESSAGES_ALLOWED_ORIGINS")
 
     async def _logged_in_session(self) -> Session:
         try:
-            return await self._backend().accounts.sessions.check(request.cookies.get(self._session_cookie))
+            return await self._current_backend().accounts.sessions.check(request.cookies.get(self._session_cookie_name))
         except NotLoggedIn as error:
             raise Problem(401, str(error)) from None
 
     def _requester(self) -> Requester:
-        return Requester(request.remote_addr, request.cookies.get(self._device_cookie))
+        return Requester(request.remote_addr, request.cookies.get(self._device_cookie_name))
 
-    def _with_cookies(self, answer: Response, tokens: LoginTokens) -> Response:
-        self._set_cookie(answer, self._session_cookie, tokens.session_token, self._settings.session_s)
+    def _with_login_cookies(self, answer: Response, tokens: LoginTokens) -> Response:
+        self._set_cookie(answer, self._session_cookie_name, tokens.session_token, self._settings.session_s)
         if tokens.device_token is not None:
-            self._set_cookie(answer, self._device_cookie, tokens.device_token, DEVICE_KNOWN_S)
+            self._set_cookie(answer, self._device_cookie_name, tokens.device_token, DEVICE_KNOWN_S)
         # The answer has the tokens, so no proxy may store it.
         answer.headers["Cache-Control"] = "no-store"
         return answer
