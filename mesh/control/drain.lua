@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Asks a replica to drain and leave. The replica reads this demand with its next renewal. If there is no renewal in time,
--- the demand expires.
--- KEYS: audit log. The roster row is not in KEYS: EVALSHA needs the right to write all KEYS, and a replica may only read the
---       rows of others.
--- ARGV: replica, time until the demand expires (ms), actor, address of the actor, most entries of the audit log, database
---       of the replica
+-- Asks a replica to drain and leave. The replica reads this demand with its next renewal. If there is no renewal in
+-- time, the demand expires.
+-- KEYS: audit log. The roster row is not in KEYS: EVALSHA needs the right to write all KEYS, and a replica may only read
+--       the rows of others.
+-- ARGV: replica, time until the demand expires (ms), actor, address of the actor, most entries of the audit log,
+--       database of the replica
 -- Returns 1 if the replica was asked; 0 if the roster row of the database is of another replica, or the replica leaves
 -- already
 local audit_key, replica = KEYS[1], ARGV[1]

@@ -2,7 +2,8 @@
 -- Counts the requests on a stream by operation, the oldest first, until one of two bounds is reached.
 -- KEYS: stream
 -- ARGV: most entries, most bytes of bodies
--- Returns {1 if all entries were counted or else 0, and then for each operation: op, how many wait, how many are worked on}
+-- Returns {1 if all entries were counted or else 0, and then for each operation: op, how many wait, how many are
+--          worked on}
 local stream, entries_left, bytes_left = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 -- Entries are read in portions: their bodies may be large, and `bytes_left` is checked after each portion.
 local PORTION = 16

@@ -40,6 +40,7 @@ _ID_OF_ELEMENT = re.compile(r'<\w+[^>]*? id="([^"]+)"')
 #: Most dead letters of a group that are shown, so that the page stays small. The group also says how many there are.
 MOST_SHOWN_LETTERS = 20
 
+#: Entries of a stream: the id and the fields of each.
 Entries = Sequence[tuple[str, Mapping[str, str]]]
 
 
@@ -78,8 +79,8 @@ class PageView:
     entries: Entries = ()
     #: view of dead letters
     groups: Sequence[ShownGroup] = ()
-    #: view of requests: the reference that the viewer searches for, the lines of the timeline of its requests, the
-    #: newest answers, and the texts by which these were chosen
+    #: view of requests: the reference that the viewer searches for, the lines of the timeline of its requests
+    #: (not lanes as the glossary says it), the newest answers, and the texts by which these were chosen
     reference: str = ""
     lanes: Sequence[TimelineRow] = ()
     rows: Sequence[AnswerRow] = ()

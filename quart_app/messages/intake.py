@@ -50,9 +50,9 @@ class NotAdmitted(Problem):
 class MessageIntake:
     """Takes in the messages of one replica."""
 
-    def __init__(self, keys: IdempotencyKeys, delivery: Delivery) -> None:
+    def __init__(self, idempotency_keys: IdempotencyKeys, delivery: Delivery) -> None:
         self.delivery = delivery
-        self._keys = keys
+        self._idempotency_keys = idempotency_keys
         self._settings = delivery.settings
         self._metrics = delivery.metrics
         self._tasks: asyncio.TaskGroup | None = None
@@ -106,7 +106,7 @@ class MessageIntake:
         body = given.model_dump_json().encode()
         pause_s, longest_pause_s = FIRST_AND_LONGEST_PAUSE_S
         while True:
-            found = await self._keys.claim(user_id, idempotency_key, body, message_id, given.max_wait_ms)
+            found = await self._idempotency_keys.claim(user_id, idempotency_key, body, message_id, given.max_wait_ms)
             if not isinstance(found, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
                 return found
             await asyncio.sleep(pause_s)

@@ -51,7 +51,7 @@ class Session:
     #: the claim `jti` of its token
     id: str
     #: when it ends: Unix time in s, by Redis's clock
-    expires_s: int
+    ends_at_s: int
     user: User
 
 
@@ -62,12 +62,13 @@ class SigningSecrets:
     The second one is the former secret. While replicas get a new secret one by one, it may also be the next secret.
     """
 
+    #: signs, and is accepted
     current: str
-    previous: str | None = None
+    also_accepted: str | None = None
 
     def by_name(self) -> dict[str, str]:
         """Return each secret under its name, which a token carries as `kid`."""
-        return {secret_name(secret): secret for secret in (self.previous, self.current) if secret}
+        return {secret_name(secret): secret for secret in (self.also_accepted, self.current) if secret}
 
 
 def secret_name(secret: str) -> str:
@@ -77,15 +78,15 @@ def secret_name(secret: str) -> str:
 
 async def load_signing_secrets(redis: Redis, settings: MessageSettings) -> SigningSecrets:
     """Return the secrets of the settings. If these have none, use the one in Redis, which the first replica creates."""
-    previous_secret = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
+    also_accepted = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
     if settings.jwt_secret:
-        return SigningSecrets(settings.jwt_secret.get_secret_value(), previous_secret)
+        return SigningSecrets(settings.jwt_secret.get_secret_value(), also_accepted)
     async with translated_redis_errors():
         # Read first: when memory is full, the server refuses every SET, even one that would change nothing.
         if not (stored_secret := await redis.get(REDIS_KEY_OF_SECRET)):
             await redis.set(REDIS_KEY_OF_SECRET, secrets.token_urlsafe(48), nx=True)
             stored_secret = await redis.get(REDIS_KEY_OF_SECRET)
-        return SigningSecrets(str(stored_secret), previous_secret)
+        return SigningSecrets(str(stored_secret), also_accepted)
 
 
 class Sessions:
@@ -121,7 +122,7 @@ class Sessions:
         """Make the session's token invalid on every replica."""
         async with translated_redis_errors():
             # One second more than the token, so that a token never outlives its revocation.
-            await REVOKE.run(self._redis, [_revocation_key(session.id)], session.expires_s + 1)
+            await REVOKE.run(self._redis, [_revocation_key(session.id)], session.ends_at_s + 1)
 
     async def new_device_token(self, user: User) -> str:
         """Return a token for a device on which somebody has just logged in to this account. Redis stores nothing."""
