@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Cancels a request that is not answered yet: removes its entry, answers its caller, counts it as cancelled, and adds
--- an entry to the audit log. If a replica works on the request, its commit is refused from now on. The replica learns of
--- this when it next keeps its entries alive.
+-- an entry to the audit log. If a replica works on the request, its commit is refused from now on. The replica learns
+-- of this when it next keeps its entries alive.
 -- KEYS: books, audit log, stream, ...   (all possible request streams)
 -- ARGV: id, actor, address of the actor, most entries of the audit log, status and body of the reply
 -- Returns {stream, op}; nothing if no stream has the request
