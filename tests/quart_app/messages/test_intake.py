@@ -209,7 +209,7 @@ async def test_a_message_that_waits_does_not_sleep_through_the_end() -> None:
     """The wait for the free provider ends when the replica leaves."""
 
     async def wait(message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
-        await it.delivery._sleep(3600)
+        await it.delivery._sleep_unless_leaving(3600)
         raise AssertionError
 
     async with scene() as it:
