@@ -15,7 +15,7 @@ from quart_app.messages.passwords import MOST_WAITING_PER_THREAD, Passwords
 
 @pytest.fixture
 def passwords() -> Iterator[Passwords]:
-    made = Passwords(concurrency=1)
+    made = Passwords(thread_count=1)
     yield made
     made.close()
 
