@@ -35,8 +35,8 @@ from quart_app.service import Context, Service
 
 #: Most answers in the list on the view of requests.
 MOST_ROWS = 40
-#: Most characters that are used of a reference, or of another text by which the view of requests is searched. Names and
-#: ids are shorter.
+#: Most characters that are used of a reference, or of another text by which the view of requests is searched. What
+#: follows them is ignored.
 MOST_SEARCH_CHARACTERS = 200
 #: Most viewers of one replica, because each keeps a connection open. The next viewer is told to try again later, and
 #: the balancer may choose another replica.

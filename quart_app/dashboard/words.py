@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from quart_app.dashboard.figures import MOST_DEAD_READ, Figures, StreamFigures
 from quart_app.panels import counted, duration, shortened
 
-#: Age of the oldest waiting request from which a stream gets a note. Most requests wait for much less than a second.
+#: Age of the oldest waiting request from which a stream gets a note. With a lower one, short queues get notes; with a
+#: higher one, a long queue is seen later.
 OLD_REQUEST_MS = 1000
 #: Seconds over which the rates of the summary are averaged; `Figures.rates` has one for each second.
 AVERAGED_S = 5

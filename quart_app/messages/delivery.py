@@ -226,7 +226,7 @@ class Delivery:
                 log.warning("the free provider refused a counted request", retry_after_ms=retry_after_ms)
                 message.was_refused = True
                 if not await self._record_outcome(lambda slot: self.quota.refused(slot, retry_after_ms), reservation):
-                    # The allowance still counts the provider as open, so another round would only be refused again.
+                    # The allowance still counts the provider as open, so another round might only be refused again.
                     raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
                 return None
             case Unsent(cause):

@@ -95,14 +95,14 @@ class IdempotencyKeys:
         # The state is "busy": the other request still has time to finish.
         return InProgress()
 
-    async def finish(self, redis_key: str, owner: str, answer: dict[str, Any]) -> None:
-        """Keep the answer for later requests with the key. `owner` is the id of the message; see `KeyClaim`."""
-        await self.run_script("finish", redis_key, owner, json.dumps(answer), self._keep_ms)
+    async def finish(self, redis_key: str, message_id: str, answer: dict[str, Any]) -> None:
+        """Keep the answer for later requests with the key."""
+        await self.run_script("finish", redis_key, message_id, json.dumps(answer), self._keep_ms)
 
-    async def run_script(self, script: str, redis_key: str, *arguments: str | int) -> Any:
+    async def run_script(self, script_name: str, redis_key: str, *arguments: str | int) -> Any:
         """Run one of the scripts on a claim."""
         async with translated_redis_errors():
-            return await SCRIPTS[script].run(self._redis, [redis_key], *arguments)
+            return await SCRIPTS[script_name].run(self._redis, [redis_key], *arguments)
 
 
 @dataclass(slots=True)
@@ -114,11 +114,11 @@ class KeyClaim:
     the claim over after the time that the owner had.
     """
 
-    keys: IdempotencyKeys
+    idempotency_keys: IdempotencyKeys
     #: the key of the claim in Redis, with a hash of the client's idempotency key
     redis_key: str
-    #: the id of the message; the scripts change the claim only for its owner
-    owner: str
+    #: the owner of the claim in the scripts, which change the claim only for its owner
+    message_id: str
     #: what the end of the block records: an answer is kept, UNUSED frees the key, and None changes nothing
     outcome: dict[str, Any] | str | None = field(default=None, init=False)
 
@@ -138,7 +138,7 @@ class KeyClaim:
 
         Return False if the claim is over; the caller must then send nothing.
         """
-        return bool(await self.keys.run_script("begin_sending", self.redis_key, self.owner))
+        return bool(await self.idempotency_keys.run_script("begin_sending", self.redis_key, self.message_id))
 
     async def _keep_answer(self, answer: dict[str, Any]) -> None:
         """Keep the answer. If Redis fails, the claim stays "sending".
@@ -147,7 +147,7 @@ class KeyClaim:
         """
         for attempt in range(1, MOST_TRIES_TO_KEEP + 1):
             try:
-                return await self.keys.finish(self.redis_key, self.owner, answer)
+                return await self.idempotency_keys.finish(self.redis_key, self.message_id, answer)
             except MeshError as error:
                 log.warning("answer not kept for its idempotency key", error=str(error), tries=attempt)
                 # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2, 0.3 s.
@@ -156,7 +156,7 @@ class KeyClaim:
     async def _free_key(self) -> None:
         """Free the key. If Redis fails, the claim stays as it is, as after the death of this replica."""
         try:
-            await self.keys.run_script("give_back", self.redis_key, self.owner)
+            await self.idempotency_keys.run_script("give_back", self.redis_key, self.message_id)
         except MeshError as error:
             log.warning("unused idempotency key not freed", error=str(error))
 
