@@ -46,7 +46,7 @@ def child(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if listen else log,
             stderr=log,
-            env={**os.environ, **allocator.of_python(), **(environ or {})},
+            env={**os.environ, **allocator.python_variables(), **(environ or {})},
             cwd=folder,
             text=True,
             start_new_session=True,

@@ -18,7 +18,8 @@ import ctypes.util
 import os
 import platform
 
-#: How many free blocks of each size the C library keeps for a thread. Its default is 16; more make the server faster.
+#: How many free blocks of each size the C library keeps for a thread. Its default is 16; a larger number makes the
+#: server faster, and costs memory.
 THREAD_CACHE = "glibc.malloc.tcache_count=4000"
 
 
@@ -28,15 +29,15 @@ def jemalloc() -> str:
     return library or ""
 
 
-def of_server() -> dict[str, str]:
+def server_variables() -> dict[str, str]:
     """Return the variables that the environment of the wheel's server must have."""
-    name = jemalloc()
-    return {"LD_PRELOAD": name} if name else {"GLIBC_TUNABLES": THREAD_CACHE}
+    library = jemalloc()
+    return {"LD_PRELOAD": library} if library else {"GLIBC_TUNABLES": THREAD_CACHE}
 
 
-def of_python() -> dict[str, str]:
+def python_variables() -> dict[str, str]:
     """Return the variables that the environment of a Python process must have; none if ours names an allocator."""
-    name = jemalloc()
-    if not name or os.environ.keys() & {"LD_PRELOAD", "PYTHONMALLOC"}:
+    library = jemalloc()
+    if not library or os.environ.keys() & {"LD_PRELOAD", "PYTHONMALLOC"}:
         return {}
-    return {"LD_PRELOAD": name, "PYTHONMALLOC": "malloc"}
+    return {"LD_PRELOAD": library, "PYTHONMALLOC": "malloc"}

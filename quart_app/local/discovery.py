@@ -23,15 +23,15 @@ from quart_app.settings import host_and_port
 
 
 def default_folder() -> Path:
-    """Return where a mesh of this machine keeps its data unless told otherwise."""
+    """Return the data folder to use if the option --data names none."""
     return Path(os.environ.get("MESH_DATA") or "data")
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """How to reach a mesh that runs on this machine."""
+class Announcement:
+    """What `mesh.json` in the data folder says: how to reach a mesh that runs on this machine."""
 
-    #: "" if only sentinels know the address
+    #: the address of Redis with its password; "" if only sentinels know the address
     redis_url: str
     #: the public port of the mesh, and the process that runs `mesh up`: for people who read the file
     port: int
@@ -43,8 +43,8 @@ def _announcement_file(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def announced(folder: Path, announcement: Running) -> Iterator[None]:
-    """Say in the data folder how to reach the mesh, while the block lasts."""
+def announcing(folder: Path, announcement: Announcement) -> Iterator[None]:
+    """Keep the announcement in the data folder while the block lasts."""
     path = _announcement_file(folder)
     new_path = path.with_suffix(".new")
     new_path.unlink(missing_ok=True)
@@ -57,10 +57,10 @@ def announced(folder: Path, announcement: Running) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def running(folder: Path) -> Running | None:
+def find_running(folder: Path) -> Announcement | None:
     """Return how to reach the mesh that runs on this folder; None if there is none."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        announcement = Running(**json.loads(_announcement_file(folder).read_text()))
+        announcement = Announcement(**json.loads(_announcement_file(folder).read_text()))
         if in_use(folder):
             return announcement
     return None
@@ -70,8 +70,8 @@ def redis_settings(redis_url: str | None, folder: Path) -> RedisSettings:
     """Return how to reach Redis: by `redis_url`, or as the mesh on this folder does, or as the environment says."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
-    known = running(folder)
-    return RedisSettings() if known is None or not known.redis_url else RedisSettings(url=SecretStr(known.redis_url))
+    found = find_running(folder)
+    return RedisSettings() if found is None or not found.redis_url else RedisSettings(url=SecretStr(found.redis_url))
 
 
 def url_of(settings: RedisSettings) -> str:

@@ -28,13 +28,13 @@ from typing import Any
 from quart_app.local.spawning import die_with_parent, take_name
 
 
-class Server:
-    """The loop of the parent process. The process has one thread only, because a fork would lack any other."""
+class ForkLoop:
+    """The loop of the fork server. Its process has one thread only, because a fork would lack any other."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         #: the beginning of a request whose end has not come yet
-        self._unread = b""
+        self._request_start = b""
         #: pid of each fork that runs -> id of the request that started it
         self._request_ids: dict[int, int] = {}
         #: SIGCHLD writes a byte to this pair of sockets, so that `select` returns when a fork has ended
@@ -55,13 +55,13 @@ class Server:
             if self._channel in readable:
                 if not (data := self._channel.recv(1 << 16)):
                     return None
-                *lines, self._unread = (self._unread + data).split(b"\n")
+                *lines, self._request_start = (self._request_start + data).split(b"\n")
                 for line in lines:
                     request: dict[str, Any] = json.loads(line)
-                    if self._signal_or_fork(request):
+                    if self._obey(request):  # true only in a new fork
                         return request
 
-    def _signal_or_fork(self, request: dict[str, Any]) -> bool:
+    def _obey(self, request: dict[str, Any]) -> bool:
         """Do what a request says. Return True only in a new fork, which must run the program of the request."""
         if "signal" in request:
             for pid, id in self._request_ids.items():
@@ -101,10 +101,10 @@ def become(request: dict[str, Any]) -> None:
     os.setsid()  # so that Ctrl-C does not reach it
     die_with_parent()
     take_name(request["name"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    for output in (1, 2):
-        os.dup2(log, output)
-    os.close(log)
+    log_fd = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for output_fd in (1, 2):  # standard output and standard error
+        os.dup2(log_fd, output_fd)
+    os.close(log_fd)
     os.environ.clear()
     os.environ.update(request["env"])
     module = request["module"]
@@ -117,13 +117,14 @@ def become(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Import the modules, and serve. In a fork, `next_program` returns a request, and the fork runs it."""
     take_name("fork server")
     # Imported objects never become garbage. A search for garbage in a fork would write to the memory that it shares.
     gc.disable()
     for module in sys.argv[2:]:
         import_module(module)
-    gc.freeze()
-    request = Server(socket.socket(fileno=int(sys.argv[1]))).next_program()
+    gc.freeze()  # so that the collector of a fork, which is on again, leaves these objects alone
+    request = ForkLoop(socket.socket(fileno=int(sys.argv[1]))).next_program()
     if request is not None:
         become(request)
 

@@ -24,7 +24,8 @@ from quart_app.local.spawning import spawn
 
 #: The first words of every command that a fork server runs: python without the current folder in its path, and "-m".
 PYTHON = (sys.executable, "-P", "-m")
-#: Longest wait until the server reads what is sent to it. While the server imports modules, it reads nothing.
+#: Longest wait until the server reads what is sent to it. While the server imports modules, it reads nothing. If it
+#: takes longer, the server is ended.
 SEND_S = 10.0
 #: Pause between two looks of `Fork.wait` whether the program still runs.
 POLL_S = 0.005
@@ -35,17 +36,18 @@ class ForkServer:
 
     def __init__(self, modules: Sequence[str], log: Path, env: Mapping[str, str], fds: Sequence[int] = ()) -> None:
         self._modules, self._log, self._env, self._fds = modules, log, env, fds
-        self._ids = itertools.count(1)
+        self._request_ids = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
+        #: our end of the socket to the server; None if no server runs
         self._channel: socket.socket | None = None
         #: the beginning of a report whose end has not come yet
-        self._unread = b""
+        self._report_start = b""
         #: id of a request -> its fork, until the fork has ended
         self._forks: dict[int, Fork] = {}
 
     def start(self) -> None:
         """Start the server, if it does not run. Raises OSError."""
-        self.read()
+        self.read_reports()  # finds out whether an earlier server has ended
         if self._channel is not None:
             return
         ours, theirs = socket.socketpair()
@@ -56,9 +58,9 @@ class ForkServer:
         self._channel = ours
 
     def fork(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None) -> Fork:
-        """Run a command that begins with PYTHON. Raises OSError."""
+        """Run a command that begins with PYTHON; without `env`, in our environment. Raises OSError."""
         self.start()
-        fork = Fork(self, next(self._ids))
+        fork = Fork(self, next(self._request_ids))
         self._forks[fork.id] = fork
         module, *arguments = command[len(PYTHON) :]
         variables = dict(os.environ if env is None else env)
@@ -78,8 +80,8 @@ class ForkServer:
             self._give_up_server()
             raise
 
-    def read(self) -> None:
-        """Read what the server has reported, and set the pids and exit statuses of its forks."""
+    def read_reports(self) -> None:
+        """Read what the server has reported so far, and set the pids and exit statuses of its forks."""
         while self._channel is not None and select.select([self._channel], [], [], 0)[0]:
             data = b""
             with contextlib.suppress(ConnectionError):
@@ -87,7 +89,7 @@ class ForkServer:
             if not data:
                 self._give_up_server()
                 return
-            *lines, self._unread = (self._unread + data).split(b"\n")
+            *lines, self._report_start = (self._report_start + data).split(b"\n")
             for report in map(json.loads, lines):
                 fork = self._forks[report["id"]]
                 fork.pid = report.get("pid", fork.pid)
@@ -96,7 +98,7 @@ class ForkServer:
                     del self._forks[fork.id]
 
     def _give_up_server(self) -> None:
-        """End the server, if it still runs, and kill its forks, because no process would report their end any more."""
+        """End the server, if it still runs, and kill its forks: no process would report their end any more."""
         self.close()
         for fork in self._forks.values():
             if fork.pid is not None:
@@ -117,18 +119,19 @@ class ForkServer:
 
 
 class Fork:
-    """One program that runs as a fork."""
+    """One program that runs as a fork; `id` is the id of the request for it."""
 
     def __init__(self, server: ForkServer, id: int) -> None:
         self._server = server
         self.id = id
         #: None until the server has made the fork
         self.pid: int | None = None
+        #: the exit status; None while the program runs
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Return the program's exit status, or None while the program runs."""
-        self._server.read()
+        self._server.read_reports()
         return self.returncode
 
     def wait(self) -> int:

@@ -36,10 +36,11 @@ from quart_app.providers.launch import FREE_PORT, PAID_PORT
 from quart_app.settings import AppSettings
 
 HOST = "127.0.0.1"
-#: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed.
+#: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed. With a larger
+#: number, a replica that hangs delays Ctrl-C for longer.
 STOP_MARGIN_S = 10
-#: The setting DRAIN_MS of each replica: it serves this long after the order to stop, until Caddy sends it no more
-#: requests.
+#: The setting DRAIN_MS of each replica, unless our environment has one: how long the replica serves after SIGTERM,
+#: until Caddy sends it no more requests.
 DRAIN_MS = "2000"
 #: How often the check of the environment is looked at, until it has ended.
 POLL_S = 0.1
@@ -56,15 +57,17 @@ class LocalMesh:
 
 
 @contextlib.asynccontextmanager
-async def mesh(
+async def running_mesh(
     supervisor: Supervisor, *, count: int, port: int, private_port: int, redis_url: str | None, folder: Path
 ) -> AsyncIterator[LocalMesh]:
     """Run a mesh of `count` replicas behind one address while the block lasts; at its end drain and stop everything.
 
+    If `redis_url` and the environment name no Redis, the mesh runs its own, with its data in `folder`.
+
     Raises ValidationError, before anything is started, if an address or the environment is not valid, and LocalError if
     a part of the mesh cannot run.
     """
-    given_redis = redis_server.named_server(redis_url)
+    given_redis = redis_server.named_server(redis_url)  # None: an embedded server is started below
     stop_wait_s = MeshSettings().deadline_ms / 1000 + STOP_MARGIN_S
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
@@ -72,25 +75,26 @@ async def mesh(
         # The user may have named one port for both addresses. Then operators get any free port.
         front = Front(port, free_port(private_port if private_port != port else 0), stack)
         services = AppSettings().service_names
-        forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited)))
+        forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited_fds)))
         if given_redis is not None:
             await redis_server.require_answer(given_redis)
         # The imports of the fork server take longest. They go on while the steps below run.
         forks.start()
         if given_redis is None:
             redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
+        # Without `given_redis`, `redis_url` is now the address of the embedded server.
         redis = given_redis or RedisSettings(url=SecretStr(redis_url or ""))
-        announcement = discovery.Running(discovery.url_of(redis), port, os.getpid())
-        stack.enter_context(discovery.announced(folder, announcement))
-        ports = replicas.choose_ports(count, front.replica_port)
+        announcement = discovery.Announcement(discovery.url_of(redis), port, os.getpid())
+        stack.enter_context(discovery.announcing(folder, announcement))
+        ports = replicas.choose_ports(count, front.first_private_port)
         front.set_page_url(ports)
-        env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs, forks) | front.env
-        # The metrics compare this number with the replicas that run.
+        env = replicas.environment(redis_url, folder) | await _run_providers(stack, supervisor, logs, forks) | front.env
+        # The metrics of each replica compare this number with the replicas that run.
         env["REPLICAS"] = str(count)
         programs = replicas.replica_programs(ports, env, logs, stop_wait_s, forks)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
         await front.open(stack, supervisor, ports, logs)
-        await stack.enter_async_context(_running_beside(redis_server.watch(redis, supervisor.say)))
+        await stack.enter_async_context(_running_beside(redis_server.report_silence(redis, supervisor.say)))
         await stack.enter_async_context(_running_beside(_report_misspelt_settings(supervisor, logs, forks)))
         yield LocalMesh(redis, children, front.private_port)
 
@@ -98,14 +102,15 @@ async def mesh(
 class Front:
     """The one address of a mesh: Caddy's, or without Caddy a socket that all replicas accept from.
 
-    The constructor checks that the address is free before anything is started.
+    The constructor checks that the address is free before anything is started. Then `set_page_url` completes `env`,
+    the replicas are started, and `open` starts Caddy.
     """
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
         #: the port for operators: Caddy's, or without Caddy that of the first replica (after `set_page_url`)
         self.private_port = private_port
         #: file descriptors that the replicas inherit
-        self.inherited: list[int] = []
+        self.inherited_fds: list[int] = []
         #: environment variables that each replica gets because of this address
         self.env: dict[str, str] = {}
         self._port = port
@@ -118,20 +123,20 @@ class Front:
             else:
                 shared_socket = _listening_socket(port)
                 stack.callback(shared_socket.close)
-                self.inherited.append(shared_socket.fileno())
+                self.inherited_fds.append(shared_socket.fileno())
                 self.env["LISTEN_FD"] = str(shared_socket.fileno())
         except LocalError as error:
             raise LocalError(f"{error}; try --port") from error
 
     @property
-    def replica_port(self) -> int:
-        """The private port to try for the first replica; 0 (any port) if Caddy has the port for operators."""
+    def first_private_port(self) -> int:
+        """The private port to try for the first replica; 0 (any port) if Caddy listens on the port for operators."""
         return 0 if self._has_caddy else self.private_port
 
     def set_page_url(self, ports: Sequence[Ports]) -> None:
-        """Put the address of the live page into `env`; the page is on the port for operators.
+        """Put the address of the live page, which is on the port for operators, into `env`.
 
-        Without Caddy this port is the private port of the first replica, which is known only now.
+        Without Caddy, also set `private_port` to the private port of the first replica, which is known only now.
         """
         if not self._has_caddy:
             self.private_port = ports[0].private
@@ -157,7 +162,7 @@ def _listening_socket(port: int) -> socket.socket:
         raise LocalError(f"cannot listen on {HOST}:{port}: {error.strerror}") from error
 
 
-async def _providers(
+async def _run_providers(
     stack: contextlib.AsyncExitStack, supervisor: Supervisor, logs: Path, forks: ForkServer
 ) -> dict[str, str]:
     """Run the two providers if the message service runs, and return the variables that tell replicas their addresses.

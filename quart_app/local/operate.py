@@ -54,7 +54,7 @@ data_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def actor() -> Actor:
+def current_actor() -> Actor:
     """Return who runs this command, for the audit log."""
     return Actor(getpass.getuser(), "command line")
 
@@ -81,7 +81,7 @@ def on_redis(redis_url: str | None, data: Path, function: Callable[[Redis], Awai
 
 def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
     """Return the error for a Redis that does not answer as it should: its address and the reason."""
-    hint = "" if discovery.running(data) else f"; no mesh runs on {data}"
+    hint = "" if discovery.find_running(data) else f"; no mesh runs on {data}"
     return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {cause_of(error)}{hint}")
 
 
@@ -120,11 +120,11 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
         click.echo("not all requests were counted: there are too many, or they are too large", err=True)
 
 
-def _asyncapi(known_ops: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _asyncapi(definition_by_op: dict[str, dict[str, Any]]) -> dict[str, Any]:
     settings = MeshSettings()
-    version = max((str(definition.get("version", "")) for definition in known_ops.values()), default="")
+    version = max((str(definition.get("version", "")) for definition in definition_by_op.values()), default="")
     return document(
-        known_ops, title=settings.name, version=version, classes=settings.classes, databases=settings.databases
+        definition_by_op, title=settings.name, version=version, classes=settings.classes, databases=settings.databases
     )
 
 
@@ -145,13 +145,14 @@ def _operation_facts(state: OperationState) -> dict[str, Any]:
 
 
 def _operation_line(facts: dict[str, Any]) -> str:
+    """Return an operation as `mesh ops` prints it, from the facts that `_operation_facts` returns."""
     databases = " ".join(map(str, facts["served_by"]))
     work = f"{facts['waits']} wait, {facts['runs']} run, {facts['later']} later"
     answers = f"{facts['answered']} answered, {facts['failed']} of them failed, longest {facts['longest_ms']} ms"
-    served = f"served by {databases}" if databases else "served by nobody"
+    servers = f"served by {databases}" if databases else "served by nobody"
     limit = f"limit {facts['limit']};" if facts["limit"] else ""
-    paused = f"; paused since {facts['since']} by {facts['by']}" if facts["paused"] else ""
-    parts = (f"{facts['op']:<24} {facts['kind']:<7}", f"{served};", limit, f"{work};", f"{answers}{paused}")
+    pause_text = f"; paused since {facts['since']} by {facts['by']}" if facts["paused"] else ""
+    parts = (f"{facts['op']:<24} {facts['kind']:<7}", f"{servers};", limit, f"{work};", f"{answers}{pause_text}")
     return " ".join(part for part in parts if part)
 
 
@@ -162,12 +163,15 @@ def _operation_line(facts: dict[str, Any]) -> str:
 def pause(redis_url: str | None, data: Path, op: str) -> None:
     """Pause an operation, such as values.put: calls are refused, and requests that no caller waits for are parked."""
 
-    async def act(redis: Redis) -> tuple[bool, bool]:
-        return await _control(redis).pause(op, actor()), op in await definitions(redis)
+    async def pause_op(redis: Redis) -> tuple[bool, bool]:
+        return await _control(redis).pause(op, current_actor()), op in await definitions(redis)
 
-    changed, is_known = on_redis(redis_url, data, act)
-    click.echo(f"{op} is paused within a second; mesh resume {op} ends it" if changed else f"{op} was paused before")
-    if not is_known:
+    is_new_pause, is_served = on_redis(redis_url, data, pause_op)
+    # Replicas learn of a pause at their next renewal.
+    click.echo(
+        f"{op} is paused within a second; mesh resume {op} ends it" if is_new_pause else f"{op} was paused before"
+    )
+    if not is_served:
         click.echo(f"no replica serves an operation called {op} now; mesh ops lists those that there are", err=True)
 
 
@@ -177,8 +181,8 @@ def pause(redis_url: str | None, data: Path, op: str) -> None:
 @click.argument("op")
 def resume(redis_url: str | None, data: Path, op: str) -> None:
     """Let a paused operation go on."""
-    changed = on_redis(redis_url, data, lambda redis: _control(redis).resume(op, actor()))
-    click.echo(f"{op} goes on within a second" if changed else f"{op} was not paused")
+    was_paused = on_redis(redis_url, data, lambda redis: _control(redis).resume(op, current_actor()))
+    click.echo(f"{op} goes on within a second" if was_paused else f"{op} was not paused")
 
 
 #: Cancels something of a service that is not a request, such as a job, by its id. Returns a sentence that says what was
@@ -200,15 +204,14 @@ def cancel_command(cancel_other: CancelOther, noun: str) -> click.Command:
     @click.argument("id")
     def cancel(redis_url: str | None, data: Path, id: str) -> None:
         if ID.fullmatch(id):
-            # `cancelled` is the stream and the operation of the request.
-            cancelled = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
-            if cancelled is None:
+            stream_and_op = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, current_actor()))
+            if stream_and_op is None:
                 raise click.ClickException(
                     f"no stream has the request {id}: it has ended already, or it never was there"
                 )
-            click.echo(f"cancelled {cancelled[1] or 'a request'} on {cancelled[0]}")
+            click.echo(f"cancelled {stream_and_op[1] or 'a request'} on {stream_and_op[0]}")
             return
-        sentence = on_redis(redis_url, data, lambda redis: cancel_other(redis, id, actor()))
+        sentence = on_redis(redis_url, data, lambda redis: cancel_other(redis, id, current_actor()))
         if sentence is None:
             raise click.ClickException(f"there is no {noun} {id}: it was deleted, or its time is over")
         click.echo(sentence)
@@ -226,7 +229,7 @@ def cancel_command(cancel_other: CancelOther, noun: str) -> click.Command:
 @click.argument("replica")
 def drain(redis_url: str | None, data: Path, replica: str) -> None:
     """Let the replica of this name (see mesh status) finish its work and leave."""
-    if not on_redis(redis_url, data, lambda redis: _control(redis).drain(replica, actor())):
+    if not on_redis(redis_url, data, lambda redis: _control(redis).drain(replica, current_actor())):
         raise click.ClickException(f"no live replica is called {replica}, or it leaves already; see mesh status")
     click.echo(f"{replica} begins to drain within a second")
 
@@ -254,10 +257,11 @@ def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> N
 
 def _step_line(step: JourneyStep) -> str:
     """Return a line about one request: when, what, how it ended, who worked, for how long."""
+    # A moment is 0, and the worker is "", as long as neither the request nor its reply tells it.
     moment = _iso_time(step.accepted_ms or step.answered_ms)
-    way = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"
+    route = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"
     times = f"{step.total_ms} ms, of which {step.took_us / 1000:.1f} ms work" if step.answered_ms else ""
-    return "  ".join(part for part in (moment, step.id, step.op, step.status, way, times, step.reason) if part)
+    return "  ".join(part for part in (moment, step.id, step.op, step.status, route, times, step.reason) if part)
 
 
 @click.group()
@@ -279,7 +283,7 @@ def list_letters(redis_url: str | None, data: Path, as_json: bool) -> None:
     groups: dict[tuple[str, str], list[DeadLetter]] = {}
     for letter in letters:
         groups.setdefault((letter.reason, letter.stream), []).append(letter)
-    facts_of_groups = [
+    group_facts = [
         {
             "count": len(group),
             "stream": stream,
@@ -290,11 +294,12 @@ def list_letters(redis_url: str | None, data: Path, as_json: bool) -> None:
         for (reason, stream), group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
     if as_json:
-        click.echo(json.dumps(facts_of_groups, indent=2))
+        click.echo(json.dumps(group_facts, indent=2))
         return
-    for facts in facts_of_groups:
+    # A reason can be the long text of an error, so only its beginning is printed.
+    for facts in group_facts:
         click.echo(f"{facts['count']:>6}  {facts['stream']}  {facts['newest']}  {facts['at']}  {facts['reason']:.300}")
-    click.echo(counted(len(letters), "dead letter") if facts_of_groups else "there is no dead letter", err=True)
+    click.echo(counted(len(letters), "dead letter") if group_facts else "there is no dead letter", err=True)
 
 
 @dead.command()
@@ -349,6 +354,7 @@ def _act_on_letters(
     like: str | None,
     act: Callable[[DeadLetters, Chosen, Actor], Awaitable[Report]],
 ) -> Report:
+    """Replay or discard (`act`) the letters of these ids, or the group of the letter `like`."""
     if bool(ids) == bool(like):
         raise click.UsageError("name letters by their ids, or a group of them with --like ID")
 
@@ -356,7 +362,7 @@ def _act_on_letters(
         letters = _dead_letters(redis)
         group: LetterGroup | None = await letters.like(like) if like else None
         # If the letter of --like is gone, there is no group. The act then gets its id, and reports one letter as gone.
-        return await act(letters, group or ids or [str(like)], actor())
+        return await act(letters, group or ids or [str(like)], current_actor())
 
     return on_redis(redis_url, data, run)
 

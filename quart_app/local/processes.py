@@ -24,7 +24,7 @@ from quart_app.local.forks import Fork, ForkServer
 from quart_app.local.spawning import spawn
 
 #: A child that ran for longer than this is started again at once. If it ends sooner, the pause before the next start
-#: doubles each time.
+#: about doubles each time, from FIRST_PAUSE_S to LONGEST_PAUSE_S.
 STABLE_S = 10.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
@@ -37,11 +37,12 @@ SETUP_PAUSE_S = 5.0
 #: How often `Child` looks whether its process still runs.
 POLL_S = 0.05
 
+#: Tells the user of `mesh up` a sentence.
 Say = Callable[[str], None]
 
 
 async def ends_within(process: subprocess.Popen[bytes] | Fork, longest_wait_s: float) -> bool:
-    """Wait until a process ends, but not longer than this time. Return whether it has ended."""
+    """Wait until a process ends, but at most `longest_wait_s`. Return whether it has ended."""
     deadline_s = time.monotonic() + longest_wait_s
     while process.poll() is None:
         if time.monotonic() >= deadline_s:
@@ -58,6 +59,7 @@ class Program:
     command: Sequence[str]
     #: what it prints is appended here
     log: Path
+    #: None: the environment of this process
     env: Mapping[str, str] | None = None
     #: what it reads from its standard input: a way to pass secrets, because `ps` does not show it
     stdin: bytes = b""
@@ -70,8 +72,8 @@ class Program:
     stopping_phrase: str = "it stops"
 
 
-def pause_after(status: int, lived_s: float, previous_pause_s: float) -> float:
-    """Return how long to wait before a child is started again."""
+def restart_pause_s(status: int, lived_s: float, previous_pause_s: float) -> float:
+    """Return how long to wait before a child is started again. Its last process ended with this status."""
     if status == EXIT_SETUP:
         return max(SETUP_PAUSE_S, previous_pause_s)
     if lived_s > STABLE_S:
@@ -119,9 +121,9 @@ class Child:
         #: the process that runs. After its end it stays here until `ended` has taken its exit status
         self._process: subprocess.Popen[bytes] | Fork | None = None
         self._started_s = 0.0
-        #: whether the process was told to stop or killed, so that `keep` must not start it again
-        self._must_not_restart = False
-        self._signal_was_sent = False
+        #: whether `stop`, `tell_to_stop` or `kill` was called, so that `keep` must not start the process again
+        self._is_stopping = False
+        self._stop_was_sent = False
 
     @property
     def pid(self) -> int | None:
@@ -146,15 +148,15 @@ class Child:
         return self._process is None
 
     async def keep(self) -> None:
-        """Start a process whenever none runs, until cancelled."""
+        """Start a process whenever none runs, until the task is cancelled or the child was told to stop."""
         pause_s = 0.0
         while True:
             await self._wait_for_end()
-            if self._must_not_restart:
+            if self._is_stopping:
                 return
-            status = self.status or 0
-            pause_s = pause_after(status, time.monotonic() - self._started_s, pause_s)
-            self._say(f"{self._ending(status)}; starting it again{f' in {pause_s:.1f} s' if pause_s else ''}")
+            status = self.status or 0  # None only if no process was ever started
+            pause_s = restart_pause_s(status, time.monotonic() - self._started_s, pause_s)
+            self._say(f"{self._end_in_words(status)}; starting it again{f' in {pause_s:.1f} s' if pause_s else ''}")
             await asyncio.sleep(pause_s)
             try:
                 self.start()
@@ -170,23 +172,23 @@ class Child:
                 bound_log(self.program.log)
             await asyncio.sleep(POLL_S)
 
-    def _ending(self, status: int) -> str:
+    def _end_in_words(self, status: int) -> str:
         """Return how the process ended, in words, with the last line of its log unless a signal killed it."""
         ending = f"{self.program.name} ended ({reason_of(status)})"
         return ending if status < 0 else f"{ending}: {last_line(self.program.log)}"
 
     def kill(self) -> None:
         """End the process at once."""
-        self._must_not_restart = True
+        self._is_stopping = True
         if self._process is not None:
             self._process.kill()
 
     def tell_to_stop(self) -> None:
         """Tell the process to stop, without waiting for it."""
-        self._must_not_restart = True
+        self._is_stopping = True
         # The signal is sent only once: at a second one some programs stop without finishing their work.
-        if self._process is not None and not self._signal_was_sent:
-            self._signal_was_sent = True
+        if self._process is not None and not self._stop_was_sent:
+            self._stop_was_sent = True
             self._process.send_signal(self.program.stop_signal)
 
     async def stop(self) -> None:
@@ -205,7 +207,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs the children of a mesh."""
+    """Runs the children of a mesh: `starting` runs a program for a while, and `keeping` starts it again meanwhile."""
 
     def __init__(self, say: Say) -> None:
         self.say = say
@@ -251,7 +253,7 @@ class Supervisor:
 def _waiting_sentence(programs: Sequence[Program]) -> str:
     """Return a sentence for the user who waits for these programs to stop.
 
-    Several programs are of the same kind: their names differ only in the number at the end ("replica 3").
+    If there are several, they are of one kind: their names differ only in the number at the end ("replica 3").
     """
     program = programs[0]
     names = program.name if len(programs) == 1 else f"{len(programs)} {program.name.rstrip(' 0123456789')}s"

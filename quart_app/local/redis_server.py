@@ -1,6 +1,6 @@
 """The Redis of a local mesh: an embedded server, or one that is running already.
 
-`watch` reports when the server stops answering. Nothing works then, and no other part reports it as early.
+`report_silence` reports when the server stops answering. Nothing works then, and no other part reports it as early.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ DEFAULT_PORT = 6379
 #: How long an embedded server may take to answer after its start.
 START_S = 30.0
 #: How long a server that should be running already may take to answer.
-SILENCE_S = 2.0
+ANSWER_WAIT_S = 2.0
+#: Pause between two tries to reach a server that starts.
 POLL_S = 0.05
-#: Pause between two looks at a running server.
-LOOK_S = 1.0
+#: Pause between two looks of `report_silence` at a running server.
+WATCH_PAUSE_S = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -43,34 +44,35 @@ async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIte
     environment, so that `ps` shows it to nobody. The server appends every write to a log before it answers, so every
     write that was acknowledged survives the end of the server.
     """
-    program, writer = find_server(folder), writer_of(folder)
-    if writer is not None and writer != program.kind:
-        supervisor.say(f"the data were written by {writer}; {program.kind} takes them over")
+    server_program, writer = find_server(folder), writer_of(folder)
+    if writer is not None and writer != server_program.kind:
+        supervisor.say(f"the data were written by {writer}; {server_program.kind} takes them over")
     port, password = free_port(DEFAULT_PORT), secrets.token_urlsafe(24)
     url = f"redis://:{password}@127.0.0.1:{port}/0"
-    child = _server_program(program, folder, logs, _configuration(port, folder, password))
-    async with supervisor.starting(child) as server:
+    program = _as_program(server_program, folder, logs, _configuration(port, folder, password))
+    async with supervisor.starting(program) as server:
         await _wait_until_started(server, RedisSettings(url=SecretStr(url)), supervisor.say)
-        record_writer(folder, program.kind)
+        record_writer(folder, server_program.kind)
         # From now on the server is started again if it ends. Before, `_wait_until_started` raised its error.
         async with supervisor.keeping(server):
             yield url
 
 
 def named_server(redis_url: str | None) -> RedisSettings | None:
-    """Return the server that an address or the environment names; None if the local mesh should run its own."""
+    """Return how to reach the server that an address or the environment names; None if they name none."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
     names_server = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_HOST", "REDIS_SENTINELS"))
     return RedisSettings() if names_server else None
 
 
-def _server_program(program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
+def _as_program(server_program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
+    """Return what the supervisor needs to know to run this server."""
     return Program(
         name="Redis",
-        command=[program.path, "-"],  # "-": the configuration comes from standard input
+        command=[server_program.path, "-"],  # "-": the configuration comes from standard input
         log=logs / "redis.log",
-        env={**os.environ, **program.environ},
+        env={**os.environ, **server_program.environ},
         stdin=configuration.encode(),
         stopping_phrase="it writes its data to disk",
     )
@@ -86,7 +88,7 @@ def _configuration(port: int, folder: Path, password: str) -> str:
             f"requirepass {password}",
             "databases 16",
             "appendonly yes",
-            "appendfsync everysec",
+            "appendfsync everysec",  # a crash of the machine, unlike one of the server, loses the last second
             'save ""',  # no snapshots: the append-only log has every write
             "maxmemory-policy noeviction",
             "",
@@ -98,19 +100,19 @@ async def _wait_until_started(server: Child, settings: RedisSettings, say: Say) 
     """Wait until an embedded server serves. Raises LocalError if it ends, or is silent for too long."""
     client = Connections(settings).client("mesh-up")
     deadline_s = time.monotonic() + START_S
-    loading = False  # once Redis has answered that it loads its data, it may take any time
+    is_loading = False  # once Redis has answered that it loads its data, it may take any time
     try:
-        while time.monotonic() < deadline_s or loading:
+        while time.monotonic() < deadline_s or is_loading:
             if server.ended():
                 raise LocalError(f"Redis ended at its start: {last_line(server.program.log)}")
             with contextlib.suppress(redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
                 try:
                     await client.ping()
                     return
-                except redis_errors.BusyLoadingError:
-                    if not loading:
+                except redis_errors.BusyLoadingError:  # for redis-py also a ConnectionError, so it is caught first
+                    if not is_loading:
                         say("Redis loads its data")
-                    loading = True
+                    is_loading = True
             await asyncio.sleep(POLL_S)
         raise LocalError(f"Redis did not answer within {START_S:.0f} s; see {server.program.log}")
     finally:
@@ -128,7 +130,7 @@ def address_of(settings: RedisSettings) -> str:
 
 
 async def problem_of(client: Redis) -> str:
-    """Return "" if the server answers, or why it does not. Raises LocalError if it refuses the user or the password."""
+    """Return why the server does not answer; "" if it does. Raises LocalError if it refuses user or password."""
     try:
         await client.ping()
     # An error that the server sends is an answer, too. redis-py nevertheless makes BusyLoadingError a ConnectionError.
@@ -155,7 +157,7 @@ def cause_of(error: BaseException) -> str:
 async def require_answer(settings: RedisSettings) -> None:
     """Raise LocalError unless the server answers within a few seconds."""
     client = Connections(settings).client("mesh-up")
-    deadline_s = time.monotonic() + SILENCE_S
+    deadline_s = time.monotonic() + ANSWER_WAIT_S
     try:
         while problem := await _problem_within(client, deadline_s - time.monotonic()):
             if time.monotonic() >= deadline_s:
@@ -163,7 +165,7 @@ async def require_answer(settings: RedisSettings) -> None:
                     f"Redis at {address_of(settings)} does not answer: {problem}; "
                     "start it, or name no server for an embedded one"
                 )
-            await asyncio.sleep(4 * POLL_S)  # about ten attempts in SILENCE_S at a port that refuses connections
+            await asyncio.sleep(4 * POLL_S)  # about ten attempts in ANSWER_WAIT_S at a port that refuses connections
     finally:
         await client.aclose()
 
@@ -177,7 +179,7 @@ async def _problem_within(client: Redis, wait_s: float) -> str:
         return "no answer in time"
 
 
-async def watch(settings: RedisSettings, say: Say) -> None:
+async def report_silence(settings: RedisSettings, say: Say) -> None:
     """Say when the server stops answering, and when it answers again, until cancelled."""
     client = Connections(settings).client("mesh-up")
     silent_since_s = 0.0
@@ -191,14 +193,14 @@ async def watch(settings: RedisSettings, say: Say) -> None:
             elif silent_since_s and not problem:
                 say(f"Redis answers again, after {time.monotonic() - silent_since_s:.1f} s")
                 silent_since_s = 0.0
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(WATCH_PAUSE_S)
     finally:
         await client.aclose()
 
 
 async def _problem_or_refusal(client: Redis) -> str:
-    """Return why the server does not answer in SILENCE_S, or why it refuses the user; "" if it answers."""
+    """Return why the server does not answer in ANSWER_WAIT_S, or why it refuses the user; "" if it answers."""
     try:
-        return await _problem_within(client, SILENCE_S)
+        return await _problem_within(client, ANSWER_WAIT_S)
     except LocalError as error:
         return str(error)

@@ -23,7 +23,7 @@ from quart_app.local.ports import free_port, free_ports
 from quart_app.local.processes import Child, Program, Supervisor, last_line
 from quart_app.registry import SERVICES
 
-#: How often `all_ready` reads the roster.
+#: How often `wait_until_ready` reads the roster.
 POLL_S = 0.1
 
 #: Called with the number of replicas that are ready, at each look.
@@ -39,11 +39,11 @@ class Ports:
 
 
 def choose_ports(count: int, first_private: int) -> list[Ports]:
-    """Return ports for each replica. The first private port is `first_private`, if that is free."""
-    free = free_ports(2 * count)
-    # `free[count]` is not used: the first replica has `first_private` in its place.
-    privates = [free_port(first_private), *free[count + 1 :]]
-    return [Ports(*pair) for pair in zip(free[:count], privates, strict=True)]
+    """Return ports for each replica. The first private port is `first_private`, if that is free; 0: any free port."""
+    found = free_ports(2 * count)
+    # `found[count]` is not used: the first replica has `first_private` in its place.
+    private_ports = [free_port(first_private), *found[count + 1 :]]
+    return [Ports(*pair) for pair in zip(found[:count], private_ports, strict=True)]
 
 
 def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
@@ -59,13 +59,17 @@ def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
         "MESSAGES_COOKIE_SECURE": "false",
     }
     redis_variables = {} if redis_url is None else {"REDIS_URL": redis_url}
-    return {**defaults, **allocator.of_python(), **os.environ, **redis_variables, "HOST": "127.0.0.1"}
+    # A later part of this dict wins over the same variable in an earlier part.
+    return {**defaults, **allocator.python_variables(), **os.environ, **redis_variables, "HOST": "127.0.0.1"}
 
 
 def fork_server(services: Sequence[str], logs: Path, fds: Sequence[int] = ()) -> ForkServer:
-    """Return a fork server for replicas that run these services, and for the programs that run beside them."""
+    """Return a fork server for replicas that run these services, and for the programs that run beside them.
+
+    The forks inherit the file descriptors `fds`.
+    """
     modules = ["quart_app.process", *(SERVICES[name] for name in services), "quart_app.providers.simulator"]
-    return ForkServer(modules, logs / "fork-server.log", {**allocator.of_python(), **os.environ}, fds)
+    return ForkServer(modules, logs / "fork-server.log", {**allocator.python_variables(), **os.environ}, fds)
 
 
 def replica_programs(
@@ -75,7 +79,7 @@ def replica_programs(
     stop_wait_s: float,
     forks: ForkServer | None = None,
 ) -> list[Program]:
-    """Return what to run for replicas with these ports."""
+    """Return what to run for replicas with these ports: forks of the fork server, or without `forks` new processes."""
     return [
         Program(
             name=f"replica {number}",
@@ -102,32 +106,36 @@ async def running(supervisor: Supervisor, programs: Sequence[Program]) -> AsyncI
 
 
 def refuse_hopeless(children: Sequence[Child]) -> None:
-    """Raise LocalError if every replica said that it cannot run. If only some did, they are started again later."""
+    """Raise LocalError if every replica has ended with EXIT_SETUP: its setup is wrong, and a new start does not help.
+
+    If only some replicas have, the supervisor starts them again later.
+    """
     if children and all(child.status == EXIT_SETUP for child in children):
         raise LocalError(f"no replica can run: {last_line(children[0].program.log)}")
 
 
-async def all_ready(
+async def wait_until_ready(
     settings: RedisSettings, children: Sequence[Child], progress: Progress, wait_s: float
 ) -> list[Member]:
     """Wait at most `wait_s` until all of these replicas are ready, and return the members that are ready by then.
 
     Raises LocalError if none is ready by then, or none can run.
     """
+    # Other replicas may use the same Redis. The private address says which members are ours.
     addresses = {f"127.0.0.1:{(child.program.env or {})['PRIVATE_PORT']}" for child in children}
     deadline_s = time.monotonic() + wait_s
-    ready: list[Member] = []
-    while len(ready) < len(children) and time.monotonic() < deadline_s:
-        if not ready:
+    ready_members: list[Member] = []
+    while len(ready_members) < len(children) and time.monotonic() < deadline_s:
+        if not ready_members:
             refuse_hopeless(children)
-        with contextlib.suppress(redis_errors.RedisError, OSError):
+        with contextlib.suppress(redis_errors.RedisError, OSError):  # the next look may succeed
             roster = await discovery.read_roster(settings)
-            ready = [
+            ready_members = [
                 member for member in roster if member.leased and member.state == "ready" and member.private in addresses
             ]
-            progress(len(ready))
+            progress(len(ready_members))
         await asyncio.sleep(POLL_S)
-    if not ready:
+    if not ready_members:
         log = children[0].program.log
         raise LocalError(f"no replica was ready within {wait_s:.0f} s; {log} ends with: {last_line(log)}")
-    return ready
+    return ready_members

@@ -311,7 +311,7 @@ async def test_nobody_else_on_the_machine_can_read_the_data_or_the_password(tmp_
     up = Up(tmp_path / "data", env={"SERVICES": "values,grades,movements"})
     started.append(up)
     await up.ready()
-    state = discovery.running(tmp_path / "data")
+    state = discovery.find_running(tmp_path / "data")
     assert state is not None
     password = urlsplit(state.redis_url).password
     assert password is not None and len(password) >= 32
@@ -356,7 +356,7 @@ async def test_the_end_of_its_parent_ends_a_mesh(tmp_path: Path, started: list[U
     for process in alive:
         process.kill()
     assert not alive
-    assert (tmp_path / "data" / "mesh.json").exists() and discovery.running(tmp_path / "data") is None
+    assert (tmp_path / "data" / "mesh.json").exists() and discovery.find_running(tmp_path / "data") is None
 
 
 @contextlib.asynccontextmanager

@@ -37,7 +37,7 @@ def found(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], python: dict[str, str]) -> None:
     """The wheel's server and replicas use it; without it, each gets the best setting that there is."""
     assert redis_program.wheel_server().environ == server
-    assert allocator.of_python() == python
+    assert allocator.python_variables() == python
     replica = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
     assert {name: replica[name] for name in ("LD_PRELOAD", "PYTHONMALLOC") if name in replica} == python
 
@@ -47,7 +47,7 @@ def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], pytho
 def test_python_keeps_its_own_allocator_where_nothing_can_be_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """PYTHONMALLOC alone would choose the C library's allocator."""
     monkeypatch.setattr("platform.system", lambda: "Darwin")
-    assert allocator.of_python() == {}
+    assert allocator.python_variables() == {}
 
 
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "PYTHONMALLOC"])
@@ -56,12 +56,12 @@ def test_python_keeps_its_own_allocator_where_nothing_can_be_preloaded(monkeypat
 def test_an_allocator_that_was_chosen_already_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the user has set one of the two variables, we set neither, because they only work together."""
     monkeypatch.setenv(name, "debug")
-    assert allocator.of_python() == {}
+    assert allocator.python_variables() == {}
 
 
 def test_python_keeps_its_objects_in_jemalloc() -> None:
     """The library is mapped, and Python's own allocator is not used."""
-    told = allocator.of_python()
+    told = allocator.python_variables()
     if not told:
         pytest.skip("this machine has no jemalloc (Debian: apt-get install libjemalloc2)")
     code = "import sys; print('jemalloc' in open('/proc/self/maps').read()); sys._debugmallocstats()"

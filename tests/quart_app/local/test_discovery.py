@@ -11,9 +11,9 @@ from pydantic import SecretStr
 from mesh import Connections, RedisSettings
 from quart_app.local import discovery
 from quart_app.local.data_folder import data_folder
-from quart_app.local.discovery import Running
+from quart_app.local.discovery import Announcement
 
-HERE = Running("redis://:word@127.0.0.1:7777/0", 9000, 1)
+HERE = Announcement("redis://:word@127.0.0.1:7777/0", 9000, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,8 @@ def address(redis_url: str | None, folder: Path) -> str:
 def test_without_an_address_the_mesh_that_runs_here_is_meant(tmp_path: Path) -> None:
     """A given address wins, then the mesh that runs here, then what the environment says."""
     assert address(None, tmp_path) == "elsewhere"
-    with data_folder(tmp_path), discovery.announced(tmp_path, HERE):
-        assert discovery.running(tmp_path) == HERE
+    with data_folder(tmp_path), discovery.announcing(tmp_path, HERE):
+        assert discovery.find_running(tmp_path) == HERE
         assert address(None, tmp_path) == HERE.redis_url
         assert address("redis://there:1/0", tmp_path) == "redis://there:1/0"
     assert address(None, tmp_path) == "elsewhere"
@@ -62,16 +62,16 @@ def test_only_our_user_can_read_the_password_even_where_a_file_was_left(tmp_path
     for name in ("mesh.json", "mesh.new"):
         (tmp_path / name).touch()
         (tmp_path / name).chmod(0o644)
-    with discovery.announced(tmp_path, HERE):
+    with discovery.announcing(tmp_path, HERE):
         assert stat.S_IMODE((tmp_path / "mesh.json").stat().st_mode) == 0o600
 
 
 def test_a_file_that_a_killed_mesh_left_is_no_mesh(tmp_path: Path) -> None:
     """Nobody holds the lock."""
-    with data_folder(tmp_path), discovery.announced(tmp_path, HERE):
+    with data_folder(tmp_path), discovery.announcing(tmp_path, HERE):
         text = (tmp_path / "mesh.json").read_text()
     (tmp_path / "mesh.json").write_text(text)
-    assert discovery.running(tmp_path) is None
+    assert discovery.find_running(tmp_path) is None
     assert address(None, tmp_path) == "elsewhere"
 
 

@@ -44,7 +44,7 @@ async def test_both_providers_run_on_other_ports_where_the_usual_ones_are_taken(
         monkeypatch.delenv(name, raising=False)
     with taken(FREE_PORT):
         async with contextlib.AsyncExitStack() as stack, httpx.AsyncClient() as client:
-            told = await mesh._providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path))
+            told = await mesh._run_providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path))
             assert told["FREE_PROVIDER_URL"] != environment()["FREE_PROVIDER_URL"]
 
             for kind in ("free", "paid"):
@@ -64,7 +64,7 @@ async def test_a_provider_that_is_named_in_the_environment_is_not_started(
     monkeypatch.setenv("FREE_PROVIDER_URL", "https://free.example/")
     monkeypatch.setenv("PAID_PROVIDER_URL", "https://paid.example/")
     async with contextlib.AsyncExitStack() as stack:
-        told = await mesh._providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path))
+        told = await mesh._run_providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path))
     assert told == {"FREE_PROVIDER_URL": "https://free.example/", "PAID_PROVIDER_URL": "https://paid.example/"}
     assert not (tmp_path / "provider-free.log").exists()
 
@@ -75,7 +75,7 @@ async def test_without_the_message_service_there_are_no_providers(
     """Nobody would call them."""
     monkeypatch.setenv("SERVICES", "values")
     async with contextlib.AsyncExitStack() as stack:
-        assert await mesh._providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path)) == {}
+        assert await mesh._run_providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path)) == {}
 
 
 @pytest.mark.parametrize("with_caddy", [True, False])
@@ -93,13 +93,13 @@ async def test_without_caddy_the_first_replica_has_the_private_port(monkeypatch:
     async with contextlib.AsyncExitStack() as stack:
         monkeypatch.setattr(caddy, "caddy", lambda: None)
         front = Front(port, private, stack)
-        assert front.replica_port == private
-        assert front.env == {"LISTEN_FD": str(front.inherited[0])}
+        assert front.first_private_port == private
+        assert front.env == {"LISTEN_FD": str(front.inherited_fds[0])}
         front.set_page_url([Ports(1, 2), Ports(3, 4)])
         assert (front.private_port, front.env["PAGE_URL"]) == (2, "http://127.0.0.1:2/mesh")
     monkeypatch.setattr(caddy, "caddy", lambda: Path("/caddy"))
     front = Front(port, private, stack)
-    assert (front.replica_port, front.inherited, set(front.env)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})
+    assert (front.first_private_port, front.inherited_fds, set(front.env)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})
     front.set_page_url([Ports(1, 2)])
     assert (front.private_port, front.env["PAGE_URL"]) == (private, f"http://127.0.0.1:{private}/mesh")
     monkeypatch.setenv("PAGE_URL", "")

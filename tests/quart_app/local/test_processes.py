@@ -14,7 +14,7 @@ import pytest
 
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import processes
-from quart_app.local.processes import Child, Program, Supervisor, ends_within, last_line, pause_after, reason_of
+from quart_app.local.processes import Child, Program, Supervisor, ends_within, last_line, reason_of, restart_pause_s
 from quart_app.local.spawning import spawn
 from tests.support.waiting import eventually
 
@@ -122,7 +122,7 @@ async def test_a_child_that_cannot_be_started_again_is_tried_until_it_can(tmp_pa
 )
 def test_a_child_that_ends_soon_waits_longer_each_time(status: int, lived_s: float, last: float, pause: float) -> None:
     """Up to five seconds; one that says that a new start will not help waits that long at once."""
-    assert pause_after(status, lived_s, last) == pause
+    assert restart_pause_s(status, lived_s, last) == pause
 
 
 def test_how_a_child_ended_is_said_in_words() -> None:
@@ -218,5 +218,5 @@ def test_a_pause_has_a_bound_that_a_user_can_bear() -> None:
     """The next try is never more than seconds away."""
     pause = 0.0
     for _ in range(20):
-        pause = pause_after(1, 0.0, pause)
+        pause = restart_pause_s(1, 0.0, pause)
     assert pause == processes.LONGEST_PAUSE_S

@@ -9,7 +9,7 @@ import pytest
 
 from quart_app.local import redis_program
 from quart_app.local.errors import LocalError
-from quart_app.local.redis_program import Kind, ServerProgram, choose, find_server, record_writer, writer_of
+from quart_app.local.redis_program import Kind, ServerProgram, choose_program, find_server, record_writer, writer_of
 
 REDIS_7, REDIS_72, REDIS_8 = Kind("Redis", (7, 0, 15)), Kind("Redis", (7, 2, 4)), Kind("Redis", (8, 0, 1))
 VALKEY_8, VALKEY_9 = Kind("Valkey", (8, 1, 0)), Kind("Valkey", (9, 1, 2))
@@ -34,7 +34,7 @@ def with_data(folder: Path, base: bytes = b"") -> Path:
 
 def test_the_server_found_is_new_enough() -> None:
     """A server is found on PATH or in the wheel."""
-    assert find_server().kind.version >= redis_program.OLDEST
+    assert find_server().kind.version >= redis_program.OLDEST_VERSION
 
 
 def test_a_server_on_path_that_is_too_old_or_broken_is_passed_over(
@@ -81,16 +81,16 @@ def test_which_server_reads_what_which_wrote(reader: Kind, writer: Kind, can: bo
 def test_the_server_that_wrote_the_data_is_preferred() -> None:
     """The order of PATH does not count then."""
     found = [program(REDIS_8), program(REDIS_7), program(VALKEY_9)]
-    assert choose(found, None).kind == REDIS_8
-    assert choose(found, REDIS_7).kind == REDIS_7
-    assert choose(found, VALKEY_9).kind == VALKEY_9
-    assert choose(found, VALKEY_8).kind == VALKEY_9
+    assert choose_program(found, None).kind == REDIS_8
+    assert choose_program(found, REDIS_7).kind == REDIS_7
+    assert choose_program(found, VALKEY_9).kind == VALKEY_9
+    assert choose_program(found, VALKEY_8).kind == VALKEY_9
 
 
 def test_a_server_that_cannot_read_the_data_is_refused_by_name() -> None:
     """The sentence says who wrote them, who cannot read them, and what to do."""
     with pytest.raises(LocalError) as refused:
-        choose([program(REDIS_7)], VALKEY_9)
+        choose_program([program(REDIS_7)], VALKEY_9)
     assert str(refused.value) == (
         "the data were written by Valkey 9.1.2, which redis-server 7.0 cannot read; "
         "install Valkey >= 9.1, or start on another folder with --data"
@@ -120,5 +120,5 @@ def test_a_folder_without_a_record_is_asked_itself(
     """An earlier release of ours, or a copy: the log's base names the server."""
     with_data(tmp_path, base)
     if record is not None:
-        (tmp_path / redis_program.RECORD).write_text(record)
+        (tmp_path / redis_program.WRITER_FILE).write_text(record)
     assert writer_of(tmp_path) == writer

@@ -169,7 +169,7 @@ async def test_a_server_that_stops_answering_is_said_within_three_seconds_and_so
     """Each of the two is said once."""
     server, said = make_server(), list[str]()
     assert server.process is not None
-    watching = asyncio.create_task(redis_server.watch(server.settings, said.append))
+    watching = asyncio.create_task(redis_server.report_silence(server.settings, said.append))
 
     async def lines(count: int) -> bool:
         return len(said) >= count

@@ -35,7 +35,7 @@ async def test_replicas_that_cannot_run_end_the_mesh_with_their_last_words(
     programs = replicas.replica_programs([Ports(0, 0)], {"SERVICES": "nonsense"}, tmp_path, 5)
     with pytest.raises(LocalError, match=r"no replica can run: .*no such service: nonsense"):
         async with replicas.running(Supervisor(print), programs) as started, asyncio.timeout(30):
-            await replicas.all_ready(server.settings, started, lambda ready: None, 60)
+            await replicas.wait_until_ready(server.settings, started, lambda ready: None, 60)
 
 
 def test_one_replica_that_cannot_run_does_not_end_a_mesh(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ async def test_a_mesh_of_which_nothing_gets_ready_says_where_to_look(tmp_path: P
     made = children(tmp_path, None)
     made[0].program.log.write_text("waiting for a lease\n")
     with pytest.raises(LocalError, match=r"no replica was ready within 0 s; .*replica-1\.log ends with: waiting"):
-        await replicas.all_ready(server.settings, made, lambda ready: None, 0.2)
+        await replicas.wait_until_ready(server.settings, made, lambda ready: None, 0.2)
 
 
 def test_the_first_private_port_is_the_one_that_is_wanted() -> None:
