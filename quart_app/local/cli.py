@@ -156,7 +156,7 @@ def _progress_printer(teller: Teller, count: int) -> replicas.Progress:
 def _welcome(teller: Teller, members: list[Member], port: int, local_mesh: LocalMesh, data: Path) -> None:
     """Show the roster, the addresses, and commands to try. At least one member is ready: see `wait_until_ready`."""
     public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{local_mesh.private_port}"
-    teller.roster(members)
+    teller.show_roster(members)
     unready_count = len(local_mesh.replicas) - len(members)
     if unready_count:
         teller.say(f"{unready_count} replicas are not ready yet; {data / 'logs'} says why")
@@ -221,7 +221,7 @@ TARGETS = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES))
 def watch_command(redis_url: str | None, data: Path, cls: str | None, op: str | None) -> None:
     """Show requests and replies as they happen."""
     settings = discovery.redis_settings(redis_url, data)
-    click.echo(f"{watch.subject(cls, op)} on Redis at {address_of(settings)}; Ctrl-C ends it", err=True)
+    click.echo(f"{watch.watched_in_words(cls, op)} on Redis at {address_of(settings)}; Ctrl-C ends it", err=True)
     with contextlib.suppress(KeyboardInterrupt):
         try:
             asyncio.run(watch.run(settings, Console(soft_wrap=True), cls, op))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from quart_app.local.errors import LocalError
 
-#: What a mesh puts into the folder. If a folder without a lock file has any other file, it is refused: it may belong to
-#: another program.
-OURS = ("redis", "logs", "lock", "mesh.json", "grades")
+#: The names of what a mesh puts into the folder, beside the files of the movements. If a folder without a lock file has
+#: any other file, it is refused: it may belong to another program.
+OUR_NAMES = ("redis", "logs", "lock", "mesh.json", "grades")
 #: The database of the movements. SQLite adds files whose names begin with this name.
 MOVEMENTS_FILE = "movements.db"
 #: How long a starting mesh waits for the lock. Another `mesh` command may hold it for a moment, to see whether a mesh
@@ -29,8 +29,8 @@ def data_folder(path: Path) -> Iterator[Path]:
     """
     former_umask = os.umask(0o077)
     try:
-        with _open_lock(path) as lock:
-            _lock_folder(lock, path)
+        with _open_lock(path) as lock_fd:
+            _lock_folder(lock_fd, path)
             yield path
     finally:
         os.umask(former_umask)
@@ -38,29 +38,29 @@ def data_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _open_lock(path: Path) -> Iterator[int]:
-    """Make the folder ready, and yield the open file `lock`, which is not locked yet. Raises LocalError."""
+    """Make the folder ready, and yield the descriptor of its file `lock`, not locked yet. Raises LocalError."""
     try:
         _refuse_foreign(path)
         for folder in (path, path / "redis", path / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         _close_to_others(path)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise LocalError(
             f"the data folder {path} cannot be used: {error.strerror or error}; name another with --data"
         ) from error
     try:
-        yield lock
+        yield lock_fd
     finally:
-        os.close(lock)
+        os.close(lock_fd)
 
 
 def _refuse_foreign(path: Path) -> None:
     """Raise LocalError if the folder has files that are not ours, and no mesh has ever locked it."""
     if not path.is_dir():
         return
-    foreign_names = sorted(child.name for child in path.iterdir() if not _is_ours(child.name))
+    foreign_names = sorted(item.name for item in path.iterdir() if not _is_ours(item.name))
     if foreign_names and not (path / "lock").exists():
         raise LocalError(
             f"{path} is not the data folder of a mesh: it has {foreign_names[0]}; name another with --data"
@@ -68,24 +68,24 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name in OURS or name.startswith(MOVEMENTS_FILE)
+    return name in OUR_NAMES or name.startswith(MOVEMENTS_FILE)
 
 
 def _close_to_others(path: Path) -> None:
     """Take away other users' rights to our files: earlier releases made them with the user's own umask."""
-    for child in path.iterdir():
-        if _is_ours(child.name) and not child.is_symlink():
-            for file in (child, *(child.rglob("*") if child.is_dir() else ())):
+    for item in path.iterdir():
+        if _is_ours(item.name) and not item.is_symlink():
+            for file in (item, *(item.rglob("*") if item.is_dir() else ())):
                 if not file.is_symlink():
                     file.chmod(0o700 if file.is_dir() else 0o600)
 
 
-def _lock_folder(lock: int, path: Path) -> None:
+def _lock_folder(lock_fd: int, path: Path) -> None:
     """Lock the folder for this process. Raises LocalError if another process holds the lock for too long."""
     deadline_s = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError as error:
             if time.monotonic() >= deadline_s:
@@ -96,13 +96,14 @@ def _lock_folder(lock: int, path: Path) -> None:
 def in_use(path: Path) -> bool:
     """Return whether a mesh runs on this folder now. The answer is right even if the last mesh was killed."""
     try:
-        lock = os.open(path / "lock", os.O_RDONLY)
+        lock_fd = os.open(path / "lock", os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # A shared lock, so that two such questions at once do not take each other for a mesh.
+        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except OSError:
         return True
     finally:
-        os.close(lock)
+        os.close(lock_fd)

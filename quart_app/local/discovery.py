@@ -50,7 +50,7 @@ def announcing(folder: Path, announcement: Announcement) -> Iterator[None]:
     new_path.unlink(missing_ok=True)
     with os.fdopen(os.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(asdict(announcement), file)
-    os.replace(new_path, path)
+    os.replace(new_path, path)  # in one step, so that nobody reads half a file
     try:
         yield
     finally:

@@ -10,16 +10,16 @@ from collections import deque
 from quart_app.local.errors import LocalError
 
 #: Ports outside the range that Linux, macOS and Windows use for outgoing connections by default.
-LISTENING_RANGE = (12_000, 32_000)
+PORT_RANGE = (12_000, 32_000)
 #: Numbers that no seed determines. With the generator of the module `random`, a program that seeds it would choose the
 #: same ports in each of its processes.
-_RANDOM = random.SystemRandom()
-#: The last 1000 ports that were returned. Their users may not have bound them yet, so they are not returned again.
+_SYSTEM_RANDOM = random.SystemRandom()
+#: The last 1000 ports that `free_ports` returned. Their users may not have bound them yet, so it returns others.
 _returned_lately: deque[int] = deque(maxlen=1000)
 
 
 def free_port(wanted: int = 0) -> int:
-    """Return the wanted port if it is free on the loopback address, else any free one."""
+    """Return the wanted port if it is free on the loopback address, else any free one; 0 wants none."""
     if wanted and is_free(wanted):
         return wanted
     return free_ports(1)[0]
@@ -34,9 +34,10 @@ def is_free(port: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """Return different free ports that were not returned recently. Raises LocalError if there are too few."""
+    # Each port stays bound until all are found.
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
-        for port in _RANDOM.sample(range(*LISTENING_RANGE), 20 * count):  # more than needed, as some may be taken
+        for port in _SYSTEM_RANDOM.sample(range(*PORT_RANGE), 20 * count):  # more than needed, as some may be taken
             if port in _returned_lately:
                 continue
             with contextlib.suppress(OSError):

@@ -39,8 +39,12 @@ def spawn(
     fds: Sequence[int] = (),
     stdin: bytes = b"",
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, so that Ctrl-C reaches only us. `stdin` must fit into a pipe's buffer."""
-    child = subprocess.Popen(
+    """Start a child in a session of its own, so that Ctrl-C reaches only us.
+
+    The child inherits the file descriptors `fds`. `stdin` must fit into a pipe's buffer: writing more would block this
+    process until the child reads it.
+    """
+    process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
         stdout=log,
@@ -50,7 +54,7 @@ def spawn(
         start_new_session=True,
         preexec_fn=die_with_parent,  # noqa: PLW1509  (takes no lock, so other threads do not matter)
     )
-    if child.stdin is not None:
-        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # the child may have ended already
             pipe.write(stdin)
-    return child
+    return process

@@ -25,7 +25,7 @@ UNFOLDED_COLUMNS = ("database", "class", "state")
 
 
 class _NonBlockingOutput:
-    """Standard output, for writers that must not wait until somebody reads it."""
+    """Standard output as a file for Rich, whose writes never wait until somebody reads it."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         descriptor: int | None = None
@@ -45,7 +45,7 @@ def _line_about_dropped(count: int) -> bytes:
 
 
 class Teller:
-    """Prints lines. It neither stops nor waits if the terminal was closed or nobody reads the pipe."""
+    """Prints lines for `mesh up`. It neither stops nor waits if the terminal was closed or nobody reads the pipe."""
 
     def __init__(self) -> None:
         self._stream = _NonBlockingOutput(sys.stdout)
@@ -66,7 +66,7 @@ class Teller:
         else:
             self._console.print(content, highlight=False, soft_wrap=True, markup=False)
 
-    def roster(self, members: Iterable[Member]) -> None:
+    def show_roster(self, members: Iterable[Member]) -> None:
         """Print a table that shows which replica holds which database."""
         self.show(roster_table(members, self._console.width))
 
@@ -108,9 +108,9 @@ def roster_table(members: Iterable[Member], width: int) -> Table:
     for name in columns:
         justify: JustifyMethod = "right" if name in {"database", "pid", "epoch"} else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name in UNFOLDED_COLUMNS)
-    for fields in map(member_row, members):
-        cells = {**fields, "since": fields["since"][11:19] + "Z"}  # the time of day
-        if fields["not_ready"]:
-            cells["state"] += f" without {', '.join(fields['not_ready'])}"
+    for row in map(member_row, members):
+        cells = {**row, "since": row["since"][11:19] + "Z"}  # the time of day
+        if row["not_ready"]:
+            cells["state"] += f" without {', '.join(row['not_ready'])}"
         table.add_row(*(str(cells[name]) for name in columns))
     return table

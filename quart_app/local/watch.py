@@ -13,12 +13,12 @@ from mesh import Connections, RedisSettings, keys, read_roster
 #: All classes and databases that a mesh can have: a stream that does not exist is read as an empty one.
 CLASSES = "ABCD"
 DATABASES = 16
-#: Longest wait for new entries, after which the roster is read again.
+#: Longest wait for new entries, after which the roster is read again to find the streams of new replicas.
 BLOCK_MS = 500
-LONGEST_BODY = 200
+LONGEST_BODY_CHARACTERS = 200
 
 
-def subject(cls: str | None, op_prefix: str | None) -> str:
+def watched_in_words(cls: str | None, op_prefix: str | None) -> str:
     """Return the beginning of a sentence that says what is watched. The command adds the server to it."""
     target = "to all classes and databases" if cls is None else f"to {cls}"
     operations = "" if op_prefix is None else f" whose operation begins with {op_prefix}"
@@ -28,7 +28,8 @@ def subject(cls: str | None, op_prefix: str | None) -> str:
 class Watcher:
     """Reads new entries of every stream. An entry that is removed before it is read is not shown.
 
-    Answered requests are removed from their streams at once, and old replies after a while.
+    Answered requests are removed from their streams at once, and old replies after a while. `cls`, a class or a
+    database such as "db3", limits only the requests, not the replies and dead letters; `op_prefix` limits all entries.
     """
 
     def __init__(self, cls: str | None, op_prefix: str | None) -> None:
@@ -43,21 +44,21 @@ class Watcher:
     async def read(self, client: Any) -> list[Text]:
         """Return a line for each entry that came since the last read."""
         arguments = [*self._last_ids, *self._last_ids.values()]
-        # One read returns at most 200 entries of each stream.
+        # One read returns at most 200 entries of each stream; the next read returns the others.
         answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *arguments)
-        entries = [(id, stream, fields) for stream, new in answer or () for id, fields in new]
+        entries = [(id, stream, fields) for stream, new_entries in answer or () for id, fields in new_entries]
         for id, stream, _ in entries:
             self._last_ids[stream] = id
         return [
-            line(id, stream, fields)
+            entry_line(id, stream, fields)
             for id, stream, fields in sorted(entries, key=_id_order)
             if self._is_wanted(stream, fields)
         ]
 
     def _is_wanted(self, stream: str, fields: dict[str, str]) -> bool:
-        target = stream.removeprefix(keys.REQUESTS)
+        address = stream.removeprefix(keys.REQUESTS)
         is_request = stream.startswith(keys.REQUESTS)
-        if self._cls is not None and is_request and target != self._cls:
+        if self._cls is not None and is_request and address != self._cls:
             return False
         # "open" is no operation. To create a stream of replies, a script appends such an entry and deletes it at once.
         return fields.get("op") != "open" and (
@@ -70,12 +71,14 @@ def _id_order(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
     return int(milliseconds), int(sequence)
 
 
-def line(id: str, stream: str, fields: dict[str, str]) -> Text:
+def entry_line(id: str, stream: str, fields: dict[str, str]) -> Text:
     """Return one entry as a line: when, what, from whom to whom, and the body."""
     time_of_day = datetime.fromtimestamp(int(id.partition("-")[0]) / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
     text = Text(f"{time_of_day} ", style="dim")
     body = fields.get("body", "")
-    shown_body = body if len(body) <= LONGEST_BODY else f"{body[:LONGEST_BODY]}… ({len(body)} characters)"
+    shown_body = (
+        body if len(body) <= LONGEST_BODY_CHARACTERS else f"{body[:LONGEST_BODY_CHARACTERS]}… ({len(body)} characters)"
+    )
     op, sender = fields.get("op", "?"), fields.get("from", "?")
     if stream == keys.DEAD:
         text.append(f"dead    {op} {fields.get('reason', '')} ", style="bold red")
@@ -91,7 +94,7 @@ def line(id: str, stream: str, fields: dict[str, str]) -> Text:
 
 
 async def run(settings: RedisSettings, console: Console, cls: str | None, op_prefix: str | None) -> None:
-    """Print lines until interrupted."""
+    """Print a line for each new entry until interrupted."""
     client = Connections(settings).client("mesh-watch", block_ms=BLOCK_MS)
     watcher = Watcher(cls, op_prefix)
     try:

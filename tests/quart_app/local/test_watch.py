@@ -10,7 +10,7 @@ import pytest
 from mesh import Class, Database, keys
 from mesh.raw import Body, Effects, Request, Store, Worker
 from quart_app.local import watch
-from quart_app.local.watch import LONGEST_BODY, Watcher, line
+from quart_app.local.watch import LONGEST_BODY_CHARACTERS, Watcher, entry_line
 from tests.support.backend import Backend
 from tests.support.server import Server
 
@@ -20,7 +20,7 @@ FIELDS = {"op": "values.put", "request": "replica-1-7", "from": "replica-1", "bo
 
 def test_a_request_says_when_what_from_whom_to_whom() -> None:
     """The time is that of its id."""
-    text = line(AT, "mesh:requests:A", FIELDS).plain
+    text = entry_line(AT, "mesh:requests:A", FIELDS).plain
     assert text == '22:13:20.123 request values.put replica-1 -> A {"items":[]}'
 
 
@@ -28,16 +28,16 @@ def test_a_reply_says_how_it_went_and_a_dead_letter_why() -> None:
     """Both are shown also where fields are missing."""
     assert (
         "reply   values.put busy replica-1 -> replica-2"
-        in line(AT, "mesh:replies:replica-2", {**FIELDS, "status": "busy"}).plain
+        in entry_line(AT, "mesh:replies:replica-2", {**FIELDS, "status": "busy"}).plain
     )
-    assert "dead    values.put it crashed" in line(AT, keys.DEAD, {**FIELDS, "reason": "it crashed"}).plain
-    assert "request ? ? -> db3" in line(AT, "mesh:requests:db3", {}).plain
+    assert "dead    values.put it crashed" in entry_line(AT, keys.DEAD, {**FIELDS, "reason": "it crashed"}).plain
+    assert "request ? ? -> db3" in entry_line(AT, "mesh:requests:db3", {}).plain
 
 
 def test_a_long_body_is_cut_and_says_so() -> None:
     """A terminal has few lines."""
-    text = line(AT, "mesh:requests:A", {**FIELDS, "body": "x" * 5000}).plain
-    assert text.endswith("… (5000 characters)") and len(text) < LONGEST_BODY + 120
+    text = entry_line(AT, "mesh:requests:A", {**FIELDS, "body": "x" * 5000}).plain
+    assert text.endswith("… (5000 characters)") and len(text) < LONGEST_BODY_CHARACTERS + 120
 
 
 @pytest.mark.parametrize(
