@@ -21,9 +21,9 @@ Factorise = Callable[[int], list[int]]
 
 
 def ours() -> Factorise:
-    from quart_app.values.factorise import factorise, load
+    from quart_app.values.factorise import factorise, load_pari
 
-    load()
+    load_pari()
     return factorise
 
 

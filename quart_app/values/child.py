@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 
 def prepare(niceness: int) -> None:
     """Prepare a worker process: signals end it even inside of C code, its priority is low, it ends with its replica."""
-    engine.load()
+    engine.load_pari()
     # Python runs its signal handlers between byte codes only, and a sieve is one call that takes minutes.
     for signal_number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(signal_number, signal.SIG_DFL)

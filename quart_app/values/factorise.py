@@ -41,12 +41,12 @@ from quart_app.values import estimate, notation
 from quart_app.values.curves import curve
 
 #: Every number is first divided by so many small primes. FLINT divides a number of 30 digits by 1000 primes in 6 µs.
-TRIAL_PRIMES = 1000
+TRIAL_COUNT = 1000
 #: The square of the last of these primes. A number below the square is prime if none of these primes divides it.
 TRIAL_SQUARE = 7919**2
 
-WORD_BITS = 64
-_WORD = 1 << WORD_BITS
+WORD_BITS = 64  # a machine word: FLINT factors such a number in microseconds
+_WORD_END = 1 << WORD_BITS  # the first number that does not fit in a machine word
 #: From this size on, a number is tested first. If it is prime, the test takes half as long as a search for factors.
 _TEST_FIRST_FROM = 1 << 62
 #: From here on, python-flint converts a number by way of text, in 0.4 µs. So only the lower 63 bits are converted, in
@@ -57,7 +57,7 @@ _TOO_SMALL = "only numbers from 1 up have prime factors"
 
 #: Primes below this are looked up in a set: faster than a test while the set fits in the processor's cache.
 _LOOKED_UP_BELOW = 1 << 8
-_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP_BELOW)))
+_LOOKED_UP_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP_BELOW)))
 
 #: Below this, FLINT proves in 4 µs that a number is prime. Above this, a proof takes a thousand times as long.
 _PROVEN_BELOW = 1 << 81
@@ -66,7 +66,7 @@ _PROVEN_BELOW = 1 << 81
 MIXTURE_BITS = 140
 SIEVE_ALONE_BITS = 90
 
-#: The sieve is not tried beyond this many bits: 95 digits, which take an hour.
+#: The sieve is not tried beyond this many bits: 95 digits, which take an hour. Callers may pass another `sieve_bits`.
 SIEVE_BITS = 315
 
 #: PARI's stack begins with a sixteenth of this size, and may grow to all of it. A number of 80 digits needs a tenth.
@@ -90,7 +90,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """A divisor that is still to be split; how often it divides the number, and how many curves were run on it."""
+    """A divisor that is still to be split. `times`: how often it divides the number; `curves`: how many ran on it."""
 
     value: int
     times: int = 1
@@ -130,12 +130,12 @@ def factorise(number: int) -> list[int]:
 
     Raises ValueError for a number below 1, and WrongFactors.
     """
-    return _checked_word_factors(number) if number < _WORD else notation.expanded(factors(number))
+    return _checked_word_factors(number) if number < _WORD_END else notation.expanded(factors(number))
 
 
 def factors(number: int) -> str:
     """Return the prime factors as text (see `notation`). Raises as `factorise` does."""
-    if number < _WORD:
+    if number < _WORD_END:
         return word_factors(number)
     factoring = begin(number)
     while not factoring.done:
@@ -165,7 +165,7 @@ def _checked_word_factors(number: int) -> list[int]:
     primes: list[int] = []
     for prime, times in powers:
         factor = int(prime)
-        if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP_BELOW else prime.is_prime()):
+        if not (factor in _LOOKED_UP_PRIMES if factor < _LOOKED_UP_BELOW else prime.is_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
         primes += [factor] * times
     if math.prod(primes) != number:
@@ -195,12 +195,12 @@ def _small_primes_and_rest(number: int) -> list[tuple[fmpz, int]]:
     if number < 1:
         raise ValueError(_TOO_SMALL)
     whole = fmpz(number)
-    divisors: list[tuple[fmpz, int]] = whole.factor() if number < _WORD else whole.factor(trial_limit=TRIAL_PRIMES)
+    divisors: list[tuple[fmpz, int]] = whole.factor() if number < _WORD_END else whole.factor(trial_limit=TRIAL_COUNT)
     return divisors
 
 
 def _after_division(number: int, divisors: list[tuple[fmpz, int]]) -> Factoring:
-    if number < _WORD:
+    if number < _WORD_END:
         return Factoring(number, tuple((int(prime), times) for prime, times in divisors))
     powers: list[tuple[int, int]] = []
     composites: list[Composite] = []
@@ -236,14 +236,14 @@ def advance(
     spent_s = 0.0
     while not factoring.done:
         next_stage = stage(factoring, seconds_left - spent_s, sieve_bits)
-        if spent_s and spent_s + seconds_of(factoring.composites[0], next_stage) > slice_s:
+        if spent_s and spent_s + step_seconds(factoring.composites[0], next_stage) > slice_s:
             break
         factoring = _after_step(factoring, next_stage)
         spent_s = time.monotonic() - begun_s
     return factoring
 
 
-def seconds_of(composite: Composite, next_stage: Stage) -> float:
+def step_seconds(composite: Composite, next_stage: Stage) -> float:
     """Return the expected time of the next step on a composite."""
     if next_stage is Stage.SIEVE:
         return estimate.sieve_seconds(composite.bits)
@@ -254,8 +254,8 @@ def seconds(factoring: Factoring, sieve_bits: int = SIEVE_BITS) -> float:
     """Return the expected time to the end; infinite if a composite is too large for a sieve."""
     if any(composite.bits > sieve_bits for composite in factoring.composites):
         return math.inf
-    with_curves = 1 + estimate.CURVES_SHARE
-    return with_curves * sum(estimate.sieve_seconds(composite.bits) for composite in factoring.composites)
+    curves_factor = 1 + estimate.CURVES_SHARE
+    return curves_factor * sum(estimate.sieve_seconds(composite.bits) for composite in factoring.composites)
 
 
 def is_prime(number: int) -> bool:
@@ -269,7 +269,7 @@ def checked(number: int, powers: Iterable[tuple[int, int]]) -> list[tuple[int, i
     if math.prod(factor**times for factor, times in merged) != number:
         raise WrongFactors(f"the factors found for {number} have another product: {merged}")
     for factor, _ in merged:
-        if factor in _SMALL_PRIMES:
+        if factor in _LOOKED_UP_PRIMES:
             continue
         if not (fmpz(factor).is_prime() if factor < _PROVEN_BELOW else fmpz(factor).is_probable_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
@@ -291,7 +291,7 @@ def _after_step(factoring: Factoring, next_stage: Stage) -> Factoring:
     """Return the factorisation after one step on its smallest composite."""
     composite, *others = factoring.composites
     if next_stage is Stage.SIEVE:
-        return _with_parts(factoring, others, composite, sieve(composite.value))
+        return _with_parts(factoring, others, composite, split(composite.value))
     index = composite.curves + 1
     divisor = curve(composite.value, index)
     composite = replace(composite, curves=index)
@@ -317,7 +317,7 @@ def _smallest_first(composites: list[Composite]) -> tuple[Composite, ...]:
 def _primes_and_composites(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Composite]]:
     """Test a divisor, which takes microseconds; return the prime powers in it, and the composites that are left."""
     value, times = composite.value, composite.times
-    if value < _WORD:
+    if value < _WORD_END:
         return _word_powers(value, times), []
     if is_prime(value):
         return [(value, times)], []
@@ -327,8 +327,8 @@ def _primes_and_composites(composite: Composite) -> tuple[Iterable[tuple[int, in
     parts = _fermat_parts(value)
     if len(parts) == 1:
         return [], [composite]
-    of_parts = [_primes_and_composites(replace(composite, value=part)) for part in parts]
-    return [power for powers, _ in of_parts for power in powers], [one for _, left in of_parts for one in left]
+    results = [_primes_and_composites(replace(composite, value=part)) for part in parts]
+    return [power for powers, _ in results for power in powers], [rest for _, rests in results for rest in rests]
 
 
 def _prime_root(value: int) -> tuple[int, int]:
@@ -355,7 +355,7 @@ def _fermat_parts(value: int) -> list[int]:
         root = _root_of_one(base, value)
         if root is None:
             break
-        parts = [int(part) for old in parts for d in [gmpy2.gcd(old, root - 1)] for part in (d, old // d)]
+        parts = [int(new) for part in parts for gcd in [gmpy2.gcd(part, root - 1)] for new in (gcd, part // gcd)]
         parts = [part for part in parts if part > 1]
     return parts
 
@@ -363,9 +363,9 @@ def _fermat_parts(value: int) -> list[int]:
 def _root_of_one(base: int, value: int) -> int | None:
     """Return the number whose square is the first 1 in Fermat's test; None if the value does not pass the test."""
     exponent = value - 1
-    twos = gmpy2.bit_scan1(exponent)
-    power = gmpy2.powmod(base, exponent >> twos, value)
-    for _ in range(twos):
+    halvings = gmpy2.bit_scan1(exponent)
+    power = gmpy2.powmod(base, exponent >> halvings, value)
+    for _ in range(halvings):
         square = power * power % value
         if square == 1:
             return int(power)
@@ -373,18 +373,18 @@ def _root_of_one(base: int, value: int) -> int | None:
     return None
 
 
-def load() -> None:
+def load_pari() -> None:
     """Load PARI, which takes milliseconds, so that no number waits for it."""
     _pari()
 
 
-def sieve(composite: int) -> list[int]:
+def split(composite: int) -> list[int]:
     """Split a composite of more than 64 bits with PARI's method for its size, or without PARI by FLINT."""
     pari = _pari()
     if pari is None:
         return [int(prime) for prime, times in fmpz(composite).factor() for _ in range(times)]
-    mixture = SIEVE_ALONE_BITS < composite.bit_length() <= MIXTURE_BITS
-    primes, exponents = pari(composite).factorint(_PARI_MIXTURE if mixture else _PARI_SIEVE_ALONE)
+    is_mixture = SIEVE_ALONE_BITS < composite.bit_length() <= MIXTURE_BITS
+    primes, exponents = pari(composite).factorint(_PARI_MIXTURE if is_mixture else _PARI_SIEVE_ALONE)
     return [int(prime) for prime, times in zip(primes, exponents, strict=True) for _ in range(times)]
 
 

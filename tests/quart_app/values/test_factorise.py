@@ -189,8 +189,8 @@ def test_a_carmichael_number_is_split_by_the_test_that_tells_it_composite() -> N
 def test_what_divides_several_times_is_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A square costs one sieve, not two."""
     sieved: list[int] = []
-    real = engine.sieve
-    monkeypatch.setattr(engine, "sieve", lambda number: sieved.append(number) or real(number))
+    real = engine.split
+    monkeypatch.setattr(engine, "split", lambda number: sieved.append(number) or real(number))
     root = prime(12) * prime(12)
     assert_right(root**2, factorise(root**2))
     assert sieved == [root]
