@@ -17,8 +17,9 @@ from quart_app.values.pace import Pace
 PIECE_BYTES = 1 << 16
 #: How many elements are written between two calls of `pace`, which lets the event loop do other work.
 ELEMENTS_BETWEEN_PACES = 50
-#: A client has this long to read an answer of several pieces. Meanwhile its bytes count against the budget.
-SEND_S = 60.0
+#: A client has this long to read an answer of several pieces. Meanwhile its bytes count against the budget, so a longer
+#: time lets slow clients keep others out.
+READ_WAIT_S = 60.0
 
 
 def element(value: str, factors: str) -> bytes:
@@ -26,8 +27,8 @@ def element(value: str, factors: str) -> bytes:
     return f'{{"value":{value},"prime_factors":{notation.array(factors)}}}'.encode()
 
 
-#: A search returns a text that `elements` turns into JSON. The spaces between factors become commas. Before a value
-#: stands a prefix that says its length, one letter or "z" and four digits; it is removed.
+#: A search returns a text that `elements` turns into JSON. The spaces between factors become commas. A prefix before
+#: each value says its length, and sorts the values in Redis: one letter, or "z" and four digits. It is removed.
 _SPACES_TO_COMMAS, _PREFIX_LETTERS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
 _LONG_PREFIX = re.compile(rb"z\d{4}")
 
@@ -52,47 +53,48 @@ def elements(search_text: str) -> tuple[bytes, int]:
 
 
 class Array:
-    """A JSON array that grows."""
+    """A JSON array that grows: `add` and `extend` append to it, and `pieces` returns its text."""
 
     def __init__(self) -> None:
-        #: the bytes of the JSON text: two brackets, and the elements, each with a comma
+        #: how many bytes the JSON text has: two brackets, and the elements, each with a comma
         self.size = 2
-        self._uncut: list[bytes] = []
-        self._uncut_bytes = 0
+        #: the texts that are in no piece yet
+        self._unjoined: list[bytes] = []
+        self._unjoined_bytes = 0
         self._pieces: list[bytes] = []
 
     def add(self, text: bytes) -> None:
         """Append JSON text: one element, or several with commas between them."""
-        self._uncut.append(text)
-        self._uncut_bytes += len(text) + 1
+        self._unjoined.append(text)
+        self._unjoined_bytes += len(text) + 1
         self.size += len(text) + 1
-        if self._uncut_bytes >= PIECE_BYTES:
-            self._cut_piece()
+        if self._unjoined_bytes >= PIECE_BYTES:
+            self._join_piece()
 
     async def extend(self, items: Iterable[tuple[str, str]], pace: Pace) -> None:
         """Append values and their factors. Wait for `pace` between them, so that other work is not held up."""
-        for number, (value, factors) in enumerate(items):
-            if number % ELEMENTS_BETWEEN_PACES == ELEMENTS_BETWEEN_PACES - 1:
+        for index, (value, factors) in enumerate(items):
+            if index % ELEMENTS_BETWEEN_PACES == ELEMENTS_BETWEEN_PACES - 1:
                 await pace()
             self.add(element(value, factors))
 
-    def _cut_piece(self) -> None:
-        """Make one piece of the texts that are in no piece yet."""
-        between = b"," if self._pieces else b""
-        self._pieces.append(between + b",".join(self._uncut))
-        self._uncut.clear()
-        self._uncut_bytes = 0
+    def _join_piece(self) -> None:
+        """Join the texts that are in no piece yet to one piece."""
+        comma = b"," if self._pieces else b""
+        self._pieces.append(comma + b",".join(self._unjoined))
+        self._unjoined.clear()
+        self._unjoined_bytes = 0
 
     def pieces(self, head: str, tail: str) -> list[bytes]:
         """Return the array as JSON text between `head` and `tail`, in pieces."""
-        if self._uncut:
-            self._cut_piece()
+        if self._unjoined:
+            self._join_piece()
         pieces = [f"{head}[".encode(), *self._pieces, f"]{tail}\n".encode()]
         return pieces if len(self._pieces) > 1 else [b"".join(pieces)]
 
 
 class Responses:
-    """Makes HTTP responses. `budget` bounds the bytes of the long responses that are not sent yet."""
+    """Makes HTTP responses. `budget` bounds the bytes of all responses of several pieces that are not sent yet."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -102,9 +104,9 @@ class Responses:
         return self.send(array.pieces(head, tail))
 
     def send(self, pieces: list[bytes]) -> Response:
-        """Return a response of these pieces of JSON. A response of one piece needs no room in the budget.
+        """Return a response of these pieces of JSON, which Quart then sends. One piece alone takes no budget.
 
-        Raises Busy if the budget has no room for a longer response.
+        Raises Busy if the budget has no room for several pieces.
         """
         if len(pieces) == 1:
             return Response(pieces[0], content_type="application/json")
@@ -113,7 +115,7 @@ class Responses:
         response = Response(_each_piece(pieces), content_type="application/json")
         response.content_length = size
         # Quart ends the response if it is not sent within this time.
-        response.timeout = SEND_S
+        response.timeout = READ_WAIT_S
         # The bytes are given back even if the response is never sent, or only in part.
         weakref.finalize(response, self.budget.give, size)
         return response

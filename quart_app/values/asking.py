@@ -16,7 +16,8 @@ from quart_app.values.pace import Pace
 from quart_app.values.store import WHERE
 from quart_app.values.together import Together
 
-#: The most clients whose small values share a request.
+#: The most clients whose small values share a request. A larger request saves trips, and delays each answer until all
+#: values of the request are stored.
 MOST_TOGETHER = 32
 #: The most hard values of one client that are put at once. One step of Redis submits their requests, and each request
 #: takes a third of a ms of this step.
@@ -24,7 +25,7 @@ MOST_HARD = 32
 
 
 #: The factors by value, and the answers, whose errors say why values were not stored.
-Found = tuple[dict[str, str], Sequence[Answer]]
+Outcome = tuple[dict[str, str], Sequence[Answer]]
 
 
 class Small:
@@ -32,16 +33,19 @@ class Small:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._together: Together[tuple[Replica, str], ItemAsked, Found] = Together(self._put_together, MOST_TOGETHER)
+        self._together: Together[tuple[Replica, str], ItemAsked, Outcome] = Together(self._put_together, MOST_TOGETHER)
 
-    async def put(self, replica: Replica, item: ItemAsked, time_limit_ms: int) -> Found:
+    async def put(self, replica: Replica, item: ItemAsked, time_limit_ms: int) -> Outcome:
         """Store a value; return its factors, and perhaps the factors of other values, too. Raises MeshError."""
         return await self._together.get((replica, item.cls), item, time_limit_ms)
 
     async def _put_together(
         self, key: tuple[Replica, str], items: Sequence[ItemAsked], time_limit_ms: int
-    ) -> Sequence[Found]:
-        """Put values of one class. Of items with the same value the last one counts."""
+    ) -> Sequence[Outcome]:
+        """Put values of one class: the work of `Together`, whose key has the replica and the class.
+
+        Of items with the same value the last one counts.
+        """
         replica, cls = key
         item_by_value = {item.value: item for item in items}
         # `hard_values.put` takes small values, too. The submission of the request reads the places of the values. This
@@ -59,11 +63,11 @@ class Small:
 
 
 async def put(
-    replica: Replica, asks: Sequence[Ask], items: Mapping[str, ItemAsked], time_limit_ms: int, pace: Pace
+    replica: Replica, asks: Sequence[Ask], item_by_value: Mapping[str, ItemAsked], time_limit_ms: int, pace: Pace
 ) -> tuple[dict[str, str], list[Answer]]:
     """Put values; return the factors of those that were stored, and the last answers, whose errors explain the others.
 
-    `asks` are the first requests, which ask for all values. `items` are the items by value. Raises MeshError.
+    `asks` are the first requests, which ask for all values. `item_by_value` has all items. Raises MeshError.
     """
     until_ms = replica.now_ms() + time_limit_ms
     factors: dict[str, str] = {}
@@ -72,7 +76,7 @@ async def put(
     while True:
         # Reading the answers is a piece of work, which may have to wait for a later turn of the loop (see `pace`).
         await pace()
-        to_put_again: list[str] = []
+        to_put_again: list[str] = []  # the hard values, whose factors are null
         for answer in answers:
             for body in answer.bodies:
                 factors |= body
@@ -87,10 +91,10 @@ async def put(
         in_lanes = set(to_put_again) - in_lanes
         answers = []
         for start in range(0, len(to_put_again), MOST_HARD):
-            some_items = [items[value] for value in to_put_again[start : start + MOST_HARD]]
-            answers += await _ask_for_hard_values(some_items, in_lanes, replica, until_ms)
+            next_items = [item_by_value[value] for value in to_put_again[start : start + MOST_HARD]]
+            answers += await _ask_for_hard_values(next_items, in_lanes, replica, until_ms)
             if any(answer.error is not None for answer in answers):
-                break
+                break  # no more of them are put, and `put` returns at the error
 
 
 async def _ask_for_hard_values(
@@ -98,12 +102,13 @@ async def _ask_for_hard_values(
 ) -> list[Answer]:
     """Send a request for each hard value. The values of `in_lanes` are put in their lanes, the others without."""
 
-    def left_ms() -> int:
+    def time_left_ms() -> int:
+        # At least 1, because `ask` would take 0 for the deadline in the settings.
         return max(1, until_ms - replica.now_ms())
 
     asks = [hard_values.put_in_lane(item) if item.value in in_lanes else hard_values.put_again(item) for item in items]
     try:
-        return await replica.ask(asks, deadline_ms=left_ms())
+        return await replica.ask(asks, deadline_ms=time_left_ms())
     except OlderRelease:
         # A live replica of an earlier release does not know lanes. Without them, several replicas may compute a value.
-        return await replica.ask([hard_values.put_without_lane(item) for item in items], deadline_ms=left_ms())
+        return await replica.ask([hard_values.put_without_lane(item) for item in items], deadline_ms=time_left_ms())

@@ -20,11 +20,12 @@ from quart_app.values.factorise import Factoring
 #: The result of a slice: how far the factorisation is, and the checked factors as text if the factorisation is done.
 Slice = tuple[Factoring, str | None]
 
-#: About how long a slice of curves takes.
+#: About how long a slice of curves takes. Between two slices, the pool may stop the computation or show how far it is.
 SLICE_S = 0.5
 #: How long after the deadline the system kills a process that still computes, in case the pool is gone.
 GRACE_S = 5.0
 
+#: The option of prctl(2), as in `quart_app.local.spawning`, which this module does not import to stay small.
 _PR_SET_PDEATHSIG = 1
 
 
@@ -47,6 +48,7 @@ def _die_with_the_replica() -> None:
     fork server ends. Then Linux kills the workers, because their parent has ended. On other systems, the alarm of
     `_with_alarm` ends them.
     """
+    # multiprocessing has no public name for the writing end of the pipe.
     server: Any = vars(forkserver)["_forkserver"]
     alive_fd = getattr(server, "_forkserver_alive_fd", None)
     if alive_fd is not None:

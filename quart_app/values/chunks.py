@@ -58,18 +58,18 @@ class Chunks:
 
     async def extend(self, items: Iterable[ItemAsked], pace: Pace) -> None:
         """Put items into chunks. Wait for `pace` between them, so that other work is not held up."""
-        for number, item in enumerate(items):
-            if number % ITEMS_BETWEEN_PACES == ITEMS_BETWEEN_PACES - 1:
+        for index, item in enumerate(items):
+            if index % ITEMS_BETWEEN_PACES == ITEMS_BETWEEN_PACES - 1:
                 await pace()
             self.add(item)
 
     def add(self, item: ItemAsked) -> None:
         """Put an item into a chunk."""
         is_large = not is_small(item.value)
-        kind, cost = (item.cls, is_large), most_bytes(item.value) if is_large else 1
-        if self._room_left.get(kind, 0) < cost:
-            self._last_chunks[kind] = []
-            self._room_left[kind] = self._max_large_bytes if is_large else self._max_values
-            self.all.append((item.cls, self._last_chunks[kind]))
-        self._room_left[kind] -= cost
-        self._last_chunks[kind].append({"value": item.value, "ttl": item.ttl})
+        class_and_size, cost = (item.cls, is_large), most_bytes(item.value) if is_large else 1
+        if self._room_left.get(class_and_size, 0) < cost:
+            self._last_chunks[class_and_size] = []
+            self._room_left[class_and_size] = self._max_large_bytes if is_large else self._max_values
+            self.all.append((item.cls, self._last_chunks[class_and_size]))
+        self._room_left[class_and_size] -= cost
+        self._last_chunks[class_and_size].append({"value": item.value, "ttl": item.ttl})

@@ -14,7 +14,8 @@ from quart_app.values.factorise import Factoring
 class Progress:
     """How far a computation is. Times are in seconds; `estimate_s` is None if no sieve can end the computation.
 
-    `waiting` is the number of callers, and `curves` is the number of curves that were run on the smallest composite.
+    `factors` are the primes found so far as text, and `unfactored` the composites that are left. `waiting` is the
+    number of callers, and `curves` is the number of curves that were run on the smallest composite.
     """
 
     number: int
@@ -39,9 +40,13 @@ class Computation:
     deadline_s: float
     #: gets the factors as text, or the error, for all callers
     found_factors: asyncio.Future[str]
+    #: whether a job began it. If it is hard, it then goes into the lane "patient"
     patient: bool
+    #: a `Stage` of the engine; "waiting" until the first slice begins
     stage: str = "waiting"
+    #: how many callers wait
     waiting: int = 0
+    #: whether the number is hard, so that it goes into the lane "hard" or "patient"; the pool decides it
     hard: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -60,6 +65,7 @@ class Computation:
         return max(0.0, estimate_s - (now_s - self._estimated[1]))
 
     def progress(self, now_s: float, sieve_bits: int) -> Progress:
+        """Return how far the computation is. A composite of more than `sieve_bits` bits is too large for a sieve."""
         factoring = self.factoring
         left_s = self.left_s(now_s, sieve_bits)
         return Progress(

@@ -22,12 +22,12 @@ MARGIN_S = 0.25
 #: How many results are kept. A request that runs again after a conflict takes its results from here.
 MOST_FINISHED = 256
 
-#: What clients see of a computation.
+#: The fields of `Progress` that clients see.
 SHOWN_FACTS = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 
 
 class Computing:
-    """Finds factors for handlers."""
+    """Finds factors for handlers, and keeps those of the last computations."""
 
     def __init__(self, replica: Callable[[], Replica], pool: FactorPool) -> None:
         self._replica = replica
@@ -67,8 +67,8 @@ class Computing:
         return {"value": facts["number"], **{name: facts[name] for name in SHOWN_FACTS}}
 
     async def _compute(self, value: str, number: int, request: Request) -> str:
-        # A request of a job has the field "job", and no client waits for its factors. If no time is left, the pool gets
-        # 1 ms, and then raises DeadlineExceeded.
+        # A request of a job has the field "job", and no client waits for its factors, so the pool puts it into its lane
+        # "patient". If no time is left, the pool gets 1 ms, and then raises DeadlineExceeded.
         try:
             factors = await self._pool.factorise(
                 number, max(self._left_s(request), 0.001), patient="job" in request.body
@@ -84,7 +84,7 @@ class Computing:
     def _left_s(self, request: Request) -> float:
         """Return how many seconds a computation for this request may take."""
         deadline = deadline_of(request)
-        # A request without a deadline gets an hour.
+        # A request without a deadline, such as a replayed dead letter, gets an hour.
         if deadline == NEVER:
             return 3600.0
         return (deadline - self._replica().now_ms()) / 1000 - MARGIN_S

@@ -6,10 +6,11 @@ curve. FLINT's C function `fmpz_factor_ecm` runs one curve, with any bounds and 
 in the library that python-flint's wheel contains. So each factor is known as soon as its curve has found it, even just
 before a deadline.
 
-The bounds need no table: the i-th curve has B1 = 50·i and B2 = 50·B1. With these bounds, the expected work to find a
-factor of 12 to 25 digits is at most a tenth more than with the best fixed bound for that size. With FLINT's own table,
-the work is a fifth to two fifths more. `bench/curves.py` computes these figures from Dickman's function and the cost of
-FLINT's two stages.
+A curve has two stages, with the bounds B1 and B2: higher bounds find larger factors, and take longer. The bounds need
+no table: the i-th curve has B1 = 50·i and B2 = 50·B1. With these bounds, the expected work to find a factor of 12 to
+25 digits is at most a tenth more than with the best fixed bound for that size. With FLINT's own table, the work is a
+fifth to two fifths more. `bench/curves.py` computes these figures from Dickman's function and the cost of FLINT's two
+stages.
 
 GMP-ECM runs a curve two to three times faster. We do not use it: the only wheel that contains it brings a large part of
 a computer algebra system.
@@ -30,19 +31,19 @@ B2_RATIO = 50
 #: The least B1. A curve with a smaller B1 takes as long, because most of its time goes into the set-up of the curve.
 _LEAST_B1 = 60
 
-#: Ample memory for a `flint_rand_t`, which takes 24 bytes in FLINT 3.
+#: Memory for a `flint_rand_t`. It takes 24 bytes in FLINT 3, and may take more in a later release.
 _RANDOM_STATE_BYTES = 512
 
 
 def bound(index: int) -> int:
-    """Return the bound B1 of the curve with this index, counted from 1."""
+    """Return the bound B1 of the curve with this index, counted from 1. A larger bound finds larger factors, slower."""
     return max(_LEAST_B1, B1_STEP * index)
 
 
 def curve(number: int, index: int) -> int | None:
     """Run the curve with this index (see `bound`) on a composite number. Return a proper divisor, or None.
 
-    The divisor may be composite.
+    A proper divisor is neither 1 nor the number. It may be composite.
     """
     flint = _library()
     b1 = bound(index)
@@ -60,8 +61,9 @@ class _Integer:
 
     def __init__(self, flint: ctypes.CDLL, value: int) -> None:
         self._flint = flint
-        self._word = ctypes.c_long(0)
-        self.reference = ctypes.byref(self._word)
+        #: FLINT's type `fmpz`: one machine word, which holds a small integer or points to a large one
+        self._fmpz = ctypes.c_long(0)
+        self.reference = ctypes.byref(self._fmpz)
         flint.fmpz_set_str(self.reference, b"%x" % value, 16)
 
     def __enter__(self) -> _Integer:

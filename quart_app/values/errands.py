@@ -20,21 +20,22 @@ from quart_app.values.jobs import JOB, PUT, WRITE_FIELDS, Gone
 
 T = TypeVar("T")
 
-#: The pause between two checks whether a job still exists.
+#: The pause between two checks whether a job still exists. With a larger one, the work goes on for longer after the job
+#: was deleted; each check is a trip to Redis.
 LOOK_S = 0.3
 #: The longest pause between two tries to find room for a value.
 LONGEST_PAUSE_S = 0.5
 
 #: Returns how the factorisation of a value is going; None if this replica is not factorising the value.
-Progress = Callable[[str], dict[str, Any] | None]
+FindProgress = Callable[[str], dict[str, Any] | None]
 
 
 class Errands:
-    """Makes the errands of requests."""
+    """Finds out which requests are errands: `of` returns the errand of a request."""
 
-    def __init__(self, replica: Callable[[], Replica], progress: Progress) -> None:
+    def __init__(self, replica: Callable[[], Replica], find_progress: FindProgress) -> None:
         self._replica = replica
-        self.progress = progress
+        self.find_progress = find_progress
 
     async def of(self, request: Request) -> Errand | None:
         """Return the errand of a request; None if the request belongs to no job. Raises Gone."""
@@ -47,11 +48,11 @@ class Errands:
         created, next_items = await replica.store().shared.hmget(JOB + id, "created", next_items_field)
         if created is None:
             raise Gone(id)
-        return Errand(id, created, next_items_field, next_items, request, replica, self.progress)
+        return Errand(id, created, next_items_field, next_items, request, replica, self.find_progress)
 
 
 class Errand:
-    """One step of a job, or a part of a step.
+    """One step of a job, or a part of a step, as the handler of a put works on it.
 
     `next_items` are the items of the next step (JSON); None if there is no next step. The field `next_items_field` of
     the job stores them. `created` is the job's field of that name: when the job was created.
@@ -65,7 +66,7 @@ class Errand:
         next_items: str | None,
         request: Request,
         replica: Replica,
-        progress: Progress,
+        find_progress: FindProgress,
     ) -> None:
         self._id = id
         self._key = JOB + id
@@ -74,16 +75,16 @@ class Errand:
         self._next_items = next_items
         self._request = request
         self._replica = replica
-        self._progress = progress
+        self._find_progress = find_progress
 
-    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
+    async def while_the_job_exists(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, and store three times a second in the job how the work is going.
 
-        If the job is gone, cancel the work and raise Gone.
+        If the job is gone, cancel the work and raise Gone. Raises what the work raises.
         """
         task = asyncio.create_task(work)
         try:
-            # The first result of `wait` is the set of tasks that have ended.
+            # The first result of `wait` is the set of tasks that have ended; it is empty while the work goes on.
             while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
                 if not await self._store_stage():
                     raise Gone(self._id)
@@ -92,8 +93,8 @@ class Errand:
             task.cancel()
             await asyncio.wait([task])
 
-    async def patiently(self, try_once: Callable[[], Awaitable[T]]) -> T:
-        """Try until there is room to compute a value and to store the result: without room, a try raises Busy.
+    async def until_there_is_room(self, try_once: Callable[[], Awaitable[T]]) -> T:
+        """Try again while a try raises Busy, because there is no room to compute a value or to store the result.
 
         The time does not matter, because no client waits for the work of a job.
         """
@@ -103,7 +104,7 @@ class Errand:
             except Busy as error:
                 await asyncio.sleep(min(error.retry_after or LONGEST_PAUSE_S, LONGEST_PAUSE_S))
 
-    def found(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
+    def store_factors(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
         """Store factors in the job. If this step is over, send the next step in the same commit."""
         self._expect_job(transaction)
         if factors:
@@ -112,11 +113,11 @@ class Errand:
         if is_over:
             self._end_step(transaction)
 
-    def failed(self, transaction: Effects, error: MeshError) -> None:
+    def store_failure(self, transaction: Effects, error: MeshError) -> None:
         """Store in the job why the values of this request were not factorised, and send the next step."""
         self._expect_job(transaction)
         # The result of a job names the value beside each error.
-        facts = {name: fact for name, fact in error.facts.items() if name != "value"}
+        facts = {name: text for name, text in error.facts.items() if name != "value"}
         failure = json.dumps({"detail": error.detail, **facts})
         values = [item["value"] for item in self._request.body["items"]]
         transaction.shared.hset(self._key, {f"failed:{value}": failure for value in values})
@@ -132,8 +133,8 @@ class Errand:
         part = self.part(self._request.body["items"])
         transaction.send(Class(self._replica.cls), PUT, part, deadline=deadline_of(self._request))
 
-    def labels(self, *, with_step: bool) -> dict[str, Any]:
-        """Return the fields of a body that name the job and, if `with_step`, the next step."""
+    def job_fields(self, *, with_step: bool) -> dict[str, Any]:
+        """Return the fields of this request's body that name the job and, if `with_step`, the next step."""
         kept_names = ("job", "next") if with_step else ("job",)
         return {name: self._request.body[name] for name in kept_names if name in self._request.body}
 
@@ -160,7 +161,8 @@ class Errand:
     async def _store_stage(self) -> bool:
         """Store in the job how the work is going; return whether the job still exists."""
         values = [item["value"] for item in self._request.body["items"]]
-        progress = next(filter(None, map(self._progress, values)), {"value": int(values[0]), "stage": "waiting"})
+        # The first value of the step that this replica is factorising; if there is none, the step waits.
+        progress = next(filter(None, map(self._find_progress, values)), {"value": int(values[0]), "stage": "waiting"})
         text = json.dumps({**progress, "replica": self._replica.id})
         shared = self._replica.store().shared
         try:

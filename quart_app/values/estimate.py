@@ -13,7 +13,7 @@ from bisect import bisect_right
 from quart_app.values import curves
 
 #: (bits, seconds): how long the quadratic sieve takes for a product of two primes of equal size.
-SIEVE = (
+SIEVE_TIMES = (
     (64, 0.0003),
     (80, 0.0005),
     (100, 0.0016),
@@ -30,37 +30,37 @@ SIEVE = (
     (299, 1800.0),
 )
 
-#: (bits, seconds): how long a curve takes for each unit of its bound B1.
-CURVE = ((64, 1.2e-6), (133, 1.6e-6), (200, 1.9e-6), (333, 2.7e-6), (500, 4.0e-6), (666, 5.6e-6), (1000, 1.1e-5))
+#: (bits, seconds): how long a curve takes for each unit of its bound B1 (see `curves`).
+CURVE_UNIT = ((64, 1.2e-6), (133, 1.6e-6), (200, 1.9e-6), (333, 2.7e-6), (500, 4.0e-6), (666, 5.6e-6), (1000, 1.1e-5))
 
-#: How long curves may run before the sieve, as a share of the sieve's time. If the number has no small factor, the
-#: factorisation takes that much longer.
+#: How long curves may run before the sieve, as a share of the sieve's time. More curves find more of the small factors,
+#: which saves the sieve. If the number has no small factor, the factorisation takes that much longer.
 CURVES_SHARE = 0.12
 
 
 def sieve_seconds(bits: int) -> float:
     """Return the expected time of the sieve for a composite of this size."""
-    return _interpolated(SIEVE, bits)
+    return _interpolated(SIEVE_TIMES, bits)
 
 
 def curve_seconds(bits: int, index: int) -> float:
     """Return the expected time of the curve with this index for a composite of this size."""
-    return _interpolated(CURVE, bits) * curves.bound(index)
+    return _interpolated(CURVE_UNIT, bits) * curves.bound(index)
 
 
 def curves_worth(bits: int) -> int:
     """Return how many curves to run before the sieve.
 
-    The i-th curve has B1 = a·i, and takes B1 units of the table CURVE. So k curves take a + 2a + … + ka, about a·k²/2
-    units.
+    The i-th curve has B1 = a·i, and takes B1 units of the table CURVE_UNIT. So k curves take a + 2a + … + ka, about
+    a·k²/2 units.
     """
-    units = CURVES_SHARE * sieve_seconds(bits) / _interpolated(CURVE, bits)
+    units = CURVES_SHARE * sieve_seconds(bits) / _interpolated(CURVE_UNIT, bits)
     return int(math.sqrt(2 * units / curves.B1_STEP))
 
 
 def _interpolated(points: tuple[tuple[int, float], ...], bits: int) -> float:
     """Return the value at `bits`, interpolated between the logarithms of the values; extrapolated at both ends."""
-    right = min(max(bisect_right(points, bits, key=lambda point: point[0]), 1), len(points) - 1)
-    (low_bits, low), (high_bits, high) = points[right - 1], points[right]
+    upper = min(max(bisect_right(points, bits, key=lambda point: point[0]), 1), len(points) - 1)
+    (low_bits, low_s), (high_bits, high_s) = points[upper - 1], points[upper]
     fraction = (bits - low_bits) / (high_bits - low_bits)
-    return math.exp(math.log(low) + fraction * (math.log(high) - math.log(low)))
+    return math.exp(math.log(low_s) + fraction * (math.log(high_s) - math.log(low_s)))

@@ -12,24 +12,26 @@ local function make_find()
 --[[ find.lua ]]
   return find_values
 end
-local find_in
+local made_find  -- what `make_find` returned; nil before the first search
 
 -- Returns the answer to one search. If the search fails, returns nil and the error.
 local function part_of(...)
-  find_in = find_in or make_find()
-  local is_done, until_value, lines = pcall(find_in, ...)
-  if not is_done then
+  made_find = made_find or make_find()
+  local is_ok, until_value, lines = pcall(made_find, ...)
+  if not is_ok then
     local reason = until_value
     return nil, {err = type(reason) == 'table' and reason.err or tostring(reason)}
   end
+  -- What the JSON has around the lines becomes a part of the first and of the last line, so the text is made only once.
   lines[1] = '{"until":"' .. until_value .. '","found":"' .. (lines[1] or '')
   lines[#lines] = lines[#lines] .. '"}'
   return table.concat(lines, ';')
 end
 
+-- tx[first] is the name of the verb, and tx[last] its last word.
 verbs['find-values'] = function(first, last)
-  local part, failed = part_of(unpack(tx, first + 1, last))
-  if failed then return failed end
+  local part, failure = part_of(unpack(tx, first + 1, last))
+  if failure then return failure end
   tx[head + 8] = part
 end
 
@@ -37,8 +39,8 @@ verbs['find-each'] = function(first, last)
   local index, alone, records, moment, most_bytes, most_looked_at = unpack(tx, first + 1, first + 6)
   local parts = {}
   for k = first + 7, last, 3 do
-    local part, failed = part_of(index, alone, records, tx[k], tx[k + 1], moment, tx[k + 2], most_bytes, most_looked_at)
-    if failed then return failed end
+    local part, failure = part_of(index, alone, records, tx[k], tx[k + 1], moment, tx[k + 2], most_bytes, most_looked_at)
+    if failure then return failure end
     parts[#parts + 1] = part
   end
   tx[head + 8] = '{"each":[' .. table.concat(parts, ',') .. ']}'

@@ -12,12 +12,12 @@ from quart_app.values.primes import FILTER_NAME
 from quart_app.values.store import Part, read_part, read_parts
 from quart_app.values.together import Together
 
-#: The most searches in one request.
+#: The most searches in one request. More would save further requests, but each reply waits for all of its searches.
 MOST_SEARCHES = 16
 
 
 class Wanted(NamedTuple):
-    """Values above `after` ("" for all) with the factor `prime`, from each database at most `limit` of them."""
+    """One search: values above `after` ("" for all) with the factor `prime`, at most `limit` from each database."""
 
     prime: str
     after: str
@@ -35,23 +35,23 @@ class SharedGathers:
         return await self._together.get(replica, wanted, time_limit_ms)
 
 
-async def _find_together(replica: Replica, wanted: Sequence[Wanted], time_limit_ms: int) -> Sequence[Replies[Part]]:
+async def _find_together(replica: Replica, searches: Sequence[Wanted], time_limit_ms: int) -> Sequence[Replies[Part]]:
     """Make these searches with one request to each database that may have one of the primes."""
     # The filters in the roster rows say which databases may have a prime (see `primes`).
-    databases = among(FILTER_NAME, *[search.prime for search in wanted])
-    if len(wanted) == 1:
+    asked_databases = among(FILTER_NAME, *[search.prime for search in searches])
+    if len(searches) == 1:
         # Replicas of earlier releases serve FIND, and may not serve FIND_EACH.
-        body = {**wanted[0]._asdict(), "as": handlers.TEXT}
+        body = {**searches[0]._asdict(), "as": handlers.TEXT}
         only_answer: Replies[Part] = await replica.gather(
-            handlers.FIND, body, deadline_ms=time_limit_ms, decode=read_part, among=databases
+            handlers.FIND, body, deadline_ms=time_limit_ms, decode=read_part, among=asked_databases
         )
         return [only_answer]
     replies = await replica.gather(
-        handlers.FIND_EACH, {"each": wanted}, deadline_ms=time_limit_ms, decode=read_parts, among=databases
+        handlers.FIND_EACH, {"each": searches}, deadline_ms=time_limit_ms, decode=read_parts, among=asked_databases
     )
     answers = []
-    for index in range(len(wanted)):
+    for index in range(len(searches)):
         answer: Replies[Part] = Replies({database: parts.each[index] for database, parts in replies.items()})
-        answer.left_out = replies.left_out
+        answer.left_out = replies.left_out  # the same for all searches, because they share the gather
         answers.append(answer)
     return answers

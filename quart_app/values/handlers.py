@@ -146,9 +146,9 @@ class _Handlers:
             work = (
                 self._decide_and_take_room(request, store)
                 if is_on_database_stream
-                else errand.patiently(lambda: self._decide_and_take_room(request, store))
+                else errand.until_there_is_room(lambda: self._decide_and_take_room(request, store))
             )
-            decision = await errand.attended(work)
+            decision = await errand.while_the_job_exists(work)
         except LeaseLost:
             # The job gets no failure: another replica takes the request over.
             raise
@@ -156,7 +156,7 @@ class _Handlers:
             errand.send_to_class(transaction)
             return
         except MeshError as error:
-            errand.failed(transaction, error)
+            errand.store_failure(transaction, error)
             return
         deadline = hard_values.deadline_of(request)
         for address, items in decision.elsewhere:
@@ -164,9 +164,9 @@ class _Handlers:
         # If the step consists of one hard value, the request in its lane ends the step, and sends the next one.
         is_step_over = len(request.body["items"]) > 1 or not decision.apart
         for item in _as_body_items(decision.apart):
-            hard_values.send(transaction, store.cls, item, errand.labels(with_step=not is_step_over), deadline)
+            hard_values.send(transaction, store.cls, item, errand.job_fields(with_step=not is_step_over), deadline)
         _write(decision, request, store, transaction, self.current_filters())
-        errand.found(transaction, decision.factors, is_over=is_step_over)
+        errand.store_factors(transaction, decision.factors, is_over=is_step_over)
 
     async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
         """Remove a value's record after another database got one, unless this database has a newer one by now."""
