@@ -1,5 +1,5 @@
 -- Stores a new job, unless there are too many unfinished jobs, or all kept jobs together take too many bytes.
--- KEYS: job, kept, open, size   (see jobs.py)
+-- KEYS: job, kept, open, size (see the head of jobs.py: kept jobs, unfinished jobs, and the bytes of all kept jobs)
 -- ARGV: id, bytes of the job, bound of the number of unfinished jobs, bound of the bytes of all kept jobs,
 --       ms after which the job expires unless its work is sent before, field, text, ...
 -- Returns one of these lists, with moments in ms:
@@ -7,67 +7,72 @@
 --   {"open", now, facts of an unfinished job, ...}: there are too many; the facts are the first eight FIELDS of jobs.py
 --   {"size", now, when enough kept jobs have expired}: there is no room
 local job_key, kept_key, open_key, size_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, size, most_open, most_size, hold_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local prefix = string.sub(job_key, 1, #job_key - #id)
+local id, job_bytes, most_unfinished, most_kept_bytes, hold_ms =
+  ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local job_prefix = string.sub(job_key, 1, #job_key - #id)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function text(number) return string.format('%.0f', number) end
+local function as_text(number) return string.format('%.0f', number) end
 
 -- The job exists already if the answer to an earlier call was lost, and the replica sends the call again.
 local created = redis.call('HGET', job_key, 'created')
 if created then return {'admitted', created} end
 
-local function size_of(member) return tonumber(string.match(member, ' (%d+)$')) end
+-- `member` is "<id> <bytes>".
+local function bytes_of(member) return tonumber(string.match(member, ' (%d+)$')) end
 
 -- Expired jobs make room. To remove more than 1000 of them at once would block the server for long, so the next call removes
 -- the rest.
-local kept_size = tonumber(redis.call('GET', size_key) or '0')
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', kept_key, '-inf', '(' .. text(now), 'LIMIT', 0, 1000)) do
+local kept_bytes = tonumber(redis.call('GET', size_key) or '0')
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', kept_key, '-inf', '(' .. as_text(now), 'LIMIT', 0, 1000)) do
   redis.call('ZREM', kept_key, member)
-  kept_size = kept_size - size_of(member)
+  kept_bytes = kept_bytes - bytes_of(member)
 end
 if redis.call('EXISTS', kept_key) == 0 then
-  kept_size = 0
+  kept_bytes = 0
   redis.call('DEL', size_key)
 elseif redis.call('EXISTS', size_key) == 1 then
-  -- A key that is gone stays gone here, because SET would make it without an expiry.
-  redis.call('SET', size_key, text(kept_size), 'KEEPTTL')
+  -- A key that is gone stays gone here, because SET would make it without an expiry. Below, INCRBY makes it again.
+  redis.call('SET', size_key, as_text(kept_bytes), 'KEEPTTL')
 end
 
 -- Removes from the list of unfinished jobs those whose deadline has passed, and those that have finished. If a replica
 -- dies before it has sent the work of a job, the job's deadline here is still the early one that is set below.
-redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. text(now))
-local facts = {}
-for _, other in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
-  local found = redis.call('HMGET', prefix .. other, 'created', 'deadline', 'values', 'left', 'stage:A', 'stage:B',
+redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. as_text(now))
+local unfinished_jobs = {}
+for _, other_id in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
+  local found = redis.call('HMGET', job_prefix .. other_id, 'created', 'deadline', 'values', 'left', 'stage:A', 'stage:B',
     'stage:C', 'stage:D')
-  if found[4] == '0' then redis.call('ZREM', open_key, other) else facts[#facts + 1] = found end
+  -- found[4] is "left": the values without a result.
+  if found[4] == '0' then redis.call('ZREM', open_key, other_id) else unfinished_jobs[#unfinished_jobs + 1] = found end
 end
-if #facts >= most_open then return {'open', text(now), unpack(facts)} end
+if #unfinished_jobs >= most_unfinished then return {'open', as_text(now), unpack(unfinished_jobs)} end
 
 -- A job that alone is larger than the bound is admitted if no other job is kept.
-local missing = kept_size > 0 and kept_size + size - most_size or 0
-if missing > 0 then
-  -- Finds out when enough of the jobs that expire next are gone. Only 1000 jobs are counted, to bound the time.
-  local moment, from = now, 0
-  while missing > 0 do
-    local rows = redis.call('ZRANGE', kept_key, from, from + 99, 'WITHSCORES')
+local bytes_missing = kept_bytes > 0 and kept_bytes + job_bytes - most_kept_bytes or 0
+if bytes_missing > 0 then
+  -- Finds out when enough of the jobs that expire next are gone. At most 1000 jobs are counted, to bound the time; then the
+  -- moment may be too early, and the caller asks again.
+  local room_at, first_rank = now, 0
+  while bytes_missing > 0 do
+    local rows = redis.call('ZRANGE', kept_key, first_rank, first_rank + 99, 'WITHSCORES')
     for i = 1, #rows, 2 do
-      if missing > 0 then missing, moment = missing - size_of(rows[i]), rows[i + 1] end
+      if bytes_missing > 0 then bytes_missing, room_at = bytes_missing - bytes_of(rows[i]), rows[i + 1] end
     end
-    from = from + 100
-    if #rows == 0 or from >= 1000 then break end
+    first_rank = first_rank + 100
+    if #rows == 0 or first_rank >= 1000 then break end
   end
-  return {'size', text(now), text(moment)}
+  return {'size', as_text(now), as_text(room_at)}
 end
 
-redis.call('HSET', job_key, 'created', text(now), 'size', ARGV[2], unpack(ARGV, 6))
-redis.call('ZADD', kept_key, text(now + hold_ms), id .. ' ' .. ARGV[2])
-redis.call('ZADD', open_key, text(now + hold_ms), id)
+redis.call('HSET', job_key, 'created', as_text(now), 'size', ARGV[2], unpack(ARGV, 6))
+redis.call('ZADD', kept_key, as_text(now + hold_ms), id .. ' ' .. ARGV[2])
+redis.call('ZADD', open_key, as_text(now + hold_ms), id)
 redis.call('INCRBY', size_key, ARGV[2])
--- Each key lives at least as long as this job: NX sets the expiry of a key that has none, GT moves an earlier expiry.
+-- Each key lives at least as long as this job: NX sets the expiry of a key that has none, GT moves an earlier expiry. Redis
+-- does not allow both in one command.
 for _, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, hold_ms, 'NX')
   redis.call('PEXPIRE', key, hold_ms, 'GT')
 end
-return {'admitted', text(now)}
+return {'admitted', as_text(now)}

@@ -1,6 +1,5 @@
 #!lua flags=allow-oom
--- Deletes a job, so that its work stops and its bytes no longer count. The script only frees memory, so it may run when Redis
--- is full.
+-- Deletes a job when its client asks for it. The script only frees memory, so it may run when Redis is full.
 -- KEYS: job, kept, open, size   (see jobs.py)
 -- ARGV: id
 -- Returns 1, or 0 if there is no such job
