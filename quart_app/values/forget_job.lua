@@ -5,7 +5,7 @@ local function forget(job_key, kept_key, open_key, size_key, id)
   if not job_bytes then return 0 end
   redis.call('UNLINK', job_key)
   redis.call('ZREM', open_key, id)
-  -- An expired job may be in `kept` no longer, and then its bytes do not count already (see admit_job.lua).
+  -- admit_job.lua may have removed the job from `kept` after its expiry. Then its bytes no longer count.
   if redis.call('ZREM', kept_key, id .. ' ' .. job_bytes) == 1 and redis.call('EXISTS', size_key) == 1 then
     redis.call('DECRBY', size_key, job_bytes)
   end
