@@ -264,8 +264,8 @@ class Replica:
             self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
         host = Host(
-            self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms, lambda: self._lease.paused,
-            self._waking.note_due, self._directory, self.durations,
+            self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms,
+            lambda: self._lease.paused_ops, self._waking.note_due, self._directory, self.durations,
         )  # fmt: skip
         return Consumer(host, reader, worker, ordered=ordered)
 

@@ -28,21 +28,21 @@ from mesh.wire.clients import Credentials
 from mesh.wire.failures import Meaning
 
 #: Commands that a connection needs in any database: to log in, to ask about the server, to wait for copies, to end.
-CONNECTION = "+auth +hello +ping +reset +quit +time +wait +info +client|setname +client|id"
+CONNECTION_COMMANDS = "+auth +hello +ping +reset +quit +time +wait +info +client|setname +client|id"
 
 #: Commands on keys, which replicas and their services use.
-COMMANDS = (
+KEY_COMMANDS = (
     "+@string +@hash +@list +@set +@sortedset +@stream +@transaction -sort -sort_ro"
     " +del +unlink +exists +type +expire +pexpire +expireat +pexpireat +expiretime +pexpiretime +ttl +pttl +persist"
     " +getbit +bitfield +bitcount +eval +evalsha +eval_ro +evalsha_ro +script|load +script|exists"
 )
 
 #: Commands that servers know since 7.2; an earlier server refuses rules that name them.
-SINCE_7_2 = "+client|setinfo +waitaof"
+COMMANDS_SINCE_7_2 = "+client|setinfo +waitaof"
 
 #: A Redis user that `find_dialect` makes and deletes, to learn which rules the server knows. It is off and may do
 #: nothing.
-PROBE = "mesh-probe"
+TRIAL_USER = "mesh-probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,16 @@ class Dialect:
     """Which access rules a server knows."""
 
     #: whether it knows selectors for one database: `(... db=3)`
-    rules_per_database: bool
+    has_database_rules: bool
     #: whether it knows the commands that 7.2 added
-    since_7_2: bool
+    knows_7_2_commands: bool
 
 
 def username(database: int, bus: int = 0) -> str:
-    """Return the name of the Redis user for the holder of this database. Each epoch has a new password.
+    """Return the name of the Redis user for the holder of this database; `bus` is the number of the bus database.
 
-    In a mesh with another bus the names are different, so two meshes on one server never delete each other's users.
+    Each epoch has a new password. In a mesh with another bus the names are different, so two meshes on one server never
+    delete each other's users.
     """
     return f"mesh{bus or ''}-db{database}"
 
@@ -69,13 +70,13 @@ def new_credentials(database: int, bus: int) -> Credentials:
 
 
 def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]:
-    """Return the arguments of ACL SETUSER that follow the user's name."""
-    arguments = ["reset", "on", f">{password}", "resetchannels", "-@all", *CONNECTION.split()]
-    if dialect.since_7_2:
-        arguments += SINCE_7_2.split()
+    """Return the arguments of ACL SETUSER that follow the user's name, for the holder of this database."""
+    arguments = ["reset", "on", f">{password}", "resetchannels", "-@all", *CONNECTION_COMMANDS.split()]
+    if dialect.knows_7_2_commands:
+        arguments += COMMANDS_SINCE_7_2.split()
     own_patterns, bus_patterns = [f"~{keys.own(database)}*"], _bus_patterns(database)
-    if not dialect.rules_per_database:
-        arguments += COMMANDS.split()
+    if not dialect.has_database_rules:
+        arguments += KEY_COMMANDS.split()
         arguments += [f"+select|{number}" for number in sorted({bus, database})]
         return arguments + own_patterns + bus_patterns
     if database == bus:
@@ -84,11 +85,11 @@ def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]
 
 
 def _selector(database: int, patterns: list[str]) -> str:
-    """Return the rule that allows COMMANDS on these keys in one database.
+    """Return the rule that allows KEY_COMMANDS on these keys in one database.
 
     It allows SELECT, too: the server checks a SELECT against the database that it changes to.
     """
-    return f"(-@all {COMMANDS} +select {' '.join(patterns)} db={database})"
+    return f"(-@all {KEY_COMMANDS} +select {' '.join(patterns)} db={database})"
 
 
 def _bus_patterns(database: int) -> list[str]:
@@ -97,8 +98,8 @@ def _bus_patterns(database: int) -> list[str]:
     The server compares each key of a command with one pattern after the other. So the patterns for keys that every call
     uses come first: if they come last, a call costs the server 3 µs more.
     """
-    # %R~ in a rule allows reads of the keys, and no writes.
-    every_call = [
+    # ~ in a rule allows reads and writes of the keys that match, %R~ only reads.
+    per_call = [
         f"~{keys.REQUESTS}*",
         f"~{keys.BOOKS}",
         f"~{keys.lease(database)}",
@@ -132,22 +133,23 @@ def _bus_patterns(database: int) -> list[str]:
         keys.WRITTEN,
     )
     only_read = (f"{keys.LEASES}*", f"{keys.EXPECTED}*")
-    return [*every_call, *(f"~{pattern}" for pattern in read_and_written), *(f"%R~{pattern}" for pattern in only_read)]
+    return [*per_call, *(f"~{pattern}" for pattern in read_and_written), *(f"%R~{pattern}" for pattern in only_read)]
 
 
 async def find_dialect(client: Redis, version: tuple[int, ...]) -> Dialect:
     """Find out which rules the server knows. Raises IsolationUnavailable if these credentials may not manage users."""
     # Not a transaction, because Redis 7 allows none when its memory is full.
     async with client.pipeline(transaction=False) as pipeline:
-        # A server without selectors for one database refuses "(db=0)".
-        pipeline.execute_command("ACL", "SETUSER", PROBE, "reset", "off", "(db=0)")
-        pipeline.execute_command("ACL", "DELUSER", PROBE)
+        # A server without selectors for one database refuses "(db=0)". DELUSER is sent in any case: a refusal of it shows
+        # that these credentials may not manage users.
+        pipeline.execute_command("ACL", "SETUSER", TRIAL_USER, "reset", "off", "(db=0)")
+        pipeline.execute_command("ACL", "DELUSER", TRIAL_USER)
         answer_to_setuser, answer_to_deluser = await pipeline.execute(raise_on_error=False)
     if isinstance(answer_to_deluser, redis_errors.ResponseError):
         _raise_refusal(answer_to_deluser)
     return Dialect(
-        rules_per_database=not isinstance(answer_to_setuser, redis_errors.ResponseError),
-        since_7_2=version >= (7, 2),
+        has_database_rules=not isinstance(answer_to_setuser, redis_errors.ResponseError),
+        knows_7_2_commands=version >= (7, 2),
     )
 
 

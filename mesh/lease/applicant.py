@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from mesh import keys
 from mesh.errors import MeshError, Unavailable
 from mesh.lease import acl, server
-from mesh.lease.choice import KeepWaiting, Observation, Row, choose
+from mesh.lease.choice import KeepWaiting, Observation, SurveyRow, choose
 from mesh.settings import Isolation, MeshSettings
 from mesh.wire import failures
 from mesh.wire.clients import Connections, Credentials
@@ -35,9 +35,10 @@ log = structlog.get_logger(__name__)
 SURVEY = Script.beside(__file__, "survey.lua")
 GRANT = Script.beside(__file__, "grant.lua", "written.lua")
 
+#: A command for Redis: its name and its words.
 Command = tuple[Any, ...]
 
-#: Pause between two looks at the databases.
+#: Pause between two looks at the databases, and between two tries of a renewal that failed.
 POLL_S = 0.1
 
 
@@ -45,8 +46,8 @@ POLL_S = 0.1
 class Grant:
     """What this replica was granted: a database, with its class, under a new epoch.
 
-    `granted_at` is when the replica sent the grant, in seconds of this process's monotonic clock. `now_ms` is when
-    Redis ran the grant, in ms of Redis's clock. `credentials` is None if the server does not enforce isolation.
+    `sent_s` is when the replica sent the grant, by `time.monotonic()`; `granted_ms` is when Redis ran it, in ms of
+    Redis's clock. `credentials` is None if the server does not enforce isolation.
     """
 
     database: int
@@ -54,8 +55,8 @@ class Grant:
     epoch: int
     replica: str
     credentials: Credentials | None
-    granted_at: float
-    now_ms: int
+    sent_s: float
+    granted_ms: int
 
     @property
     def holder(self) -> str:
@@ -76,7 +77,7 @@ class Applicant:
         self._connections = connections
         self._replica = replica
         self._roster_fields = roster_fields
-        #: what the key `mesh:claim` must have as its value
+        #: the value that the key `mesh:claim` must have: the name of the mesh and its bus
         self._claim = f"{settings.name} {connections.bus}"
         self._reason_to_wait = ""
         #: keys that the log has named as unreadable
@@ -98,17 +99,19 @@ class Applicant:
                     if not isinstance(mesh_error, Unavailable):
                         raise mesh_error from error
                     self._note_wait(str(mesh_error))
-                    await asyncio.sleep(2 * POLL_S)
+                    await asyncio.sleep(2 * POLL_S)  # longer than between surveys: each try begins anew with its checks
         finally:
             await client.aclose()
 
     def _note_wait(self, reason: str) -> None:
+        """Log a reason to wait, and tell it to `on_wait`, unless it is the same as before."""
         if reason != self._reason_to_wait:
             log.info("waiting for a lease", reason=reason)
             self._reason_to_wait = reason
             self.on_wait(reason)
 
     async def _apply(self, client: Redis) -> Grant:
+        """Check the server, and survey it until this replica is granted a database. Raises what `apply` catches."""
         version = await server.check(client)
         # Which access rules (ACL) the server knows; None if only the names of keys isolate replicas.
         acl_dialect = None
@@ -127,18 +130,17 @@ class Applicant:
             if grant is not None:
                 return grant
 
-    async def survey(self, client: Redis) -> list[Row]:
-        """Return the state of every database at one moment. A `Row` is a row of this survey, not of the roster.
-
+    async def survey(self, client: Redis) -> list[SurveyRow]:
+        """Return the state of every database at one moment.
         Raises SetupError if another mesh uses the server, or a newer release has written to it.
         """
         key_names = (keys.CLAIM, keys.FORMAT)
-        claim, newest_format, raw_rows = await SURVEY.run(
+        found_claim, newest_format, raw_rows = await SURVEY.run(
             client, key_names, self._connections.bus, self._settings.databases
         )
-        server.check_claim(claim, self._claim)
+        server.check_claim(found_claim, self._claim)
         server.check_format(newest_format, "to this mesh")
-        rows = [Row(*fields) for fields in raw_rows]
+        rows = [SurveyRow(*fields) for fields in raw_rows]
         for row in rows:
             if row.unreadable_key:
                 self._note_unreadable(row.unreadable_key)
@@ -154,11 +156,10 @@ class Applicant:
     async def _take(self, client: Redis, database: int, acl_dialect: acl.Dialect | None) -> Grant | None:
         """Grant this replica the database; return None if another replica was faster.
 
-        `acl_dialect` says which access rules the server knows. It is None if the server does not enforce isolation:
-        then no Redis user is made.
+        If the server does not enforce isolation, `acl_dialect` is None, and no Redis user is made.
         """
         credentials = acl.new_credentials(database, self._connections.bus)
-        sent_at = time.monotonic()
+        sent_s = time.monotonic()
         # `Script.run` cannot run a script in a transaction. So the grant sends its source, with the number of its KEYS.
         commands: list[Command] = [
             ("EVAL", GRANT.source, 7, *self._grant_keys(database), *self._grant_arguments(database))
@@ -172,15 +173,15 @@ class Applicant:
             answers = await self._one_by_one(client, commands)
         if not answers or not answers[0]:
             return None  # another replica, another mesh or a newer release came first; the next survey shows which
-        epoch, cls, ran_at_ms = answers[0]
+        epoch, cls, granted_ms = answers[0]
         return Grant(
             database=database,
             cls=cls,
             epoch=int(epoch),
             replica=self._replica,
             credentials=credentials if acl_dialect is not None else None,
-            granted_at=sent_at,
-            now_ms=int(ran_at_ms),
+            sent_s=sent_s,
+            granted_ms=int(granted_ms),
         )
 
     @staticmethod
@@ -227,7 +228,7 @@ class Applicant:
     def _grant_arguments(self, database: int) -> list[str]:
         """Return the ARGV of grant.lua, in its order; the fields of the roster row come last."""
         settings = self._settings
-        # 0 lets grant.lua choose the class that the fewest replicas have.
+        # A number chooses a class at random. 0 lets grant.lua choose the class that the fewest replicas have.
         random_number = random.randrange(1, 1 << 30) if settings.class_policy == "random" else 0
         arguments: list[Any] = [
             self._connections.bus,

@@ -9,24 +9,24 @@ from mesh import keys
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SurveyRow:
     """One database as a survey found it; not a row of the roster.
 
-    `lease` is "<epoch> <replica>", or empty if no replica holds the database; `pttl` is the remaining time of the lease
-    in ms. `cls` is the database's class, or empty if it never had one. `size` is the number of keys in it, `state` the
-    holder's state in the roster, and `format` the text of the newest format that a holder has written there.
+    `lease` is "<epoch> <replica>", or empty if no replica holds the database; `left_ms` is the remaining time of the
+    lease. `cls` is the database's class, or empty if it never had one. `state` is the holder's state in the roster, and
+    `format` the text of the newest format that a holder has written there.
     """
 
     database: int
     lease: str
-    pttl: int
+    left_ms: int
     cls: str
-    size: int
+    key_count: int
     state: str
     format: str = ""
 
     @property
-    def free(self) -> bool:
+    def is_free(self) -> bool:
         """Whether no replica holds the database."""
         return not self.lease
 
@@ -37,9 +37,9 @@ class Row:
             return f"{keys.own(self.database)}class"
         return "" if self.format.isdecimal() or not self.format else f"{keys.own(self.database)}format"
 
-    def foreign(self, bus: int) -> bool:
+    def is_foreign(self, bus: int) -> bool:
         """Whether another program uses the database: it has keys, but no class. The bus never counts as foreign."""
-        return not self.cls and self.size > 0 and self.database != bus
+        return not self.cls and self.key_count > 0 and self.database != bus
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +56,36 @@ class KeepWaiting:
     reason: str
 
 
-def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting:
-    """Decide which database to take. `alive` are the databases whose leases were seen to be granted or renewed.
+def choose(rows: Sequence[SurveyRow], alive_databases: set[int], bus: int) -> Take | KeepWaiting:
+    """Decide which database to take. `alive_databases` are those whose leases were seen to be granted or renewed.
 
     A free database that has a class comes first, because its data become readable again. A database that was never used
     comes second: the lowest number first, the bus last. The replica takes an unused database only if all leased ones
-    are in `alive`. The holder of any other lease may be dead, such as the former process of this replica. So the
-    replica waits for that database, which would otherwise stay without a holder.
+    are in `alive_databases`. The holder of any other lease may be dead, such as the former process of this replica. So
+    the replica waits for that database, which would otherwise stay without a holder.
     """
-    free = sorted(
-        (row for row in rows if row.free and not row.foreign(bus) and not row.unreadable_key),
+    free_rows = sorted(
+        (row for row in rows if row.is_free and not row.is_foreign(bus) and not row.unreadable_key),
         key=lambda row: (not row.cls, row.database == bus, row.database),
     )
-    if free and free[0].cls:
-        return Take(free[0].database)
-    doubtful = [row.database for row in rows if not row.free and row.database not in alive]
-    if free and doubtful:
+    if free_rows and free_rows[0].cls:
+        return Take(free_rows[0].database)
+    doubtful_databases = [row.database for row in rows if not row.is_free and row.database not in alive_databases]
+    if free_rows and doubtful_databases:
         return KeepWaiting(
-            f"database {doubtful[0]} may become free: its lease has not been renewed since we started to look"
+            f"database {doubtful_databases[0]} may become free: its lease has not been renewed since we started to look"
         )
-    if free:
-        return Take(free[0].database)
-    if unreadable_keys := [row.unreadable_key for row in rows if row.free and row.unreadable_key]:
+    if free_rows:
+        return Take(free_rows[0].database)
+    if unreadable_keys := [row.unreadable_key for row in rows if row.is_free and row.unreadable_key]:
         return KeepWaiting(
             f"no database is free, except some whose keys have a text that the mesh does not write: "
             f"{', '.join(unreadable_keys)}; restore these keys, or delete them"
         )
-    foreign = [row.database for row in rows if row.foreign(bus)]
-    if foreign and len(foreign) == sum(row.free for row in rows):
+    foreign_databases = [row.database for row in rows if row.is_foreign(bus)]
+    if foreign_databases and len(foreign_databases) == sum(row.is_free for row in rows):
         return KeepWaiting(
-            f"the only free databases ({', '.join(map(str, foreign))}) hold keys that are not the mesh's; "
+            f"the only free databases ({', '.join(map(str, foreign_databases))}) hold keys that are not the mesh's; "
             "empty one of them, or set MESH_DATABASES"
         )
     return KeepWaiting(f"all {len(rows)} databases are leased")
@@ -101,25 +101,25 @@ class Observation:
     def __init__(self, ttl_ms: int) -> None:
         self._ttl_ms = ttl_ms
         #: database -> its row in the survey before
-        self._last_rows: dict[int, Row] = {}
+        self._last_rows: dict[int, SurveyRow] = {}
         #: database -> the lease that was seen to be granted or renewed
         self._alive: dict[int, str] = {}
 
-    def update(self, rows: Sequence[Row]) -> set[int]:
+    def update(self, rows: Sequence[SurveyRow]) -> set[int]:
         """Note one more survey and return the databases whose leases are alive."""
         for row in rows:
             last_row = self._last_rows.get(row.database)
-            granted = last_row is not None and last_row.lease != row.lease
-            renewed = last_row is not None and last_row.lease == row.lease and row.pttl > last_row.pttl
+            was_granted = last_row is not None and last_row.lease != row.lease
+            was_renewed = last_row is not None and last_row.lease == row.lease and row.left_ms > last_row.left_ms
             # A holder that drains leaves soon, so its database counts as one that may become free.
-            if row.lease and row.state != "draining" and (renewed or granted):
+            if row.lease and row.state != "draining" and (was_renewed or was_granted):
                 self._alive[row.database] = row.lease
             elif self._alive.get(row.database) != row.lease or row.state == "draining" or self._has_missed_renewal(row):
                 self._alive.pop(row.database, None)
             self._last_rows[row.database] = row
         return set(self._alive)
 
-    def _has_missed_renewal(self, row: Row) -> bool:
+    def _has_missed_renewal(self, row: SurveyRow) -> bool:
         # A holder renews six times in a ttl, so less than five sixths of the ttl are left only after a missed renewal.
         # Three quarters allow for a late one. The holder may have died since the last survey.
-        return row.pttl < self._ttl_ms * 3 // 4
+        return row.left_ms < self._ttl_ms * 3 // 4

@@ -34,13 +34,13 @@ log = structlog.get_logger(__name__)
 
 RENEW = Script.beside(__file__, "renew.lua", "../later/next_due.lua")
 RELEASE = Script.beside(__file__, "release.lua")
-#: What renew.lua answers beside 1, which means "renewed".
+#: What renew.lua answers if it did not just renew (1).
 _LOST, _RESTORED = 0, 2
 #: What release.lua answers while requests are on the database's stream.
 _REQUESTS_WAIT = -1
 
 #: The holder stops trusting its lease when this part of the ttl is left. So it stops before the server ends the lease.
-SAFETY = 0.1
+SAFETY_SHARE = 0.1
 #: Pause between attempts to release while requests wait for the database.
 RELEASE_POLL_S = 0.01
 #: A replica gives its lease up when its event loop has not run for this many ttls. With a larger number, a process that
@@ -53,7 +53,7 @@ class _Renewal:
     """The result of the last renewal that succeeded. Two threads read it, so each renewal makes a new object."""
 
     #: when it was sent, by `time.monotonic()`
-    sent_at: float
+    sent_s: float
     #: the end of the lease, in ms of Redis's clock; renew.lua restores a missing lease only before this time
     known_until_ms: int
     #: Redis's clock minus `time.monotonic()`
@@ -64,7 +64,7 @@ class Lease:
     """A lease that this replica holds. `run` keeps it; `trusted` says whether the replica may still act as the holder.
 
     The lease's thread and the replica's event loop share `_renewal`, `_lost`, `_loop_ran_at`, `_release_within_s`,
-    `_released`, `_row_extras`, `paused` and `state`. Each attribute has one writer, which replaces the value in one
+    `_released`, `_row_extras`, `paused_ops` and `state`. Each attribute has one writer, which replaces the value in one
     assignment. So no lock is needed.
 
     Two kinds of standstill end the lease:
@@ -77,11 +77,12 @@ class Lease:
     def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
         self.grant = grant
         self.state = "starting"
-        #: returns further fields of the roster row; the replica's event loop calls it before each renewal
+        #: returns further fields of the roster row. The replica's event loop calls it at each renewal, for the next one
         self.describe: Callable[[], Mapping[str, str]] = dict
         #: called in the replica's event loop after a renewal, with the time (ms of Redis's clock) at which the next
         #: waiting request or schedule is due
         self.on_due: Callable[[int], None] = lambda _: None
+        #: what `describe` returned last
         self._row_extras: Mapping[str, str] = {}
         self._settings = settings
         self._fixed_row_fields = {
@@ -89,22 +90,24 @@ class Lease:
             "class": grant.cls,
             "replica": grant.replica,
             "epoch": str(grant.epoch),
-            "since": str(grant.now_ms),
+            "since": str(grant.granted_ms),
         }
         self._connections = connections
         self._renewal = _Renewal(
-            sent_at=grant.granted_at,
-            known_until_ms=grant.now_ms + settings.lease_ttl_ms,
+            sent_s=grant.sent_s,
+            known_until_ms=grant.granted_ms + settings.lease_ttl_ms,
             # This neglects the time that the grant was on the network. The first renewal corrects it.
-            clock_offset_ms=grant.now_ms - time.monotonic() * 1000,
+            clock_offset_ms=grant.granted_ms - time.monotonic() * 1000,
         )
+        #: why the lease is lost; None while it is held
         self._lost: MeshError | None = None
         self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
         #: set to end the wait between two renewals
         self._end_of_wait = asyncio.Event()
+        #: when the replica's event loop last ran a call from the lease's thread, by `time.monotonic()`
         self._loop_ran_at = time.monotonic()
         #: the operations that were paused at the last renewal
-        self.paused: frozenset[str] = frozenset()
+        self.paused_ops: frozenset[str] = frozenset()
         #: called in the replica's event loop when an operator asks it to drain
         self.on_drain: Callable[[], None] = lambda: None
         #: how late (ms) the replica's event loop ran the last call from the lease's thread
@@ -117,8 +120,8 @@ class Lease:
     @property
     def trusted(self) -> bool:
         """Whether this replica may still act as the holder."""
-        since_renewal_ms = (time.monotonic() - self._renewal.sent_at) * 1000
-        return self._lost is None and since_renewal_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
+        since_renewal_ms = (time.monotonic() - self._renewal.sent_s) * 1000
+        return self._lost is None and since_renewal_ms < self._settings.lease_ttl_ms * (1 - SAFETY_SHARE)
 
     def now_ms(self) -> int:
         """Return the time in ms of Redis's clock. The last renewal told it; `time.monotonic()` counts since then."""
@@ -131,7 +134,7 @@ class Lease:
         self.renew()
 
     def renew(self) -> None:
-        """Renew now, before the next renewal is due."""
+        """Ask the lease's thread to renew now, before the next renewal is due."""
         self._thread.call(self._end_of_wait.set)
 
     async def run(self) -> None:
@@ -155,6 +158,7 @@ class Lease:
     # Everything below runs in the lease's thread, except `_loop_ran`, which runs in the replica's event loop.
 
     async def _hold(self) -> None:
+        """Renew the lease until `release` asks for its end; then release it."""
         client = self._connections.client(f"lease-{self.grant.replica}")
         try:
             while self._release_within_s is None:
@@ -206,7 +210,7 @@ class Lease:
             self._raise_lost(LeaseLost("the event loop of this replica is closed"), error)
 
     def _loop_ran(self, called_at: float) -> None:
-        """Note that the replica's event loop runs, and how late it ran this call."""
+        """Note that the replica's event loop runs, and how late it ran this call, which was made at `called_at` (s)."""
         self._loop_ran_at = time.monotonic()
         self.loop_ms = (self._loop_ran_at - called_at) * 1000
         self._row_extras = self.describe()
@@ -218,8 +222,9 @@ class Lease:
         raise error from cause
 
     async def _renew(self, client: Redis) -> None:
+        """Renew once, and do what the answer says. Raises LeaseLost, or an error of redis-py or of the network."""
         grant = self.grant
-        sent_at = time.monotonic()
+        sent_s = time.monotonic()
         row_fields = [word for pair in {**self._fixed_row_fields, **self._row_extras}.items() for word in pair]
         key_names = (
             keys.lease(grant.database),
@@ -245,17 +250,17 @@ class Lease:
         if outcome == _RESTORED:
             log.error("lease restored on an emptied server", database=grant.database, epoch=grant.epoch)
         self._renewal = _Renewal(
-            sent_at=sent_at,
+            sent_s=sent_s,
             known_until_ms=int(now_ms) + self._settings.lease_ttl_ms,
             # Redis read its clock about halfway between the sending and the answer.
-            clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) / 2 * 1000,
+            clock_offset_ms=int(now_ms) - (sent_s + time.monotonic()) / 2 * 1000,
         )
-        # renew.lua also answers when work is due next, whether to drain, and the paused operations.
-        due_ms, drain, *paused = rest_of_answer or ["", 0]
-        self.paused = frozenset(paused)
+        # renew.lua also answers when work is due next (ms, or ""), whether to drain, and the paused operations.
+        due_ms, must_drain, *paused_ops = rest_of_answer or ["", 0]
+        self.paused_ops = frozenset(paused_ops)
         if due_ms:
             self._thread.call_back(functools.partial(self.on_due, int(due_ms)))
-        if drain:
+        if must_drain:
             log.info("an operator asks this replica to drain", database=grant.database)
             self._thread.call_back(self.on_drain)
 

@@ -37,7 +37,7 @@ def control(backend: Backend, one: Replica) -> Control:
 async def told(one: Replica, *paused: str) -> None:
     """Wait until a replica knows which operations are paused."""
     async with asyncio.timeout(10):
-        while one._lease.paused != frozenset(paused):
+        while one._lease.paused_ops != frozenset(paused):
             await asyncio.sleep(0.01)
 
 

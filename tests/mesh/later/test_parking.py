@@ -40,7 +40,7 @@ async def told(one: Replica, *paused: str) -> None:
     """Wait until a replica knows which operations are paused."""
 
     async def knows() -> bool:
-        return one._lease.paused == frozenset(paused)
+        return one._lease.paused_ops == frozenset(paused)
 
     await eventually(knows)
 
@@ -128,7 +128,7 @@ async def test_a_replica_that_has_not_heard_of_the_end_of_a_pause_runs_them(back
     """Such requests are run, because nothing would wake them if they were parked after the pause."""
     done: list[str] = []
     one = await backend.join(counting(done))
-    one._lease.paused = frozenset(["count.put"])
+    one._lease.paused_ops = frozenset(["count.put"])
     await one._calls.send(_ask(one.cls))
     await _books(one, answered=1)
     assert len(done) == 1

@@ -9,9 +9,9 @@ import pytest
 
 from mesh.lease import acl
 
-REDIS_7_0 = acl.Dialect(rules_per_database=False, since_7_2=False)
-REDIS_8 = acl.Dialect(rules_per_database=False, since_7_2=True)
-VALKEY_9_1 = acl.Dialect(rules_per_database=True, since_7_2=True)
+REDIS_7_0 = acl.Dialect(has_database_rules=False, knows_7_2_commands=False)
+REDIS_8 = acl.Dialect(has_database_rules=False, knows_7_2_commands=True)
+VALKEY_9_1 = acl.Dialect(has_database_rules=True, knows_7_2_commands=True)
 DIALECTS = pytest.mark.parametrize("dialect", [REDIS_7_0, REDIS_8, VALKEY_9_1], ids=["7.0", "8", "valkey-9.1"])
 
 
@@ -49,7 +49,7 @@ def test_the_rules_start_from_nothing(dialect: acl.Dialect) -> None:
     rules = acl.rules(3, 0, "p", dialect)
     assert rules[0] == "reset" and rules.index("-@all") < min(i for i, r in enumerate(rules) if r.startswith("+"))
     assert all(rule.startswith("(-@all ") for rule in rules if rule.startswith("("))
-    assert ("+client|setinfo" in rules) is dialect.since_7_2, "7.0 does not know it"
+    assert ("+client|setinfo" in rules) is dialect.knows_7_2_commands, "7.0 does not know it"
 
 
 def test_without_rules_per_database_the_user_selects_two_databases() -> None:

@@ -6,27 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.lease.choice import KeepWaiting, Observation, Row, Take, choose
+from mesh.lease.choice import KeepWaiting, Observation, SurveyRow, Take, choose
 
 BUS = 0
 TTL_MS = 3000
 
 
-def unused(database: int) -> Row:
-    return Row(database, "", -2, "", 0, "")
+def unused(database: int) -> SurveyRow:
+    return SurveyRow(database, "", -2, "", 0, "")
 
 
-def had(database: int, cls: str = "A") -> Row:
+def had(database: int, cls: str = "A") -> SurveyRow:
     """Free, with a class: it holds data of the mesh."""
-    return Row(database, "", -2, cls, 5, "")
+    return SurveyRow(database, "", -2, cls, 5, "")
 
 
-def held(database: int, state: str = "ready", pttl: int = TTL_MS) -> Row:
-    return Row(database, f"{database + 100} replica-{database}", pttl, "A", 5, state)
+def held(database: int, state: str = "ready", pttl: int = TTL_MS) -> SurveyRow:
+    return SurveyRow(database, f"{database + 100} replica-{database}", pttl, "A", 5, state)
 
 
-def foreign(database: int) -> Row:
-    return Row(database, "", -2, "", 7, "")
+def foreign(database: int) -> SurveyRow:
+    return SurveyRow(database, "", -2, "", 7, "")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def foreign(database: int) -> Row:
         pytest.param([replace(had(0), format="x"), had(1)], set(), 1, id="none whose format somebody has changed"),
     ],
 )
-def test_which_database_is_taken(rows: list[Row], alive: set[int], expected: int) -> None:
+def test_which_database_is_taken(rows: list[SurveyRow], alive: set[int], expected: int) -> None:
     """A database with a class comes first, then the numbers from 1 up, the bus last."""
     assert choose(rows, alive, BUS) == Take(expected)
 
@@ -59,7 +59,7 @@ def test_which_database_is_taken(rows: list[Row], alive: set[int], expected: int
         pytest.param([held(0), had(1, cls="AB")], {0}, "text that the mesh does not write: db1:class;", id="a class"),
     ],
 )
-def test_the_reason_to_wait_is_told(rows: list[Row], alive: set[int], reason: str) -> None:
+def test_the_reason_to_wait_is_told(rows: list[SurveyRow], alive: set[int], reason: str) -> None:
     """A restarted replica must not take a new database and leave its former one without a holder."""
     choice = choose(rows, alive, BUS)
     assert isinstance(choice, KeepWaiting) and reason in choice.reason
