@@ -1,6 +1,6 @@
--- Appends one entry to a log, with the next number and an id above all others. The newest entry has the identity and the
--- length of the log. So no key beside the stream can be lost or disagree with it.
--- KEYS: log
+-- Appends one entry to a log, with the next number and an id above all others. The newest entry has the identity of the log
+-- and the number of all entries so far. So no key beside the stream can be lost or disagree with it.
+-- KEYS: the stream of the log
 -- ARGV: identity of the log that the writer follows, number of the last entry that it has read, least ms of the id, last
 --       moment for the append (ms; 0: any), op, writer, the writer's name for the entry, body
 -- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. The reason is 'missing' (there is
@@ -8,35 +8,35 @@
 -- is over).
 -- Redis refuses this script when memory is full, because the script stores an entry.
 local log, identity, read_up_to = KEYS[1], ARGV[1], tonumber(ARGV[2])
-local floor, not_after = tonumber(ARGV[3]), tonumber(ARGV[4])
-local op, writer, write, body = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local least_ms, not_after = tonumber(ARGV[3]), tonumber(ARGV[4])
+local op, writer, entry_name, body = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('EXISTS', log) == 0 then return {now, 'missing'} end
 local info = redis.call('XINFO', 'STREAM', log)
-local newest, last_id
+local newest_entry, last_id
 for i = 1, #info, 2 do
-  if info[i] == 'last-entry' then newest = info[i + 1] end
+  if info[i] == 'last-entry' then newest_entry = info[i + 1] end
   if info[i] == 'last-generated-id' then last_id = info[i + 1] end
 end
-if not newest then return {now, 'missing'} end
-local is = {}
-for i = 1, #newest[2], 2 do is[newest[2][i]] = newest[2][i + 1] end
-if is.log ~= identity then return {now, 'replaced'} end
-local number = tonumber(is.number)
-if number < read_up_to then return {now, 'rewound'} end
+if not newest_entry then return {now, 'missing'} end
+local newest_fields = {}
+for i = 1, #newest_entry[2], 2 do newest_fields[newest_entry[2][i]] = newest_entry[2][i + 1] end
+if newest_fields.log ~= identity then return {now, 'replaced'} end
+local newest_number = tonumber(newest_fields.number)
+if newest_number < read_up_to then return {now, 'rewound'} end
 if not_after > 0 and now > not_after then return {now, 'late'} end
 
 -- The id is above the last one even if the clock stands still or steps back. The second half of an id is at most 65535, so
 -- that Python can pack an id into 64 bits (position.py).
-local last_ms, last_seq = string.match(last_id, '(%d+)-(%d+)')
-local ms, seq = math.max(now, floor), 0
+local last_ms, last_sequence = string.match(last_id, '(%d+)-(%d+)')
+local ms, sequence = math.max(now, least_ms), 0
 if ms <= tonumber(last_ms) then
-  ms, seq = tonumber(last_ms), tonumber(last_seq) + 1
-  if seq > 65535 then ms, seq = ms + 1, 0 end
+  ms, sequence = tonumber(last_ms), tonumber(last_sequence) + 1
+  if sequence > 65535 then ms, sequence = ms + 1, 0 end
 end
-local next_number = string.format('%.0f', number + 1)
-local id = redis.call('XADD', log, string.format('%.0f-%.0f', ms, seq), 'log', identity,
-  'number', next_number, 'op', op, 'from', writer, 'write', write, 'body', body)
+local next_number = string.format('%.0f', newest_number + 1)
+local id = redis.call('XADD', log, string.format('%.0f-%.0f', ms, sequence), 'log', identity,
+  'number', next_number, 'op', op, 'from', writer, 'write', entry_name, 'body', body)
 return {now, 'done', id, next_number}

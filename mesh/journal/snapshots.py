@@ -26,7 +26,7 @@ from typing import BinaryIO
 from mesh.journal.position import Position, Snapshot
 
 #: How many snapshots of one log are kept. The log keeps all entries after the oldest of them, so a replica can still
-#: restore when the newest snapshot is damaged.
+#: restore when the newest snapshot is damaged. More would need more room on the disk and in the log.
 KEPT = 2
 #: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted.
 STALE_PART_S = 3600
@@ -37,7 +37,10 @@ _NAME_PATTERN = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d
 
 
 class Snapshots:
-    """The snapshots in one folder. Each method raises OSError if the disk refuses an operation."""
+    """The snapshots in one folder. Each method raises OSError if the disk refuses an operation.
+
+    `log` is always the identity of a log. A *part* is an unfinished file, which has no final name yet.
+    """
 
     def __init__(self, folder: Path, suffix: str) -> None:
         self.folder = folder
@@ -92,11 +95,12 @@ class Snapshots:
         """
         if not self.folder.is_dir():
             return []
-        snapshots = [self._snapshot(path) for path in self.folder.iterdir() if path.name.endswith(f".{self.suffix}")]
+        snapshots = [self._as_snapshot(path) for path in self.folder.iterdir() if path.name.endswith(f".{self.suffix}")]
         return sorted(filter(None, snapshots), key=lambda snapshot: snapshot.position.stamp, reverse=True)
 
     @staticmethod
-    def _snapshot(path: Path) -> Snapshot | None:
+    def _as_snapshot(path: Path) -> Snapshot | None:
+        """Return the snapshot that a file with this name is; None if the name is no final name."""
         name_match = _NAME_PATTERN.match(path.name)
         if name_match is None:
             return None
@@ -106,6 +110,7 @@ class Snapshots:
         return self.folder / f".{secrets.token_hex(8)}.part"
 
     def _try_to_write(self) -> None:
+        """Make an empty file and delete it. Raises OSError."""
         self._prepare()
         part = self._new_part_path()
         part.touch(exist_ok=False)
@@ -115,13 +120,14 @@ class Snapshots:
         """Make the folder, and delete the unfinished files of writers that have died."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.glob(".*.part"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # its writer has renamed it, or another replica deleted it
                 if time.time() - part.stat().st_mtime > STALE_PART_S:
                     part.unlink()
 
     def _try_to_lock(self) -> BinaryIO | None:
         """Lock the folder; return the lock file, or None if another process has the lock. Closing the file unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # All replicas must lock the same file, so another name would let two releases write at once.
         lock_file = (self.folder / ".turn").open("ab")
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,11 +143,11 @@ class Snapshots:
         name = f"{position.log}-{position.number:012d}-{position.id}.{self.suffix}"
         path = self.folder / name
         os.replace(part, path)
-        folder_descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        folder_fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder_descriptor)
+            os.fsync(folder_fd)
         finally:
-            os.close(folder_descriptor)
+            os.close(folder_fd)
         return Snapshot(position, path)
 
 

@@ -140,8 +140,8 @@ async def find_dialect(client: Redis, version: tuple[int, ...]) -> Dialect:
     """Find out which rules the server knows. Raises IsolationUnavailable if these credentials may not manage users."""
     # Not a transaction, because Redis 7 allows none when its memory is full.
     async with client.pipeline(transaction=False) as pipeline:
-        # A server without selectors for one database refuses "(db=0)". DELUSER is sent in any case: a refusal of it shows
-        # that these credentials may not manage users.
+        # A server without selectors for one database refuses "(db=0)". DELUSER follows in any case: a refusal of it
+        # shows that these credentials may not manage users.
         pipeline.execute_command("ACL", "SETUSER", TRIAL_USER, "reset", "off", "(db=0)")
         pipeline.execute_command("ACL", "DELUSER", TRIAL_USER)
         answer_to_setuser, answer_to_deluser = await pipeline.execute(raise_on_error=False)

@@ -9,22 +9,24 @@
 local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local format_key, claim_key, expected_key = KEYS[5], KEYS[6], KEYS[7]
 local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local classes, wanted, random, databases = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local classes, wanted_class, random_number, database_count = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local claim, format, missing_ms = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 
+-- The text of written.lua takes the place of the next line. It defines MOST_NAMED, `note_keys` and `note_database`.
 --[[ written.lua ]]
 
+-- Each SELECT of another database is followed by one of the bus, where all keys in KEYS but the claim are.
 if redis.call('EXISTS', lease_key) == 1 then return {} end
 redis.call('SELECT', 0)
-local claimed = redis.call('GET', claim_key)
+local found_claim = redis.call('GET', claim_key)
 redis.call('SELECT', bus)
-if claimed and claimed ~= claim then return {} end
+if found_claim and found_claim ~= claim then return {} end
 if (tonumber(redis.call('GET', format_key) or 0) or 0) > format then return {} end
 redis.call('SELECT', database)
-local known = tonumber(redis.call('GET', 'db' .. database .. ':format') or 0) or 0
+local data_format = tonumber(redis.call('GET', 'db' .. database .. ':format') or 0) or 0
 redis.call('SELECT', bus)
-if known > format then return {} end
-if not claimed then
+if data_format > format then return {} end
+if not found_claim then
   redis.call('SELECT', 0)
   redis.call('SET', claim_key, claim)
   redis.call('SELECT', bus)
@@ -37,17 +39,18 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- key of the epoch was overwritten with another text.
 local epoch = math.max((tonumber(redis.call('GET', epoch_key) or 0) or 0) + 1, now)
 
-local function rarest()
-  local held = {}
-  for n = 0, databases - 1 do
+-- Returns the class that the fewest replicas have; of several, the first in `classes`.
+local function rarest_class()
+  local holder_count = {}
+  for n = 0, database_count - 1 do
     local class = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')[1]
-    if class then held[class] = (held[class] or 0) + 1 end
+    if class then holder_count[class] = (holder_count[class] or 0) + 1 end
   end
-  local best
+  local best_class
   for class in string.gmatch(classes, '.') do
-    if not best or (held[class] or 0) < (held[best] or 0) then best = class end
+    if not best_class or (holder_count[class] or 0) < (holder_count[best_class] or 0) then best_class = class end
   end
-  return best
+  return best_class
 end
 
 redis.call('SELECT', database)
@@ -55,13 +58,13 @@ redis.call('SET', 'db' .. database .. ':format', ARGV[10])
 local class = redis.call('GET', 'db' .. database .. ':class')
 redis.call('SELECT', bus)
 if not class then
-  if wanted ~= '' then
-    class = wanted
-  elseif random > 0 then
-    local at = random % #classes + 1
-    class = string.sub(classes, at, at)
+  if wanted_class ~= '' then
+    class = wanted_class
+  elseif random_number > 0 then
+    local index = random_number % #classes + 1
+    class = string.sub(classes, index, index)
   else
-    class = rarest()
+    class = rarest_class()
   end
   redis.call('SELECT', database)
   redis.call('SET', 'db' .. database .. ':class', class)
@@ -70,55 +73,57 @@ end
 
 -- If no replica is live, this replica is the first one that comes back. Then the holders of all databases are expected back,
 -- except those that had left while other replicas stayed.
-local function expect_all()
-  for n = 0, databases - 1 do
+local function expect_former_holders()
+  for n = 0, database_count - 1 do
     if redis.call('EXISTS', 'mesh:replica:' .. n) == 1 then return end
   end
-  for n = 0, databases - 1 do
+  for n = 0, database_count - 1 do
     redis.call('SELECT', n)
-    local its_class, left = unpack(redis.call('MGET', 'db' .. n .. ':class', 'db' .. n .. ':left'))
+    local known_class, has_left = unpack(redis.call('MGET', 'db' .. n .. ':class', 'db' .. n .. ':left'))
     redis.call('SELECT', bus)
-    if its_class and not left and missing_ms > 0 then redis.call('SET', 'mesh:expected:' .. n, its_class, 'PX', missing_ms) end
+    if known_class and not has_left and missing_ms > 0 then
+      redis.call('SET', 'mesh:expected:' .. n, known_class, 'PX', missing_ms)
+    end
   end
 end
-expect_all()
+expect_former_holders()
 
 -- Notes anew which keys the database holds, as written.lua explains. An older release, or a person, may have written keys that
 -- no note names. The bus database is left out, because it has too many other keys. Also deletes the mark that the former
 -- holder left while other replicas stayed: it now has a holder.
-local function count()
+local function note_all_keys()
   redis.call('SELECT', database)
-  local own, set = 'db' .. database .. ':', 'db' .. database .. ':written'
-  redis.call('DEL', own .. 'left')
+  local own_prefix, written_set = 'db' .. database .. ':', 'db' .. database .. ':written'
+  redis.call('DEL', own_prefix .. 'left')
   if database ~= bus then
-    local rest, found = unpack(redis.call('SCAN', '0', 'COUNT', MOST_NAMED))
-    local names, mine = {}, {[own .. 'class'] = true, [own .. 'format'] = true, [set] = true}
-    for _, name in ipairs(found) do
-      if string.sub(name, 1, #own) == own and not mine[name] then names[name] = true end
+    local next_cursor, found_keys = unpack(redis.call('SCAN', '0', 'COUNT', MOST_NAMED))
+    local names, mesh_keys = {}, {[own_prefix .. 'class'] = true, [own_prefix .. 'format'] = true, [written_set] = true}
+    for _, name in ipairs(found_keys) do
+      if string.sub(name, 1, #own_prefix) == own_prefix and not mesh_keys[name] then names[name] = true end
     end
-    redis.call('DEL', set)
-    -- If SCAN has not read all keys, the others may never end.
-    local last = note_keys(set, names, rest ~= '0' and math.huge or nil, now)
+    redis.call('DEL', written_set)
+    -- If SCAN has not read all keys, the others are noted as keys that never end.
+    local last_end = note_keys(written_set, names, next_cursor ~= '0' and math.huge or nil, now)
     redis.call('SELECT', bus)
-    note_database(database, last)
+    note_database(database, last_end)
   end
   redis.call('SELECT', bus)
 end
-count()
+note_all_keys()
 
-local text = string.format('%.0f', epoch)
-redis.call('SET', epoch_key, text)
-redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
+local epoch_text = string.format('%.0f', epoch)
+redis.call('SET', epoch_key, epoch_text)
+redis.call('SET', lease_key, epoch_text .. ' ' .. replica, 'PX', ttl)
 -- The row of the former holder may have other fields.
 redis.call('DEL', row_key)
-redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
+redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', epoch_text, 'state', 'starting',
   'since', string.format('%.0f', now), unpack(ARGV, 12))
 -- The row ends a third of the ttl after the lease. In that time a successor may take the database, so a gather waits for the
 -- successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 redis.call('SET', expected_key, class, 'PX', ttl + missing_ms)
 -- The reply stream is created before the first request, because no reply creates it (NOMKSTREAM). So a reply to a replica
--- that is gone does not create its stream again.
+-- that is gone does not create its stream again. The stream ends ten ttls after the last renewal.
 redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 redis.call('PEXPIRE', replies_key, 10 * ttl)
-return {text, class, string.format('%.0f', now)}
+return {epoch_text, class, string.format('%.0f', now)}

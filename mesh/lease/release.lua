@@ -6,7 +6,7 @@
 -- Returns 1 if the lease was released, 0 if it has ended or another replica holds it, -1 if requests wait
 local lease_key, row_key, requests_key = KEYS[1], KEYS[2], KEYS[3]
 local replies_key, submitted_key, committed_key, expected_key = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local bus, database, databases = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local bus, database, database_count = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 if redis.call('GET', lease_key) ~= ARGV[1] then return 0 end
 if ARGV[2] ~= '1' and redis.call('XLEN', requests_key) > 0 then return -1 end
 -- No later holder needs the reply stream, or the kept results of the last batches (submitted, committed).
@@ -16,7 +16,7 @@ redis.call('HSET', row_key, 'state', 'left')
 -- Returns whether another replica stays. If all replicas leave together, all of them are expected back when the mesh starts
 -- again.
 local function is_outlived()
-  for n = 0, databases - 1 do
+  for n = 0, database_count - 1 do
     local state = n ~= database and redis.pcall('HMGET', 'mesh:replica:' .. n, 'state')[1]
     if state == 'ready' or state == 'starting' then return true end
   end

@@ -12,20 +12,20 @@
 --       follows: when (ms) a request or a schedule is due next, or ""; 1 if the replica should drain, else 0; each paused
 --       operation
 local lease_key, row_key, replies_key, expected_key, paused_key, drain_key, later_key, schedules_key = unpack(KEYS)
-local holder, ttl, state, enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
+local holder, ttl, state, is_enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local bus, database, class, known_until = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now = string.format('%.0f', now_ms)
-local found, outcome = redis.call('GET', lease_key), 1
-if not found and enforced and now_ms < known_until then
+local found_holder, outcome = redis.call('GET', lease_key), 1
+if not found_holder and is_enforced and now_ms < known_until then
   redis.call('SET', lease_key, holder)
   -- The server was emptied, so the class of the database is gone, too.
   redis.call('SELECT', database)
   redis.call('SET', 'db' .. database .. ':class', class, 'NX')
   redis.call('SELECT', bus)
   outcome = 2
-elseif found ~= holder then
+elseif found_holder ~= holder then
   return {0, now}
 end
 redis.call('PEXPIRE', lease_key, ttl)

@@ -28,6 +28,7 @@ async def check(client: Redis) -> tuple[int, ...]:
     version = tuple(int(part) for part in version_text.split(".")[:3])
     if version < MINIMUM_VERSION:
         raise ServerTooOld(f"the server is {version_text}; the mesh needs 7.0 or later")
+    # A server that does not tell its policy counts as one that evicts no keys.
     policy = str(info.get("maxmemory_policy", failures.KEEPS_KEYS))
     if policy != failures.KEEPS_KEYS:
         raise SetupError(failures.eviction(policy))

@@ -4,44 +4,45 @@
 --   mesh:written   the databases that hold data; each ends with its last key
 local MOST_NAMED = 256
 
--- Sets the expiry of such a set to the moment at which its last member ends. Returns that moment; nil if the set is empty.
-local function end_with_last(set)
-  local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
-  if last == 'inf' then
-    redis.call('PERSIST', set)
-  elseif last then
-    redis.call('PEXPIREAT', set, last)
+-- Sets the expiry of such a set to the moment at which its last member ends, or to none if that member never ends ("inf").
+-- Returns that moment; nil if the set is empty.
+local function end_with_last(written_set)
+  local last_end = redis.call('ZRANGE', written_set, -1, -1, 'WITHSCORES')[2]
+  if last_end == 'inf' then
+    redis.call('PERSIST', written_set)
+  elseif last_end then
+    redis.call('PEXPIREAT', written_set, last_end)
   end
-  return last
+  return last_end
 end
 
--- Notes keys of the selected database. `names` is a table with the name of each key as an index. `unnamed` is the moment at
--- which the last of the other keys ends; nil if there are no others.
+-- Notes keys of the selected database. `names` is a table with the name of each key as an index. `unnamed_end` is the moment
+-- at which the last of the other keys ends; nil if there are no others.
 -- Returns the moment at which the last of all keys ends; nil if the database has no keys.
-local function note_keys(set, names, unnamed, now)
-  -- `n` is the number of `words`, which are two for each key.
-  local words, n, room = {}, 0, MOST_NAMED - redis.call('ZCARD', set)
+local function note_keys(written_set, names, unnamed_end, now)
+  -- `words` has two words for each key. PEXPIRETIME answers -2 if there is no such key, and -1 if the key never expires.
+  local words, word_count, room = {}, 0, MOST_NAMED - redis.call('ZCARD', written_set)
   for name in pairs(names) do
-    local ends = redis.call('PEXPIRETIME', name)
-    if ends == -2 then
-      redis.call('ZREM', set, name)
-    elseif n < 2 * room then
-      words[n + 1], words[n + 2] = ends == -1 and '+inf' or ends, name
-      n = n + 2
+    local end_ms = redis.call('PEXPIRETIME', name)
+    if end_ms == -2 then
+      redis.call('ZREM', written_set, name)
+    elseif word_count < 2 * room then
+      words[word_count + 1], words[word_count + 2] = end_ms == -1 and '+inf' or end_ms, name
+      word_count = word_count + 2
     else
-      unnamed = math.max(unnamed or 0, ends == -1 and math.huge or ends)
+      unnamed_end = math.max(unnamed_end or 0, end_ms == -1 and math.huge or end_ms)
     end
   end
-  if n > 0 then redis.call('ZADD', set, unpack(words)) end
-  if unnamed then redis.call('ZADD', set, 'GT', unnamed == math.huge and '+inf' or unnamed, '*') end
-  redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
-  return end_with_last(set)
+  if word_count > 0 then redis.call('ZADD', written_set, unpack(words)) end
+  if unnamed_end then redis.call('ZADD', written_set, 'GT', unnamed_end == math.huge and '+inf' or unnamed_end, '*') end
+  redis.call('ZREMRANGEBYSCORE', written_set, '-inf', now)
+  return end_with_last(written_set)
 end
 
--- Notes that a database holds data until the moment `last`; nil: it holds none. The bus database must be selected.
-local function note_database(database, last)
-  if last then
-    redis.call('ZADD', 'mesh:written', last, database)
+-- Notes that a database holds data until the moment `last_end`; nil: it holds none. The bus database must be selected.
+local function note_database(database, last_end)
+  if last_end then
+    redis.call('ZADD', 'mesh:written', last_end, database)
   else
     redis.call('ZREM', 'mesh:written', database)
   end
