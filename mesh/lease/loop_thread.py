@@ -28,11 +28,15 @@ class LoopThread:
     def __init__(self, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._main = main
         self._name = name
+        #: set in the caller's event loop when the coroutine has ended
         self._ended = asyncio.Event()
+        #: what the coroutine raised
         self._error: BaseException | None = None
+        #: the event loop that called `run`, and the loop and the task of the thread; None before they exist
         self._caller: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        #: whether `run` was cancelled
         self._cancelled = False
 
     async def run(self) -> None:

@@ -35,9 +35,9 @@ async def check(client: Redis) -> tuple[int, ...]:
     return version
 
 
-def check_claim(claim: str, ours: str) -> None:
-    """Raise SetupError if another mesh uses this server. A claim is "<name> <bus>", or "" if no mesh uses it."""
-    if claim in {"", ours}:
+def check_claim(claim: str, our_claim: str) -> None:
+    """Raise SetupError if another mesh uses this server. A claim is "<name> <bus>", or "" if no mesh uses the server."""
+    if claim in {"", our_claim}:
         return
     name, _, bus = claim.rpartition(" ")
     if not bus.isdecimal():
@@ -52,18 +52,18 @@ def check_claim(claim: str, ours: str) -> None:
     )
 
 
-def check_format(text: str, where: str) -> None:
+def check_format(text: str, what: str) -> None:
     """Raise SetupError if a newer release has written data that this release may misread.
 
-    `text` is the text of the key `mesh:format`, or "". Raises Unavailable if it is not a number. `where` says what was
-    written, such as "to this mesh".
+    `text` is the text of the key `mesh:format`, or "". Raises Unavailable if it is not a number. `what` completes the
+    sentence "a newer release has written …", such as "to this mesh" or "database 3".
     """
     if text and not text.isdecimal():
         raise Unavailable(f"the key {keys.FORMAT} has {text!r:.100}, which is not a number; delete it")
     data_format = int(text or 0)
     if data_format > FORMAT:
         raise SetupError(
-            f"a newer release has written {where} (format {data_format}, this release knows {FORMAT}); "
+            f"a newer release has written {what} (format {data_format}, this release knows {FORMAT}); "
             "run that release or a later one"
         )
 

@@ -89,6 +89,7 @@ def up(count: int, port: int, private_port: int, redis_url: str | None, data: Pa
 
 
 async def _up(count: int, port: int, private_port: int, redis_url: str | None, data: Path) -> None:
+    """Run the mesh, and tell the user about it, until a signal comes."""
     teller = Teller()
     supervisor = Supervisor(teller.say)
 
@@ -107,7 +108,7 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
     work = asyncio.create_task(run())
     _stop_on_signals(work, supervisor)
     try:
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError):  # a signal cancels `work`
             await work
         teller.say("stopped")
     finally:

@@ -44,6 +44,7 @@ redis_url_option = click.option(
     envvar="REDIS_URL",
     help="Use this server. Put a password into the variable REDIS_URL instead: `ps` shows options to every user.",
 )
+#: Gives a command the parameter `data`, which is the data folder of a mesh.
 data_option = click.option(
     "--data",
     default=discovery.default_folder,
@@ -191,7 +192,7 @@ CancelOther = Callable[[Redis, str, Actor], Awaitable[str | None]]
 
 
 def cancel_command(cancel_other: CancelOther, noun: str) -> click.Command:
-    """Return the command `mesh cancel`, which cancels a request or something else, such as a job.
+    """Return the command `mesh cancel`, which cancels a request or something else, such as a job (see `quart_app.cli`).
 
     An id with the form of an entry's id belongs to a request. `cancel_other` gets every other id. `noun` is the word
     for what it cancels.

@@ -91,7 +91,10 @@ def reason_of(status: int) -> str:
 
 
 def bound_log(path: Path) -> None:
-    """Move the content of a long log to a file beside it. The process goes on writing to its own file, now empty."""
+    """Move the content of a long log to a file beside it. The process goes on writing to its own file, now empty.
+
+    Lines that it writes between the copy and the emptying are lost.
+    """
     with contextlib.suppress(OSError):
         if path.stat().st_size > LOG_BYTES:
             shutil.copyfile(path, path.with_suffix(".log.1"))
@@ -240,6 +243,7 @@ class Supervisor:
             still_running = [child.program for child in children if child.pid is not None]
             if still_running:
                 self.say(_waiting_sentence(still_running))
+            # All are told at once. At the end of `starting`, `stop` then waits for each of them.
             for child in children:
                 child.tell_to_stop()
             for task in tasks:

@@ -182,7 +182,7 @@ async def _problem_within(client: Redis, wait_s: float) -> str:
 async def report_silence(settings: RedisSettings, say: Say) -> None:
     """Say when the server stops answering, and when it answers again, until cancelled."""
     client = Connections(settings).client("mesh-up")
-    silent_since_s = 0.0
+    silent_since_s = 0.0  # 0 while the server answers
     try:
         while True:
             asked_at_s = time.monotonic()
