@@ -36,7 +36,7 @@ async def check(client: Redis) -> tuple[int, ...]:
 
 
 def check_claim(claim: str, our_claim: str) -> None:
-    """Raise SetupError if another mesh uses this server. A claim is "<name> <bus>", or "" if no mesh uses the server."""
+    """Raise SetupError if another mesh uses this server. A claim is "<name> <bus>", or "" if there is no mesh."""
     if claim in {"", our_claim}:
         return
     name, _, bus = claim.rpartition(" ")

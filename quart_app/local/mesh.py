@@ -39,7 +39,7 @@ HOST = "127.0.0.1"
 #: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed. With a larger
 #: number, a replica that hangs delays Ctrl-C for longer.
 STOP_MARGIN_S = 10
-#: The setting DRAIN_MS of each replica, unless our environment has one: how long the replica serves after SIGTERM,
+#: The setting DRAIN_MS of each replica, unless our environment has one: a replica that leaves alone serves this long,
 #: until Caddy sends it no more requests.
 DRAIN_MS = "2000"
 #: How often the check of the environment is looked at, until it has ended.
