@@ -166,7 +166,7 @@ class Lease:
                 await self._wait_until_due(pause_s)
             self._released = await self._release(client, self._release_within_s)
         finally:
-            with contextlib.suppress(*failures.ANY):
+            with contextlib.suppress(*failures.ANY):  # the connection is broken already
                 await client.aclose()
 
     async def _renew_or_lose(self, client: Redis) -> float:

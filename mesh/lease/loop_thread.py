@@ -72,7 +72,7 @@ class LoopThread:
     def _target(self) -> None:
         try:
             asyncio.run(self._run())
-        except BaseException as error:
+        except BaseException as error:  # `run` raises it in the caller's thread
             self._error = error
         with contextlib.suppress(RuntimeError):  # the caller's loop is closed
             self.call_back(self._ended.set)

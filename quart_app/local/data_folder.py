@@ -97,13 +97,13 @@ def in_use(path: Path) -> bool:
     """Return whether a mesh runs on this folder now. The answer is right even if the last mesh was killed."""
     try:
         lock_fd = os.open(path / "lock", os.O_RDONLY)
-    except OSError:
+    except OSError:  # no mesh has ever run here
         return False
     try:
         # A shared lock, so that two such questions at once do not take each other for a mesh.
         fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
-    except OSError:
+    except OSError:  # a mesh has the lock
         return True
     finally:
         os.close(lock_fd)

@@ -59,7 +59,7 @@ def announcing(folder: Path, announcement: Announcement) -> Iterator[None]:
 
 def find_running(folder: Path) -> Announcement | None:
     """Return how to reach the mesh that runs on this folder; None if there is none."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError):  # no file, or not one that this release understands
         announcement = Announcement(**json.loads(_announcement_file(folder).read_text()))
         if in_use(folder):
             return announcement

@@ -84,7 +84,7 @@ class ForkServer:
         """Read what the server has reported so far, and set the pids and exit statuses of its forks."""
         while self._channel is not None and select.select([self._channel], [], [], 0)[0]:
             data = b""
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError):  # the server was killed, so there are no data
                 data = self._channel.recv(1 << 16)
             if not data:
                 self._give_up_server()
@@ -102,7 +102,7 @@ class ForkServer:
         self.close()
         for fork in self._forks.values():
             if fork.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                     os.kill(fork.pid, signal.SIGKILL)
             fork.returncode = -signal.SIGKILL
         self._forks.clear()

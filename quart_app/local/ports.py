@@ -40,7 +40,7 @@ def free_ports(count: int) -> list[int]:
         for port in _SYSTEM_RANDOM.sample(range(*PORT_RANGE), 20 * count):  # more than needed, as some may be taken
             if port in _returned_lately:
                 continue
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the port is taken
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
                 ports.append(port)
             if len(ports) == count:

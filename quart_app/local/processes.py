@@ -85,7 +85,7 @@ def reason_of(status: int) -> str:
     """Return how a child ended, in words."""
     if status >= 0:
         return f"exit status {status}"
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # a signal without a name
         return f"killed by {signal.Signals(-status).name}"
     return f"killed by signal {-status}"
 
@@ -95,7 +95,7 @@ def bound_log(path: Path) -> None:
 
     Lines that it writes between the copy and the emptying are lost.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a log that cannot be copied goes on growing
         if path.stat().st_size > LOG_BYTES:
             shutil.copyfile(path, path.with_suffix(".log.1"))
             os.truncate(path, 0)
@@ -103,7 +103,7 @@ def bound_log(path: Path) -> None:
 
 def last_line(path: Path) -> str:
     """Return the last line of a log, or a hint at its path if it has no lines."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # there is no log
         with path.open("rb") as file:
             # A log may be long, so only its end is read.
             file.seek(max(0, path.stat().st_size - 4096))

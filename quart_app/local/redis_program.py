@@ -100,7 +100,7 @@ def usable_programs() -> Iterator[ServerProgram]:
         kind = path and kind_of(path)
         if path and kind and kind.version >= OLDEST_VERSION:
             yield ServerProgram(path, kind)
-    with contextlib.suppress(LocalError):
+    with contextlib.suppress(LocalError):  # the wheel has none
         yield wheel_server()
 
 
@@ -119,10 +119,10 @@ def wheel_server() -> ServerProgram:
 def kind_of(path: str) -> Kind | None:
     """Return what a program says it is; None if it cannot be run or is no server."""
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+        finished = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = VERSION_OUTPUT.search(done.stdout)
+    match = VERSION_OUTPUT.search(finished.stdout)
     return _kind(match[1], match.groups()[1:]) if match else None
 
 

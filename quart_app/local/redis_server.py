@@ -105,6 +105,7 @@ async def _wait_until_started(server: Child, settings: RedisSettings, say: Say) 
         while time.monotonic() < deadline_s or is_loading:
             if server.ended():
                 raise LocalError(f"Redis ended at its start: {last_line(server.program.log)}")
+            # While the server does not listen yet, another try follows.
             with contextlib.suppress(redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
                 try:
                     await client.ping()
