@@ -111,7 +111,10 @@ class Applicant:
             self.on_wait(reason)
 
     async def _apply(self, client: Redis) -> Grant:
-        """Check the server, and survey it until this replica is granted a database. Raises what `apply` catches."""
+        """Check the server once, and survey it until this replica is granted a database; return the grant.
+
+        Raises SetupError, Unavailable, or an error of redis-py or of the network.
+        """
         version = await server.check(client)
         # Which access rules (ACL) the server knows; None if only the names of keys isolate replicas.
         acl_dialect = None

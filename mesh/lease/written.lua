@@ -2,6 +2,7 @@
 -- moment (ms) at which the member ends:
 --   db{n}:written  at most MOST_NAMED keys of database n by their names, and "*" for all its other keys
 --   mesh:written   the databases that hold data; each ends with its last key
+-- With a larger MOST_NAMED, the end of each key is known in more databases, but each set takes more memory.
 local MOST_NAMED = 256
 
 -- Sets the expiry of such a set to the moment at which its last member ends, or to none if that member never ends ("inf").
