@@ -21,7 +21,7 @@ from quart import Quart, Response, jsonify, request
 from quart_app import logs
 from quart_app.http import server
 from quart_app.http.application import Application
-from quart_app.http.metrics import Requests
+from quart_app.http.metrics import RequestMetrics
 from quart_app.http.server import configuration
 from quart_app.http.sockets import BACKLOG
 from quart_app.settings import AppSettings
@@ -33,7 +33,7 @@ def create_app(kind: str) -> Quart:
     app: Quart = Quart("bare")
     if kind == "application":
         logs.configure(AppSettings())
-        app = Application("bare", AppSettings(), Requests(CollectorRegistry()), leaving=lambda: False)
+        app = Application("bare", AppSettings(), RequestMetrics(CollectorRegistry()), is_leaving=lambda: False)
 
     @app.post("/values")
     async def values() -> Response:

@@ -41,7 +41,7 @@ def create_app(context: Context) -> App:
     Raises SetupError when two routes answer the same request.
     """
     services = [_create_service(name, context) for name in context.settings.service_names]
-    request_metrics = metrics.Requests(context.metrics)
+    request_metrics = metrics.RequestMetrics(context.metrics)
 
     # The functions below are called only when `app` exists.
     def has_reason() -> bool:
@@ -93,6 +93,6 @@ def _create_service(name: str, context: Context) -> Service:
 def _register(port_app: Application, blueprints: Sequence[Blueprint]) -> None:
     for blueprint in blueprints:
         port_app.register_blueprint(blueprint)
-    port_app.expect_requests()
+    port_app.create_route_metrics()
     if collision := collisions.find(port_app):
         raise SetupError(f"two routes of the {port_app.name} port collide: {collision}; change ENDPOINT_PREFIX")

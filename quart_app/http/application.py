@@ -37,8 +37,8 @@ from werkzeug.routing import MapAdapter
 
 from mesh import tracing
 from quart_app.http import journey, problems
-from quart_app.http.clients import Clients
-from quart_app.http.metrics import Requests
+from quart_app.http.clients import ClientUsage
+from quart_app.http.metrics import RequestMetrics
 from quart_app.http.problems import ProblemResponse
 from quart_app.http.protection import Hosts, protect
 from quart_app.http.request import HttpRequest, headers_of
@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-class _Asgi(ASGIHTTPConnection):
+class _RequestTask(ASGIHTTPConnection):
     """Answers one request in one task, which our server cancels when the client has gone.
 
     Quart's own class starts two tasks, one of which waits for the client to go.
@@ -63,10 +63,10 @@ class _Asgi(ASGIHTTPConnection):
         request = cast("HttpRequest", self._create_request_from_scope(send))
         forwarded_for = request.headers.getlist("X-Forwarded-For")
         if forwarded_for:
-            peer = request.remote_addr or ""
-            request.remote_addr = self.app.clients.proxies.client(peer, forwarded_for)
+            peer_address = request.remote_addr or ""
+            request.remote_addr = self.app.clients.proxies.client_address(peer_address, forwarded_for)
         body = request.body
-        body.begin(receive, self.scope, self.app.clients.bodies, request.remote_addr or "")
+        body.start_counting(receive, self.scope, self.app.clients.bodies, request.remote_addr or "")
         try:
             response = await self.app.handle_request(request)
             if isinstance(response.response, DataBody):
@@ -74,7 +74,7 @@ class _Asgi(ASGIHTTPConnection):
             else:
                 await self._send_stream(receive, send, response)
         finally:
-            body.discharge()
+            body.stop_counting()
 
     def _create_request_from_scope(self, send: ASGISendCallable) -> QuartRequest:
         scope, config = self.scope, self.app.config
@@ -130,7 +130,7 @@ async def _no_push(path: str, headers: Headers) -> None:
 
 
 class _Context(RequestContext):
-    """The context of a request. It sends none of Quart's signals, and has no functions for the end of a request."""
+    """Quart's context of a request, without signals and without functions for the end of a request."""
 
     def __init__(self, app: Application, request: HttpRequest) -> None:
         self.app = app
@@ -143,7 +143,7 @@ class _Context(RequestContext):
         app.find_route(request)
 
     @cached_property
-    def url_adapter(self) -> MapAdapter | None:  # type: ignore[override]
+    def url_adapter(self) -> MapAdapter | None:  # type: ignore[override]  # Quart has a plain attribute here
         return self.app.create_url_adapter(self.request)
 
     async def push(self) -> None:
@@ -155,7 +155,7 @@ class _Context(RequestContext):
         _cv_request.reset(request_token)
 
 
-class _Handling:
+class _EndpointFunctions:
     """The functions that answer requests to one endpoint: its view, and what its blueprints run before and after it."""
 
     def __init__(self, app: Application, request: HttpRequest) -> None:
@@ -173,7 +173,7 @@ class _Handling:
         self.view = app.ensure_async(app.view_functions[cast("str", request.endpoint)])
 
 
-class _Routes(QuartMap):
+class _HostlessRouteMap(QuartMap):
     """Routes that do not depend on the host. So the name of the host is not searched for a subdomain."""
 
     def bind_to_request(
@@ -187,7 +187,7 @@ class _Routes(QuartMap):
 _NO_SESSION = NullSession()
 
 
-class _Json(DefaultJSONProvider):
+class _MsgspecJsonProvider(DefaultJSONProvider):
     """Encodes answers with msgspec, the keys in the order given."""
 
     sort_keys = False
@@ -202,38 +202,41 @@ class _Json(DefaultJSONProvider):
 
 
 class Application(Quart):
-    """The application of one port. `leaving` returns whether clients should open their next connection elsewhere."""
+    """The application of one port. `is_leaving` returns whether clients should open their next connection elsewhere.
 
-    asgi_http_class = _Asgi
-    json_provider_class = _Json
+    Quart and `app.create_app` call its methods.
+    """
+
+    asgi_http_class = _RequestTask
+    json_provider_class = _MsgspecJsonProvider
     request_class = HttpRequest
-    url_map_class = _Routes
+    url_map_class = _HostlessRouteMap
 
     def __init__(
-        self, name: str, settings: AppSettings, request_metrics: Requests, leaving: Callable[[], bool]
+        self, name: str, settings: AppSettings, request_metrics: RequestMetrics, is_leaving: Callable[[], bool]
     ) -> None:
         super().__init__(name, static_folder=None)
-        self.clients = Clients(settings)
+        self.clients = ClientUsage(settings)
         self._hosts = Hosts(settings)
         self._request_metrics = request_metrics
         self._request_log = RequestLog()
-        self._leaving = leaving
+        self._is_leaving = is_leaving
         #: the two parts of the ids that are made for requests without a valid X-Request-ID
         self._id_prefix, self._id_numbers = secrets.token_hex(4), itertools.count(1)
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
-        self.config["RESPONSE_TIMEOUT"] = None  # Quart's default is 60 s
+        self.config["RESPONSE_TIMEOUT"] = None  # a stream of the live page has no end; Quart's default is 60 s
         #: finds the routes of requests to any host (see `find_route`)
         self._route_adapter = self.url_map.bind("")
-        #: endpoint -> the functions that answer its requests, found at its first request
-        self._handlings: dict[str, _Handling] = {}
+        #: endpoint (Quart's name of a view) -> the functions that answer its requests, found at its first request
+        self._functions_of_endpoint: dict[str, _EndpointFunctions] = {}
         problems.install(self)
 
-    def expect_requests(self) -> None:
-        """Create the metrics of every route. Call this once all routes are registered."""
+    def create_route_metrics(self) -> None:
+        """Create the counters of each route's failures. Call this once all routes are registered."""
         for rule in self.url_map.iter_rules():
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
-                self._request_metrics.expect(method, rule.rule)
+                self._request_metrics.create_failure_counters(method, rule.rule)
 
     async def handle_request(self, request: QuartRequest) -> ResponseTypes:
         """Answer a request, also one that fails. Add the headers of every answer, count the request, and log it.
@@ -241,10 +244,11 @@ class Application(Quart):
         This overrides Quart's method. Functions that Quart calls before and after a request could do the same, but each
         would have to look up the request and its route again.
         """
-        started_s = time.perf_counter()
-        given_id = request.headers.get("X-Request-ID", "")
-        request_id = given_id if REQUEST_ID.fullmatch(given_id) else f"{self._id_prefix}{next(self._id_numbers):08x}"
+        begun_s = time.perf_counter()
+        client_id = request.headers.get("X-Request-ID", "")
+        request_id = client_id if REQUEST_ID.fullmatch(client_id) else f"{self._id_prefix}{next(self._id_numbers):08x}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        # The calls of this request append each reply here (see `journey.Trail`).
         trail: list[tuple[str, Mapping[str, str]]] = []
         tracing.CALL.set(request_id)
         tracing.TRACEPARENT.set(tracing.valid_traceparent(request.headers.get("traceparent", "")))
@@ -252,18 +256,18 @@ class Application(Quart):
         response = await (self._answer_in_span(request) if tracing.is_on() else super().handle_request(request))
         response.headers["X-Request-ID"] = request_id
         if trail:
-            response.headers.extend(journey.headers_for(trail, time.perf_counter() - started_s))
+            response.headers.extend(journey.headers_for(trail, time.perf_counter() - begun_s))
         protect(response.headers)
-        if self._leaving():
+        if self._is_leaving():
             response.headers["Connection"] = "close"
         route = "none" if request.url_rule is None else request.url_rule.rule
-        seconds = time.perf_counter() - started_s
-        self._request_metrics.count(request.method, route, response.status_code, seconds)
+        duration_s = time.perf_counter() - begun_s
+        self._request_metrics.count(request.method, route, response.status_code, duration_s)
         detail, is_logged_elsewhere = (
             (response.detail, response.is_logged_elsewhere) if isinstance(response, ProblemResponse) else ("", False)
         )
         self._request_log.write(
-            request.method, route, response.status_code, detail, seconds, is_logged_elsewhere=is_logged_elsewhere
+            request.method, route, response.status_code, detail, duration_s, is_logged_elsewhere=is_logged_elsewhere
         )
         return response
 
@@ -295,6 +299,7 @@ class Application(Quart):
             except HTTPException as error:
                 request.routing_exception = error
                 return
+        # Quart's map holds Quart's rules, but the type of `match` names Werkzeug's.
         request.url_rule, request.view_args = rule_and_arguments  # type: ignore[assignment]
 
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> ResponseTypes:
@@ -302,28 +307,30 @@ class Application(Quart):
         context = cast("_Context", request_context or request_ctx)
         request = cast("HttpRequest", context.request)
         rule = request.url_rule
-        handling = None if rule is None else self._handlings.get(rule.endpoint) or self._find_handling(request)
+        functions = (
+            None if rule is None else self._functions_of_endpoint.get(rule.endpoint) or self._find_functions(request)
+        )
         result: Any = None
         try:
             self._hosts.check(request.headers.get("Host", ""))
             # Quart itself answers a request without a route, and OPTIONS if the route leaves it to Quart.
-            if handling is None or (request.method == "OPTIONS" and cast("QuartRule", rule).provide_automatic_options):
+            if functions is None or (request.method == "OPTIONS" and cast("QuartRule", rule).provide_automatic_options):
                 result = await self.dispatch_request(context)
             else:
-                for before_function in handling.before:
+                for before_function in functions.before:
                     result = await before_function()
                     if result is not None:
                         break
                 else:
-                    result = await handling.view(**(request.view_args or {}))
+                    result = await functions.view(**(request.view_args or {}))
         except Exception as error:
             result = await self.handle_user_exception(error)
         response: Any = result if isinstance(result, Response) else await self.make_response(result)
-        for after_function in (*context._after_request_functions, *(() if handling is None else handling.after)):
+        for after_function in (*context._after_request_functions, *(() if functions is None else functions.after)):
             response = await after_function(response)
         return cast("ResponseTypes", response)
 
-    def _find_handling(self, request: HttpRequest) -> _Handling:
+    def _find_functions(self, request: HttpRequest) -> _EndpointFunctions:
         """Find and keep the functions that answer requests to an endpoint: an application's routes do not change."""
-        handling = self._handlings[cast("str", request.endpoint)] = _Handling(self, request)
-        return handling
+        functions = self._functions_of_endpoint[cast("str", request.endpoint)] = _EndpointFunctions(self, request)
+        return functions

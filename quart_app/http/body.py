@@ -8,11 +8,13 @@ two parsers may disagree. Otherwise Python's parser parses the text again, with 
 A parser blocks the event loop until it ends. So bodies that are not small are parsed one after the other, and in
 pieces:
 
-    up to SMALL bytes           at once
-    up to PIECE bytes           in one piece
+    up to SMALL_BYTES           at once
+    up to PIECE_BYTES           in one piece
     a list of objects           in pieces of whole objects; the event loop runs between two pieces
-    a text with few values      in one piece, up to MOST_BYTES_UNCUT bytes
+    a text with few values      in one piece, up to MOST_BYTES_UNCUT
     anything else               422, because parsing it would stop the event loop
+
+A *text* is JSON that is not parsed yet, mostly as bytes.
 """
 
 from __future__ import annotations
@@ -43,19 +45,20 @@ MAX_KEYS = 100
 #: number of levels that Python's parser can handle depends on its version.
 MAX_DEPTH = 32
 #: A body of up to this many bytes does not wait for its turn: parsing it takes less than 1 ms at worst.
-SMALL = 1 << 11
+SMALL_BYTES = 1 << 11
 #: The most bytes that are parsed in one go: about 3 ms at worst.
-PIECE = 1 << 14
+PIECE_BYTES = 1 << 14
 #: Offsets in a piece at which a search for its end begins. What looks like an end may be inside a long string, so there
 #: are three tries.
-PIECE_ENDS = (PIECE * 4 // 8, PIECE * 5 // 8, PIECE * 7 // 8)
-#: A body longer than PIECE that is not a list of objects is parsed uncut if it is within these three bounds: of its
-#: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings.
+PIECE_END_OFFSETS = (PIECE_BYTES * 4 // 8, PIECE_BYTES * 5 // 8, PIECE_BYTES * 7 // 8)
+#: A body longer than PIECE_BYTES that is no list of objects is parsed uncut if it is within these three bounds: of its
+#: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings. Parsing takes longest
+#: for a text with many of these.
 MOST_BYTES_UNCUT, MOST_QUOTES_UNCUT, MOST_SIGNS_UNCUT = 1 << 19, 50_000, 100
-#: Most items of a list that are checked before the event loop runs again. If a slice has more than MOST_ERRORS errors,
-#: only those of its first wrong item are described.
-SLICE = 100
-MOST_ERRORS = 250
+#: Most items of a list that are checked before the event loop runs again: more hold it longer, fewer cost more turns.
+#: If a slice has more than MOST_DESCRIBED_ERRORS, only those of its first wrong item are described.
+SLICE_ITEMS = 100
+MOST_DESCRIBED_ERRORS = 250
 
 
 class Checker(Protocol[T_co]):
@@ -67,7 +70,7 @@ class Checker(Protocol[T_co]):
     def validate_python(self, value: Any, /, *, strict: bool) -> T_co: ...
 
 
-class _Unacceptable(ValueError):
+class _UnacceptableText(ValueError):
     """A text that Python's parser accepts and we do not. `status` is the HTTP status of our answer."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -77,22 +80,22 @@ class _Unacceptable(ValueError):
 
 def _bounded_integer(text: str) -> int:
     if len(text) > MAX_INTEGER_DIGITS:
-        raise _Unacceptable(
+        raise _UnacceptableText(
             422, f"an integer of {len(text)} digits is too long; at most {MAX_INTEGER_DIGITS} are accepted"
         )
     return int(text)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise _Unacceptable(400, f"{name} is not JSON")
+def _refuse_nan_and_infinity(name: str) -> NoReturn:
+    raise _UnacceptableText(400, f"{name} is not JSON")
 
 
 def _bounded_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MAX_KEYS:
-        raise _Unacceptable(422, f"an object of {len(pairs)} keys is too large; at most {MAX_KEYS} are accepted")
+        raise _UnacceptableText(422, f"an object of {len(pairs)} keys is too large; at most {MAX_KEYS} are accepted")
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise _Unacceptable(400, "an object names the same key twice")
+        raise _UnacceptableText(400, "an object names the same key twice")
     return members
 
 
@@ -100,20 +103,20 @@ TOO_DEEP = f"the body is nested too deeply; at most {MAX_DEPTH} levels are accep
 _BRACKET = re.compile(r"[\[\]{}]")
 #: A JSON string, or the rest of the text if the string has no end. Its possessive quantifiers (`++`, `*+`) keep it from
 #: trying a second way to match.
-_STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+_STRING_LITERAL = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
 #: Made once: `json.loads` makes a decoder for each call that has options.
-_python_decoder = json.JSONDecoder(
-    parse_int=_bounded_integer, parse_constant=_refuse_constant, object_pairs_hook=_bounded_object
+_strict_python_decoder = json.JSONDecoder(
+    parse_int=_bounded_integer, parse_constant=_refuse_nan_and_infinity, object_pairs_hook=_bounded_object
 )
 
 
 _msgspec_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _msgspec_encoder = msgspec.json.Encoder()
-#: An accepted integer of the greatest length, once `_AS_ZEROS` has turned all digits into zeros. msgspec accepts longer
-#: integers, so a text with such a run of digits is left to Python's parser.
+#: An accepted integer of the greatest length, after `_DIGITS_TO_ZEROS` made all its digits zeros. msgspec accepts
+#: longer integers, so a text with such a run of digits is left to Python's parser.
 _LONGEST_INTEGER = b"0" * MAX_INTEGER_DIGITS
-_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -125,23 +128,23 @@ def parse_json(data: bytes | str) -> Any:
 
 def _parsed_by_msgspec(text: bytes) -> Any:
     """Return the value that msgspec finds, or None if Python's parser with our hooks might not agree."""
-    if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONGEST_INTEGER in text.translate(_AS_ZEROS)):
+    if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONGEST_INTEGER in text.translate(_DIGITS_TO_ZEROS)):
         return None
     try:
         value = _msgspec_decoder.decode(text)
     except (ValueError, RecursionError):
         return None
     # If an object names a key twice, msgspec keeps one of the two. Then the text has more quotes than the value.
-    quotes = text.count(b'"')
-    if _msgspec_encoder.encode(value).count(b'"') != quotes:
+    quote_count = text.count(b'"')
+    if _msgspec_encoder.encode(value).count(b'"') != quote_count:
         return None
-    # Each key needs two quotes, and each level an opening bracket. So a text with few of them has at most MAX_KEYS keys
-    # and MAX_DEPTH levels.
-    is_within_bounds = quotes <= 2 * MAX_KEYS and text.count(b"[") + text.count(b"{") <= MAX_DEPTH
-    return value if is_within_bounds or _is_flat(value, text) else None
+    # Each key needs two quotes, and each level an opening bracket. So a text with few of them needs no further check of
+    # its keys and levels.
+    is_within_bounds = quote_count <= 2 * MAX_KEYS and text.count(b"[") + text.count(b"{") <= MAX_DEPTH
+    return value if is_within_bounds or _is_list_of_flat_objects(value, text) else None
 
 
-def _is_flat(value: Any, text: bytes) -> bool:
+def _is_list_of_flat_objects(value: Any, text: bytes) -> bool:
     """Return whether this is a list of objects that contain no lists or objects and not too many keys."""
     return (
         isinstance(value, list)
@@ -155,11 +158,11 @@ def _parsed_by_python(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         if _is_too_deep(text):
-            raise _Unacceptable(400, TOO_DEEP)
-        value = _python_decoder.decode(text)
+            raise _UnacceptableText(400, TOO_DEEP)
+        value = _strict_python_decoder.decode(text)
         if "\\u" in text:  # an escape may be half a surrogate pair, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except _Unacceptable as error:
+    except _UnacceptableText as error:
         raise Problem(error.status, str(error)) from error
     except UnicodeDecodeError as error:
         raise Problem(400, f"the body is not UTF-8 (byte {error.start})") from error
@@ -173,60 +176,60 @@ def _parsed_by_python(data: bytes | str) -> Any:
 def _is_too_deep(text: str) -> bool:
     """Return whether a text has more than MAX_DEPTH nested brackets. It may be only the beginning of a body."""
     depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+    for bracket in _BRACKET.findall(_STRING_LITERAL.sub("", text)):
         depth += 1 if bracket in "[{" else -1
         if depth > MAX_DEPTH:
             return True
     return False
 
 
-async def read_json(adapter: Checker[T]) -> T:
+async def read_json(checker: Checker[T]) -> T:
     """Return the body of the current request as the adapter's type.
 
     Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type or encoding, 422 not valid.
     """
-    return _checked(adapter, await _parse(await _json_text()))
+    return _check(checker, await _parse_bounded(await _read_json_text()))
 
 
 async def read_items(
-    adapter: Checker[list[T]], most_items: int, quick: Callable[[bytes], list[T] | None] = lambda _: None
+    checker: Checker[list[T]], most_items: int, decode_quickly: Callable[[bytes], list[T] | None] = lambda _: None
 ) -> list[T]:
     """Return the body of the current request as a list of up to `most_items`; raises Problem as `read_json` does.
 
-    The items are checked in slices of SLICE items, and the event loop runs between two slices. The error names the
+    The items are checked in slices of SLICE_ITEMS, and the event loop runs between two slices. The error names the
     wrong items of one slice only, the first that has some.
 
-    `quick` is tried first. It returns the items that it reads from the text, or None if it is not sure that they are
-    valid. A text longer than PIECE is given to it in a thread. There it must not hold the interpreter's lock for long,
-    because the event loop needs the lock.
+    `decode_quickly` is tried first. It returns the items that it reads from the text, or None if it is not sure that
+    they are valid. It gets a text longer than PIECE_BYTES in a thread. There it must not hold the interpreter's lock
+    for long, because the event loop needs the lock.
     """
-    data = await _json_text()
-    if len(data) <= PIECE:
-        items = quick(data)
+    data = await _read_json_text()
+    if len(data) <= PIECE_BYTES:
+        items = decode_quickly(data)
     else:
         async with _thread_turn:
-            items = await asyncio.to_thread(quick, data)
+            items = await asyncio.to_thread(decode_quickly, data)
     if items is not None:
         return items
-    value = await _parse(data, most_items)
+    value = await _parse_bounded(data, most_items)
     if not isinstance(value, list):
-        return _checked(adapter, value)
-    _refuse_too_many(value, most_items)
+        return _check(checker, value)
+    _refuse_too_many_items(value, most_items)
     items = []
-    for start in range(0, len(value), SLICE):
+    for start in range(0, len(value), SLICE_ITEMS):
         if start:
             await asyncio.sleep(0)
-        items += _checked_slice(adapter, value[start : start + SLICE], start)
+        items += _checked_slice(checker, value[start : start + SLICE_ITEMS], start)
     return items
 
 
-def _refuse_too_many(value: list[Any], most_items: int | None) -> None:
+def _refuse_too_many_items(value: list[Any], most_items: int | None) -> None:
     if most_items is not None and len(value) > most_items:
         raise Problem(422, f"at most {most_items} items are accepted in one request; send the others in another one")
 
 
-async def _json_text() -> bytes:
-    """Return the body, if its headers say that it is JSON without compression. Raises Problem (415)."""
+async def _read_json_text() -> bytes:
+    """Wait for the body and return it, if its headers say that it is JSON without compression. Raises Problem (415)."""
     mimetype = request.mimetype
     if mimetype != "application/json" and not mimetype.endswith("+json"):
         raise Problem(415, f"the content type {mimetype[:100]!r} is not supported; send application/json")
@@ -234,15 +237,18 @@ async def _json_text() -> bytes:
     if encoding not in {"identity", ""}:
         detail = f"the content encoding {encoding[:100]!r} is not supported; send the body without compression"
         raise Problem(415, detail, headers={"Accept-Encoding": "identity"})
-    return await _whole_body()
+    return await _read_whole_body()
 
 
-async def _parse(data: bytes, most_items: int | None = None) -> Any:
-    """Return the value of a JSON text. A list of more than `most_items` may be refused before its end is parsed."""
-    return parse_json(data) if len(data) <= SMALL else await _parse_in_turn(data, most_items)
+async def _parse_bounded(data: bytes, most_items: int | None = None) -> Any:
+    """Return the value of a JSON text, and parse a long text in its turn.
+
+    A list of more than `most_items` may be refused before its end is parsed. None: there is no such bound.
+    """
+    return parse_json(data) if len(data) <= SMALL_BYTES else await _parse_in_turn(data, most_items)
 
 
-async def _whole_body() -> bytes:
+async def _read_whole_body() -> bytes:
     """Return the whole body. Waiting for the body takes one timer here; Quart's own method takes a task as well."""
     body = request.body
     if isinstance(body, RequestBody) and body.has_arrived():
@@ -254,7 +260,7 @@ async def _whole_body() -> bytes:
         raise RequestTimeout(f"the body did not arrive within {request.body_timeout:g} s") from error
 
 
-#: At most one body is parsed at a time, and at most one is read by `quick` in a thread. Otherwise several bodies that
+#: One body is parsed at a time, and `decode_quickly` reads one in a thread. Otherwise several bodies that
 #: arrive together would hold the event loop one after the other. Threads would hold it, too, because each keeps the
 #: interpreter's lock while it decodes.
 _parsing_turn, _thread_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
@@ -264,17 +270,19 @@ async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
     async with _parsing_turn:
         await asyncio.sleep(0)  # so that the event loop runs between two bodies
         text = data.strip(b" \t\r\n")
-        if len(text) > PIECE and text.startswith(b"["):
+        if len(text) > PIECE_BYTES and text.startswith(b"["):
             return await _parse_list(text, most_items)
-        if len(text) <= PIECE or _has_few_values(text):
+        if len(text) <= PIECE_BYTES or _has_few_values(text):
             await asyncio.sleep(0)  # counting the values has taken time, too
             return parse_json(text)
-        raise _refusal(text, 422, f"a body of more than {PIECE} bytes must be a list of objects or have few values")
+        raise _deep_nesting_or_problem(
+            text, 422, f"a body of more than {PIECE_BYTES} bytes must be a list of objects or have few values"
+        )
 
 
-def _refusal(text: bytes, status: int, detail: str) -> Problem:
+def _deep_nesting_or_problem(text: bytes, status: int, detail: str) -> Problem:
     """Return the problem that refuses a text: too deep nesting if its beginning has it, or else the given one."""
-    if _is_too_deep(text[:PIECE].decode("utf-8", "replace")):
+    if _is_too_deep(text[:PIECE_BYTES].decode("utf-8", "replace")):
         return Problem(400, TOO_DEEP)
     return Problem(status, detail)
 
@@ -282,7 +290,7 @@ def _refusal(text: bytes, status: int, detail: str) -> Problem:
 def _has_few_values(text: bytes) -> bool:
     if len(text) > MOST_BYTES_UNCUT or text.count(b'"') + text.count(b"\\") > MOST_QUOTES_UNCUT:
         return False
-    outside_strings = _STRING.sub("", text.decode("utf-8", "replace"))
+    outside_strings = _STRING_LITERAL.sub("", text.decode("utf-8", "replace"))
     return sum(outside_strings.count(sign) for sign in "[]{},:") <= MOST_SIGNS_UNCUT
 
 
@@ -296,57 +304,61 @@ async def _parse_list(text: bytes, most_items: int | None) -> list[Any]:
     is not valid JSON, and another place is tried.
     """
     if not text.endswith(b"]"):
-        raise _refusal(text, 400, "the body is not JSON: the list has no end")
+        raise _deep_nesting_or_problem(text, 400, "the body is not JSON: the list has no end")
     values: list[Any] = []
-    begin, stop = 1, len(text) - 1
-    while begin <= stop:
-        piece_values, begin = await _parse_piece(text, begin, stop)
+    begin, list_end = 1, len(text) - 1
+    while begin <= list_end:
+        piece_values, begin = await _parse_piece(text, begin, list_end)
         if not piece_values and values:
             raise Problem(400, "the body is not JSON: the list ends with a comma")
         values += piece_values
-        _refuse_too_many(values, most_items)
+        _refuse_too_many_items(values, most_items)
         await asyncio.sleep(0)
     return values
 
 
-async def _parse_piece(text: bytes, begin: int, stop: int) -> tuple[list[Any], int]:
+async def _parse_piece(text: bytes, begin: int, list_end: int) -> tuple[list[Any], int]:
     """Return the values of the piece that begins at `begin`, and where the next piece begins."""
     first_problem: Problem | None = None
-    for offset in PIECE_ENDS:
-        end_of_object = _END_OF_OBJECT.search(text, begin + offset, begin + PIECE)
-        if end_of_object is None and stop - begin > PIECE:
+    for offset in PIECE_END_OFFSETS:
+        end_of_object = _END_OF_OBJECT.search(text, begin + offset, begin + PIECE_BYTES)
+        if end_of_object is None and list_end - begin > PIECE_BYTES:
             break
-        end, next_begin = (stop, stop + 1) if end_of_object is None else (end_of_object.end() - 1, end_of_object.end())
+        piece_end, next_begin = (
+            (list_end, list_end + 1) if end_of_object is None else (end_of_object.end() - 1, end_of_object.end())
+        )
         try:
-            return parse_json(b"[" + text[begin:end] + b"]"), next_begin
+            return parse_json(b"[" + text[begin:piece_end] + b"]"), next_begin
         except Problem as problem:
             first_problem = first_problem or problem
         await asyncio.sleep(0)
     if first_problem is not None:
         raise first_problem
-    if _is_too_deep(text[begin : begin + PIECE].decode("utf-8", "replace")):
+    if _is_too_deep(text[begin : begin + PIECE_BYTES].decode("utf-8", "replace")):
         raise Problem(400, TOO_DEEP)
-    raise Problem(422, f"a list of more than {PIECE} bytes must consist of objects, each of at most {PIECE} bytes")
+    raise Problem(
+        422, f"a list of more than {PIECE_BYTES} bytes must consist of objects, each of at most {PIECE_BYTES} bytes"
+    )
 
 
-def _checked_slice(adapter: Checker[list[T]], items: list[Any], first_index: int) -> list[T]:
+def _checked_slice(checker: Checker[list[T]], items: list[Any], first_index: int) -> list[T]:
     """Return the checked items of a slice whose first item is the item `first_index` of the list.
 
-    It takes longer to describe errors than to find them. If there are more than MOST_ERRORS, only those of the first
+    It takes longer to describe errors than to find them. Of more than MOST_DESCRIBED_ERRORS, only those of the first
     wrong item are described.
     """
     try:
-        return adapter.validate_python(items, strict=True)
+        return checker.validate_python(items, strict=True)
     except ValidationError as error:
-        if error.error_count() <= MOST_ERRORS:
+        if error.error_count() <= MOST_DESCRIBED_ERRORS:
             raise from_validation(error, first_index) from error
     for index, item in enumerate(items, first_index):
-        _checked(adapter, [item], index)
-    return _checked(adapter, items, first_index)
+        _check(checker, [item], index)
+    return _check(checker, items, first_index)
 
 
-def _checked(adapter: Checker[T], value: Any, first_index: int = 0) -> T:
+def _check(checker: Checker[T], value: Any, first_index: int = 0) -> T:
     try:
-        return adapter.validate_python(value, strict=True)
+        return checker.validate_python(value, strict=True)
     except ValidationError as error:
         raise from_validation(error, first_index) from error

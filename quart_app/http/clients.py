@@ -12,27 +12,27 @@ from quart_app.settings import AppSettings, split
 class Proxies:
     """The proxies whose X-Forwarded-For header is believed."""
 
-    def __init__(self, trusted: str) -> None:
-        self._networks = [ipaddress.ip_network(network) for network in split(trusted)]
-        self._trusts = lru_cache(maxsize=1024)(self._decide)
+    def __init__(self, trusted_networks: str) -> None:
+        self._networks = [ipaddress.ip_network(network) for network in split(trusted_networks)]
+        self._trusts_cached = lru_cache(maxsize=1024)(self._trusts_uncached)
 
     def trusts(self, address: str) -> bool:
         """Return whether this address belongs to a trusted proxy."""
-        return bool(self._networks) and self._trusts(address)
+        return bool(self._networks) and self._trusts_cached(address)
 
-    def client(self, peer: str, forwarded_for: Sequence[str]) -> str:
-        """Return the address of the client behind `peer`, as the X-Forwarded-For headers of trusted proxies tell it.
+    def client_address(self, peer_address: str, forwarded_for: Sequence[str]) -> str:
+        """Return the address of the client behind a peer, as the X-Forwarded-For headers of trusted proxies tell it.
 
         Each proxy appends the address from which the request came to it. So this reads the addresses from the last one
         back, and stops at the first that is not a trusted proxy. A client can forge only the addresses before that one.
         """
-        address = peer
+        address = peer_address
         hops = [hop.strip() for line in forwarded_for for hop in line.split(",")]
         while hops and self.trusts(address) and is_address(hops[-1]):
             address = hops.pop()
         return address
 
-    def _decide(self, address: str) -> bool:
+    def _trusts_uncached(self, address: str) -> bool:
         if not is_address(address):
             return False
         ip = ipaddress.ip_address(address)
@@ -51,13 +51,17 @@ def is_address(text: str) -> bool:
 
 
 class Occupancy:
-    """An amount in use, with a bound in all and a bound per source, so that one source leaves room for the others."""
+    """An amount in use, with a bound in all and a bound per source, so that one source leaves room for the others.
+
+    A source is the IP address of a client or proxy.
+    """
 
     def __init__(self, most: int, most_per_source: int) -> None:
         self._most = most
         self._most_per_source = most_per_source
         #: source -> the amount that it has in use; none with 0, so that the dictionary does not grow for ever
         self._amounts: dict[str, int] = {}
+        #: the amount that all sources have in use
         self.total = 0
 
     def occupy(self, source: str, amount: int, *, is_proxy: bool = False) -> bool:
@@ -82,7 +86,7 @@ class Occupancy:
             del self._amounts[source]
 
 
-class Clients:
+class ClientUsage:
     """What the clients of one port occupy at the moment."""
 
     def __init__(self, settings: AppSettings) -> None:

@@ -12,47 +12,49 @@ from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.config import Config
 from hypercorn.utils import parse_socket_addr
 
-from quart_app.http.clients import Clients
-from quart_app.http.exchange import MAX_UNREAD, Exchange, last_headers
+from quart_app.http.clients import ClientUsage
+from quart_app.http.exchange import MAX_UNTAKEN_BYTES, Exchange, closing_headers
 from quart_app.http.parser import Head, Parser, Unreadable
 from quart_app.http.problems import Problem
 
 log = structlog.get_logger(__name__)
 
 #: Seconds without a request after which a connection is closed (`server.configuration` gives this number to Hypercorn's
-#: settings). A new connection has only FIRST_REQUEST_S until its first request.
+#: settings). More lets a client reuse its connection later; less frees the places of idle connections sooner. A new
+#: connection has only FIRST_REQUEST_S until its first request.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
 #: If an answer comes before the end of its request, the client may go on sending for so many seconds, or so many bytes.
-#: Then its connection is cut.
+#: Then its connection is cut. With less, more clients would be cut before they read their answer.
 LINGER_S = 1.0
 LINGER_BYTES = 32 << 20
-#: How long a client may leave an answer unread before its connection is cut.
+#: How long a client may leave an answer unread before its connection is cut. A longer time suits slower clients, and
+#: keeps the answers of stalled clients in memory for longer.
 UNREAD_S = 30.0
-#: Most connections beyond MAX_CONNECTIONS that may wait for their 503 at the same time, each for up to LINGER_S.
-#: Others are cut without it.
+#: Most connections beyond the setting MAX_CONNECTIONS or MAX_CONNECTIONS_PER_SOURCE that may wait for their 503 at the
+#: same time, each for up to LINGER_S. Others are cut without it, because each waiting one costs a descriptor.
 MOST_TURNED_AWAY = 200
 #: Most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. Then the event loop runs other
-#: work before the next piece.
+#: work before the next piece. A client can send very small pieces, such as chunks of one byte.
 MOST_PIECES_IN_A_ROW = 1000
 #: More bytes than asyncio's stream reader can hold: so one read empties its buffer before we take the connection over.
 MORE_THAN_BUFFERED = 1 << 30
 
 
-class Settings(Config):
+class ServerConfig(Config):
     """Hypercorn's settings of one server, and the server's open connections.
 
     Hypercorn hands this object to each connection, so it is the one place that all connections of a server share.
     """
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: ClientUsage) -> None:
         super().__init__()
-        #: counts the connections of each source
+        #: counts what the clients occupy, such as connections
         self.clients = clients
         #: the connections that are being served
         self.open_connections: set[Connection] = set()
-        #: how many connections wait for their 503 now
-        self.turned_away = 0
+        #: how many connections beyond the bound wait for their 503 now
+        self.turned_away_count = 0
         #: set by `stop`: each answer is then the last one of its connection
         self.is_stopping = False
 
@@ -78,8 +80,9 @@ class Connection(asyncio.Protocol):
     sending for good (EOF) counts as gone, and its request is cancelled.
     """
 
-    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop, config: Settings, state: dict[str, Any]) -> None:
-        #: The host and port of the client, and our own. `Exchange` copies these four into the ASGI scope of a request.
+    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop, config: ServerConfig, state: dict[str, Any]) -> None:
+        #: The host and port of the client, and our own. `Exchange` copies these two, `scheme` and `state` into the ASGI
+        #: scope of a request.
         self.client: Any = None
         self.server: Any = None
         self.scheme = "http"
@@ -101,21 +104,21 @@ class Connection(asyncio.Protocol):
         self._is_discarding = False
         self._discarded_bytes = 0
         self._request_count = 0
-        #: When the last request ended, on the loop's clock. A new connection begins with only FIRST_REQUEST_S left.
+        #: When the previous request ended, on the loop's clock. A new connection begins with only FIRST_REQUEST_S left.
         self._idle_since = loop.time() - max(0, config.keep_alive_timeout - FIRST_REQUEST_S)
         #: the next call of `_check_idle`
-        self._timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         #: set once the full write buffer has room again; None while the buffer is not full
         self._buffer_has_room: asyncio.Event | None = None
         #: done once the connection is closed
-        self._closed: asyncio.Future[None] = loop.create_future()
+        self._closed_future: asyncio.Future[None] = loop.create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take the connection over from asyncio's streams, and return when it is closed."""
         self._transport = cast("asyncio.Transport", writer.transport)
-        socket = writer.get_extra_info("socket")
-        self.client = parse_socket_addr(socket.family, socket.getpeername())
-        self.server = parse_socket_addr(socket.family, socket.getsockname())
+        client_socket = writer.get_extra_info("socket")
+        self.client = parse_socket_addr(client_socket.family, client_socket.getpeername())
+        self.server = parse_socket_addr(client_socket.family, client_socket.getsockname())
         if writer.get_extra_info("ssl_object") is not None:
             self.scheme = "https"
         self.config.open_connections.add(self)
@@ -128,7 +131,7 @@ class Connection(asyncio.Protocol):
                 self.data_received(first_bytes)
                 if reader.at_eof():  # asyncio's own protocol has read the end already
                     self.eof_received()
-                await self._closed
+                await self._closed_future
         except asyncio.CancelledError:
             self.cancel_request()
             raise
@@ -163,11 +166,11 @@ class Connection(asyncio.Protocol):
         self._clean_up()
 
     def pause_writing(self) -> None:
-        """Note that the write buffer is full, so that `drain` waits."""
+        """Note that the write buffer is full, so that `wait_for_room` waits."""
         self._buffer_has_room = asyncio.Event()
 
     def resume_writing(self) -> None:
-        """Note that the write buffer has room again, and wake `drain`."""
+        """Note that the write buffer has room again, and wake `wait_for_room`."""
         if self._buffer_has_room is not None:
             self._buffer_has_room.set()
             self._buffer_has_room = None
@@ -177,27 +180,27 @@ class Connection(asyncio.Protocol):
     def head_came(self, head: Head) -> None:
         self._request_count += 1
         self._exchange = Exchange(self, head)
-        # The parser may run in the task of the last request, whose context variables this request must not see.
+        # The parser may run in the task of the previous request, whose context variables this request must not see.
         self._exchange.start(self._app, self._context.copy())
 
-    def body_came(self, data: bytes) -> None:
+    def body_part_came(self, data: bytes) -> None:
         if self._exchange is not None:
-            self._exchange.body_came(data)
+            self._exchange.body_part_came(data)
 
-    def request_ended(self) -> None:
+    def whole_request_came(self) -> None:
         if self._exchange is not None:
             self._exchange.body_ended()
-            self._is_discarding = not self._exchange.head.keep_alive  # then it is the client's last request
+            self._is_discarding = not self._exchange.head.keep_alive  # if not, no further request may follow
 
     # The request in progress calls these methods.
 
-    def is_last(self) -> bool:
+    def answer_is_last(self) -> bool:
         return self.config.is_stopping or self._request_count > self.config.keep_alive_max_requests
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
 
-    async def drain(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait while the write buffer is full. Cut the connection if its client reads too little within UNREAD_S."""
         if self._buffer_has_room is None:
             return
@@ -207,12 +210,12 @@ class Connection(asyncio.Protocol):
         except TimeoutError:
             self._transport.abort()
 
-    def body_was_taken(self) -> None:
+    def deliver_more_body(self) -> None:
         self._parse()
 
-    def answered(self, exchange: Exchange, *, keep: bool) -> None:
+    def exchange_ended(self, exchange: Exchange, *, keep_connection: bool) -> None:
         self._exchange = None
-        if not keep or self.config.is_stopping:
+        if not keep_connection or self.config.is_stopping:
             self._close(linger=not exchange.body_is_complete)
             return
         self._idle_since = self._loop.time()
@@ -222,7 +225,7 @@ class Connection(asyncio.Protocol):
     # These methods parse the input, and end the connection.
 
     def close_when_idle(self) -> None:
-        """Close the connection now if no request is in progress; otherwise `answered` closes it."""
+        """Close the connection now if no request is in progress; otherwise `exchange_ended` closes it."""
         if self._exchange is None:
             self._close(linger=False)
 
@@ -234,28 +237,28 @@ class Connection(asyncio.Protocol):
     def _must_wait(self) -> bool:
         """Return whether parsing must wait: for an answer, or until the application has read the body so far."""
         exchange = self._exchange
-        return exchange is not None and (exchange.body_is_complete or exchange.unread >= MAX_UNREAD)
+        return exchange is not None and (exchange.body_is_complete or exchange.untaken_bytes >= MAX_UNTAKEN_BYTES)
 
     def _parse(self) -> None:
-        """Parse as much of the input as may be parsed now. Read from the socket only while little input is left."""
-        # `feed` and `_refuse` call nothing that parses. If that ever changes, no piece may be parsed twice.
+        """Parse as much of the input as may be parsed now. Pause the socket while much input is left unparsed."""
+        # Nothing that is called below parses now. If that ever changes, this keeps a piece from being parsed twice.
         if self._is_parsing:
             return
         self._is_parsing = True
-        data, parsed = self._input, 0
+        data, parsed_end = self._input, 0
         try:
             for _ in range(MOST_PIECES_IN_A_ROW):
-                if parsed == len(data) or self._is_discarding or self._must_wait():
+                if parsed_end == len(data) or self._is_discarding or self._must_wait():
                     break
-                parsed = self._parser.feed(data, parsed)
+                parsed_end = self._parser.feed(data, parsed_end)
             else:
                 self._loop.call_soon(self._parse)
         except Unreadable as error:
             self._refuse(error)
         finally:
             self._is_parsing = False
-        self._input = b"" if self._is_discarding else data[parsed:]
-        self._set_reading(len(self._input) < MAX_UNREAD)
+        self._input = b"" if self._is_discarding else data[parsed_end:]
+        self._set_reading(len(self._input) < MAX_UNTAKEN_BYTES)
 
     def _set_reading(self, should_read: bool) -> None:
         """Resume or pause reading from the socket, unless it is in this state already."""
@@ -268,7 +271,9 @@ class Connection(asyncio.Protocol):
         self._is_discarding = True
         if self._exchange is None:
             # No head was read, so this one is made up. The method matters, because an answer to HEAD has no body.
-            self._exchange = Exchange(self, Head("HEAD" if self._parser.method == b"HEAD" else "GET", b"", "1.1", []))
+            self._exchange = Exchange(
+                self, Head("HEAD" if self._parser.failed_method == b"HEAD" else "GET", b"", "1.1", [])
+            )
         self._exchange.refuse(Problem(error.status, error.detail))
 
     def _close(self, *, linger: bool) -> None:
@@ -299,66 +304,68 @@ class Connection(asyncio.Protocol):
 
         So one timer serves all requests of the connection.
         """
-        busy = self._exchange is not None
-        left_s = self.config.keep_alive_timeout if busy else self._idle_left_s()
-        if left_s <= 0:
+        is_busy = self._exchange is not None
+        next_check_s = self.config.keep_alive_timeout if is_busy else self._idle_left_s()
+        if next_check_s <= 0:
             self._close(linger=False)
         else:
-            self._timer = self._loop.call_later(left_s, self._check_idle)
+            self._idle_timer = self._loop.call_later(next_check_s, self._check_idle)
 
     def _clean_up(self) -> None:
-        """Stop the idle timer, and wake `drain` and `serve` if they wait."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Stop the idle timer, and wake `wait_for_room` and `serve` if they wait."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self.resume_writing()
-        if not self._closed.done():
-            self._closed.set_result(None)
+        if not self._closed_future.done():
+            self._closed_future.set_result(None)
 
 
 async def _serve_if_room(connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Serve a connection if its source and the server may have one more, or else turn it away."""
     config = connection.config
-    clients, peer = config.clients, _peer(writer)
-    if not clients.connections.occupy(peer, 1, is_proxy=clients.proxies.trusts(peer)):
-        await _turn_away(config, peer, reader, writer)
+    clients, source = config.clients, _source_of(writer)
+    if not clients.connections.occupy(source, 1, is_proxy=clients.proxies.trusts(source)):
+        await _turn_away(config, source, reader, writer)
         return
     try:
         await connection.serve(reader, writer)
     except (OSError, TimeoutError):
         pass  # the client has gone, or has sent no request in time
     finally:
-        clients.connections.vacate(peer, 1)
+        clients.connections.vacate(source, 1)
 
 
-async def _turn_away(config: Settings, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _turn_away(
+    config: ServerConfig, source: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     """Answer the first request of a connection beyond the bound with 503. This takes LINGER_S at most.
 
     The answer is not sent before the client has sent something: a balancer that gets an answer before it has sent a
     request takes the connection for broken.
     """
-    if config.turned_away >= MOST_TURNED_AWAY:
+    if config.turned_away_count >= MOST_TURNED_AWAY:
         writer.transport.abort()
         return
-    if not config.turned_away:
-        log.warning("too many connections", source=peer, connections=config.clients.connections.total)
-    config.turned_away += 1
+    if not config.turned_away_count:
+        log.warning("too many connections", source=source, connections=config.clients.connections.total)
+    config.turned_away_count += 1
     try:
         async with asyncio.timeout(LINGER_S):
             await reader.read(MAX_RECV)
-            writer.write(FULL_ANSWER)
+            writer.write(TURN_AWAY_ANSWER)
             writer.write_eof()
-            left_bytes = LINGER_BYTES
-            while left_bytes > 0 and (data := await reader.read(MAX_RECV)):
-                left_bytes -= len(data)
+            bytes_left = LINGER_BYTES
+            while bytes_left > 0 and (data := await reader.read(MAX_RECV)):
+                bytes_left -= len(data)
     except (OSError, TimeoutError):
         pass
     finally:
-        config.turned_away -= 1
+        config.turned_away_count -= 1
         writer.close()
 
 
-def _peer(writer: asyncio.StreamWriter) -> str:
-    """Return the address that a connection comes from; "" for a local socket or a client that has gone."""
+def _source_of(writer: asyncio.StreamWriter) -> str:
+    """Return the IP address that a connection comes from; "" for a Unix socket or a client that has gone."""
     name = writer.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else ""
 
@@ -375,18 +382,19 @@ def connection_for(
     """Return the awaitable that serves one connection, for Hypercorn.
 
     `server.run` puts this function into Hypercorn's module, so it is called for every Hypercorn server of this process.
-    A server that does not have our `Settings`, such as a provider that a test runs, gets Hypercorn's own class.
+    A server that does not have our `ServerConfig`, such as a provider that a test runs, gets Hypercorn's own class, the
+    only one that needs `context`.
     """
-    if isinstance(config, Settings):
+    if isinstance(config, ServerConfig):
         return _serve_if_room(Connection(app, loop, config, state), reader, writer)
     return TCPServer(app, loop, config, context, state, reader, writer)
 
 
-def _full_answer() -> bytes:
+def _make_turn_away_answer() -> bytes:
     problem = Problem(503, "this replica has too many open connections; retry after 1 s", retry_after=1)
-    lines = [b"HTTP/1.1 503 Service Unavailable", *(b"%b: %b" % header for header in last_headers(problem))]
+    lines = [b"HTTP/1.1 503 Service Unavailable", *(b"%b: %b" % header for header in closing_headers(problem))]
     return b"\r\n".join(lines) + b"\r\n\r\n" + problem.document()
 
 
 #: The answer to a connection beyond the bound.
-FULL_ANSWER = _full_answer()
+TURN_AWAY_ANSWER = _make_turn_away_answer()

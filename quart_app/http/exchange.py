@@ -24,23 +24,23 @@ from werkzeug.http import http_date
 from quart_app.http.parser import Head
 from quart_app.http.problems import Problem
 from quart_app.http.protection import HEADERS
-from quart_app.http.request import HAS_ARRIVED
+from quart_app.http.request import BODY_HAS_ARRIVED
 from quart_app.http.request_log import RequestLog
 
 log = structlog.get_logger(__name__)
-#: The log lines of the requests that the server answers itself, without the application.
-unrouted_log = RequestLog()
+#: Writes the log lines of the requests that this class answers itself, because the application does not.
+server_answer_log = RequestLog()
 
-#: While the application has left so many bytes of a body unread, the connection parses no more, and soon reads no more
-#: from its socket. So the client has to wait.
-MAX_UNREAD = 64 * 1024
+#: While the application has left so many bytes of a body untaken, the connection parses no more, and soon reads no more
+#: from its socket. So the client has to wait, and a body that the application reads slowly does not fill the memory.
+MAX_UNTAKEN_BYTES = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: The versions of ASGI that the scope of each request names, as Hypercorn's scopes do.
-ASGI = {"spec_version": "2.1", "version": "3.0"}
+ASGI_VERSIONS = {"spec_version": "2.1", "version": "3.0"}
 _STATUS_LINES = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
-class Wire(Protocol):
+class ExchangeConnection(Protocol):
     """What an exchange needs of its connection."""
 
     client: Any
@@ -48,19 +48,19 @@ class Wire(Protocol):
     scheme: str
     state: dict[str, Any]
 
-    def is_last(self) -> bool:
-        """Return whether the connection is closed after the answer to this request."""
+    def answer_is_last(self) -> bool:
+        """Return whether the connection is closed after the answer to the present request."""
 
     def write(self, data: bytes) -> None: ...
 
-    async def drain(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until the client has read enough of what was written."""
 
-    def body_was_taken(self) -> None:
+    def deliver_more_body(self) -> None:
         """Deliver more of the body, because the application has taken what came before."""
 
-    def answered(self, exchange: Exchange, *, keep: bool) -> None:
-        """Go on to the next request if `keep` is true, or else close the connection."""
+    def exchange_ended(self, exchange: Exchange, *, keep_connection: bool) -> None:
+        """Go on to the next request if `keep_connection` is true, or else close the connection."""
 
 
 class Exchange:
@@ -70,16 +70,16 @@ class Exchange:
     them. When the client has gone, the connection cancels the task.
     """
 
-    def __init__(self, wire: Wire, head: Head) -> None:
+    def __init__(self, connection: ExchangeConnection, head: Head) -> None:
         self.head = head
         #: whether the whole body of the request has arrived
         self.body_is_complete = False
-        #: how many bytes of the body the application has not taken yet
-        self.unread = 0
+        #: how many bytes of the body have arrived and were not taken by the application
+        self.untaken_bytes = 0
         #: the problem that the client gets instead of the application's answer
         self.refusal: Problem | None = None
-        self._wire = wire
-        self._unread_parts: list[bytes] = []
+        self._connection = connection
+        self._untaken_parts: list[bytes] = []
         #: whether the application has received the end of the body
         self._end_was_received = False
         #: done when `receive` has to look again: for more of the body, its end, or the end of the exchange
@@ -88,18 +88,18 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
         #: whether the task has made its first step
         self._has_started = False
-        #: the head of the answer, until it is written together with the first part of the body
+        #: the head of the answer until it is written (see `send`); None: no answer has begun, or the head is written
         self._unsent_head: bytes | None = None
         #: whether the head of the answer is written
         self._head_is_written = False
         #: whether the answer is complete or cut off
         self._is_over = False
         #: whether the answer must not have a body
-        self._answer_has_no_body = False
+        self._answer_is_bodiless = False
         #: whether the connection takes a further request after the answer
-        self._keep_alive = False
+        self._keeps_connection = False
         #: whether the body of the answer is sent in chunks
-        self._in_chunks = False
+        self._sends_chunks = False
         #: how many of the announced bytes the application has still to send; None: it has announced no length
         self._answer_bytes_left: int | None = None
 
@@ -107,13 +107,13 @@ class Exchange:
         """Run the application in a new task with this context."""
         self._task = asyncio.get_running_loop().create_task(self._run(app), context=context)
 
-    def body_came(self, data: bytes) -> None:
-        self._unread_parts.append(data)
-        self.unread += len(data)
+    def body_part_came(self, data: bytes) -> None:
+        self._untaken_parts.append(data)
+        self.untaken_bytes += len(data)
         self._wake_receive()
 
     def has_arrived(self) -> bool:
-        """Return whether the whole body has arrived (the ASGI extension HAS_ARRIVED)."""
+        """Return whether the whole body has arrived (the ASGI extension BODY_HAS_ARRIVED)."""
         return self.body_is_complete
 
     def body_ended(self) -> None:
@@ -149,18 +149,18 @@ class Exchange:
     async def receive(self) -> dict[str, Any]:
         """Wait for more of the body and return it, or `http.disconnect` if the client has gone (ASGI `receive`)."""
         while not (self._client_has_gone or self._is_over):
-            if self._unread_parts or (self.body_is_complete and not self._end_was_received):
-                body = self._unread_parts[0] if len(self._unread_parts) == 1 else b"".join(self._unread_parts)
-                self._unread_parts.clear()
-                self.unread = 0
+            if self._untaken_parts or (self.body_is_complete and not self._end_was_received):
+                body = self._untaken_parts[0] if len(self._untaken_parts) == 1 else b"".join(self._untaken_parts)
+                self._untaken_parts.clear()
+                self.untaken_bytes = 0
                 more_follows = not self.body_is_complete
                 self._end_was_received = not more_follows
                 if more_follows:
-                    self._wire.body_was_taken()
+                    self._connection.deliver_more_body()
                 return {"type": "http.request", "body": body, "more_body": more_follows}
             if self.head.expects_continue and not (self._head_is_written or self.body_is_complete):
                 self.head.expects_continue = False
-                self._wire.write(CONTINUE)
+                self._connection.write(CONTINUE)
             self._receive_wakeup = asyncio.get_running_loop().create_future()
             await self._receive_wakeup
         return {"type": "http.disconnect"}
@@ -173,79 +173,79 @@ class Exchange:
         """
         if self._client_has_gone or self._is_over:
             return
-        kind = message["type"]
-        if kind == "http.response.start":
+        message_type = message["type"]
+        if message_type == "http.response.start":
             self._begin_answer(message["status"], message.get("headers", ()))
-            if self._answer_bytes_left is None and not self._answer_has_no_body:
+            if self._answer_bytes_left is None and not self._answer_is_bodiless:
                 self._write(b"")  # an answer without a length is a stream: its first part may come much later
-        elif kind == "http.response.body":
-            self._send_body(message.get("body", b""), more=message.get("more_body", False))
-            await self._wire.drain()
+        elif message_type == "http.response.body":
+            self._send_body(message.get("body", b""), more_follows=message.get("more_body", False))
+            await self._connection.wait_for_room()
 
     def _begin_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if self._head_is_written or self._unsent_head is not None:
             raise RuntimeError("the answer has begun already")
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        head_lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         # If the answer comes before the end of the request's body, the rest of the body is not worth reading.
-        keep = self.head.keep_alive and self.body_is_complete and not self._wire.is_last()
-        length = None
+        keep_connection = self.head.keep_alive and self.body_is_complete and not self._connection.answer_is_last()
+        announced_length = None
         for name, value in headers:
             if name == b"connection":
-                keep = keep and b"close" not in value.lower()
+                keep_connection = keep_connection and b"close" not in value.lower()
                 continue
             if name == b"content-length":
-                length = int(value)
+                announced_length = int(value)
             elif name == b"transfer-encoding":
                 continue  # this class frames the body itself
-            lines.append(b"%b: %b\r\n" % (name, value))
-        self._answer_has_no_body = suppress_body(self.head.method, status)
-        self._answer_bytes_left = 0 if self._answer_has_no_body else length
+            head_lines.append(b"%b: %b\r\n" % (name, value))
+        self._answer_is_bodiless = suppress_body(self.head.method, status)
+        self._answer_bytes_left = 0 if self._answer_is_bodiless else announced_length
         # A body of unknown length is sent in chunks. The head of an answer to HEAD says so, too, because it is the head
         # of the answer to GET. An answer 204 or 304 never has a body.
-        if length is None and not (self._answer_has_no_body and status in {204, 304}):
-            self._in_chunks = self.head.version == "1.1"
-            if self._in_chunks:
-                lines.append(b"transfer-encoding: chunked\r\n")
+        if announced_length is None and not (self._answer_is_bodiless and status in {204, 304}):
+            self._sends_chunks = self.head.version == "1.1"
+            if self._sends_chunks:
+                head_lines.append(b"transfer-encoding: chunked\r\n")
             else:
-                keep = False
-        lines.append(date_line())
-        if not keep:
-            lines.append(b"connection: close\r\n")
-        answer_head = b"".join(lines)
+                keep_connection = False
+        head_lines.append(date_line())
+        if not keep_connection:
+            head_lines.append(b"connection: close\r\n")
+        answer_head = b"".join(head_lines)
         line_breaks = answer_head.count(b"\n"), answer_head.count(b"\r")
         # A line break inside a header would begin a header, or an answer, of its own.
-        if line_breaks != (len(lines), len(lines)) or b"\0" in answer_head:
+        if line_breaks != (len(head_lines), len(head_lines)) or b"\0" in answer_head:
             raise ValueError("a header of the answer contains a line break or a zero byte")
-        self._keep_alive = keep
+        self._keeps_connection = keep_connection
         self._unsent_head = answer_head + b"\r\n"
 
-    def _send_body(self, data: bytes, *, more: bool) -> None:
+    def _send_body(self, data: bytes, *, more_follows: bool) -> None:
         if self._unsent_head is None and not self._head_is_written:
             raise RuntimeError("the answer has no head yet")
-        if self._answer_has_no_body:
+        if self._answer_is_bodiless:
             data = b""
         elif self._answer_bytes_left is not None:
             self._answer_bytes_left -= len(data)
-            if self._answer_bytes_left < 0 or (self._answer_bytes_left and not more):
+            if self._answer_bytes_left < 0 or (self._answer_bytes_left and not more_follows):
                 raise RuntimeError("the answer is not as long as it says")
-        elif self._in_chunks:
-            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
+        elif self._sends_chunks:
+            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more_follows else b"0\r\n\r\n")
         self._write(data)
-        if not more:
-            self._finish(keep=self._keep_alive)
+        if not more_follows:
+            self._finish(keep_connection=self._keeps_connection)
 
     def _write(self, data: bytes) -> None:
         if self._unsent_head is not None:
             data, self._unsent_head = self._unsent_head + data, None
             self._head_is_written = True
         if data:
-            self._wire.write(data)
+            self._connection.write(data)
 
-    def _finish(self, *, keep: bool) -> None:
-        """End the exchange, and hand the connection back; `keep` says whether it takes a further request."""
+    def _finish(self, *, keep_connection: bool) -> None:
+        """End the exchange, and hand the connection back; `keep_connection` says whether it takes a further request."""
         self._is_over = True
         self._wake_receive()
-        self._wire.answered(self, keep=keep)
+        self._connection.exchange_ended(self, keep_connection=keep_connection)
 
     def _wake_receive(self) -> None:
         if self._receive_wakeup is not None and not self._receive_wakeup.done():
@@ -272,38 +272,38 @@ class Exchange:
             return
         if not self._client_has_gone and not self._head_is_written:
             # "none" in place of a route, as in the lines of `Application.handle_request`.
-            unrouted_log.write(self.head.method, "none", problem.status, problem.detail)
+            server_answer_log.write(self.head.method, "none", problem.status, problem.detail)
             self._unsent_head = None
             self.head.keep_alive = False
             document = problem.document()
-            self._begin_answer(problem.status, last_headers(problem))
-            self._write(b"" if self._answer_has_no_body else document)
-        self._finish(keep=False)
+            self._begin_answer(problem.status, closing_headers(problem))
+            self._write(b"" if self._answer_is_bodiless else document)
+        self._finish(keep_connection=False)
 
     def _scope(self) -> dict[str, Any]:
         """Return the ASGI scope. Raises HTTPException if the target is neither a path nor a URL."""
-        head, wire = self.head, self._wire
+        head, connection = self.head, self._connection
         raw_path, _, query_string = head.target.partition(b"?")
         path = raw_path.decode("ascii")
         if b"%" in raw_path:
             path = unquote(path)
-        if not _names_a_path(path):
-            raise _NoPath
+        if not _is_path_or_url(path):
+            raise _PathMissing
         return {
             "type": "http",
-            "asgi": ASGI,
+            "asgi": ASGI_VERSIONS,
             "http_version": head.version,
             "method": head.method,
-            "scheme": wire.scheme,
+            "scheme": connection.scheme,
             "path": path,
             "raw_path": raw_path,
             "query_string": query_string,
             "root_path": "",
             "headers": head.headers,
-            "client": wire.client,
-            "server": wire.server,
-            "state": wire.state.copy(),
-            "extensions": {HAS_ARRIVED: self.has_arrived},
+            "client": connection.client,
+            "server": connection.server,
+            "state": connection.state.copy(),
+            "extensions": {BODY_HAS_ARRIVED: self.has_arrived},
         }
 
 
@@ -311,12 +311,12 @@ def _stopping_problem() -> Problem:
     return Problem(503, "this replica stops before it can answer; retry after 1 s", retry_after=1)
 
 
-class _NoPath(HTTPException):
+class _PathMissing(HTTPException):
     code = 400
     description = "the request names no path"
 
 
-def _names_a_path(path: str) -> bool:
+def _is_path_or_url(path: str) -> bool:
     """Return whether this is a path or a URL. Quart itself checks the host of a URL."""
     if path.startswith("/"):
         return True
@@ -325,19 +325,19 @@ def _names_a_path(path: str) -> bool:
     return False
 
 
-_date_of_second: tuple[int, bytes] = (0, b"")
+_cached_date_line: tuple[int, bytes] = (0, b"")
 
 
 def date_line() -> bytes:
     """Return the Date header for answers. It is formatted once a second."""
-    global _date_of_second
+    global _cached_date_line
     now = int(time.time())
-    if _date_of_second[0] != now:
-        _date_of_second = now, b"date: %b\r\n" % http_date(now).encode()
-    return _date_of_second[1]
+    if _cached_date_line[0] != now:
+        _cached_date_line = now, b"date: %b\r\n" % http_date(now).encode()
+    return _cached_date_line[1]
 
 
-def last_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
+def closing_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
     """Return the headers of a problem that the server answers itself and after which it closes the connection."""
     headers = problem.response().headers
     headers.update({**HEADERS, "Connection": "close"})

@@ -33,13 +33,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: Upper bounds of the histogram of answers, in seconds.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-#: Statuses that an alert looks at; see `Requests.expect`.
+#: Statuses that an alert looks at; see `RequestMetrics.create_failure_counters`.
 FAILURES = (500, 502, 503, 504)
 #: Methods that have series of their own; all others count as "other".
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
-class Requests:
+class RequestMetrics:
     """Counts and durations of HTTP requests, by route and never by path.
 
     A path may name a person. A client can also invent paths and methods without end, and each would have a series.
@@ -63,7 +63,7 @@ class Requests:
         counter.inc()
         histogram.observe(seconds)
 
-    def expect(self, method: str, route: str) -> None:
+    def create_failure_counters(self, method: str, route: str) -> None:
         """Create the counters of failures at 0, because Prometheus sees no increase in a counter that begins at 1."""
         for status in FAILURES:
             self._request_counter.labels(method, route, status)

@@ -12,12 +12,14 @@ from typing import Protocol
 
 import httptools
 
-#: Most bytes of a head, or of a body in chunks, that llhttp gets at once. A request may end anywhere in them.
+#: Most bytes of a head, or of a body in chunks, that llhttp gets at once. Larger pieces cost fewer calls. But a piece
+#: is parsed before the bounds are checked, so this many bytes may exceed them.
 MOST_PIECE_BYTES = 4096
 #: The end of every head, and of every body of chunks. llhttp refuses line feeds without carriage returns.
 BLANK_LINE = b"\r\n\r\n"
-#: Most bytes of a request's head, or of what stands between two parts of a body in chunks (chunk sizes, trailers).
-MAX_HEAD = 32 * 1024
+#: Most bytes of a request's head, or of what stands between two parts of a body in chunks (chunk sizes, trailers). A
+#: larger bound suits longer cookies, and lets each connection hold more memory.
+MAX_HEAD_BYTES = 32 * 1024
 #: Most digits of a Content-Length, so that it fits into 64 bits.
 MAX_LENGTH_DIGITS = 18
 #: The methods that llhttp knows, except CONNECT and the methods of other protocols.
@@ -32,7 +34,7 @@ METHODS = {
 }  # fmt: skip
 FORBIDDEN_TRANSFER_ENCODING = "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0"
 #: Status of a refusal -> its text, if `Unreadable` is raised without one.
-DEFAULT_DETAILS = {
+DETAIL_OF_STATUS = {
     400: "the request is not valid HTTP/1.1",
     431: "the head of the request is longer than 32 KB",
     501: "Transfer-Encoding can only be chunked",
@@ -41,8 +43,8 @@ UNKNOWN_METHOD = "this server does not know the method of the request"
 #: A request line of valid form. If llhttp calls its method invalid, llhttp does not know the method.
 _REQUEST_LINE = re.compile(rb"[\r\n]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
 #: The names of the two headers that say how long a body is.
-_FRAMING = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
-#: The headers that `Parser._checked` checks.
+_FRAMING_HEADER = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
+#: The headers that `Parser._checked_head` checks.
 _CHECKED_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 
 
@@ -52,7 +54,7 @@ class Unreadable(Exception):
     def __init__(self, status: int, detail: str = "") -> None:
         super().__init__(status, detail)
         self.status = status
-        self.detail = detail or DEFAULT_DETAILS[status]
+        self.detail = detail or DETAIL_OF_STATUS[status]
 
 
 class Head:
@@ -66,84 +68,89 @@ class Head:
         self.version = version
         #: names in lower case
         self.headers = headers
+        #: whether the client may send another request on this connection
         self.keep_alive = False
+        #: whether the client waits for `100 Continue` before it sends the body
         self.expects_continue = False
-        #: bytes of the body; -1: the body comes in chunks
+        #: bytes of the body; -1: the body comes in chunks, without an announced length
         self.length = 0
 
 
-class Taker(Protocol):
+class RequestReceiver(Protocol):
     """Receives what a parser finds."""
 
     def head_came(self, head: Head) -> None: ...
 
-    def body_came(self, data: bytes) -> None: ...
+    def body_part_came(self, data: bytes) -> None: ...
 
-    def request_ended(self) -> None: ...
+    def whole_request_came(self) -> None: ...
 
 
 class Parser:
     """The parser of one connection. After Unreadable it must not be fed again.
 
     llhttp cannot stop at the end of a request. So it gets the bytes in pieces, and each piece ends at the latest where
-    the request may end. The connection feeds the bytes after the request once their turn has come.
+    the request may end. The connection feeds the bytes after the request once that request is answered.
     """
 
-    def __init__(self, taker: Taker) -> None:
-        self._taker = taker
+    def __init__(self, receiver: RequestReceiver) -> None:
+        self._receiver = receiver
         self._llhttp = httptools.HttpRequestParser(self)
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._in_head = False
+        self._is_in_head = False
         #: The bytes of the head so far, from its first piece on. Outside of a head: the last piece, in which a head may
         #: begin.
         self._head_so_far = b""
-        #: the last bytes so far, at most three, because `BLANK_LINE` may be split between two pieces
-        self._tail = b""
-        #: Bytes since the head began, since it ended, or since the last bytes of the body. More than MAX_HEAD are
+        #: the last bytes so far, at most three, because `BLANK_LINE` may be split between two pieces; b"" in a body of
+        #: known length
+        self._last_bytes = b""
+        #: Bytes since the head began, since it ended, or since the last bytes of the body. More than MAX_HEAD_BYTES are
         #: refused.
         self._bytes_since_progress = 0
         #: bytes of the body that are still to come, if its length was announced
         self._body_bytes_left = 0
-        self._refusal: Unreadable | None = None
+        self._head_refusal: Unreadable | None = None
         #: a request whose head offers an upgrade and whose body is still to come
         self._upgrading_head: Head | None = None
         #: whether llhttp reads the head that `_stay_in_http1` has made up
         self._reads_made_up_head = False
 
     @property
-    def method(self) -> bytes:
+    def failed_method(self) -> bytes:
         """The method of the request in which reading failed."""
         return self._head_so_far.lstrip(b"\r\n").partition(b" ")[0]
 
     def feed(self, data: bytes, begin: int = 0) -> int:
         """Parse one piece of `data`, which begins at `begin`, and return where the piece ends. Raises Unreadable."""
-        end = min(self._end_of_piece(data, begin), len(data))
+        end = min(self._find_piece_end(data, begin), len(data))
         piece = data[begin:end]
-        self._head_so_far = self._head_so_far + piece if self._in_head else piece
-        self._tail = b"" if self._body_bytes_left or piece.endswith(BLANK_LINE) else (self._tail + piece[-3:])[-3:]
+        self._head_so_far = self._head_so_far + piece if self._is_in_head else piece
+        self._last_bytes = (
+            b"" if self._body_bytes_left or piece.endswith(BLANK_LINE) else (self._last_bytes + piece[-3:])[-3:]
+        )
         self._bytes_since_progress += len(piece)
         try:
             self._llhttp.feed_data(piece)
         except httptools.HttpParserUpgrade:
             self._stay_in_http1()
         except httptools.HttpParserError as error:
-            raise (self._refusal or self._refusal_for(error)) from error
-        if self._bytes_since_progress > MAX_HEAD:
+            raise (self._head_refusal or self._refusal_for(error)) from error
+        if self._bytes_since_progress > MAX_HEAD_BYTES:
             raise Unreadable(431)
         return end
 
-    def _end_of_piece(self, data: bytes, begin: int) -> int:
+    def _find_piece_end(self, data: bytes, begin: int) -> int:
         """Return where the piece from `begin` ends: at the end of the body, or where a head or chunks may end.
 
         The end may be beyond the data.
         """
         if self._body_bytes_left:
             return begin + self._body_bytes_left
-        if self._tail:
-            offset = (self._tail + data[begin : begin + 3]).find(BLANK_LINE)
+        if self._last_bytes:
+            offset = (self._last_bytes + data[begin : begin + 3]).find(BLANK_LINE)
             if offset >= 0:
-                return begin + offset + len(BLANK_LINE) - len(self._tail)
+                return begin + offset + len(BLANK_LINE) - len(self._last_bytes)
         blank_line_at = data.find(BLANK_LINE, begin, begin + MOST_PIECE_BYTES)
         return begin + MOST_PIECE_BYTES if blank_line_at < 0 else blank_line_at + len(BLANK_LINE)
 
@@ -151,7 +158,7 @@ class Parser:
 
     def on_message_begin(self) -> None:
         if not self._reads_made_up_head:
-            self._in_head = True
+            self._is_in_head = True
             self._bytes_since_progress = 0
             self._target = b""
             self._headers = []
@@ -160,10 +167,10 @@ class Parser:
         self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # headers after the body are trailers, which nobody reads
+        if self._is_in_head:  # headers after the body are trailers, which nobody reads
             name = name.lower()
-            # llhttp does not recognise `chunked` if a space follows. So the space stays in the value, and `_checked`
-            # refuses the value.
+            # llhttp does not recognise `chunked` if a space follows. So the space stays in the value, and
+            # `_checked_head` refuses the value.
             self._headers.append((name, value if name == b"transfer-encoding" else value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -171,29 +178,29 @@ class Parser:
             self._reads_made_up_head = False
             return
         try:
-            head = self._checked()
+            head = self._checked_head()
         except Unreadable as refusal:
-            self._refusal = refusal
+            self._head_refusal = refusal
             raise
-        self._in_head = False
+        self._is_in_head = False
         self._bytes_since_progress = 0
         self._body_bytes_left = max(0, head.length)
         if self._llhttp.should_upgrade() and head.length:  # llhttp would not parse this body; see `_stay_in_http1`
             self._upgrading_head = head
-        self._taker.head_came(head)
+        self._receiver.head_came(head)
 
     def on_body(self, data: bytes) -> None:
         self._bytes_since_progress = 0
         if self._body_bytes_left:
             self._body_bytes_left -= len(data)
-        self._taker.body_came(data)
+        self._receiver.body_part_came(data)
 
     def on_message_complete(self) -> None:
         # If a head offers an upgrade, llhttp reports the end at once, but the body is still to come.
         if self._upgrading_head is None:
-            self._taker.request_ended()
+            self._receiver.whole_request_came()
 
-    def _checked(self) -> Head:
+    def _checked_head(self) -> Head:
         """Return the head that llhttp has just completed, if it passes our checks. Raises Unreadable."""
         method = METHODS.get(self._llhttp.get_method())
         version = self._llhttp.get_http_version()
@@ -203,12 +210,12 @@ class Parser:
         if version not in {"1.1", "1.0"} or not self._head_so_far.lstrip(b"\r\n").startswith(expected_start):
             raise Unreadable(400)  # llhttp also accepts other protocols, and several spaces in a row
         head = Head(method, self._target, version, self._headers)
-        host_headers = 0
+        host_header_count = 0
         for name, value in self._headers:
             if name not in _CHECKED_HEADERS:
                 continue
             if name == b"host":
-                host_headers += 1
+                host_header_count += 1
             elif name == b"content-length":
                 if len(value) > MAX_LENGTH_DIGITS:
                     raise Unreadable(400)
@@ -221,9 +228,9 @@ class Parser:
                 raise Unreadable(501)
             else:
                 head.length = -1
-        if host_headers > 1 or (version == "1.1" and not host_headers):
+        if host_header_count > 1 or (version == "1.1" and not host_header_count):
             raise Unreadable(400)
-        # An HTTP/1.0 connection is closed after its first answer, as with h11.
+        # A connection of HTTP/1.0 is closed after its first answer, as h11 does it.
         head.keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
         return head
 
@@ -242,7 +249,10 @@ class Parser:
 
     def _refusal_for(self, error: httptools.HttpParserError) -> Unreadable:
         """Return the refusal that fits an error of llhttp."""
-        if self._in_head and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING.findall(self._head_so_far)}) > 1:
+        if (
+            self._is_in_head
+            and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING_HEADER.findall(self._head_so_far)}) > 1
+        ):
             return Unreadable(400, FORBIDDEN_TRANSFER_ENCODING)
         if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._head_so_far):
             return Unreadable(501, UNKNOWN_METHOD)

@@ -48,14 +48,14 @@ class Hosts:
         #: `.example.org` for each name `*.example.org`
         self._allowed_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
         self._allowed_names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
-        self._is_allowed = lru_cache(maxsize=1024)(self._decide)
+        self._is_allowed_cached = lru_cache(maxsize=1024)(self._is_allowed_uncached)
 
     def check(self, host: str) -> None:
         """Raise Problem (421) if a request with this Host header is meant for another server."""
-        if not self._is_allowed(host):
+        if not self._is_allowed_cached(host):
             raise Problem(421, f"this server does not answer to the host {host[:200]!r}; ALLOWED_HOSTS can add it")
 
-    def _decide(self, host: str) -> bool:
+    def _is_allowed_uncached(self, host: str) -> bool:
         match = _HOST.fullmatch(host.lower())
         if match is None:
             return False

@@ -17,7 +17,7 @@ from quart_app.http.preferences import preferences
 from quart_app.http.problems import Problem
 
 #: An extension of ASGI that our server has: a function that returns whether the whole body has arrived.
-HAS_ARRIVED = "quart_app.has_arrived"
+BODY_HAS_ARRIVED = "quart_app.has_arrived"
 
 
 class RequestBody(Body):
@@ -29,36 +29,36 @@ class RequestBody(Body):
     """
 
     _receive: ASGIReceiveCallable
-    #: whether the whole body has arrived; a server without the extension HAS_ARRIVED never says so
+    #: whether the whole body has arrived; a server without the extension BODY_HAS_ARRIVED never says so
     _has_arrived: Callable[[], bool] = staticmethod(lambda: False)
-    #: counts the bytes of all bodies on one port; None before `begin` and after `discharge`
+    #: counts the bytes of all bodies on one port; None before `start_counting` and after `stop_counting`
     _occupancy: Occupancy | None = None
     _source = ""
     _arrived_bytes = 0
 
-    def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupancy: Occupancy, source: str) -> None:
+    def start_counting(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupancy: Occupancy, source: str) -> None:
         """Set the function that receives the body. Count its bytes in `occupancy`, as those of the client `source`.
 
-        The application calls `begin` before it handles a request, and `discharge` in a `finally` after the answer. So
-        the count ends on every path, also after an error or a cancellation.
+        The application calls `start_counting` before it handles a request, and `stop_counting` in a `finally` after the
+        answer. So the count ends on every path, also after an error or a cancellation.
         """
         self._receive, self._occupancy, self._source = receive, occupancy, source
         extensions: Any = scope.get("extensions") or {}
-        self._has_arrived = extensions.get(HAS_ARRIVED, self._has_arrived)
+        self._has_arrived = extensions.get(BODY_HAS_ARRIVED, self._has_arrived)
 
     def has_arrived(self) -> bool:
         """Return whether the whole body has arrived. Then it can be read without a timer, because no read waits."""
         return self._has_arrived()
 
-    def discharge(self) -> None:
+    def stop_counting(self) -> None:
         """End the count of this body, whose request is answered. Bytes that arrive later are dropped."""
         if self._occupancy is not None and self._arrived_bytes:
             self._occupancy.vacate(self._source, self._arrived_bytes)
         self._occupancy, self._arrived_bytes = None, 0
 
     def append(self, data: bytes) -> None:
-        # `_receive_part` calls this, and it needs the function that `begin` sets. So `_occupancy` is None only after
-        # `discharge`, when the request is answered.
+        # `_receive_part` calls this, and it needs the function that `start_counting` sets. So `_occupancy` is None only
+        # after `stop_counting`, when the request is answered.
         if not data or self._must_raise is not None or self._occupancy is None:
             return
         if self._max_content_length is not None and self._arrived_bytes + len(data) > self._max_content_length:

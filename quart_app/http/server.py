@@ -11,8 +11,8 @@ from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve
 from quart import Quart
 
-from quart_app.http.clients import Clients
-from quart_app.http.connection import KEEP_ALIVE_S, Settings, connection_for
+from quart_app.http.clients import ClientUsage
+from quart_app.http.connection import KEEP_ALIVE_S, ServerConfig, connection_for
 from quart_app.http.drain import refuse
 from quart_app.http.sockets import BACKLOG
 from quart_app.settings import AppSettings
@@ -24,9 +24,9 @@ from quart_app.settings import AppSettings
 ACCEPTED_A_TURN = 8
 
 
-def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: Clients | None = None) -> Settings:
+def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: ClientUsage | None = None) -> ServerConfig:
     """Return Hypercorn's settings for these sockets. Only tests leave `clients` out; then a new object counts."""
-    config = Settings(clients or Clients(AppSettings()))
+    config = ServerConfig(clients or ClientUsage(AppSettings()))
     # Hypercorn gets a copy of each descriptor, and closes it. A socket may be in the list several times.
     config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
     config.backlog = BACKLOG
@@ -46,7 +46,7 @@ async def run(
     *,
     grace_s: float,
     common: socket.socket | None = None,
-    clients: Clients | None = None,
+    clients: ClientUsage | None = None,
 ) -> None:
     """Serve an application until `stop` returns, then let requests in progress finish within `grace_s`.
 
@@ -68,7 +68,7 @@ async def run(
 
 
 def _stop_trigger(
-    stop: Callable[[], Awaitable[object]], grace_s: float, config: Settings, sockets: Sequence[socket.socket]
+    stop: Callable[[], Awaitable[object]], grace_s: float, config: ServerConfig, sockets: Sequence[socket.socket]
 ) -> Callable[[], Awaitable[None]]:
     """Return a function for Hypercorn, which shuts down when the function returns.
 

@@ -21,7 +21,7 @@ from werkzeug.exceptions import NotFound
 
 from quart_app.http import server
 from quart_app.http.application import Application
-from quart_app.http.metrics import Requests
+from quart_app.http.metrics import RequestMetrics
 from quart_app.http.problems import Problem
 from quart_app.http.request_log import MOST_LINES_PER_S
 from quart_app.http.sockets import listen
@@ -39,7 +39,7 @@ class Followed:
 
     def __post_init__(self) -> None:
         settings = AppSettings(port=0, private_port=0)
-        self.app = Application("followed", settings, Requests(self.registry), leaving=lambda: False)
+        self.app = Application("followed", settings, RequestMetrics(self.registry), is_leaving=lambda: False)
         self.app.get("/people/<name>")(self._person)
         self.app.get("/refused")(self._refused)
         self.app.get("/broken")(self._broken)
@@ -333,7 +333,7 @@ class Gauge:
             port=0, private_port=0, max_body_bytes=1024, trusted_proxies="127.0.0.1",
             max_open_bodies_bytes=3000, max_open_bodies_bytes_per_source=2000,
         )  # fmt: skip
-        self.app = Application("gauge", settings, Requests(CollectorRegistry()), leaving=lambda: False)
+        self.app = Application("gauge", settings, RequestMetrics(CollectorRegistry()), is_leaving=lambda: False)
         self.app.post("/")(self._take)
 
     async def _take(self) -> Response:

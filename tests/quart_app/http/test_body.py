@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Quart, Response, jsonify
 
 from quart_app.http import body, problems
-from quart_app.http.body import MAX_DEPTH, MAX_INTEGER_DIGITS, MAX_KEYS, SLICE, parse_json, read_items, read_json
+from quart_app.http.body import MAX_DEPTH, MAX_INTEGER_DIGITS, MAX_KEYS, SLICE_ITEMS, parse_json, read_items, read_json
 from quart_app.http.problems import Problem
 from tests.support.hostile import LARGE, large
 from tests.support.waiting import Turns
@@ -224,7 +224,7 @@ async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart
     async with Turns() as turns:
         found = await app.test_client().post("/items", json=[{"value": 1} for _ in range(MOST)])
     assert await found.get_json() == MOST
-    assert turns.count > MOST / SLICE
+    assert turns.count > MOST / SLICE_ITEMS
 
 
 async def test_of_a_long_list_the_first_wrong_items_are_named(app: Quart) -> None:
@@ -263,7 +263,7 @@ async def test_no_body_is_parsed_in_one_go_that_takes_long(
     data = large(name, 2 << 20)
     response = await app.test_client().post("/items", data=data, headers={"Content-Type": "application/json"})
     assert response.status_code == status, await response.get_data()
-    assert max(parsed, default=0) <= body.PIECE + 2
+    assert max(parsed, default=0) <= body.PIECE_BYTES + 2
     assert len(parsed) <= MOST / 10
 
 
@@ -279,8 +279,8 @@ def test_pieces_make_the_same_list_or_are_refused(values: list[object], plain: b
     sent = (text[:place] + added + text[place:]).encode("utf-8", "surrogatepass").strip()
     assume(sent.startswith(b"["))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body, "PIECE", 48)
-        patch.setattr(body, "PIECE_ENDS", (4, 12, 24))
+        patch.setattr(body, "PIECE_BYTES", 48)
+        patch.setattr(body, "PIECE_END_OFFSETS", (4, 12, 24))
         found = outcome(lambda data: asyncio.run(body._parse_list(data, None)), sent)
     if not found.startswith(("400 ", "422 ")):
         assert found == outcome(body._parsed_by_python, sent)
@@ -313,7 +313,7 @@ async def test_a_compressed_body_is_refused_with_the_right_reason(app: Quart, se
 async def test_bodies_that_arrive_together_are_parsed_in_turns(app: Quart) -> None:
     """One piece in each turn of the event loop, however many clients send at once."""
     data = b"[" + b'{"value":1},' * 300 + b'{"value":1}]'
-    assert body.SMALL < len(data) <= body.PIECE
+    assert body.SMALL_BYTES < len(data) <= body.PIECE_BYTES
     async with Turns() as turns:
         await asyncio.gather(*(body._parse_in_turn(data, None) for _ in range(20)))
     assert turns.count >= 20

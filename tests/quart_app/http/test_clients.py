@@ -26,7 +26,7 @@ FORWARDED = [
 @pytest.mark.parametrize(("trusted", "peer", "forwarded_for", "client"), FORWARDED)
 def test_only_trusted_proxies_are_believed(trusted: str, peer: str, forwarded_for: list[str], client: str) -> None:
     """A client can write the header, too: what stands before the last address that a trusted proxy added is hearsay."""
-    assert Proxies(trusted).client(peer, forwarded_for) == client
+    assert Proxies(trusted).client_address(peer, forwarded_for) == client
 
 
 def test_an_occupancy_is_bounded_in_all_and_per_source() -> None:

@@ -14,7 +14,7 @@ from quart import Quart, request
 from structlog.testing import capture_logs
 
 from quart_app.http import connection, server
-from quart_app.http.clients import Clients
+from quart_app.http.clients import ClientUsage
 from tests.support.serving import raw, served, settings
 
 
@@ -290,7 +290,7 @@ async def test_connections_beyond_the_bound_are_answered_with_503(bounds: dict[s
     """The answer says when to retry; once other connections have closed there is room."""
     app = Quart("test")
     app.get("/")(lambda: "here")
-    clients = Clients(settings(**bounds))
+    clients = ClientUsage(settings(**bounds))
     async with served(app, clients) as address:
         host, _, port = address.rpartition(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
@@ -312,7 +312,7 @@ async def test_a_trusted_proxy_may_have_more_connections_than_one_client() -> No
     """A proxy asks for many clients; only the bound of the whole port holds for it."""
     app = Quart("test")
     app.get("/")(lambda: "here")
-    clients = Clients(settings(max_connections=3, max_connections_per_source=1, trusted_proxies="127.0.0.0/8"))
+    clients = ClientUsage(settings(max_connections=3, max_connections_per_source=1, trusted_proxies="127.0.0.0/8"))
     async with served(app, clients) as address:
         host, _, port = address.rpartition(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
@@ -352,7 +352,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: py
 
         return parts()
 
-    clients = Clients(settings())
+    clients = ClientUsage(settings())
     async with served(app, clients) as address:
         host, _, port = address.rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
@@ -370,10 +370,10 @@ async def test_a_last_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.M
     """Its connection would otherwise stay until the client closes it, however little is left of the answer."""
     monkeypatch.setattr(connection, "UNREAD_S", 0.3)
     monkeypatch.setattr(connection, "LINGER_S", 0.1)
-    monkeypatch.setattr(connection.Connection, "drain", lambda self: asyncio.sleep(0))
+    monkeypatch.setattr(connection.Connection, "wait_for_room", lambda self: asyncio.sleep(0))
     app = Quart("test")
     app.post("/")(lambda: b" " * (8 << 20))
-    clients = Clients(settings())
+    clients = ClientUsage(settings())
     async with served(app, clients) as address:
         host, _, port = address.rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)

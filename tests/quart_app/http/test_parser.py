@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quart_app.http.parser import MAX_HEAD, Head, Parser, Unreadable
+from quart_app.http.parser import MAX_HEAD_BYTES, Head, Parser, Unreadable
 
 #: method, target, headers, body
 Request = tuple[str, bytes, list[tuple[bytes, bytes]], bytes]
@@ -42,10 +42,10 @@ class Collector:
     def head_came(self, head: Head) -> None:
         self.head, self.body = head, b""
 
-    def body_came(self, data: bytes) -> None:
+    def body_part_came(self, data: bytes) -> None:
         self.body += data
 
-    def request_ended(self) -> None:
+    def whole_request_came(self) -> None:
         assert not self.closes, "a request after the last one"
         self.requests.append((self.head.method, self.head.target, normal(self.head.headers), self.body))
         self.closes = not self.head.keep_alive
@@ -72,7 +72,7 @@ def by_us(data: bytes, piece: int = 1 << 20) -> Read:
 
 def by_h11(data: bytes) -> Read:
     """Read with h11, and with the rule for two lengths that RFC 9112 (6.3) adds for servers."""
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     connection.receive_data(data)
     read, head, body = Read(), None, b""
     while True:
@@ -182,9 +182,9 @@ def test_both_refuse_the_same(name: str) -> None:
 @pytest.mark.parametrize("begin", [post(b"X: ")[:-4], post(CHUNKED, body=b"0\r\nX: "), post(CHUNKED, body=b"1;a=")])
 def test_heads_trailers_and_extensions_are_bounded(begin: bytes) -> None:
     """What is kept, or skipped, until a head or a chunk is complete has the bound of a head."""
-    data = begin + b"a" * (MAX_HEAD + 4096)
+    data = begin + b"a" * (MAX_HEAD_BYTES + 4096)
     assert by_us(data).end == by_us(data, 1000).end == by_h11(data).end == 431
-    assert by_us(begin + b"a" * (MAX_HEAD - 100)).end is None
+    assert by_us(begin + b"a" * (MAX_HEAD_BYTES - 100)).end is None
 
 
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket"])

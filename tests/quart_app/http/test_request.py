@@ -13,9 +13,9 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 from quart_app.http.application import Application
 from quart_app.http.body import read_json
 from quart_app.http.clients import Occupancy
-from quart_app.http.metrics import Requests
+from quart_app.http.metrics import RequestMetrics
 from quart_app.http.problems import Problem
-from quart_app.http.request import HAS_ARRIVED, RequestBody, headers_of
+from quart_app.http.request import BODY_HAS_ARRIVED, RequestBody, headers_of
 from tests.support.serving import raw, served, settings
 
 
@@ -31,7 +31,7 @@ def body_of(*messages: dict[str, Any], most: int = 100, occupied: Occupancy | No
         return next(coming)
 
     body = RequestBody(None, most)
-    body.begin(receive, {"extensions": {}}, occupied or Occupancy(1000, 1000), "ada")  # type: ignore[arg-type, typeddict-item]
+    body.start_counting(receive, {"extensions": {}}, occupied or Occupancy(1000, 1000), "ada")  # type: ignore[arg-type, typeddict-item]
     return body
 
 
@@ -60,7 +60,7 @@ async def test_a_body_that_is_refused_raises_wherever_it_is_read(
         body = body_of(*messages, occupied=occupied)
         with pytest.raises(error):
             _ = await body if whole else [data async for data in body]
-        body.discharge()
+        body.stop_counting()
         assert occupied.total == 0
 
 
@@ -74,7 +74,7 @@ def test_headers_are_found_by_any_case() -> None:
 
 async def test_a_body_that_has_arrived_is_read_without_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most bodies arrive with their heads; others have a time limit."""
-    app = Application("test", settings(), Requests(CollectorRegistry()), leaving=lambda: False)
+    app = Application("test", settings(), RequestMetrics(CollectorRegistry()), is_leaving=lambda: False)
     told: list[bool] = []
 
     class Anything:
@@ -83,7 +83,7 @@ async def test_a_body_that_has_arrived_is_read_without_a_timer(monkeypatch: pyte
 
     @app.post("/")
     async def echo() -> Response:
-        told.append(request.scope["extensions"][HAS_ARRIVED]())  # type: ignore[typeddict-item]
+        told.append(request.scope["extensions"][BODY_HAS_ARRIVED]())  # type: ignore[typeddict-item]
         monkeypatch.setattr(asyncio, "timeout", None if told[-1] else timeout)
         try:
             return jsonify(await read_json(Anything()))

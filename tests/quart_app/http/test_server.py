@@ -17,7 +17,7 @@ from quart import Quart
 from structlog.testing import capture_logs
 
 from quart_app.http import server
-from quart_app.http.clients import Clients
+from quart_app.http.clients import ClientUsage
 from quart_app.http.sockets import listen
 from tests.support.serving import served, settings
 
@@ -62,7 +62,7 @@ def test_uvloop_accepts_several_connections_in_a_turn() -> None:
     count = 100
 
     async def turns() -> int:
-        clients, sockets, stop = Clients(settings()), listen(settings()), asyncio.Event()
+        clients, sockets, stop = ClientUsage(settings()), listen(settings()), asyncio.Event()
         app, address, turns = Quart("test"), sockets.public.getsockname(), 0
         with contextlib.ExitStack() as stack:
             for _ in range(count):
