@@ -40,7 +40,7 @@ from quart_app.http import journey, problems
 from quart_app.http.clients import ClientUsage
 from quart_app.http.metrics import RequestMetrics
 from quart_app.http.problems import ProblemResponse
-from quart_app.http.protection import Hosts, protect
+from quart_app.http.protection import AllowedHosts, protect
 from quart_app.http.request import HttpRequest, headers_of
 from quart_app.http.request_log import RequestLog
 from quart_app.settings import AppSettings
@@ -217,7 +217,7 @@ class Application(Quart):
     ) -> None:
         super().__init__(name, static_folder=None)
         self.clients = ClientUsage(settings)
-        self._hosts = Hosts(settings)
+        self._allowed_hosts = AllowedHosts(settings)
         self._request_metrics = request_metrics
         self._request_log = RequestLog()
         self._is_leaving = is_leaving
@@ -312,7 +312,7 @@ class Application(Quart):
         )
         result: Any = None
         try:
-            self._hosts.check(request.headers.get("Host", ""))
+            self._allowed_hosts.check(request.headers.get("Host", ""))
             # Quart itself answers a request without a route, and OPTIONS if the route leaves it to Quart.
             if functions is None or (request.method == "OPTIONS" and cast("QuartRule", rule).provide_automatic_options):
                 result = await self.dispatch_request(context)

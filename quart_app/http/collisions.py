@@ -11,40 +11,46 @@ from werkzeug.routing import Map, RequestRedirect, Rule
 
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 #: Quart answers these methods for every route by itself.
-_IMPLICIT = {"HEAD", "OPTIONS"}
+_AUTOMATIC_METHODS = {"HEAD", "OPTIONS"}
 
 
 def find(app: Quart) -> str:
-    """Return a sentence about the first collision, or "" if there is none. Routes of one blueprint may overlap."""
+    """Return a sentence about the first collision, or "" if there is none. Routes of one blueprint may overlap.
+
+    An endpoint is `blueprint.view`.
+    """
     rules_by_blueprint: dict[str, list[Rule]] = {}
     for rule in app.url_map.iter_rules():
         rules_by_blueprint.setdefault(rule.endpoint.rpartition(".")[0], []).append(rule)
-    maps_by_blueprint = {name: Map([_copy(rule) for rule in rules]) for name, rules in rules_by_blueprint.items()}
-    for name, rules in rules_by_blueprint.items():
+    route_maps_by_blueprint = {
+        blueprint: Map([_copy_rule(rule) for rule in rules]) for blueprint, rules in rules_by_blueprint.items()
+    }
+    for blueprint, rules in rules_by_blueprint.items():
         for rule in rules:
-            for other, routes in maps_by_blueprint.items():
-                if other != name and (method := _shared_method(rule, routes)):
-                    return f"{method} {rule.rule} of {name} is also a route of {other}"
+            for other_blueprint, other_routes in route_maps_by_blueprint.items():
+                if other_blueprint != blueprint and (method := _shared_method(rule, other_routes)):
+                    return f"{method} {rule.rule} of {blueprint} is also a route of {other_blueprint}"
     return ""
 
 
-def _copy(rule: Rule) -> Rule:
+def _copy_rule(rule: Rule) -> Rule:
+    """Return a copy, because a rule can belong to one map only."""
     return Rule(rule.rule, endpoint=rule.endpoint, methods=rule.methods, strict_slashes=rule.strict_slashes)
 
 
-def _shared_method(rule: Rule, routes: Map) -> str:
-    """Return the first method for which `routes` answers an example path of the rule, or ""."""
+def _shared_method(rule: Rule, other_routes: Map) -> str:
+    """Return the first method for which `other_routes` answers an example path of the rule, or ""."""
     example = _PLACEHOLDER.sub("7", rule.rule)  # valid as a text and as an integer
-    return next((method for method in _methods(rule) if _has_route(routes, example, method)), "")
+    return next((method for method in _methods(rule) if _answers(other_routes, example, method)), "")
 
 
 def _methods(rule: Rule) -> Iterable[str]:
-    return sorted((rule.methods or set()) - _IMPLICIT)
+    return sorted((rule.methods or set()) - _AUTOMATIC_METHODS)
 
 
-def _has_route(routes: Map, path: str, method: str) -> bool:
+def _answers(other_routes: Map, path: str, method: str) -> bool:
     try:
-        routes.bind("example").match(path, method)
+        other_routes.bind("example").match(path, method)
     except RequestRedirect:  # to the same path with a slash at its end, which is a route
         return True
     except HTTPException:

@@ -26,15 +26,15 @@ async def stop_accepting(listening: socket.socket, request_wait_s: float) -> Non
     """
     if request_wait_s <= 0:
         return
-    deadline_s = time.monotonic() + request_wait_s
-    while _accept_queue_has_connection(listening) and time.monotonic() < deadline_s:
+    give_up_at_s = time.monotonic() + request_wait_s
+    while _accept_queue_has_connection(listening) and time.monotonic() < give_up_at_s:
         await asyncio.sleep(0)  # the event loop accepts them
     # No await is allowed here: a client could connect between the check and the shutdown.
-    refuse(listening)
+    refuse_connections(listening)
     await asyncio.sleep(request_wait_s)
 
 
-def refuse(listening: socket.socket) -> None:
+def refuse_connections(listening: socket.socket) -> None:
     """Let the kernel refuse new connections, and reset those that were not accepted yet."""
     with contextlib.suppress(OSError):  # never listened, or refuses already
         listening.shutdown(socket.SHUT_RDWR)
@@ -44,4 +44,4 @@ def _accept_queue_has_connection(listening: socket.socket) -> bool:
     """Return whether a connection waits to be accepted: then a listening socket can be read from."""
     poll = select.poll()
     poll.register(listening, select.POLLIN)
-    return any(event & select.POLLIN for _, event in poll.poll(0))
+    return any(events & select.POLLIN for _, events in poll.poll(0))

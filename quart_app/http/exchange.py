@@ -23,7 +23,7 @@ from werkzeug.http import http_date
 
 from quart_app.http.parser import Head
 from quart_app.http.problems import Problem
-from quart_app.http.protection import HEADERS
+from quart_app.http.protection import PROTECTIVE_HEADERS
 from quart_app.http.request import BODY_HAS_ARRIVED
 from quart_app.http.request_log import RequestLog
 
@@ -112,7 +112,7 @@ class Exchange:
         self.untaken_bytes += len(data)
         self._wake_receive()
 
-    def has_arrived(self) -> bool:
+    def body_has_arrived(self) -> bool:
         """Return whether the whole body has arrived (the ASGI extension BODY_HAS_ARRIVED)."""
         return self.body_is_complete
 
@@ -303,7 +303,7 @@ class Exchange:
             "client": connection.client,
             "server": connection.server,
             "state": connection.state.copy(),
-            "extensions": {BODY_HAS_ARRIVED: self.has_arrived},
+            "extensions": {BODY_HAS_ARRIVED: self.body_has_arrived},
         }
 
 
@@ -340,5 +340,5 @@ def date_line() -> bytes:
 def closing_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
     """Return the headers of a problem that the server answers itself and after which it closes the connection."""
     headers = problem.response().headers
-    headers.update({**HEADERS, "Connection": "close"})
+    headers.update({**PROTECTIVE_HEADERS, "Connection": "close"})
     return encode_headers(headers)

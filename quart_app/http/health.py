@@ -15,31 +15,36 @@ from quart_app.service import Context
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between two looks at the reason.
-LOOK_S = 0.5
+#: Seconds between two looks at the reason. A state that lasts for less time may never be logged.
+CHECK_INTERVAL_S = 0.5
 #: Seconds between two log lines while the reason stays the same.
-REPEAT_S = 60.0
+REPEAT_INTERVAL_S = 60.0
 
 
-async def report(reason: Callable[[], str]) -> None:
-    """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Run for ever."""
+async def report(find_reason: Callable[[], str]) -> None:
+    """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Run for ever.
+
+    `find_reason` returns why the replica is not ready, or "" when it is ready.
+    """
     logged_reason, logged_at_s = "", 0.0
     while True:
-        current_reason, now_s = reason(), time.monotonic()
-        if current_reason and (current_reason != logged_reason or now_s - logged_at_s >= REPEAT_S):
+        current_reason, now_s = find_reason(), time.monotonic()
+        if current_reason and (current_reason != logged_reason or now_s - logged_at_s >= REPEAT_INTERVAL_S):
             log.warning("not ready", reason=current_reason)
             logged_at_s = now_s
         elif logged_reason and not current_reason:
             log.info("ready again", was=logged_reason)
         logged_reason = current_reason
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(CHECK_INTERVAL_S)
 
 
-def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], Mapping[str, str]]) -> Blueprint:
+def routes(
+    context: Context, find_reason: Callable[[], str], find_unready_services: Callable[[], Mapping[str, str]]
+) -> Blueprint:
     """Return the routes GET /health and GET /readyz.
 
-    `reason` returns why the replica is not ready, or "" when it is ready. `not_ready` returns the services that are not
-    ready, each with the reason.
+    `find_reason` returns why the replica is not ready, or "" when it is ready. `find_unready_services` returns the
+    services that are not ready, each with the reason.
     """
     blueprint = Blueprint("health", __name__)
 
@@ -57,10 +62,12 @@ def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], 
         `not_ready` names the services that answer 503 while the replica serves the others, each with the reason. `full`
         is true while Redis has no room: nothing new is stored then, and reads go on.
         """
-        current_reason = reason()
+        current_reason = find_reason()
         if current_reason:
             # Balancers ask all the time; `report` logs the reason.
-            raise Problem(503, current_reason, retry_after=1, is_logged_elsewhere=True, not_ready=dict(not_ready()))
+            raise Problem(
+                503, current_reason, retry_after=1, is_logged_elsewhere=True, not_ready=dict(find_unready_services())
+            )
         replica = context.mesh
         return jsonify(
             {
@@ -68,7 +75,7 @@ def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], 
                 "replica": replica.id,
                 "database": replica.database,
                 "class": replica.cls,
-                "not_ready": dict(not_ready()),
+                "not_ready": dict(find_unready_services()),
                 "full": replica.memory.is_full,
             }
         )

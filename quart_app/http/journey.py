@@ -14,12 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-#: Most places that an answer names. A gather has no more.
+#: Most places that an answer names. A gather has no more, because Redis has 16 databases.
 MOST_PLACES = 16
-_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_REPLICA_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 
-#: For each reply, the address of its request, and the reply's fields.
+#: For each reply that the mesh gave while this replica handled one HTTP request: the address of the mesh's request (a
+#: class, or `db` and a number), and the reply's fields.
 Trail = Sequence[tuple[str, Mapping[str, str]]]
 
 
@@ -27,12 +28,12 @@ def headers_for(trail: Trail, total_s: float) -> dict[str, str]:
     """Return the two headers for an answer to which these replies led; none if no reply names a replica."""
     places: dict[str, None] = {}
     work_us = 0
-    for to, fields in trail:
+    for address, fields in trail:
         took_us = fields.get("took_us", "")
         # Scripts write the replies. A reply that somebody wrote by hand must not break the answer.
         if _NUMBER.fullmatch(took_us):
             work_us = max(work_us, int(took_us))
-        place = _place(to, fields.get("from", ""), fields.get("db", ""))
+        place = _format_place(address, fields.get("from", ""), fields.get("db", ""))
         if place and len(places) < MOST_PLACES:
             places[place] = None
     if not places:
@@ -42,8 +43,8 @@ def headers_for(trail: Trail, total_s: float) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1024)
-def _place(to: str, replica: str, database: str) -> str:
-    """Return the place of a replica that answered a request to the address `to`; "" if its reply names no replica."""
-    if not (_NAME.fullmatch(replica) and _NUMBER.fullmatch(database)):
+def _format_place(address: str, replica: str, database: str) -> str:
+    """Return the place of a replica that answered a request to this address; "" if its reply names no replica."""
+    if not (_REPLICA_ID.fullmatch(replica) and _NUMBER.fullmatch(database)):
         return ""
-    return f"{replica};db={database}" if to.startswith("db") else f"{replica};db={database};class={to}"
+    return f"{replica};db={database}" if address.startswith("db") else f"{replica};db={database};class={address}"

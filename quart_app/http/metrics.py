@@ -28,15 +28,15 @@ from redis.exceptions import RedisError
 from mesh import BOUNDS_S, Durations, Mesh, MeshError, Missing, keys
 from quart_app.service import Context
 
-# Otherwise each counter would have a second series, with the time at which it was created.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+# Otherwise each counter would have a second series, which has the time at which the counter was created.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for this function
 
-#: Upper bounds of the histogram of answers, in seconds.
+#: Upper bounds of the histogram of answers, in seconds. Each further bound costs one more series for each route.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 #: Statuses that an alert looks at; see `RequestMetrics.create_failure_counters`.
-FAILURES = (500, 502, 503, 504)
+FAILURE_STATUSES = (500, 502, 503, 504)
 #: Methods that have series of their own; all others count as "other".
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+COUNTED_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class RequestMetrics:
@@ -56,19 +56,21 @@ class RequestMetrics:
         #: (method, route, status) -> the counter and the histogram of these labels
         self._metrics_of: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+    def count(self, method: str, route: str, status: int, duration_s: float) -> None:
         """Count one request to this route, and how long its answer took."""
-        method = method if method in METHODS else "other"
-        counter, histogram = self._metrics_of.get((method, route, status)) or self._keep_metrics(method, route, status)
+        method = method if method in COUNTED_METHODS else "other"
+        counter, histogram = self._metrics_of.get((method, route, status)) or self._look_up_metrics(
+            method, route, status
+        )
         counter.inc()
-        histogram.observe(seconds)
+        histogram.observe(duration_s)
 
     def create_failure_counters(self, method: str, route: str) -> None:
         """Create the counters of failures at 0, because Prometheus sees no increase in a counter that begins at 1."""
-        for status in FAILURES:
+        for status in FAILURE_STATUSES:
             self._request_counter.labels(method, route, status)
 
-    def _keep_metrics(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    def _look_up_metrics(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         """Look up two metrics and keep them: each look-up takes a lock and turns the labels into strings."""
         counter_and_histogram = (
             self._request_counter.labels(method, route, status),
@@ -115,8 +117,10 @@ def _work_metrics(statistics: Mapping[str, float]) -> Iterator[Metric]:
     yield CounterMetricFamily("mesh_redis_round_trips", "round trips to Redis for requests and commits", value=trips)
     metric_names = [name.removeprefix("class_") for name in statistics if name.startswith("class_")]
     for name in metric_names:
-        kind = GaugeMetricFamily if name == "in_progress" else CounterMetricFamily
-        family = kind(f"mesh_requests_{name}", f"requests {name.replace('_', ' ')} here, by stream", labels=["stream"])
+        family_class = GaugeMetricFamily if name == "in_progress" else CounterMetricFamily
+        family = family_class(
+            f"mesh_requests_{name}", f"requests {name.replace('_', ' ')} here, by stream", labels=["stream"]
+        )
         for stream in ("class", "database"):
             family.add_metric([stream], statistics[f"{stream}_{name}"])
         yield family
@@ -134,19 +138,21 @@ def _duration_metric(durations: Durations) -> Metric:
     return family
 
 
-class Queue(NamedTuple):
-    """How many requests are on a stream, and how long the oldest has been there; 0 where there is none."""
+class StreamState(NamedTuple):
+    """How many requests are on a request stream, and how long the oldest has been there; 0 where there is none."""
 
     length: int
     oldest_s: float
 
 
-class _WholeMesh(Collector):
+class _WholeMeshCollector(Collector):
     """Metrics of the whole mesh, which are the same at every replica: books, request streams, missing databases."""
 
-    def __init__(self, books: Mapping[str, int], queues: Mapping[str, Queue], missing: Sequence[Missing]) -> None:
+    def __init__(
+        self, books: Mapping[str, int], stream_states: Mapping[str, StreamState], missing: Sequence[Missing]
+    ) -> None:
         self._books = books
-        self._queues = queues
+        self._stream_states = stream_states
         self._missing = missing
 
     def collect(self) -> Iterable[Metric]:
@@ -164,9 +170,9 @@ class _WholeMesh(Collector):
         yield GaugeMetricFamily("mesh_books_waiting", description, value=self._books["waiting"])
         lengths = GaugeMetricFamily("mesh_stream_entries", "requests on the stream", labels=["stream"])
         ages = GaugeMetricFamily("mesh_stream_oldest_seconds", "age of the oldest one; 0: none", labels=["stream"])
-        for name, queue in self._queues.items():
-            lengths.add_metric([name], queue.length)
-            ages.add_metric([name], queue.oldest_s)
+        for name, stream_state in self._stream_states.items():
+            lengths.add_metric([name], stream_state.length)
+            ages.add_metric([name], stream_state.oldest_s)
         yield lengths
         yield ages
         missing_with_data = sum(missing.has_data for missing in self._missing)
@@ -190,32 +196,34 @@ def routes(context: Context) -> Blueprint:
     return blueprint
 
 
-async def _read_queues(replica: Mesh) -> dict[str, Queue]:
+async def _read_stream_states(replica: Mesh) -> dict[str, StreamState]:
     """Return the length of each request stream, and the age of its oldest entry. Raises RedisError."""
     settings = replica.settings
-    names = keys.request_streams(settings.classes, settings.databases)
+    stream_names = keys.request_streams(settings.classes, settings.databases)
     pipeline = replica.shared.pipeline(transaction=False)
     pipeline.time()
-    for name in names:
+    for name in stream_names:
         pipeline.xlen(name)
         pipeline.xrange(name, count=1)
     (seconds, microseconds), *lengths_and_entries = await pipeline.execute()
     now_s = int(seconds) + int(microseconds) / 1e6
     return {
-        name.removeprefix(keys.REQUESTS): Queue(
+        name.removeprefix(keys.REQUESTS): StreamState(
             length, now_s - int(oldest[0][0].partition("-")[0]) / 1000 if oldest else 0
         )
-        for name, length, oldest in zip(names, lengths_and_entries[::2], lengths_and_entries[1::2], strict=True)
+        for name, length, oldest in zip(stream_names, lengths_and_entries[::2], lengths_and_entries[1::2], strict=True)
     }
 
 
 async def _text_of_whole_mesh(context: Context) -> bytes:
     """Return the text of the metrics of the whole mesh; "" without a lease, or while Redis cannot be reached."""
     try:
-        replica = context.mesh
-        books, queues, missing = await asyncio.gather(replica.books(), _read_queues(replica), replica.missing())
+        replica = context.mesh  # raises MeshError without a lease
+        books, stream_states, missing = await asyncio.gather(
+            replica.books(), _read_stream_states(replica), replica.missing()
+        )
     except (MeshError, RedisError):
         return b""
     registry = CollectorRegistry()
-    registry.register(_WholeMesh(books, queues, missing))
+    registry.register(_WholeMeshCollector(books, stream_states, missing))
     return generate_latest(registry)

@@ -48,7 +48,7 @@ DESCRIPTION = (
 
 #: The two ways in which requests name their user. Services declare one with `security_scheme([{BASIC: []}])`.
 BASIC, SESSION = "basic", "session"
-SECURITY: dict[str, Any] = {
+SECURITY_SCHEMES: dict[str, Any] = {
     BASIC: {"type": "http", "scheme": "basic", "description": "user and password of the service"},
     SESSION: {
         "type": "apiKey",
@@ -59,7 +59,7 @@ SECURITY: dict[str, Any] = {
 }
 
 #: The schema of every answer that is not a success.
-PROBLEM = {
+PROBLEM_SCHEMA = {
     "type": "object",
     "description": "What went wrong (RFC 9457); some problems have further members.",
     "required": ["type", "title", "status", "detail"],
@@ -80,7 +80,9 @@ PROBLEM = {
 }
 
 
-async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> dict[str, Any]:
+async def openapi(
+    public_blueprints: Sequence[Blueprint], version: str, private_blueprints: Sequence[Blueprint] = ()
+) -> dict[str, Any]:
     """Return the document of these routes; the private ones are tagged `private`.
 
     A separate application makes the document, so that the applications that serve the routes do no work for it.
@@ -94,24 +96,26 @@ async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[B
         swagger_ui_path=None,
         info=Info(title="quart-mesh", version=version, description=DESCRIPTION),
     )
-    for blueprint in private:
+    for blueprint in private_blueprints:
         tag_blueprint(blueprint, ["private"])
-    for blueprint in (*public, *private):
+    for blueprint in (*public_blueprints, *private_blueprints):
         app.register_blueprint(blueprint)
     async with app.app_context():
         document: dict[str, Any] = schema.openapi_provider_class(app, schema).schema()
-    document["components"]["securitySchemes"] = SECURITY
+    document["components"]["securitySchemes"] = SECURITY_SCHEMES
     _describe_problems(document)
     return document
 
 
-async def _encoded(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint]) -> bytes:
-    return json.dumps(await openapi(public, version, private)).encode()
+async def _make_document_json(
+    public_blueprints: Sequence[Blueprint], version: str, private_blueprints: Sequence[Blueprint]
+) -> bytes:
+    return json.dumps(await openapi(public_blueprints, version, private_blueprints)).encode()
 
 
 def _describe_problems(document: dict[str, Any]) -> None:
     """Describe all errors as the `default` answer. An operation that describes no answer also gets a successful one."""
-    document["components"]["schemas"]["Problem"] = PROBLEM
+    document["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -122,7 +126,9 @@ def _describe_problems(document: dict[str, Any]) -> None:
             operation["responses"] = {**responses, "default": {"description": "A problem.", "content": content}}
 
 
-def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> Blueprint:
+def routes(
+    public_blueprints: Sequence[Blueprint], version: str, private_blueprints: Sequence[Blueprint] = ()
+) -> Blueprint:
     """Return the routes GET /openapi.json and GET /docs, with the files of the page."""
     blueprint = Blueprint("documentation", __name__)
     making_lock = asyncio.Lock()  # so that requests that come together make the document once
@@ -136,7 +142,9 @@ def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprin
         async with making_lock:
             if not document_json:
                 # This takes 200 ms. In a thread it does not hold the event loop.
-                document_json = await asyncio.to_thread(lambda: asyncio.run(_encoded(public, version, private)))
+                document_json = await asyncio.to_thread(
+                    lambda: asyncio.run(_make_document_json(public_blueprints, version, private_blueprints))
+                )
         return Response(document_json, content_type="application/json")
 
     @blueprint.get("/docs")

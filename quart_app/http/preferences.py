@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from werkzeug.http import parse_list_header, unquote_header_value
 
 #: A longer header is ignored: to parse 30 KB holds the event loop for 10 ms.
-MAX_LENGTH = 1000
-#: More digits than any time to wait has; a longer number is ignored.
-MAX_DIGITS = 9
+MAX_HEADER_LENGTH = 1000
+#: A `wait` of more digits is ignored: no client waits for so many seconds.
+MAX_WAIT_DIGITS = 9
 
 
 def preferences(headers: Iterable[str]) -> dict[str, str]:
@@ -19,7 +19,7 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
     no preference that we know has any.
     """
     preferred: dict[str, str] = {}
-    for item in (item for header in headers if len(header) <= MAX_LENGTH for item in parse_list_header(header)):
+    for item in (item for header in headers if len(header) <= MAX_HEADER_LENGTH for item in parse_list_header(header)):
         name, _, value = item.partition(";")[0].partition("=")
         preferred.setdefault(name.strip().lower(), unquote_header_value(value.strip()))
     return preferred
@@ -28,4 +28,4 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
 def wait_s(preferred: Mapping[str, str]) -> int | None:
     """Return how many seconds the client will wait; None if it does not say so in the form of RFC 7240."""
     text = preferred.get("wait", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_WAIT_DIGITS else None

@@ -121,7 +121,7 @@ class Problem(Exception):
 
 
 def from_mesh(error: mesh.MeshError) -> Problem:
-    """Return the problem for a failure of the mesh; its members are the error's facts."""
+    """Return the problem for a failure of the mesh; the error's facts become members of the answer."""
     # An error may bring a status of its own, as 429 for too many wrong passwords.
     status = error.facts.get("status") or _status_of(type(error))
     facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
@@ -131,22 +131,23 @@ def from_mesh(error: mesh.MeshError) -> Problem:
     return Problem(status, error.detail, retry_after=retry_after, **facts)
 
 
-def _status_of(kind: type[mesh.MeshError]) -> int:
+def _status_of(error_class: type[mesh.MeshError]) -> int:
     # `default` is the status of a class that is not in the table. A service's own refusal has a code of its own and
-    # gets 409: the service would refuse the same request again, and a 503 would ask the client to repeat it. A refusal
-    # whose class has only the code of Refused may stand for an error that this release does not know (`from_wire`).
-    default = 409 if issubclass(kind, mesh.Refused) and kind.code != mesh.Refused.code else 503
-    return next((STATUS_OF[cls] for cls in kind.__mro__ if cls in STATUS_OF), default)
+    # gets 409: the service would refuse the same request again, and a 503 would ask the client to repeat it. A plain
+    # Refused gets 503: it may stand for an error of another release, which this one does not know (`from_wire`).
+    default = 409 if issubclass(error_class, mesh.Refused) and error_class.code != mesh.Refused.code else 503
+    return next((STATUS_OF[cls] for cls in error_class.__mro__ if cls in STATUS_OF), default)
 
 
 def from_validation(error: ValidationError, first_index: int = 0) -> Problem:
     """Return a problem that names each wrong place with a JSON pointer (RFC 6901), up to 100 of them.
 
-    If only a slice of a list was checked, `first_index` is the index of the slice's first item in the list.
+    With more, the answer would be longer than a person reads. If only a slice of a list was checked, `first_index` is
+    the index of the slice's first item in the list.
     """
     errors = [
-        {"pointer": pointer(_with_offset(wrong["loc"], first_index)), "message": wrong["msg"]}
-        for wrong in error.errors(include_url=False, include_context=False, include_input=False)[:100]
+        {"pointer": pointer(_with_offset(item["loc"], first_index)), "message": item["msg"]}
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:100]
     ]
     return Problem(422, f"{error.error_count()} of the values are not valid", errors=errors)
 

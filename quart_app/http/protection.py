@@ -17,33 +17,34 @@ from quart_app.http.clients import is_address
 from quart_app.http.problems import Problem
 from quart_app.settings import AppSettings, split
 
-#: The header that says what a page may load. Our HTML pages have their own policy in place of the one in `HEADERS`.
+#: The header that says what a page may load. Our HTML pages have their own policy in place of the one in
+#: `PROTECTIVE_HEADERS`.
 POLICY_HEADER = "Content-Security-Policy"
 #: Headers of every answer. They tell a browser to believe the content type, and neither to run the answer nor to show
 #: it in a frame.
-HEADERS = {"X-Content-Type-Options": "nosniff", POLICY_HEADER: "default-src 'none'; frame-ancestors 'none'"}
+PROTECTIVE_HEADERS = {"X-Content-Type-Options": "nosniff", POLICY_HEADER: "default-src 'none'; frame-ancestors 'none'"}
 #: Ends of names that no registry gives to anybody (RFC 6761, RFC 6762, RFC 8375, and ICANN for `internal`).
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa", ".test")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
-#: One entry of ALLOWED_HOSTS: a host name, or the address of a site in the form of a Caddyfile.
-_ALLOWED_SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
+#: One entry of the setting ALLOWED_HOSTS: a host name, or the address of a site in the form of a Caddyfile.
+_ALLOWED_ENTRY = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
 
 
 def protect(headers: Headers) -> None:
-    """Add `HEADERS` to an answer. If the answer has a policy already, that one stays."""
+    """Add `PROTECTIVE_HEADERS` to an answer. If the answer has a policy already, that one stays."""
     # Not `POLICY_HEADER in headers`: to find out that a header is not there, Werkzeug raises an exception inside.
     has_policy = any(name == POLICY_HEADER for name, _ in headers)
-    for name, value in HEADERS.items():
+    for name, value in PROTECTIVE_HEADERS.items():
         if name != POLICY_HEADER or not has_policy:
             headers.add(name, value)
 
 
-class Hosts:
+class AllowedHosts:
     """The host names that this replica answers to."""
 
     def __init__(self, settings: AppSettings) -> None:
-        sites = [_ALLOWED_SITE.fullmatch(site.lower()) for site in split(settings.allowed_hosts)]
-        names = {site["name"] for site in sites if site is not None and site["name"]}
+        entries = [_ALLOWED_ENTRY.fullmatch(entry.lower()) for entry in split(settings.allowed_hosts)]
+        names = {entry["name"] for entry in entries if entry is not None and entry["name"]}
         self._allows_any = "*" in names
         #: `.example.org` for each name `*.example.org`
         self._allowed_suffixes = tuple(name[1:] for name in names if name.startswith("*."))

@@ -29,26 +29,26 @@ class RequestBody(Body):
     """
 
     _receive: ASGIReceiveCallable
-    #: whether the whole body has arrived; a server without the extension BODY_HAS_ARRIVED never says so
-    _has_arrived: Callable[[], bool] = staticmethod(lambda: False)
+    #: returns whether the whole body has arrived; a server without the extension BODY_HAS_ARRIVED never says so
+    _ask_has_arrived: Callable[[], bool] = staticmethod(lambda: False)
     #: counts the bytes of all bodies on one port; None before `start_counting` and after `stop_counting`
     _occupancy: Occupancy | None = None
     _source = ""
     _arrived_bytes = 0
 
     def start_counting(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupancy: Occupancy, source: str) -> None:
-        """Set the function that receives the body. Count its bytes in `occupancy`, as those of the client `source`.
+        """Set the function that receives the body. Count its bytes in `occupancy`, as those of the address `source`.
 
         The application calls `start_counting` before it handles a request, and `stop_counting` in a `finally` after the
         answer. So the count ends on every path, also after an error or a cancellation.
         """
         self._receive, self._occupancy, self._source = receive, occupancy, source
         extensions: Any = scope.get("extensions") or {}
-        self._has_arrived = extensions.get(BODY_HAS_ARRIVED, self._has_arrived)
+        self._ask_has_arrived = extensions.get(BODY_HAS_ARRIVED, self._ask_has_arrived)
 
     def has_arrived(self) -> bool:
         """Return whether the whole body has arrived. Then it can be read without a timer, because no read waits."""
-        return self._has_arrived()
+        return self._ask_has_arrived()
 
     def stop_counting(self) -> None:
         """End the count of this body, whose request is answered. Bytes that arrive later are dropped."""
@@ -99,13 +99,13 @@ class RequestBody(Body):
 
     async def _receive_part(self) -> None:
         """Receive the next part of the body from the server, or wait for it."""
-        event = await self._receive()
-        if event["type"] != "http.request":
+        message = await self._receive()
+        if message["type"] != "http.request":
             # The client has hung up in the middle of the body.
             self._refuse(BadRequest("the body has no end"))
             return
-        self.append(event["body"])
-        if not event["more_body"]:
+        self.append(message["body"])
+        if not message["more_body"]:
             self.set_complete()
 
     def _refuse(self, error: Exception) -> None:
@@ -144,6 +144,7 @@ class HttpRequest(QuartRequest):
         return preferences(self.headers.getlist("Prefer"))
 
 
+# The type checker reports that the two bases declare methods of one name with different types.
 class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
     """Headers that nothing changes, and that need no check, because the HTTP parser has checked them.
 
@@ -154,8 +155,9 @@ class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._list = pairs
         #: name in lower case -> the first value of that name
-        self._first_values = {_lower(name): value for name, value in reversed(pairs)}
+        self._first_values = {_in_lower_case(name): value for name, value in reversed(pairs)}
 
+    # Werkzeug declares several overloads of `get`.
     def get(self, key: str, default: Any = None, type: Any = None) -> Any:  # type: ignore[override]
         return self._first_values.get(key.lower(), default) if type is None else super().get(key, default, type)
 
@@ -166,14 +168,14 @@ class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
         return isinstance(key, str) and key.lower() in self._first_values
 
 
-# The same few names come with every request. So `_title` and `_lower` keep each name in title case and in lower case. A
-# client can invent names, hence the maximum.
+# The same few names come with every request. So `_in_title_case` and `_in_lower_case` keep each name in title case and
+# in lower case. A client can invent names, hence the maximum.
 @lru_cache(maxsize=1024)
-def _title(name: bytes) -> str:
+def _in_title_case(name: bytes) -> str:
     return name.decode("latin1").title()
 
 
-_lower = lru_cache(maxsize=1024)(str.lower)
+_in_lower_case = lru_cache(maxsize=1024)(str.lower)
 
 
 def headers_of(scope: HTTPScope) -> Headers:
@@ -181,5 +183,5 @@ def headers_of(scope: HTTPScope) -> Headers:
     client = scope.get("client")
     # Quart's own conversion of a scope gives "<local>" and names in title case, too.
     pairs = [("Remote-Addr", client[0] if client else "<local>")]
-    pairs += [(_title(name), value.decode("latin1")) for name, value in scope["headers"]]
+    pairs += [(_in_title_case(name), value.decode("latin1")) for name, value in scope["headers"]]
     return _Headers(pairs)

@@ -16,10 +16,10 @@ MOST_LINES_PER_S = 20
 
 
 class RequestLog:
-    """Logs a 5xx as a warning and a 4xx as an info, each up to a limit, and everything else for debugging."""
+    """Logs a 5xx as a warning and a 4xx as an info, each up to MOST_LINES_PER_S, and everything else for debugging."""
 
     def __init__(self) -> None:
-        self._failures, self._refusals = _RateLimit(MOST_LINES_PER_S), _RateLimit(MOST_LINES_PER_S)
+        self._failure_budget, self._refusal_budget = _LineBudget(MOST_LINES_PER_S), _LineBudget(MOST_LINES_PER_S)
 
     def write(
         self,
@@ -27,7 +27,7 @@ class RequestLog:
         route: str,
         status: int,
         detail: str,
-        seconds: float | None = None,
+        duration_s: float | None = None,
         *,
         is_logged_elsewhere: bool = False,
     ) -> None:
@@ -35,43 +35,45 @@ class RequestLog:
 
         An error that `is_logged_elsewhere` has another line in the log, so this line is only for debugging.
         """
-        limit: _RateLimit | None = None
+        budget: _LineBudget | None = None
         level = logging.DEBUG
         if status >= 400 and not is_logged_elsewhere:
-            limit, level = (self._failures, logging.WARNING) if status >= 500 else (self._refusals, logging.INFO)
-        if not log.is_enabled_for(level) or (limit is not None and not limit.allows(time.monotonic())):
+            budget, level = (
+                (self._failure_budget, logging.WARNING) if status >= 500 else (self._refusal_budget, logging.INFO)
+            )
+        if not log.is_enabled_for(level) or (budget is not None and not budget.allows(time.monotonic())):
             return
         facts: dict[str, Any] = {"method": method, "route": route, "status": status}
-        if seconds is not None:
-            facts["ms"] = round(seconds * 1000, 1)
+        if duration_s is not None:
+            facts["ms"] = round(duration_s * 1000, 1)
         if detail:
             facts["detail"] = detail
-        if limit is not None and limit.suppressed:
-            facts["suppressed"] = limit.take_suppressed()
+        if budget is not None and budget.suppressed_count:
+            facts["suppressed"] = budget.take_suppressed()
         log.log(level, "request", **facts)
 
 
-class _RateLimit:
-    """Allows up to `most_per_s` events in each second, and counts those that it does not allow."""
+class _LineBudget:
+    """Allows up to `most_per_s` lines in each second, and counts those that it does not allow."""
 
     def __init__(self, most_per_s: int) -> None:
-        #: events that were not allowed since `take_suppressed`
-        self.suppressed = 0
+        #: how many lines were not allowed since the last `take_suppressed`
+        self.suppressed_count = 0
         self._most_per_s = most_per_s
         self._current_second = 0
         self._count_in_second = 0
 
     def allows(self, now_s: float) -> bool:
-        """Return whether one more event is allowed at this time. Count it as suppressed if it is not."""
+        """Return whether one more line is allowed at this time. Count it as suppressed if it is not."""
         if int(now_s) != self._current_second:
             self._current_second, self._count_in_second = int(now_s), 0
         self._count_in_second += 1
         if self._count_in_second > self._most_per_s:
-            self.suppressed += 1
+            self.suppressed_count += 1
             return False
         return True
 
     def take_suppressed(self) -> int:
-        """Return how many events were not allowed since the last call."""
-        suppressed, self.suppressed = self.suppressed, 0
-        return suppressed
+        """Return how many lines were not allowed since the last call."""
+        suppressed_count, self.suppressed_count = self.suppressed_count, 0
+        return suppressed_count

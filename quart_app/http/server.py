@@ -13,7 +13,7 @@ from quart import Quart
 
 from quart_app.http.clients import ClientUsage
 from quart_app.http.connection import KEEP_ALIVE_S, ServerConfig, connection_for
-from quart_app.http.drain import refuse
+from quart_app.http.drain import refuse_connections
 from quart_app.http.sockets import BACKLOG
 from quart_app.settings import AppSettings
 
@@ -21,14 +21,14 @@ from quart_app.settings import AppSettings
 #: is given the socket, so it is given the socket this many times. asyncio's own loop accepts all that wait. With 1, the
 #: last of 256 clients that connect together waits for 0.3 s and more, because turns are long under load. Each further
 #: time that uvloop is given the socket costs 3 µs at a connection that comes alone.
-ACCEPTED_A_TURN = 8
+ACCEPTED_PER_TURN = 8
 
 
 def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: ClientUsage | None = None) -> ServerConfig:
-    """Return Hypercorn's settings for these sockets. Only tests leave `clients` out; then a new object counts."""
+    """Return Hypercorn's settings for these sockets. Tests and benchmarks leave `clients` out; a new object counts."""
     config = ServerConfig(clients or ClientUsage(AppSettings()))
     # Hypercorn gets a copy of each descriptor, and closes it. A socket may be in the list several times.
-    config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
+    config.bind = [f"fd://{listening_socket.dup().detach()}" for listening_socket in sockets]
     config.backlog = BACKLOG
     # One second more than `grace_s`, so that `_stop_trigger` ends late requests before Hypercorn does.
     config.graceful_timeout = grace_s + 1
@@ -42,47 +42,52 @@ def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: Cli
 async def run(
     app: Quart,
     sockets: list[socket.socket],
-    stop: Callable[[], Awaitable[object]],
+    wait_for_stop: Callable[[], Awaitable[object]],
     *,
     grace_s: float,
     common: socket.socket | None = None,
     clients: ClientUsage | None = None,
 ) -> None:
-    """Serve an application until `stop` returns, then let requests in progress finish within `grace_s`.
+    """Serve an application until `wait_for_stop` returns, then let requests in progress finish within `grace_s`.
 
     A request that is not answered by then, or when this function is cancelled, is answered with 503. `common` is one
     more socket to accept from; other processes accept from it, too. `clients` counts the connections.
     """
     # The common socket is not repeated: each process accepts only one of its connections in a turn, so that all
     # processes get some.
-    repeated = sockets * (ACCEPTED_A_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
+    repeated_sockets = sockets * (ACCEPTED_PER_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
     # Hypercorn serves each connection with the class that has this name in its module, and no option names another.
     vars(hypercorn_run)["TCPServer"] = connection_for
-    accepted_from = [*sockets, *repeated] if common is None else [*sockets, *repeated, common]
-    config = configuration(accepted_from, grace_s, clients)
-    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_stop_trigger(stop, grace_s, config, sockets)))
+    accepting_sockets = [*sockets, *repeated_sockets] if common is None else [*sockets, *repeated_sockets, common]
+    config = configuration(accepting_sockets, grace_s, clients)
+    serving_task = asyncio.ensure_future(
+        serve(app, config, shutdown_trigger=_stop_trigger(wait_for_stop, grace_s, config, sockets))
+    )
     try:
-        await asyncio.shield(serving)
+        await asyncio.shield(serving_task)
     finally:
-        serving.cancel()
+        serving_task.cancel()
 
 
 def _stop_trigger(
-    stop: Callable[[], Awaitable[object]], grace_s: float, config: ServerConfig, sockets: Sequence[socket.socket]
+    wait_for_stop: Callable[[], Awaitable[object]],
+    grace_s: float,
+    config: ServerConfig,
+    sockets: Sequence[socket.socket],
 ) -> Callable[[], Awaitable[None]]:
     """Return a function for Hypercorn, which shuts down when the function returns.
 
-    The function waits for `stop`. Then it refuses new connections, and closes the open ones once their requests are
-    answered or late.
+    The function waits for `wait_for_stop`. Then it refuses new connections, and closes the open ones once their
+    requests are answered or late.
     """
 
-    async def trigger() -> None:
-        await stop()
-        # Hypercorn closes the sockets one after the other, and may wait for connections in between. Without `refuse`,
-        # the last sockets would accept connections during this time.
-        for listening in sockets:
-            refuse(listening)
+    async def wait_for_shutdown_time() -> None:
+        await wait_for_stop()
+        # Hypercorn closes the sockets one after the other, and may wait for connections in between. Without
+        # `refuse_connections`, the last sockets would accept connections during this time.
+        for listening_socket in sockets:
+            refuse_connections(listening_socket)
         config.stop()
         asyncio.get_running_loop().call_later(grace_s, config.cancel_requests)
 
-    return trigger
+    return wait_for_shutdown_time

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from quart_app.settings import AppSettings, host_and_port
 
-#: Connections that the kernel keeps for us until we accept them. Many clients may connect at the same moment.
+#: Connections that the kernel keeps for us until we accept them. Many clients may connect at the same moment, and with
+#: fewer places some would have to connect again.
 BACKLOG = 1024
 
 
@@ -18,8 +19,9 @@ class Sockets:
 
     public: socket.socket
     private: socket.socket
-    #: a socket that several replicas of this machine accept from
+    #: the public socket that several replicas of this machine accept from (LISTEN_FD), if there is one
     common: socket.socket | None
+    #: the host at which other processes reach this replica
     host: str
 
     def address(self, sock: socket.socket) -> str:
@@ -41,7 +43,7 @@ def listen(settings: AppSettings) -> Sockets:
         public.close()
         raise
     common = socket.socket(fileno=settings.listen_fd) if settings.listen_fd >= 0 else None
-    host = settings.advertise_host.strip("[]") or _reachable_at(settings.host)
+    host = settings.advertise_host.strip("[]") or _find_reachable_host(settings.host)
     return Sockets(public, private, common, host)
 
 
@@ -72,20 +74,20 @@ def _bind(host: str, port: int) -> socket.socket:
 
 #: The two hosts that stand for all addresses of this machine. For each: destinations for which the kernel would choose
 #: one of our addresses as the source. They are reserved for documentation, and nothing is sent to them.
-DESTINATIONS = {
+EXAMPLE_DESTINATIONS = {
     "0.0.0.0": [(socket.AF_INET, "192.0.2.1")],
     "::": [(socket.AF_INET6, "2001:db8::1"), (socket.AF_INET, "192.0.2.1")],
 }
 
 
-def _reachable_at(host: str) -> str:
+def _find_reachable_host(host: str) -> str:
     """Return an address at which others reach this machine, or the host itself if it is one address."""
-    for family, destination in DESTINATIONS.get(host, ()):
+    for family, destination in EXAMPLE_DESTINATIONS.get(host, ()):
         # Connecting a UDP socket sends nothing. It makes the kernel choose our own address for this destination.
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as unused_socket:
-            unused_socket.connect((destination, 9))  # any port would do; 9 is that of the discard protocol
-            return str(unused_socket.getsockname()[0])
-    if host in DESTINATIONS:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as udp_socket:
+            udp_socket.connect((destination, 9))  # any port would do; 9 is that of the discard protocol
+            return str(udp_socket.getsockname()[0])
+    if host in EXAMPLE_DESTINATIONS:
         # This machine has no network, so only its own processes reach it.
         return "::1" if host == "::" else "127.0.0.1"
     return host

@@ -7,13 +7,13 @@ import socket
 import pytest
 
 from quart_app.http.problems import Problem
-from quart_app.http.protection import Hosts
+from quart_app.http.protection import AllowedHosts
 from quart_app.settings import AppSettings
 
 
 def is_allowed(host: str, **settings: object) -> bool:
     try:
-        Hosts(AppSettings(port=0, private_port=0, **settings)).check(host)
+        AllowedHosts(AppSettings(port=0, private_port=0, **settings)).check(host)
     except Problem as problem:
         assert problem.status == 421
         return False
