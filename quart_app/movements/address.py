@@ -1,5 +1,7 @@
 """Reads DATABASE_URL: which database, with which driver, and with which options.
 
+An address is here the URL of a database.
+
 Managed PostgreSQL services give addresses in libpq's form, with options such as `sslmode`. The driver asyncpg reads
 most options. It passes an option that it does not know to the server as a setting, and then each connect fails. So this
 module checks every option when the process starts, and refuses an unknown one with an error text.
@@ -38,29 +40,29 @@ WITHOUT_EFFECT = {
     "keepalives": None, "keepalives_idle": None, "keepalives_interval": None, "keepalives_count": None,
     "tcp_user_timeout": None,
 }  # fmt: skip
-#: Options that this module reads itself, in `connect_timeout_s` and `_check_postgresql`.
-READ_HERE = {"connect_timeout", "fallback_application_name"}
+#: Options that are known to this module only: `connect_timeout_s` and `_check_and_clean_postgresql` read them.
+READ_BY_US = {"connect_timeout", "fallback_application_name"}
 SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 #: Options that name a file which must exist.
 FILE_OPTIONS = {"sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile"}
 
 
-def async_url(text: str) -> URL:
+def async_url(url_text: str) -> URL:
     """Return the address with our driver and without the options that change nothing.
 
     Raises ValueError; its text does not contain the password.
     """
     try:
-        url = make_url(text)
+        url = make_url(url_text)
     except (ArgumentError, ValueError):
-        raise ValueError(_why_unreadable(text)) from None
+        raise ValueError(_why_unreadable(url_text)) from None
     driver = DRIVERS.get(url.drivername.partition("+")[0])
     if driver is None:
         raise ValueError(f"DATABASE_URL begins with {url.drivername}; it must begin with postgresql or sqlite")
     if driver == DRIVERS["sqlite"]:
         _check_sqlite(url)
     else:
-        url = _check_postgresql(url)
+        url = _check_and_clean_postgresql(url)
     return url.set(drivername=driver)
 
 
@@ -75,8 +77,8 @@ def connect_timeout_s(url: URL, default_s: float) -> float:
     return float(_last_value(url, "connect_timeout") or 0) or default_s
 
 
-def _why_unreadable(text: str) -> str:
-    if "," in text.partition("?")[0]:
+def _why_unreadable(url_text: str) -> str:
+    if "," in url_text.partition("?")[0]:
         return "DATABASE_URL names several hosts; write them as options: ?host=one,two&port=5432,5433"
     return "DATABASE_URL cannot be read; write postgresql://user:password@host:port/database or sqlite:///path"
 
@@ -88,11 +90,11 @@ def _check_sqlite(url: URL) -> None:
         raise ValueError(f"DATABASE_URL has the option {min(url.query)}; an SQLite address has no options here")
 
 
-def _check_postgresql(url: URL) -> URL:
+def _check_and_clean_postgresql(url: URL) -> URL:
     for name in url.query:
         _check_option(name, _last_value(url, name))
-    if "application_name" not in url.query and (fallback := _last_value(url, "fallback_application_name")):
-        url = url.update_query_dict({"application_name": fallback})
+    if "application_name" not in url.query and (fallback_name := _last_value(url, "fallback_application_name")):
+        url = url.update_query_dict({"application_name": fallback_name})
     return url.difference_update_query([*WITHOUT_EFFECT, "fallback_application_name"])
 
 
@@ -101,7 +103,7 @@ def _check_option(name: str, value: str) -> None:
         harmless_values = WITHOUT_EFFECT[name]
         if harmless_values is not None and value not in harmless_values:
             raise ValueError(f"DATABASE_URL asks for {name}={value}, which the driver asyncpg cannot do; remove it")
-    elif name not in READ_BY_ASYNCPG | SERVER_SETTINGS | READ_HERE:
+    elif name not in READ_BY_ASYNCPG | SERVER_SETTINGS | READ_BY_US:
         raise ValueError(
             f"DATABASE_URL has the unknown option {name}; remove it, or set a parameter of the server with "
             "options=-c%20name%3Dvalue"

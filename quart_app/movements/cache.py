@@ -26,12 +26,13 @@ class Cache(Generic[K, V]):
         ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._load, self._size, self._ttl_s, self._clock = load, size, ttl_s, clock
+        self._load, self._size, self._ttl_s, self._clock = load, size, ttl_s, clock  # `size` 0: nothing is kept
         #: key -> when the value expires, and the value; the least recently used one first
         self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
-        self._loading: dict[K, asyncio.Task[V | None]] = {}
+        #: key -> the load that later callers share
+        self._load_by_key: dict[K, asyncio.Task[V | None]] = {}
         #: all loads under way, also those whose key was forgotten
-        self._tasks: set[asyncio.Task[V | None]] = set()
+        self._load_tasks: set[asyncio.Task[V | None]] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -43,34 +44,34 @@ class Cache(Generic[K, V]):
             self._entries.move_to_end(key)
             return value
         # Shielded: a caller that is cancelled must not cancel the load for the others.
-        return await asyncio.shield(self._loading.get(key) or self._start(key))
+        return await asyncio.shield(self._load_by_key.get(key) or self._start_load(key))
 
     def forget(self, key: K) -> None:
         """Drop a value that has changed. A load under way may return the old value, so later calls start a new load."""
         self._entries.pop(key, None)
-        self._loading.pop(key, None)
+        self._load_by_key.pop(key, None)
 
     async def close(self) -> None:
         """Cancel all loads that are under way."""
-        for task in self._tasks:
+        for task in self._load_tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._load_tasks:
+            await asyncio.wait(self._load_tasks)
 
-    def _start(self, key: K) -> asyncio.Task[V | None]:
+    def _start_load(self, key: K) -> asyncio.Task[V | None]:
         task = asyncio.create_task(self._load(key))
-        self._tasks.add(task)
-        self._loading[key] = task
+        self._load_tasks.add(task)
+        self._load_by_key[key] = task
         task.add_done_callback(lambda finished: self._on_loaded(key, finished))
         return task
 
     def _on_loaded(self, key: K, finished: asyncio.Task[V | None]) -> None:
-        self._tasks.discard(finished)
+        self._load_tasks.discard(finished)
         # False if `forget` was called during the load: the value may be an old one.
-        is_wanted = self._loading.get(key) is finished
-        if is_wanted:
-            del self._loading[key]
-        if finished.cancelled() or finished.exception() is not None or not is_wanted:
+        is_current = self._load_by_key.get(key) is finished
+        if is_current:
+            del self._load_by_key[key]
+        if finished.cancelled() or finished.exception() is not None or not is_current:
             return
         value = finished.result()
         if value is not None:

@@ -14,25 +14,29 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from mesh import SetupError
 from quart_app.movements.address import connect_timeout_s, dsn_of
-from quart_app.movements.failures import is_lost_connection, translated
+from quart_app.movements.failures import is_lost_connection, translating_errors
 from quart_app.movements.settings import MOST_ROWS, MovementSettings
 
 MIGRATIONS = "quart_app.movements:migrations"
 #: The revisions that this release knows: each is in a file "m<revision>_<what it does>.py", and has four digits.
 REVISIONS = sorted(path.stem[1:5] for path in (Path(__file__).parent / "migrations" / "versions").glob("m*.py"))
-LATEST = REVISIONS[-1]
+LATEST_REVISION = REVISIONS[-1]
 #: The number of the PostgreSQL lock that a process holds while it migrates (the letters "move" in ASCII). Never change
 #: it: all releases must use it.
-MIGRATION_LOCK = 0x6D6F7665
-#: Connections of one process: one for the batch that is being written, the others for reads.
+MIGRATION_LOCK_NUMBER = 0x6D6F7665
+#: Connections of one process: one for the batch that is being written, the others for reads. With more, more reads run
+#: at once, and the replicas together take more of the server's connections.
 POOL_SIZE = 5
 #: Longest wait, in seconds, for the answer to a ping. A pooled connection is pinged before it is used, because the
-#: network may have dropped it while it was idle.
+#: network may have dropped it while it was idle. A longer wait delays the caller; a shorter one gives up slow servers.
 PING_TIMEOUT_S = 1.0
 
 
 class MovementDatabase:
-    """One database. The methods promise the same for PostgreSQL and SQLite."""
+    """One database. The methods promise the same for PostgreSQL and SQLite.
+
+    `timeout_ms` bounds each wait: for a connection, a statement, or a lock.
+    """
 
     def __init__(self, url: URL, *, timeout_ms: int = 5000) -> None:
         self.url = url
@@ -54,7 +58,7 @@ class MovementDatabase:
 
         If the connection breaks meanwhile, the statement runs once more over a new connection.
         """
-        with translated():
+        with translating_errors():
             try:
                 return await self._fetch_once(statement)
             except DBAPIError as error:
@@ -69,14 +73,14 @@ class MovementDatabase:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that reads. Raises Unavailable."""
-        with translated():
+        with translating_errors():
             async with self._engine.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that writes. It commits at the end and rolls back after an error. Raises Unavailable."""
-        with translated():
+        with translating_errors():
             async with self._writing_engine.begin() as connection:
                 yield connection
 
@@ -88,7 +92,7 @@ class MovementDatabase:
         """
         engine = _create_engine(self.url, self._timeout_s, command_timeout_s=None)
         try:
-            with translated():
+            with translating_errors():
                 async with engine.execution_options(writing=True).begin() as connection:
                     if self.dialect == "postgresql":
                         await _take_migration_lock(connection, self._timeout_s)
@@ -105,7 +109,7 @@ class MovementDatabase:
         if self.dialect == "sqlite":
             _create_folder(Path(str(self.url.database)).parent)
         async with self.migrating() as connection:
-            await connection.run_sync(_upgrade)
+            await connection.run_sync(_migrate_to_latest)
 
     async def close(self) -> None:
         """Close all connections. The next use opens new ones."""
@@ -122,17 +126,18 @@ def _create_folder(folder: Path) -> None:
 async def _take_migration_lock(connection: AsyncConnection, timeout_s: float) -> None:
     """Wait for PostgreSQL's migration lock. SQLite waits for its own lock by itself."""
     await connection.execute(text(f"SET LOCAL lock_timeout = {round(timeout_s * 1000)}"))
-    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK_NUMBER})
 
 
-def _upgrade(connection: Connection) -> None:
+def _migrate_to_latest(connection: Connection) -> None:
     revision = _recorded_revision(connection)
-    if revision == LATEST:
+    if revision == LATEST_REVISION:
         return
     if revision is not None and revision not in REVISIONS:
         raise SetupError(
-            f"the movements database is at revision {revision} and this release knows revisions up to {LATEST}; "
-            f"start the release that migrated the database, or run with that release: alembic downgrade {LATEST}"
+            f"the movements database is at revision {revision} and this release knows revisions up to "
+            f"{LATEST_REVISION}; start the release that migrated the database, or run with that release: alembic "
+            f"downgrade {LATEST_REVISION}"
         )
     # Imported only here: most starts do not migrate, and Alembic takes 0.14 s and 10 MB.
     from alembic import command
@@ -180,23 +185,23 @@ def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | Non
 def _check_connection(connection: Any, record: Any, proxy: Any) -> None:
     """Ping a pooled connection before it is used. Replace all pooled connections if no answer comes in PING_TIMEOUT_S.
 
+    SQLAlchemy calls this, and repeats the checkout after InvalidatePoolError.
     SQLAlchemy's own ping would wait for the whole command time-out, and the caller would get the error.
     """
     try:
         connection.run_async(_ping)
     except Exception as error:
-        connection.driver_connection.terminate()
+        connection.driver_connection.terminate()  # without a farewell, which would wait for the server
         raise InvalidatePoolError from error
 
 
 async def _ping(connection: Any) -> None:
     async with asyncio.timeout(PING_TIMEOUT_S):
-        # An empty statement.
-        await connection.fetchrow(";")
+        await connection.fetchrow(";")  # an empty statement
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    # SQLAlchemy calls this for each new connection. The driver must not begin transactions: `_begin_sqlite` does.
+    # SQLAlchemy calls this for each new connection. None: the driver begins no transactions, as `_begin_sqlite` does.
     connection.isolation_level = None
     cursor = connection.cursor()
     # With a write-ahead log, readers and the writer do not wait for each other.
@@ -211,5 +216,5 @@ def _begin_sqlite(connection: Connection) -> None:
 
     If it read first and took the lock later, SQLite could refuse the lock.
     """
-    writing = connection.get_execution_options().get("writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+    is_writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")

@@ -33,11 +33,12 @@ REASONS = {
     "08": "the connection to the database broke",
     "57": "the database ended the connection",
 }
+#: When a client may try again. A longer time would keep clients away after the database is back.
 RETRY_AFTER_S = 1
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translating_errors() -> Iterator[None]:
     """Raise Unavailable for an error of the database itself. An error that comes from wrong data is left unchanged."""
     try:
         yield
@@ -47,7 +48,7 @@ def translated() -> Iterator[None]:
         # The error may reach a client, so only the log says where the database is and what it answered.
         log.warning("database cannot be used", error=_driver_text(error))
         raise Unavailable(
-            f"the movements database cannot be used: {reason(error)}", retry_after=RETRY_AFTER_S
+            f"the movements database cannot be used: {reason_for(error)}", retry_after=RETRY_AFTER_S
         ) from error
 
 
@@ -60,7 +61,7 @@ def is_fault_of_data(error: BaseException) -> bool:
     return _sqlstate(error)[:2] in {"22", "23"}
 
 
-def reason(error: BaseException) -> str:
+def reason_for(error: BaseException) -> str:
     """Return why the database cannot be used, without an address or a name."""
     original = _original(error)
     if isinstance(original, sqlite3.Error):
@@ -91,6 +92,6 @@ def _sqlstate(error: BaseException) -> str:
 
 
 def _driver_text(error: BaseException) -> str:
-    """Return the start of the driver's own text, without our statement and its data."""
+    """Return the first line of the driver's own text, cut to 200 characters, without our statement and its data."""
     original = _original(error)
     return f"{type(original).__name__}: {original}".splitlines()[0][:200]

@@ -13,10 +13,10 @@ from quart_app.http.body import parse_json
 from quart_app.http.problems import Problem, pointer
 from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Event
-from quart_app.movements.store import MovementStore, Stored
+from quart_app.movements.store import MovementStore, StoringResult
 
-#: Longest reason of a refusal, in characters.
-MAX_REASON = 500
+#: Longest reason of a refusal, in characters. An event with many errors would otherwise make a long dead letter.
+MAX_REASON_LENGTH = 500
 
 
 class UnreadableEvent(ValueError):
@@ -37,56 +37,60 @@ def read_event(fields: Mapping[str, str]) -> Event:
             f"{pointer(field_error['loc']) or 'the event'}: {field_error['msg']}"
             for field_error in error.errors(include_url=False)
         )
-        raise UnreadableEvent("; ".join(problems)[:MAX_REASON]) from error
+        raise UnreadableEvent("; ".join(problems)[:MAX_REASON_LENGTH]) from error
 
 
 def _attributes(fields: Mapping[str, str]) -> object:
     if "body" in fields:
-        return parse_json(_bytes(fields["body"]))
+        return parse_json(_bytes_of(fields["body"]))
     if "data" not in fields:
         raise UnreadableEvent("the entry has neither a field body nor a field data")
-    time = fields.get("time", "")
+    time_text = fields.get("time", "")
     # Fields of a stream are texts. A number of 20 digits or more is no time, so it stays a text, which `Event` refuses.
     return {
         **fields,
-        "time": int(time) if time.isascii() and time.isdecimal() and len(time) < 20 else time,
-        "data": parse_json(_bytes(fields["data"])),
+        "time": int(time_text) if time_text.isascii() and time_text.isdecimal() and len(time_text) < 20 else time_text,
+        "data": parse_json(_bytes_of(fields["data"])),
     }
 
 
-def _bytes(text: str) -> bytes:
+def _bytes_of(text: str) -> bytes:
     """Return the bytes that the stream has. They need not be UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
 class Intake:
-    """Stores batches of entries. Calls `changed` with the id of each movement that has a new row."""
+    """Stores batches of entries. Calls `on_movement_changed` with the id of each movement that has a new row."""
 
-    def __init__(self, store: MovementStore, metrics: MovementMetrics, changed: Callable[[UUID], None]) -> None:
-        self._store, self._metrics, self._on_changed = store, metrics, changed
+    def __init__(
+        self, store: MovementStore, metrics: MovementMetrics, on_movement_changed: Callable[[UUID], None]
+    ) -> None:
+        self._store, self._metrics, self._on_movement_changed = store, metrics, on_movement_changed
         #: why the last batch could not be stored; "" when it was
         self.trouble = ""
 
     async def __call__(self, entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         """Store the events; return the id of each refused entry with the reason. Raises Unavailable."""
-        ids, events, refused = [], [], {}
+        entry_ids, events, reason_by_entry_id = [], [], {}
         for entry in entries:
             try:
                 events.append(read_event(entry.fields))
-                ids.append(entry.id)
+                entry_ids.append(entry.id)
             except UnreadableEvent as error:
-                refused[entry.id] = str(error)
+                reason_by_entry_id[entry.id] = str(error)
         stored = await self._store_events(events)
-        self._metrics.stored.inc(len(stored.new))
-        self._metrics.duplicates.inc(stored.duplicates)
-        for movement_id in {event.data.movement_id for event in stored.new}:
-            self._on_changed(movement_id)
-        for index in stored.refused:
-            source, id = events[index].key
-            refused[ids[index]] = f"an event of source {source!r} with id {id!r} and another content is stored already"
-        return refused
+        self._metrics.stored.inc(len(stored.new_events))
+        self._metrics.duplicates.inc(stored.duplicate_count)
+        for movement_id in {event.data.movement_id for event in stored.new_events}:
+            self._on_movement_changed(movement_id)
+        for index in stored.refused_indexes:
+            source, event_id = events[index].key
+            reason_by_entry_id[entry_ids[index]] = (
+                f"an event of source {source!r} with id {event_id!r} and another content is stored already"
+            )
+        return reason_by_entry_id
 
-    async def _store_events(self, events: Sequence[Event]) -> Stored:
+    async def _store_events(self, events: Sequence[Event]) -> StoringResult:
         try:
             stored = await self._store.add(events)
         except Unavailable as error:
@@ -101,6 +105,6 @@ class Intake:
         The event consumer asks before it buries an event whose consumers died.
         """
         try:
-            return await self._store.has(read_event(entry.fields))
+            return await self._store.has_event(read_event(entry.fields))
         except UnreadableEvent:
             return False

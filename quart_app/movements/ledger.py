@@ -20,13 +20,13 @@ from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Movement, Stock
 from quart_app.movements.settings import MovementSettings
 from quart_app.movements.store import MovementStore
-from quart_app.movements.summary import Step, movement
+from quart_app.movements.summary import Step, summarize
 
 log = structlog.get_logger(__name__)
 
 #: The consumer group of the event stream.
 GROUP = "movements"
-#: Pause between two measurements for the gauges, in seconds.
+#: Pause between two measurements for the gauges, in seconds. Each measurement costs a query and a command.
 MEASURE_PAUSE_S = 2.0
 
 
@@ -41,6 +41,7 @@ class Ledger:
             self._load_steps, size=settings.movement_cache_size, ttl_s=settings.movement_cache_expiration
         )
         self._intake = Intake(self._store, metrics, self._cache.forget)
+        #: why the database could not be read at the last measurement; "" when it could
         self._read_trouble = ""
 
     def trouble(self) -> str:
@@ -55,7 +56,7 @@ class Ledger:
         steps = await self._cache.get(movement_id) or ()
         if product_id is not None:
             steps = tuple(step for step in steps if step.product_id == product_id)
-        return movement(movement_id, steps) if steps else None
+        return summarize(movement_id, steps) if steps else None
 
     async def stock(self, warehouse_id: UUID, product_id: UUID) -> Stock | None:
         """Return the stock of a product in a warehouse; None when no event names both. Raises Unavailable."""
@@ -69,7 +70,7 @@ class Ledger:
             async with self._event_consumer(replica), asyncio.TaskGroup() as tasks:
                 measure_task = tasks.create_task(self._measure(replica.shared))
                 yield
-                measure_task.cancel()
+                measure_task.cancel()  # it would run for ever, and the task group waits for it
         finally:
             await self._cache.close()
             await self._database.close()

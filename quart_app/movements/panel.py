@@ -9,7 +9,8 @@ from redis.exceptions import ResponseError
 from mesh import Mesh
 from quart_app.panels import Panel, PanelFigure, counted, duration
 
-#: If the oldest event has waited for longer than this, the headline says how many events are not stored yet.
+#: If the oldest event has waited for longer than this, the headline says how many events are not stored yet. A shorter
+#: time would report short delays, too.
 OLD_MS = 5000
 
 
@@ -24,17 +25,22 @@ async def read(mesh: Mesh, stream: str, group: str) -> Panel:
     for answer in answers:
         if isinstance(answer, Exception) and not (isinstance(answer, ResponseError) and "no such key" in str(answer)):
             raise answer
-    stream_info, groups, oldest = [None if isinstance(answer, Exception) else answer for answer in answers]
-    pending = next((group_info["pending"] for group_info in groups or () if group_info["name"] == group), 0)
-    return panel_of(stream_info, pending, mesh.now_ms() - int(oldest[0][0].partition("-")[0]) if oldest else None)
+    stream_info, groups, first_entries = [None if isinstance(answer, Exception) else answer for answer in answers]
+    pending_count = next((group_info["pending"] for group_info in groups or () if group_info["name"] == group), 0)
+    return panel_of(
+        stream_info,
+        pending_count,
+        mesh.now_ms() - int(first_entries[0][0].partition("-")[0]) if first_entries else None,
+    )
 
 
-def panel_of(info: Any, pending: int, oldest_ms: int | None) -> Panel:
+def panel_of(stream_info: Any, pending_count: int, oldest_ms: int | None) -> Panel:
     """Return the panel of the event stream.
 
-    `info` is None while the stream does not exist. `oldest_ms` is the age of the first entry, or None if there is none.
+    `stream_info` is None while the stream does not exist. `oldest_ms` is the age of the first entry, or None if there
+    is none.
     """
-    length = info["length"] if info else 0
+    length = stream_info["length"] if stream_info else 0
     is_old = oldest_ms is not None and oldest_ms > OLD_MS
     # An entry that has just come may be newer than `now_ms`, which is an estimate of Redis's clock.
     age = f"the oldest came {duration(max(0, oldest_ms))} ago" if oldest_ms is not None else "all are stored"
@@ -45,7 +51,7 @@ def panel_of(info: Any, pending: int, oldest_ms: int | None) -> Panel:
         phrase=f"{counted(length, 'event')} of movements not stored yet" if is_old else "",
         figures=[
             PanelFigure("not stored yet", f"{length:,}", age, bad=is_old),
-            PanelFigure("in hand", f"{pending:,}", "of those"),
-            PanelFigure("ever came", f"{info['entries-added'] if info else 0:,}"),
+            PanelFigure("in hand", f"{pending_count:,}", "of those"),
+            PanelFigure("ever came", f"{stream_info['entries-added'] if stream_info else 0:,}"),
         ],
     )

@@ -23,7 +23,7 @@ from quart_app.movements.settings import MovementSettings
 
 Message = dict[str, Any]
 
-#: Messages per round trip.
+#: Messages per round trip, if they are not sent slowly. More would only make the trips longer.
 MESSAGES_PER_TRIP = 500
 
 
@@ -35,8 +35,11 @@ class Warehouse:
     source: str
 
 
-class Warehouses:
-    """Makes movements between some warehouses. With the same seed, the messages differ only in their times."""
+class MovementSimulator:
+    """Makes movements between some warehouses. With the same seed, the messages differ only in their times.
+
+    `warehouses` and `products` are counts.
+    """
 
     def __init__(self, *, warehouses: int = 5, products: int = 20, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -44,23 +47,23 @@ class Warehouses:
         self._products = [self._uuid() for _ in range(products)]
         self._base_time = datetime.now(UTC).replace(microsecond=0)
 
-    def movement(self) -> tuple[Message, Message]:
+    def make_movement(self) -> tuple[Message, Message]:
         """Return a departure and its arrival. In one of ten movements some items are lost."""
         sender, receiver = self._random.sample(self._warehouses, 2)
-        id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
+        event_id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
         departed = self._base_time - timedelta(seconds=self._random.randrange(86_400))
         arrived = departed + timedelta(seconds=self._random.randrange(600, 36_000))
         quantity = self._random.randint(1, 200)
         received = quantity if self._random.random() < 0.9 else self._random.randint(0, quantity)
         return (
-            message(id, sender, movement_id, product_id, "departure", departed, quantity),
-            message(id, receiver, movement_id, product_id, "arrival", arrived, received),
+            make_message(event_id, sender, movement_id, product_id, "departure", departed, quantity),
+            make_message(event_id, receiver, movement_id, product_id, "arrival", arrived, received),
         )
 
     def messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
-        """Return the messages of `movements` movements. `duplicates` is the share that is sent twice."""
-        messages = [made for _ in range(movements) for made in self.movement()]
-        messages += [made for made in messages if self._random.random() < duplicates]
+        """Return the messages of so many movements. `duplicates` is the share that is sent twice."""
+        messages = [one_message for _ in range(movements) for one_message in self.make_movement()]
+        messages += [one_message for one_message in messages if self._random.random() < duplicates]
         if shuffle:
             self._random.shuffle(messages)
         return messages
@@ -69,27 +72,33 @@ class Warehouses:
         return UUID(int=self._random.getrandbits(128), version=4)
 
 
-def message(
-    id: UUID, at: Warehouse, movement_id: UUID, product_id: UUID, event: str, moment: datetime, quantity: int
+def make_message(
+    event_id: UUID,
+    warehouse: Warehouse,
+    movement_id: UUID,
+    product_id: UUID,
+    event: str,
+    happened_at: datetime,
+    quantity: int,
 ) -> Message:
     """Return a message in the form of the retailer's warehouses.
 
-    Both messages of a movement have the same `id`, because an event's identity is its `source` and `id` together.
+    Both messages of a movement have the same `event_id`. An event's identity is its source and this id together.
     """
     return {
-        "id": str(id),
-        "source": at.source,
+        "id": str(event_id),
+        "source": warehouse.source,
         "specversion": "1.0",
         "type": "ru.retail.warehouses.movement",
         "datacontenttype": "application/json",
         "dataschema": "ru.retail.warehouses.movement.v1.0",
-        "time": int(moment.timestamp() * 1000),
-        "subject": f"{at.source}:{event.upper()}",
+        "time": int(happened_at.timestamp() * 1000),
+        "subject": f"{warehouse.source}:{event.upper()}",
         "destination": "ru.retail.warehouses",
         "data": {
             "movement_id": str(movement_id),
-            "warehouse_id": str(at.id),
-            "timestamp": moment.isoformat().replace("+00:00", "Z"),
+            "warehouse_id": str(warehouse.id),
+            "timestamp": happened_at.isoformat().replace("+00:00", "Z"),
             "event": event,
             "product_id": str(product_id),
             "quantity": quantity,
@@ -99,15 +108,15 @@ def message(
 
 def sample() -> Sequence[Message]:
     """Return one movement with known ids, from WH-3322 to WH-3423. Both messages have the same id."""
-    id, movement_id = UUID("b3b53031-e83a-4654-87f5-b6b6fb09fd99"), UUID("c6290746-790e-43fa-8270-014dc90e02e0")
+    event_id, movement_id = UUID("b3b53031-e83a-4654-87f5-b6b6fb09fd99"), UUID("c6290746-790e-43fa-8270-014dc90e02e0")
     product_id = UUID("4705204f-498f-4f96-b4ba-df17fb56bf55")
     sender = Warehouse(UUID("25718666-6af6-4281-b5a6-3016e36fa557"), "WH-3322")
     receiver = Warehouse(UUID("c1d70455-7e14-11e9-812a-70106f431230"), "WH-3423")
     departed = datetime(2025, 2, 18, 12, 12, 56, tzinfo=UTC)
     arrived = datetime(2025, 2, 18, 14, 34, 56, tzinfo=UTC)
     return (
-        message(id, sender, movement_id, product_id, "departure", departed, 100),
-        message(id, receiver, movement_id, product_id, "arrival", arrived, 100),
+        make_message(event_id, sender, movement_id, product_id, "departure", departed, 100),
+        make_message(event_id, receiver, movement_id, product_id, "arrival", arrived, 100),
     )
 
 
@@ -116,14 +125,14 @@ async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per
     batch_size = MESSAGES_PER_TRIP if not per_second else 1
     for start in range(0, len(messages), batch_size):
         async with redis.pipeline(transaction=False) as pipe:
-            for made in messages[start : start + batch_size]:
-                pipe.xadd(stream, {"body": json.dumps(made, ensure_ascii=False)})
+            for one_message in messages[start : start + batch_size]:
+                pipe.xadd(stream, {"body": json.dumps(one_message, ensure_ascii=False)})
             await pipe.execute()
         if per_second:
             await asyncio.sleep(1 / per_second)
 
 
-async def run(settings: RedisSettings, messages: Sequence[Message], per_second: float) -> None:
+async def send_messages(settings: RedisSettings, messages: Sequence[Message], per_second: float) -> None:
     """Send the messages to a Redis server."""
     redis = Connections(settings).client("movements-producer")
     try:
@@ -157,10 +166,10 @@ def main(
     seed: int | None,
     only_sample: bool,
 ) -> None:
-    simulated = Warehouses(warehouses=warehouses, products=products, seed=seed)
-    messages = sample() if only_sample else simulated.messages(movements, duplicates=duplicates, shuffle=shuffle)
+    simulator = MovementSimulator(warehouses=warehouses, products=products, seed=seed)
+    messages = sample() if only_sample else simulator.messages(movements, duplicates=duplicates, shuffle=shuffle)
     try:
-        asyncio.run(run(redis_settings(redis_url, data), messages, per_second))
+        asyncio.run(send_messages(redis_settings(redis_url, data), messages, per_second))
     except (RedisError, OSError) as error:
         raise click.ClickException(f"Redis did not accept the messages: {error}") from error
     last_data = messages[-1]["data"]

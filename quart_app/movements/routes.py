@@ -13,7 +13,7 @@ from quart_app.movements.ledger import Ledger
 from quart_app.movements.models import Movement, MovementQuery, Stock
 
 _UUID = TypeAdapter(UUID)
-_tagged = tag(["movements"])
+_movements_tag = tag(["movements"])
 
 
 class MovementRoutes:
@@ -28,32 +28,34 @@ class MovementRoutes:
         ):
             self.blueprint.add_url_rule(path, view.__name__, view, methods=["GET"])
 
-    @_tagged
+    @_movements_tag
     @document_querystring(MovementQuery)
     @document_response(Movement)
     async def movement(self, movement_id: str) -> Response:
         """Return a movement: its sender and receiver, how long it took, and how many items are missing."""
-        product_text = request.args.get("product_id")
-        product_id = None if product_text is None else _uuid(product_text, "product_id")
-        movement = await self._ledger.movement(_uuid(movement_id, "movement_id"), product_id)
+        product_id_text = request.args.get("product_id")
+        product_id = None if product_id_text is None else _parse_uuid(product_id_text, "product_id")
+        movement = await self._ledger.movement(_parse_uuid(movement_id, "movement_id"), product_id)
         return _found_or_404(movement, "no event names this movement, or this product in it")
 
-    @_tagged
+    @_movements_tag
     @document_response(Stock)
     async def stock(self, warehouse_id: str, product_id: str) -> Response:
         """Return how many items of a product a warehouse has."""
-        stock = await self._ledger.stock(_uuid(warehouse_id, "warehouse_id"), _uuid(product_id, "product_id"))
+        stock = await self._ledger.stock(
+            _parse_uuid(warehouse_id, "warehouse_id"), _parse_uuid(product_id, "product_id")
+        )
         return _found_or_404(stock, "no event names this product in this warehouse")
 
 
-def _uuid(text: str, name: str) -> UUID:
+def _parse_uuid(text: str, name: str) -> UUID:
     try:
         return _UUID.validate_python(text)
     except ValidationError:
         raise Problem(422, f"{name} is not a UUID", errors=[{"pointer": f"/{name}", "message": "not a UUID"}]) from None
 
 
-def _found_or_404(model: BaseModel | None, not_found: str) -> Response:
+def _found_or_404(model: BaseModel | None, not_found_detail: str) -> Response:
     if model is None:
-        raise Problem(404, not_found)
+        raise Problem(404, not_found_detail)
     return Response(model.model_dump_json(), content_type="application/json")

@@ -15,26 +15,26 @@ from quart_app.movements.models import Direction, Event, Stock
 from quart_app.movements.summary import Step
 from quart_app.movements.tables import movements, warehouses
 
-Key = tuple[str, str]
+EventKey = tuple[str, str]
 
 
 @dataclass(slots=True)
-class Stored:
-    """The result of storing some events."""
+class StoringResult:
+    """What `MovementStore.add` did with some events."""
 
     #: the events that were not stored before; their rows are committed now
-    new: list[Event] = field(default_factory=list)
-    #: number of events that were stored before, or that repeat another event of the same call
-    duplicates: int = 0
+    new_events: list[Event] = field(default_factory=list)
+    #: how many events were stored before, or repeat another event of the same call
+    duplicate_count: int = 0
     #: indexes of the events whose identity is stored with another content
-    refused: set[int] = field(default_factory=set)
+    refused_indexes: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class Deficit:
     """All items whose departure from a warehouse is stored, but not yet their arrival there."""
 
-    #: number of pairs of warehouse and product
+    #: how many pairs of warehouse and product have a deficit
     products: int
     #: number of items
     quantity: int
@@ -51,16 +51,16 @@ class MovementStore:
             dialect.insert(movements).on_conflict_do_nothing(index_elements=identity).returning(*identity)
         )
 
-    async def add(self, events: Sequence[Event]) -> Stored:
+    async def add(self, events: Sequence[Event]) -> StoringResult:
         """Store the events in one transaction. An event that comes several times is stored once.
 
-        An event whose identity is stored with another content changes nothing; its index is in `refused`.
+        An event whose identity is stored with another content changes nothing; its index is in `refused_indexes`.
         """
-        result, first_by_key = Stored(), _first_of_each(events)
+        result, first_by_key = StoringResult(), _first_of_each(events)
         if not first_by_key:
             return result
         # All replicas insert rows in the same order, so that two replicas with the same events cannot deadlock.
-        rows = [_row(first_by_key[key]) for key in sorted(first_by_key)]
+        rows = [_row_of(first_by_key[key]) for key in sorted(first_by_key)]
         async with self._database.writing() as connection:
             new_keys = {(row.source, row.event_id) for row in await connection.execute(self._insert, rows)}
             # Events that are not new were stored before, perhaps with another content.
@@ -72,17 +72,17 @@ class MovementStore:
             stored_contents = {(row.source, row.event_id): _row_content(row) for row in stored_rows}
         for index, event in enumerate(events):
             if event.key in new_keys and event is first_by_key[event.key]:
-                result.new.append(event)
+                result.new_events.append(event)
             # The event repeats one of this call, or one that was stored before. Its content must be the same.
             elif _event_content(event) == (
                 _event_content(first_by_key[event.key]) if event.key in new_keys else stored_contents[event.key]
             ):
-                result.duplicates += 1
+                result.duplicate_count += 1
             else:
-                result.refused.add(index)
+                result.refused_indexes.add(index)
         return result
 
-    async def has(self, event: Event) -> bool:
+    async def has_event(self, event: Event) -> bool:
         """Return whether exactly this event is stored."""
         stored_rows = await self._database.fetch(_contents_query([event.key]))
         return any(_row_content(row) == _event_content(event) for row in stored_rows)
@@ -117,14 +117,14 @@ class MovementStore:
         return Deficit(products, int(quantity))
 
 
-def _first_of_each(events: Sequence[Event]) -> Mapping[Key, Event]:
-    first_by_key: dict[Key, Event] = {}
+def _first_of_each(events: Sequence[Event]) -> Mapping[EventKey, Event]:
+    first_by_key: dict[EventKey, Event] = {}
     for event in events:
         first_by_key.setdefault(event.key, event)
     return first_by_key
 
 
-def _row(event: Event) -> dict[str, Any]:
+def _row_of(event: Event) -> dict[str, Any]:
     data = event.data
     return {
         "source": event.source,
@@ -144,7 +144,7 @@ def _row(event: Event) -> dict[str, Any]:
 _CONTENT_COLUMNS = ("movement_id", "warehouse_id", "product_id", "event", "quantity", "occurred_at")
 
 
-def _contents_query(keys: Collection[Key]) -> Executable:
+def _contents_query(keys: Collection[EventKey]) -> Executable:
     """Return the query for the content of the events with these identities."""
     columns = movements.c
     identity = tuple_(columns.source, columns.event_id)
@@ -158,5 +158,5 @@ def _row_content(row: Row[Any]) -> tuple[Any, ...]:
 
 
 def _event_content(event: Event) -> tuple[Any, ...]:
-    row = _row(event)
+    row = _row_of(event)
     return tuple(row[name] for name in _CONTENT_COLUMNS)

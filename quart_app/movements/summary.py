@@ -22,17 +22,17 @@ class Step:
     quantity: int
 
 
-def movement(movement_id: UUID, steps: Sequence[Step]) -> Movement:
+def summarize(movement_id: UUID, steps: Sequence[Step]) -> Movement:
     """Return the movement that consists of these steps. There must be at least one step."""
     by_product: dict[UUID, list[Step]] = defaultdict(list)
     for step in steps:
         by_product[step.product_id].append(step)
-    items = [leg(by_product[product_id]) for product_id in sorted(by_product)]
-    whole = leg(steps).model_copy(update={"status": status_of([item.status for item in items])})
+    items = [make_leg(by_product[product_id]) for product_id in sorted(by_product)]
+    whole = make_leg(steps).model_copy(update={"status": status_of([item.status for item in items])})
     return Movement(movement_id=movement_id, items=items, **whole.model_dump())
 
 
-def leg(steps: Sequence[Step]) -> Leg:
+def make_leg(steps: Sequence[Step]) -> Leg:
     """Return the sums of some steps. Several departures are added up, and so are several arrivals."""
     departures = [step for step in steps if step.direction is Direction.DEPARTURE]
     arrivals = [step for step in steps if step.direction is Direction.ARRIVAL]

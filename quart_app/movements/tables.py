@@ -60,7 +60,7 @@ movements = Table(
     Column("movement_id", Uuid, nullable=False),
     Column("warehouse_id", Uuid, nullable=False),
     Column("product_id", Uuid, nullable=False),
-    Column("event", String(9), nullable=False),
+    Column("event", String(9), nullable=False),  # "departure" has nine letters
     Column("quantity", BigInteger, nullable=False),
     Column("occurred_at", UtcDateTime, nullable=False),
     UniqueConstraint("source", "event_id", name="movements_identity"),
@@ -69,9 +69,9 @@ movements = Table(
     Index("movements_by_movement", "movement_id", "product_id"),
 )
 
-#: `balance` is the sum of all arrivals minus all departures, so it does not depend on the order of events. It is
-#: negative while the message of an arrival is late. `quantity` is the positive part of `balance`, and `deficit` is the
-#: amount of the negative part.
+#: One row is one product in one warehouse. `balance` is the sum of all arrivals minus all departures, so it does not
+#: depend on the order of events. It is negative while the message of an arrival is late. `quantity` is the positive part
+#: of `balance`, and `deficit` is the amount of the negative part.
 warehouses = Table(
     "warehouses",
     metadata,

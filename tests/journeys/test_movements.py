@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from quart_app.movements.producer import Message, Warehouses, sample
+from quart_app.movements.producer import Message, MovementSimulator, sample
 from tests.support import postgres
 from tests.support.replicas import Process, Replicas
 from tests.support.waiting import eventually
@@ -36,9 +36,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def trade(seed: int) -> Warehouses:
+def trade(seed: int) -> MovementSimulator:
     """Return a source of messages with few warehouses and products, so that their stocks change often."""
-    return Warehouses(warehouses=3, products=5, seed=seed)
+    return MovementSimulator(warehouses=3, products=5, seed=seed)
 
 
 def send(replicas: Replicas, messages: Sequence[Message | str]) -> None:

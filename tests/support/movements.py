@@ -37,7 +37,9 @@ def consume(redis_url: str, database_url: str, name: str, batch: int, die_after:
 
 async def _consume(redis_url: str, database_url: str, name: str, batch: int, die_after: int) -> None:
     database = MovementDatabase(async_url(database_url))
-    intake = Intake(MovementStore(database), MovementMetrics(CollectorRegistry()), changed=lambda movement_id: None)
+    intake = Intake(
+        MovementStore(database), MovementMetrics(CollectorRegistry()), on_movement_changed=lambda movement_id: None
+    )
     commits = count(1)
 
     async def handle(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:

@@ -84,7 +84,7 @@ def test_the_latest_revision_is_the_one_that_alembic_goes_to() -> None:
     """The code reads it from a file name, so that most replicas never load Alembic."""
     config = Config()
     config.set_main_option("script_location", module.MIGRATIONS)
-    assert ScriptDirectory.from_config(config).get_heads() == [module.LATEST]
+    assert ScriptDirectory.from_config(config).get_heads() == [module.LATEST_REVISION]
 
 
 async def test_a_replica_on_migrated_tables_does_not_load_alembic(

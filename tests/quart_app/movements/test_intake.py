@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from mesh import Unavailable
 from mesh.events.reader import DeliveredEvent
-from quart_app.movements.intake import MAX_REASON, Intake, UnreadableEvent, read_event
+from quart_app.movements.intake import MAX_REASON_LENGTH, Intake, UnreadableEvent, read_event
 from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Direction, Event
 from quart_app.movements.producer import Message, sample
-from quart_app.movements.store import MovementStore, Stored
+from quart_app.movements.store import MovementStore, StoringResult
 
 
 def changed(path: str, value: Any) -> Message:
@@ -148,7 +148,7 @@ def test_any_value_in_any_place_is_an_event_or_refused(place: str, value: Any) -
     try:
         event = read_event(body(changed(place, value)))
     except UnreadableEvent as error:
-        assert 0 < len(str(error)) <= MAX_REASON
+        assert 0 < len(str(error)) <= MAX_REASON_LENGTH
     else:
         assert isinstance(event, Event)
 
@@ -188,10 +188,10 @@ async def test_trouble_is_told_until_events_are_stored_again(
     store: MovementStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`/readyz` names the reason while events wait; the next batch that is stored ends it."""
-    intake = Intake(store, MovementMetrics(CollectorRegistry()), changed=lambda movement_id: None)
+    intake = Intake(store, MovementMetrics(CollectorRegistry()), on_movement_changed=lambda movement_id: None)
     entries = [DeliveredEvent("1-0", {"body": json.dumps(sample()[0])})]
 
-    async def full(events: object) -> Stored:
+    async def full(events: object) -> StoringResult:
         raise Unavailable("the movements database cannot be used: the disk is full")
 
     with monkeypatch.context() as failing:

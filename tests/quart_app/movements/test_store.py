@@ -21,7 +21,7 @@ from mesh import Unavailable
 from quart_app.movements.address import async_url
 from quart_app.movements.database import MovementDatabase
 from quart_app.movements.models import Direction, Event, EventData
-from quart_app.movements.producer import Warehouses, sample
+from quart_app.movements.producer import MovementSimulator, sample
 from quart_app.movements.settings import MOST_ROWS
 from quart_app.movements.store import Deficit, MovementStore
 from quart_app.movements.tables import movements, warehouses
@@ -79,16 +79,16 @@ async def test_both_sample_messages_count_though_they_share_their_id(
     departure, arrival = (Event.model_validate(message) for message in sample())
     assert departure.id == arrival.id
     stored = await store.add([departure, arrival])
-    assert (len(stored.new), stored.duplicates) == (2, 0)
+    assert (len(stored.new_events), stored.duplicate_count) == (2, 0)
     assert len(await store.steps(departure.data.movement_id)) == 2
     assert await stock(database) == added_up([departure, arrival])
 
 
 async def test_an_event_is_stored_once_however_often_it_comes(store: MovementStore, database: MovementDatabase) -> None:
     """An event may come twice in one batch or in several; the stock changes once."""
-    assert (await store.add([event(), event()])).duplicates == 1
+    assert (await store.add([event(), event()])).duplicate_count == 1
     stored = await store.add([event(), event("2")])
-    assert ([one.id for one in stored.new], stored.duplicates, stored.refused) == (["2"], 1, set())
+    assert ([one.id for one in stored.new_events], stored.duplicate_count, stored.refused_indexes) == (["2"], 1, set())
     assert await rows(database) == 2
     assert (await stock(database))[NORTH, BOLTS][:2] == (20, 20)
 
@@ -97,7 +97,7 @@ async def test_an_event_sent_again_later_is_the_same_event(store: MovementStore)
     """The time of sending is not part of the content."""
     await store.add([event()])
     again = event().model_copy(update={"time": 5})
-    assert (await store.add([again])).duplicates == 1
+    assert (await store.add([again])).duplicate_count == 1
 
 
 @pytest.mark.parametrize("change", [{"quantity": 11}, {"product_id": NUTS}, {"event": "departure"}])
@@ -112,13 +112,13 @@ async def test_an_identity_cannot_stand_for_two_contents(
     else:
         await store.add([first])
         stored = await store.add([event("2"), second])
-    assert stored.refused == {1}
+    assert stored.refused_indexes == {1}
     assert (await stock(database))[NORTH, BOLTS][0] in {10, 20}
 
 
 async def test_nothing_to_add_is_no_error(store: MovementStore) -> None:
     """A batch may have no readable event."""
-    assert (await store.add([])).new == []
+    assert (await store.add([])).new_events == []
 
 
 async def test_departures_before_arrivals_leave_a_deficit(store: MovementStore, database: MovementDatabase) -> None:
@@ -201,13 +201,13 @@ async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
     database: MovementDatabase, database_url: str
 ) -> None:
     """Overlapping batches in different orders at the same time store each row once and do not deadlock."""
-    events = [Event.model_validate(one) for one in Warehouses(warehouses=3, products=3, seed=1).messages(300)]
+    events = [Event.model_validate(one) for one in MovementSimulator(warehouses=3, products=3, seed=1).messages(300)]
     replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
     async def replay(replica: MovementDatabase, seed: int) -> int:
         mine = random.Random(seed).sample(events, len(events))
         stored = [await MovementStore(replica).add(mine[start : start + 50]) for start in range(0, len(mine), 50)]
-        return sum(len(one.new) for one in stored)
+        return sum(len(one.new_events) for one in stored)
 
     new = await asyncio.gather(*(replay(replica, seed) for seed, replica in enumerate(replicas)))
     assert sum(new) == await rows(database) == 600
@@ -225,16 +225,16 @@ async def test_the_largest_batch_is_one_statement(store: MovementStore, database
 
     listen(database._engine.sync_engine, "before_cursor_execute", note)
     events = [event(str(n)) for n in range(MOST_ROWS)]
-    assert len((await store.add(events)).new) == MOST_ROWS
+    assert len((await store.add(events)).new_events) == MOST_ROWS
     assert statements.count("INSERT") == 1
-    assert (await store.add(events)).duplicates == MOST_ROWS
+    assert (await store.add(events)).duplicate_count == MOST_ROWS
 
 
 async def test_replicas_that_change_the_same_stocks_do_not_deadlock(
     database: MovementDatabase, database_url: str
 ) -> None:
     """Each replica stores other events of the same few products at the same time, without a deadlock."""
-    trade = Warehouses(warehouses=3, products=4, seed=2)
+    trade = MovementSimulator(warehouses=3, products=4, seed=2)
     events = [Event.model_validate(one) for one in trade.messages(600, shuffle=True)]
     replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
