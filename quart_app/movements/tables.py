@@ -70,8 +70,8 @@ movements = Table(
 )
 
 #: One row is one product in one warehouse. `balance` is the sum of all arrivals minus all departures, so it does not
-#: depend on the order of events. It is negative while the message of an arrival is late. `quantity` is the positive part
-#: of `balance`, and `deficit` is the amount of the negative part.
+#: depend on the order of events. It is negative while the message of an arrival is late. `quantity` is the positive
+#: part of `balance`, and `deficit` is the amount of the negative part.
 warehouses = Table(
     "warehouses",
     metadata,

@@ -112,18 +112,18 @@ async def test_a_migration_that_fails_leaves_nothing_half_done(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A migration is one transaction, on SQLite too. The next start does all of it."""
-    upgrade = module._upgrade
+    upgrade = module._migrate_to_latest
 
     def killed_at_the_end(connection: Connection) -> None:
         upgrade(connection)
         raise RuntimeError("killed")
 
     database = MovementDatabase(async_url(database_url))
-    monkeypatch.setattr(module, "_upgrade", killed_at_the_end)
+    monkeypatch.setattr(module, "_migrate_to_latest", killed_at_the_end)
     with pytest.raises(RuntimeError, match="killed"):
         await database.migrate()
     assert await names(database) == set()
-    monkeypatch.setattr(module, "_upgrade", upgrade)
+    monkeypatch.setattr(module, "_migrate_to_latest", upgrade)
     await database.migrate()
     assert "movements" in await names(database)
     await database.close()
