@@ -25,7 +25,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mesh import keys, roster
-from mesh.discovery import LATER, SERVED, Directory
+from mesh.discovery import LATER, READ_SERVED, Directory
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
 from mesh.groups.reader import BLOCK_MS
 from mesh.later import waking
@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 PRESENT = Script.beside(__file__, "present.lua")
 #: The scripts that a client runs over its link, beside SUBMIT.
 LINK_SCRIPTS = (
-    roster.ROSTER, roster.MISSING, SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
+    roster.ROSTER, roster.MISSING, READ_SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
 )  # fmt: skip
 #: A presence holds for so many lease ttls, and is renewed once in each ttl. It may hold for longer than a lease: nobody
 #: waits for its end, because a client holds no database.

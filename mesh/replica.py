@@ -88,7 +88,7 @@ class Replica:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._directory = Directory(self._link, worker.operations)
         self._publication = publication
-        later_known = functools.partial(self._directory.understands, LATER)  # whether all replicas know delays
+        later_known = functools.partial(self._directory.all_understand, LATER)  # whether all replicas know delays
         self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, later_known)
         self._lease.on_due = self._waking.note_due  # each renewal tells when a request or a schedule is due next
         self.durations = Durations()
@@ -302,7 +302,7 @@ class Replica:
         await self._publication.publish(self._link)  # the definitions of this replica's operations
         while True:
             await asyncio.sleep(SWEEP_S)
-            await self._publication.keep(self._link)
+            await self._publication.restore(self._link)
             await streams.sweep(self._link, self._streams)
             await streams.keep_minute(self._link, self._streams)  # a copy of the books, once a minute
 
@@ -370,7 +370,7 @@ async def join(
     tracing.activate()
     replica_id = f"replica-{secrets.token_hex(4)}"
     publication = Publication(worker.definitions(version), " ".join(sorted(worker.readers)))
-    row_fields = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.row}
+    row_fields = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.roster_fields}
     waiting_applicant = Applicant(settings, connections, replica_id, row_fields)
     if applicant is not None:
         applicant(waiting_applicant)

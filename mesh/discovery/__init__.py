@@ -1,19 +1,28 @@
 """Which operations there are, which replicas serve them, and what each release understands."""
 
 from mesh.discovery.asyncapi import document
-from mesh.discovery.directory import LATER, LIMITS, ONCE, READS, SERVED, SERVES, Directory, nearest
+from mesh.discovery.directory import (
+    ASK_SERVES,
+    HIGHEST_LEVEL,
+    LATER,
+    LIMITS,
+    ONCE,
+    READ_SERVED,
+    Directory,
+    suggestion_for,
+)
 from mesh.discovery.publishing import PUBLISH, Publication
 
 __all__ = [
+    "ASK_SERVES",
+    "HIGHEST_LEVEL",
     "LATER",
     "LIMITS",
     "ONCE",
     "PUBLISH",
-    "READS",
-    "SERVED",
-    "SERVES",
+    "READ_SERVED",
     "Directory",
     "Publication",
     "document",
-    "nearest",
+    "suggestion_for",
 ]

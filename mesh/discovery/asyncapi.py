@@ -18,8 +18,8 @@ Schema = dict[str, Any]
 _NOT_IN_COMPONENT_NAME = re.compile(r"[^\w.-]")
 _DEFS_PREFIX = "#/$defs/"
 #: Keywords whose value is an object: name -> schema. The user chose these names, so they are not read as keywords.
-_KEYWORDS_WITH_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-_TEXT: Schema = {"type": "string"}
+_KEYWORDS_OF_NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_STRING: Schema = {"type": "string"}
 
 #: Fields that the entry of each request has beside its body.
 _REQUEST_FIELDS: Mapping[str, str] = {
@@ -28,8 +28,8 @@ _REQUEST_FIELDS: Mapping[str, str] = {
     "reply_to": "the stream for the reply; empty when no caller waits",
     "deadline": "ms of Redis's clock; no replica begins the request later; 0 means no deadline",
 }
-#: Fields that only some requests have.
-_FURTHER_FIELDS: Mapping[str, str] = {
+#: Fields of the entry that only some requests have.
+_OPTIONAL_FIELDS: Mapping[str, str] = {
     "call": "the X-Request-Id of the HTTP request, or another name that the caller set; only where there is one",
     "traceparent": "the W3C trace context; only where there is one",
     "limit": "the place of the request in a lane, or the rate that has let it through; only where there is a limit",
@@ -54,22 +54,23 @@ def document(
 ) -> dict[str, Any]:
     """Return the AsyncAPI document of these operations, on the streams of these classes and databases."""
     schemas, messages, operations = _Schemas(), dict[str, Any](), dict[str, Any]()
-    requests, replies = dict[str, Any](), dict[str, Any]()
+    request_refs, reply_refs = dict[str, Any](), dict[str, Any]()
     for component, op in _component_names(definitions):
         definition = definitions[op]
-        messages[f"{component}.request"] = _request(op, definition, schemas)
-        requests[component] = _ref("components", "messages", f"{component}.request")
-        reply_messages = {f"{component}.reply": _reply(op, definition, schemas), **_error_messages(definition, schemas)}
+        messages[f"{component}.request"] = _request_message(op, definition, schemas)
+        request_refs[component] = _ref("components", "messages", f"{component}.request")
+        reply_messages = {f"{component}.reply": _reply_message(op, definition, schemas), **_error_messages(definition, schemas)}
         messages |= reply_messages
-        replies |= {name: _ref("components", "messages", name) for name in reply_messages}
+        reply_refs |= {name: _ref("components", "messages", name) for name in reply_messages}
         for channel in ("class", "database"):
             name = component if channel == "class" else f"{component}.database"
-            operations[name] = _operation(channel, component, list(reply_messages), definition)
+            operations[name] = _make_operation(channel, component, list(reply_messages), definition)
     return {
         "asyncapi": "3.0.0",
+        # AsyncAPI demands a version; "0" stands for an unknown one.
         "info": {"title": title, "version": version or "0", "description": _DESCRIPTION},
         "defaultContentType": "application/json",
-        "channels": _channels(requests, replies, classes, databases),
+        "channels": _make_channels(request_refs, reply_refs, classes, databases),
         "operations": operations,
         "components": {"messages": messages, "schemas": schemas.by_name},
     }
@@ -86,46 +87,46 @@ def _ref(*path: str) -> dict[str, str]:
 
 
 def _component_names(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield a name for the components of each operation, and the operation.
+    """Yield for each operation the name of its components, which has no other operation, and the operation's name.
 
-    AsyncAPI allows only letters, digits, "_", "." and "-" in such a name.
+    AsyncAPI allows only letters, digits, "_", "." and "-" in the name of a component.
     """
-    taken: set[str] = set()
+    taken_names: set[str] = set()
     for op in sorted(definitions):
-        component = base = _NOT_IN_COMPONENT_NAME.sub("_", op) or "_"
+        component = base_name = _NOT_IN_COMPONENT_NAME.sub("_", op) or "_"
         number = 2
-        while component in taken:
-            component, number = f"{base}-{number}", number + 1
-        taken.add(component)
+        while component in taken_names:
+            component, number = f"{base_name}-{number}", number + 1
+        taken_names.add(component)
         yield component, op
 
 
-def _channels(requests: Schema, replies: Schema, classes: str, databases: int) -> dict[str, Any]:
+def _make_channels(request_refs: Schema, reply_refs: Schema, classes: str, databases: int) -> dict[str, Any]:
     numbers = [str(number) for number in range(databases)]
     return {
         "class": {
             "address": keys.class_requests("{class}"),
             "title": "Requests to any one replica of a class",
             "parameters": {"class": {"enum": list(classes), "description": "the class"}},
-            "messages": requests,
+            "messages": request_refs,
         },
         "database": {
             "address": f"{keys.REQUESTS}db{{database}}",
             "title": "Requests to the replica that holds a database; a gather puts one on each",
             "parameters": {"database": {"enum": numbers, "description": "the number of the database"}},
-            "messages": requests,
+            "messages": request_refs,
         },
         # The address is null, because each request names it: AsyncAPI demands that.
         "replies": {
             "address": None,
             "title": "Replies to one replica or client",
             "description": f"The stream {keys.replies('{replica}')}; the field `reply_to` of the request names it.",
-            "messages": replies,
+            "messages": reply_refs,
         },
     }
 
 
-def _operation(
+def _make_operation(
     channel: str, component: str, reply_names: Sequence[str], definition: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
@@ -142,19 +143,19 @@ def _operation(
     }
 
 
-def _request(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+def _request_message(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
     no_body = {"type": "object", "description": "no body"}
     schema = definition.get("request")
-    return _message(
+    return _make_message(
         f"{op}: request",
-        _headers(op, _REQUEST_FIELDS, further=_FURTHER_FIELDS),
+        _make_headers(op, _REQUEST_FIELDS, optional_fields=_OPTIONAL_FIELDS),
         no_body if schema is None else schemas.add(f"{op}.request", schema),
     )
 
 
-def _reply(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
-    headers = _headers(op, _REPLY_FIELDS, {"const": "ok"})
-    return _message(f"{op}: reply", headers, schemas.add(f"{op}.reply", definition.get("reply") or {}))
+def _reply_message(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+    headers = _make_headers(op, _REPLY_FIELDS, {"const": "ok"})
+    return _make_message(f"{op}: reply", headers, schemas.add(f"{op}.reply", definition.get("reply") or {}))
 
 
 def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
@@ -163,25 +164,25 @@ def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[st
     messages = {}
     for code, error in errors.items():
         facts = {name: schemas.add(f"{code}.{name}", schema) for name, schema in error["facts"].items()}
-        payload = {"type": "object", "properties": {"detail": _TEXT, **facts}, "required": ["detail", *facts]}
-        headers = _headers(None, _REPLY_FIELDS, {"const": code})
+        payload = {"type": "object", "properties": {"detail": _STRING, **facts}, "required": ["detail", *facts]}
+        headers = _make_headers(None, _REPLY_FIELDS, {"const": code})
         messages[_NOT_IN_COMPONENT_NAME.sub("_", code)] = {
-            **_message(code, headers, payload),
+            **_make_message(code, headers, payload),
             "summary": error["detail"],
         }
     # The message for all other failures excludes the codes of the service's own errors. So each service with errors
     # needs a message of its own.
-    other_status = {"not": {"enum": ["ok", *errors]}, **_TEXT}
-    payload = {"type": "object", "properties": {"detail": _TEXT}, "required": ["detail"]}
+    other_status = {"not": {"enum": ["ok", *errors]}, **_STRING}
+    payload = {"type": "object", "properties": {"detail": _STRING}, "required": ["detail"]}
     service = _NOT_IN_COMPONENT_NAME.sub("_", str(definition.get("service") or "")) if errors else ""
     messages[f"{service}.failure" if service else "failure"] = {
-        **_message("another failure", _headers(None, _REPLY_FIELDS, other_status), payload),
+        **_make_message("another failure", _make_headers(None, _REPLY_FIELDS, other_status), payload),
         "summary": "`status` is the code of an error, `detail` says what happened, and further fields are its facts.",
     }
     return messages
 
 
-def _message(title: str, headers: Schema, payload: Schema) -> dict[str, Any]:
+def _make_message(title: str, headers: Schema, payload: Schema) -> dict[str, Any]:
     return {
         "title": title,
         "contentType": "application/json",
@@ -191,15 +192,15 @@ def _message(title: str, headers: Schema, payload: Schema) -> dict[str, Any]:
     }
 
 
-def _headers(
-    op: str | None, fields: Mapping[str, str], status: Schema | None = None, further: Mapping[str, str] | None = None
+def _make_headers(
+    op: str | None, fields: Mapping[str, str], status: Schema | None = None, optional_fields: Mapping[str, str] | None = None
 ) -> Schema:
-    properties: Schema = {"op": {"const": op, **_TEXT} if op else _TEXT}
-    properties |= {name: {**_TEXT, "description": text} for name, text in fields.items()}
+    properties: Schema = {"op": {"const": op, **_STRING} if op else _STRING}
+    properties |= {name: {**_STRING, "description": text} for name, text in fields.items()}
     if status is not None:
         properties["status"] = status
     required = [*properties]
-    properties |= {name: {**_TEXT, "description": text} for name, text in (further or {}).items()}
+    properties |= {name: {**_STRING, "description": text} for name, text in (optional_fields or {}).items()}
     return {"type": "object", "properties": properties, "required": required}
 
 
@@ -218,14 +219,14 @@ class _Schemas:
         No other call has this owner.
         """
         definitions: Mapping[str, Any] = schema.get("$defs", {})
-        names = {name: self._name(owner, name, definitions) for name in definitions}
+        new_names = {name: self._choose_name(owner, name, definitions) for name in definitions}
         for name, named_schema in definitions.items():
-            self.by_name[names[name]] = _translated(named_schema, names)
+            self.by_name[new_names[name]] = _translate_to_draft_7(named_schema, new_names)
         without_defs = {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
-        rest_of_schema: Schema = _translated(without_defs, names)
+        rest_of_schema: Schema = _translate_to_draft_7(without_defs, new_names)
         return rest_of_schema
 
-    def _name(self, owner: str, name: str, definitions: Mapping[str, Any]) -> str:
+    def _choose_name(self, owner: str, name: str, definitions: Mapping[str, Any]) -> str:
         # Two definitions are equal only if all that they refer to is equal, too.
         content = json.dumps(
             {reached: definitions[reached] for reached in sorted(_reachable_names(name, definitions))}, sort_keys=True
@@ -239,33 +240,33 @@ class _Schemas:
 
 def _reachable_names(name: str, definitions: Mapping[str, Any]) -> set[str]:
     """Return the names of a definition and of all that it refers to, directly or through others."""
-    reached, unvisited = {name}, [name]
+    reached_names, unvisited = {name}, [name]
     while unvisited:
         for target in re.findall(r'"#/\$defs/([^"]*)"', json.dumps(definitions[unvisited.pop()])):
-            if target in definitions and target not in reached:
-                reached.add(target)
+            if target in definitions and target not in reached_names:
+                reached_names.add(target)
                 unvisited.append(target)
-    return reached
+    return reached_names
 
 
-def _translated(schema: Any, names: Mapping[str, str]) -> Any:
-    """Return a JSON Schema of version 2020-12 as one of draft 7. `names` are the new names of its definitions."""
+def _translate_to_draft_7(schema: Any, new_names: Mapping[str, str]) -> Any:
+    """Return a JSON Schema of version 2020-12 as one of draft 7. `new_names` are the new names of its definitions."""
     if isinstance(schema, list):
-        return [_translated(part, names) for part in schema]
+        return [_translate_to_draft_7(part, new_names) for part in schema]
     if not isinstance(schema, dict):
         return schema
     translated: Schema = {}
     for keyword, value in schema.items():
-        if keyword in _KEYWORDS_WITH_NAMES and isinstance(value, dict):
-            translated[keyword] = {name: _translated(part, names) for name, part in value.items()}
+        if keyword in _KEYWORDS_OF_NAMED_SCHEMAS and isinstance(value, dict):
+            translated[keyword] = {name: _translate_to_draft_7(part, new_names) for name, part in value.items()}
         elif keyword == "$ref" and isinstance(value, str) and value.startswith(_DEFS_PREFIX):
             target = value.removeprefix(_DEFS_PREFIX)
-            translated[keyword] = f"#/components/schemas/{names.get(target, target)}"
+            translated[keyword] = f"#/components/schemas/{new_names.get(target, target)}"
         elif keyword in ("const", "enum", "default", "examples"):
             translated[keyword] = value
         # `discriminator` is left out: it means something else in AsyncAPI, and `anyOf` suffices without it.
         elif keyword != "discriminator":
-            translated[keyword] = _translated(value, names)
+            translated[keyword] = _translate_to_draft_7(value, new_names)
     # Draft 7 calls the schemas of the first elements `items`, and that of all further elements `additionalItems`.
     if "prefixItems" in translated:
         other_items = translated.pop("items", True)

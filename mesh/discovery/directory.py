@@ -26,10 +26,10 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-#: Reads what all live replicas serve.
-SERVED = Script.beside(__file__, "served.lua")
-#: Looks up whether a replica of one class serves one operation.
-SERVES = Script.beside(__file__, "serves.lua")
+#: Reads which operations the live replicas serve.
+READ_SERVED = Script.beside(__file__, "served.lua")
+#: Asks whether a replica of one class serves one operation.
+ASK_SERVES = Script.beside(__file__, "serves.lua")
 
 #: Levels of options. An option has a level, and may be used while the releases of all live replicas understand this
 #: level. The rows of releases before the first level name no level.
@@ -37,82 +37,88 @@ LATER = 1
 ONCE = 2
 LIMITS = 3
 #: The highest level that this release understands.
-READS = LIMITS
+HIGHEST_LEVEL = LIMITS
 #: Level -> its options, as callers write them.
 OPTION_NAMES = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
 
-#: For this long the result of a lookup is used. After that the roster is read again.
+#: For this long the result of a lookup is used. After that the roster is read again. A longer time saves lookups, but a
+#: replica that has just joined is noticed later.
 LOOKUP_FRESH_S = 1.0
 #: Longest wait for the lookup. If there is no answer by then, no request is refused here.
-WAIT_S = 1.0
+LOOKUP_WAIT_S = 1.0
 
 
 class Directory:
-    """What one process knows of the live replicas. `own` are the operations that this process serves itself."""
+    """What one process knows of the live replicas. `own_operations` are those that this process serves itself."""
 
-    def __init__(self, link: Link, own: Collection[str]) -> None:
+    def __init__(self, link: Link, own_operations: Collection[str]) -> None:
         self._link = link
-        self._own = frozenset(own)
+        self._own_operations = frozenset(own_operations)
         self._served: frozenset[str] = frozenset()
         #: whether `_served` has all operations that live replicas serve
-        self._is_complete = False
+        self._served_is_complete = False
         #: level, replica, database and version of the live replica with the lowest level
-        self._oldest: tuple[int, str, str, str] = (0, "", "", "")
-        self._read_at = float("-inf")
+        self._lowest: tuple[int, str, str, str] = (0, "", "", "")
+        #: when the roster was read last, on this process's monotonic clock
+        self._read_at_s = float("-inf")
+        #: the last lookup of the roster, which all callers share that come before its result
         self._lookup: asyncio.Future[Any] | None = None
 
-    def allows(self, ops: Iterable[str], level: int = 0) -> bool:
+    def needs_no_lookup(self, ops: Iterable[str], level: int = 0) -> bool:
         """Return whether a request may be sent without a lookup.
 
-        This process must know that the operations are served, and that all live replicas understand the level.
-
-        The level 0 stands for a request without options, which every release understands.
+        This process must know that the operations are served, and that all live replicas understand the level. The
+        level 0 stands for a request without options, which every release understands.
         """
-        if level and (level > self._oldest[0] or time.monotonic() - self._read_at > LOOKUP_FRESH_S):
+        if level and (level > self._lowest[0] or time.monotonic() - self._read_at_s > LOOKUP_FRESH_S):
             return False
         return all(map(self.knows, ops))
 
     def knows(self, op: str) -> bool:
         """Return whether no lookup is needed: it is known that the operation is served."""
-        return op in self._own or (op in self._served and time.monotonic() - self._read_at <= LOOKUP_FRESH_S)
+        return op in self._own_operations or (
+            op in self._served and time.monotonic() - self._read_at_s <= LOOKUP_FRESH_S
+        )
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
         """Raise Unserved if one of the operations has no live replica that serves it.
 
         Raises OlderRelease if the release of a live replica does not understand the level.
         """
-        names = list(ops)
-        if self.allows(names, level) or not await self._read_roster():
+        asked_ops = list(ops)
+        if self.needs_no_lookup(asked_ops, level) or not await self._read_roster():
             return
-        if level > self._oldest[0]:
-            raise _older_release(level, *self._oldest[1:])
-        known = self._own | self._served
-        for op in names:
-            if op not in known and self._is_complete:
-                raise unserved(op, known)
+        if level > self._lowest[0]:
+            raise _older_release(level, *self._lowest[1:])
+        known = self._own_operations | self._served
+        for op in asked_ops:
+            if op not in known and self._served_is_complete:
+                raise unserved_error(op, known)
 
-    async def understands(self, level: int) -> bool:
+    async def all_understand(self, level: int) -> bool:
         """Return whether every live replica understands this level; False if the roster cannot be read."""
-        return self.allows((), level) or (await self._read_roster() and level <= self._oldest[0])
+        return self.needs_no_lookup((), level) or (await self._read_roster() and level <= self._lowest[0])
 
-    async def is_served(self, op: str, cls: str, *, patient: bool) -> bool:
+    async def is_served(self, op: str, cls: str, *, counts_expected: bool) -> bool:
         """Look up whether a live replica of a class serves an operation.
 
-        With `patient` the answer is also True if a replica of the class is expected back, because that one may serve
-        the operation. Raises LeaseLost and redis-py's errors.
+        With `counts_expected` the answer is also True if a replica of the class is expected back, because that one may
+        serve the operation. Raises LeaseLost and redis-py's errors.
         """
-        return bool(await self._link.script(SERVES, [keys.SERVED], keys.MOST_DATABASES, cls, op, int(patient)))
+        return bool(
+            await self._link.script(ASK_SERVES, [keys.SERVED], keys.MOST_DATABASES, cls, op, int(counts_expected))
+        )
 
     async def _read_roster(self) -> bool:
         """Read the roster; calls during a lookup share its result. Return whether the roster could be read in time."""
-        if self._link.down:
+        if self._link.down:  # then a lookup would only wait for Redis
             return False
         if self._lookup is None or self._lookup.done():
-            self._lookup = asyncio.ensure_future(self._link.script(SERVED, (), keys.MOST_DATABASES))
+            self._lookup = asyncio.ensure_future(self._link.script(READ_SERVED, (), keys.MOST_DATABASES))
             # When the link ends, perhaps no caller waits for the lookup any more. Then its error must be taken here.
             self._lookup.add_done_callback(lambda lookup: lookup.cancelled() or lookup.exception())
         lookup = self._lookup
-        await asyncio.wait([lookup], timeout=WAIT_S)
+        await asyncio.wait([lookup], timeout=LOOKUP_WAIT_S)
         if not lookup.done() or lookup.cancelled():
             return False
         error = lookup.exception()
@@ -121,22 +127,22 @@ class Directory:
             log.warning("operations of other replicas cannot be read", error=str(error))
         if error is not None:
             return False
-        complete, level, replica, database, version, *names = lookup.result()
-        self._is_complete, self._served = bool(complete), frozenset(names)
-        self._oldest = (int(level), replica, database, version)
-        self._read_at = time.monotonic()
+        is_complete, level, replica, database, version, *served_ops = lookup.result()
+        self._served_is_complete, self._served = bool(is_complete), frozenset(served_ops)
+        self._lowest = (int(level), replica, database, version)
+        self._read_at_s = time.monotonic()
         return True
 
 
-def unserved(op: str, known: Collection[str]) -> Unserved:
-    """Return the error for an operation that no live replica serves."""
-    return Unserved(f"no live replica serves the operation {op!r:.100}{nearest(op, known)}", op=op)
+def unserved_error(op: str, known: Collection[str]) -> Unserved:
+    """Return the error for an operation that no live replica serves. `known` are the operations that are served."""
+    return Unserved(f"no live replica serves the operation {op!r:.100}{suggestion_for(op, known)}", op=op)
 
 
-def nearest(op: str, known: Collection[str]) -> str:
+def suggestion_for(op: str, known: Collection[str]) -> str:
     """Return "; did you mean 'x'?" where a known operation has a similar name, else ""."""
-    alike = difflib.get_close_matches(op[:100], sorted(known), n=1)
-    return f"; did you mean {alike[0]!r}?" if alike else ""
+    similar_names = difflib.get_close_matches(op[:100], sorted(known), n=1)
+    return f"; did you mean {similar_names[0]!r}?" if similar_names else ""
 
 
 def _older_release(level: int, replica: str, database: str, version: str) -> OlderRelease:
@@ -144,6 +150,6 @@ def _older_release(level: int, replica: str, database: str, version: str) -> Old
     return OlderRelease(
         f"{OPTION_NAMES[level]} cannot be used while {replica} (database {database}, {release}) is live, because that "
         "release does not know them; retry when it has left",
-        retry_after=5,
+        retry_after=5,  # a shorter time would only make callers ask more often
         replica=replica,
     )

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 
 from mesh import keys
-from mesh.discovery.directory import READS
+from mesh.discovery.directory import HIGHEST_LEVEL
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
@@ -35,22 +35,23 @@ class Publication:
         self.digest = hashlib.sha1(table_text.encode(), usedforsecurity=False).hexdigest()[:12]
 
     @property
-    def row(self) -> dict[str, str]:
+    def roster_fields(self) -> dict[str, str]:
         """The fields of the roster row that say what this replica serves and understands."""
-        return {"serves": self.digest, "reads": str(READS), "readers": self._readers}
+        return {"serves": self.digest, "reads": str(HIGHEST_LEVEL), "readers": self._readers}
 
+    # The replica calls `publish` when it joins, and `restore` with each sweep.
     async def publish(self, link: Link) -> None:
         """Write the definitions, over those of other releases. Raises MeshError, redis-py's errors."""
         await self._run_script(link, 1, self._definitions)
 
-    async def keep(self, link: Link) -> None:
+    async def restore(self, link: Link) -> None:
         """Write definitions that are missing, and remove the operations that no live replica serves."""
         # Most of the time nothing is missing, so the definitions themselves are sent only when something is.
         if not await self._run_script(link, 0, {}):
             await self._run_script(link, 0, self._definitions)
 
-    async def _run_script(self, link: Link, overwrites: int, definitions: Mapping[str, str]) -> bool:
+    async def _run_script(self, link: Link, overwrite: int, definitions: Mapping[str, str]) -> bool:
         """Run publish.lua; return whether Redis has this table of operations and the definitions of all of them."""
-        words = [word for pair in definitions.items() for word in pair]
+        words = [word for op_and_definition in definitions.items() for word in op_and_definition]
         key_names = [keys.OPERATIONS, keys.SERVED, keys.SCHEDULES]
-        return bool(await link.script(PUBLISH, key_names, keys.MOST_DATABASES, self.digest, overwrites, *words))
+        return bool(await link.script(PUBLISH, key_names, keys.MOST_DATABASES, self.digest, overwrite, *words))

@@ -12,7 +12,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from mesh import keys
-from mesh.discovery import nearest
+from mesh.discovery import suggestion_for
 from mesh.errors import Busy, Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Unserved
 from mesh.groups.deliveries import is_overdelivered
 from mesh.later.entering import NOT_MINE, PLACED, enter
@@ -168,7 +168,7 @@ class Runner:
         host, request = self._host, work.request
         error = _unserved(request.op, self._worker.operations)
         has_no_caller, has_other_readers = not request.reply_to, not self._is_ordered(request)
-        if has_other_readers and await host.directory.is_served(request.op, host.cls, patient=has_no_caller):
+        if has_other_readers and await host.directory.is_served(request.op, host.cls, counts_expected=has_no_caller):
             # For this time the request leaves the stream. The pause is half of its age: short at first, then longer and
             # longer while no other replica reads it.
             age_ms = host.now_ms() - request.at_ms
@@ -331,7 +331,7 @@ def _add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
 
 def _unserved(op: str, known_ops: list[str]) -> Unserved:
     """Return the error for an operation without a handler here. Another release or a replica that left may have one."""
-    return Unserved(f"no replica here knows the operation {op!r:.100}{nearest(op, known_ops)}", op=op)
+    return Unserved(f"no replica here knows the operation {op!r:.100}{suggestion_for(op, known_ops)}", op=op)
 
 
 def _is_current_task_cancelled() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mesh import roster
-from mesh.discovery import PUBLISH, SERVED, SERVES
+from mesh.discovery import ASK_SERVES, PUBLISH, READ_SERVED
 from mesh.groups.reader import FORGET, KEEP_ALIVE
 from mesh.later import waking
 from mesh.later.entering import ENTER
@@ -79,5 +79,5 @@ def when_full(script: Script) -> Script:
 #: link loads it.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, END, KEEP_ALIVE, FORGET, REDELIVER, GIVE_BACK, BURY, SWEEP, PLAIN_SWEEP, OPEN, BOOKS,
-    MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES, PUBLISH, filters.NAME,
+    MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, READ_SERVED, ASK_SERVES, PUBLISH, filters.NAME,
 )  # fmt: skip

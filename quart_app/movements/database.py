@@ -201,7 +201,7 @@ async def _ping(connection: Any) -> None:
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    # SQLAlchemy calls this for each new connection. None: the driver begins no transactions, as `_begin_sqlite` does.
+    # SQLAlchemy calls this for each new connection. With None the driver begins no transaction; `_begin_sqlite` does.
     connection.isolation_level = None
     cursor = connection.cursor()
     # With a write-ahead log, readers and the writer do not wait for each other.

@@ -145,7 +145,7 @@ async def older_release(backend: Backend) -> Replica:
     async def handle(request: Request, store: Store, effects: Effects) -> None: ...
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Publication, "row", {})
+        patch.setattr(Publication, "roster_fields", {})
         return await backend.join(worker, class_="B")
 
 
@@ -192,7 +192,7 @@ async def test_many_who_look_share_one_lookup(backend: Backend, monkeypatch: pyt
     looks, script = list[object](), mesh.replica._link.script
 
     def counting(found: Any, *words: Any, **options: Any) -> Any:
-        looks.append(found) if found is directory.SERVED else None
+        looks.append(found) if found is directory.READ_SERVED else None
         return script(found, *words, **options)
 
     monkeypatch.setattr(mesh.replica._link, "script", counting)
@@ -201,7 +201,7 @@ async def test_many_who_look_share_one_lookup(backend: Backend, monkeypatch: pyt
     assert looks == []
     known = mesh.replica._directory
     for _ in range(20):
-        assert await known.understands(directory.LATER)
+        assert await known.all_understand(directory.LATER)
     assert len(looks) == 1
 
 
@@ -210,19 +210,19 @@ async def test_a_lookup_without_an_answer_refuses_nothing(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, outcome: str
 ) -> None:
     """A process that cannot read the roster sends what it does not know; an option that needs the answer waits."""
-    monkeypatch.setattr(directory, "WAIT_S", 0.05)
+    monkeypatch.setattr(directory, "LOOKUP_WAIT_S", 0.05)
     mesh = await backend.mesh(notes)
     script, waiting = mesh.replica._link.script, asyncio.get_running_loop().create_future()
     if outcome == "a cancellation":
         waiting.cancel()
 
     def without_answer(found: Any, *words: Any, **options: Any) -> Any:
-        return waiting if found is directory.SERVED else script(found, *words, **options)
+        return waiting if found is directory.READ_SERVED else script(found, *words, **options)
 
     monkeypatch.setattr(mesh.replica._link, "script", without_answer)
     known = mesh.replica._directory
     await asyncio.gather(*(known.check([absent.name]) for _ in range(3)))
-    assert not await known.understands(directory.LATER)
+    assert not await known.all_understand(directory.LATER)
     with pytest.raises(Refused, match="no replica here knows the operation"):
         await mesh.call(absent, Note("a"))
     waiting.cancel()
@@ -237,9 +237,9 @@ async def test_a_process_that_cannot_reach_redis_does_not_look(
     monkeypatch.setattr(mesh.replica._link, "_down", True)
     monkeypatch.setattr(mesh.replica._link, "script", None)
     await known.check([absent.name], directory.LATER)
-    assert not await known.understands(directory.LATER)
+    assert not await known.all_understand(directory.LATER)
     monkeypatch.undo()
-    assert await known.understands(directory.LATER)
+    assert await known.all_understand(directory.LATER)
 
 
 @pytest.mark.parametrize(("count", "complete"), [(4000, 1), (4001, 0)])
@@ -251,7 +251,7 @@ async def test_more_operations_than_one_answer_holds_are_not_all_known(
     row = {"replica": "replica-1", "serves": "digest", "reads": "3", "version": "1.2"}
     await shared.hset(keys.SERVED, "digest", " ".join(names))
     await shared.hset(keys.row(2), mapping=row)
-    known, *facts = await directory.SERVED.run(shared, (), keys.MOST_DATABASES)
+    known, *facts = await directory.READ_SERVED.run(shared, (), keys.MOST_DATABASES)
     assert (known, facts[:4], facts[4:]) == (complete, [3, "replica-1", "2", "1.2"], names[:4000])
 
 
@@ -260,7 +260,7 @@ async def test_every_database_is_looked_at(shared: Redis, database: int) -> None
     """The replica that serves an operation, or is expected back, may have the first or the last one."""
 
     async def served(op: str, cls: str, patient: int) -> bool:
-        return bool(await directory.SERVES.run(shared, [keys.SERVED], keys.MOST_DATABASES, cls, op, patient))
+        return bool(await directory.ASK_SERVES.run(shared, [keys.SERVED], keys.MOST_DATABASES, cls, op, patient))
 
     await shared.hset(keys.SERVED, "digest", "notes.put notes.later")
     await shared.hset(keys.row(database), mapping={"class": "A", "serves": "digest", "state": "ready"})

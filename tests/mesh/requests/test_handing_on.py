@@ -80,7 +80,7 @@ async def test_every_request_comes_to_a_replica_that_serves_it(backend: Backend)
 async def test_without_the_mechanism_requests_are_lost(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call is refused, and a send becomes a dead letter, where the older replica is the one that reads it."""
 
-    async def nobody(self: object, op: str, cls: str, *, patient: bool) -> bool:
+    async def nobody(self: object, op: str, cls: str, *, counts_expected: bool) -> bool:
         return False
 
     monkeypatch.setattr(directory.Directory, "is_served", nobody)
@@ -116,7 +116,7 @@ async def test_while_only_others_read_it_a_request_is_handed_on_less_and_less_of
         script = link.script
 
         def counting(found: object, *words: object) -> object:
-            if found is directory.SERVES:
+            if found is directory.ASK_SERVES:
                 return asyncio.sleep(0, 1)
             if found is DEFER:
                 handed.append(int(str(words[3])))
