@@ -59,7 +59,10 @@ def document(
         definition = definitions[op]
         messages[f"{component}.request"] = _request_message(op, definition, schemas)
         request_refs[component] = _ref("components", "messages", f"{component}.request")
-        reply_messages = {f"{component}.reply": _reply_message(op, definition, schemas), **_error_messages(definition, schemas)}
+        reply_messages = {
+            f"{component}.reply": _reply_message(op, definition, schemas),
+            **_error_messages(definition, schemas),
+        }
         messages |= reply_messages
         reply_refs |= {name: _ref("components", "messages", name) for name in reply_messages}
         for channel in ("class", "database"):
@@ -193,7 +196,10 @@ def _make_message(title: str, headers: Schema, payload: Schema) -> dict[str, Any
 
 
 def _make_headers(
-    op: str | None, fields: Mapping[str, str], status: Schema | None = None, optional_fields: Mapping[str, str] | None = None
+    op: str | None,
+    fields: Mapping[str, str],
+    status: Schema | None = None,
+    optional_fields: Mapping[str, str] | None = None,
 ) -> Schema:
     properties: Schema = {"op": {"const": op, **_STRING} if op else _STRING}
     properties |= {name: {**_STRING, "description": text} for name, text in fields.items()}

@@ -6,52 +6,52 @@
 --       missing ones, then operation, definition, ... Without operations the script writes nothing of the replica's own.
 -- Returns 1 if the table of this digest and the definition of each of its operations are in Redis, else 0
 local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
-local databases, digest, overwrites = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
+local databases, digest, overwrite = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 
 -- The replicas write all that these keys have, so a key that somebody has overwritten is deleted and written anew.
 for key, kind in pairs({[operations_key] = 'hash', [served_key] = 'hash', [schedules_key] = 'zset'}) do
   if redis.call('TYPE', key).ok ~= kind then redis.call('DEL', key) end
 end
 
-local function each_name(text, visit)
-  for name in string.gmatch(text, '%S+') do visit(name) end
+local function each_op(text, visit)
+  for op in string.gmatch(text, '%S+') do visit(op) end
 end
 
-local names = {}
+local own_ops = {}
 for i = 4, #ARGV, 2 do
-  names[#names + 1] = ARGV[i]
-  if overwrites then
+  own_ops[#own_ops + 1] = ARGV[i]
+  if overwrite then
     redis.call('HSET', operations_key, ARGV[i], ARGV[i + 1])
   else
     redis.call('HSETNX', operations_key, ARGV[i], ARGV[i + 1])
   end
 end
-if #names > 0 or overwrites then redis.call('HSET', served_key, digest, table.concat(names, ' ')) end
+if #own_ops > 0 or overwrite then redis.call('HSET', served_key, digest, table.concat(own_ops, ' ')) end
 
--- `live` has the digests of the tables of live replicas, and `kept` the operations in these tables.
-local live, kept, gone, all_are_known = {[digest] = true}, {}, {}, true
+-- `live_digests` names the tables of live replicas, and `live_ops` has the operations in these tables.
+local live_digests, live_ops, gone_tables, all_are_known = {[digest] = true}, {}, {}, true
 for n = 0, databases - 1 do
-  local replica, its = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
-  if its then live[its] = true end
+  local replica, row_digest = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
+  if row_digest then live_digests[row_digest] = true end
   -- A replica of an older release does not say what it serves. A replica that has just joined has not said it yet.
-  if replica and (not its or redis.call('HEXISTS', served_key, its) == 0) then all_are_known = false end
+  if replica and (not row_digest or redis.call('HEXISTS', served_key, row_digest) == 0) then all_are_known = false end
 end
-local tables = redis.call('HGETALL', served_key)
-for i = 1, #tables, 2 do
-  if live[tables[i]] then
-    each_name(tables[i + 1], function(name) kept[name] = true end)
+local digests_and_tables = redis.call('HGETALL', served_key)
+for i = 1, #digests_and_tables, 2 do
+  if live_digests[digests_and_tables[i]] then
+    each_op(digests_and_tables[i + 1], function(op) live_ops[op] = true end)
   else
-    redis.call('HDEL', served_key, tables[i])
-    gone[#gone + 1] = tables[i + 1]
+    redis.call('HDEL', served_key, digests_and_tables[i])
+    gone_tables[#gone_tables + 1] = digests_and_tables[i + 1]
   end
 end
 -- A release that is gone may have written these definitions, so they are deleted even if live replicas serve the operation,
 -- too. At their next sweep these replicas write their own definition. So no definition is lost for long.
-for _, text in ipairs(gone) do
-  each_name(text, function(name) redis.call('HDEL', operations_key, name) end)
+for _, ops_text in ipairs(gone_tables) do
+  each_op(ops_text, function(op) redis.call('HDEL', operations_key, op) end)
 end
-for _, name in ipairs(redis.call('HKEYS', operations_key)) do
-  if not kept[name] then redis.call('HDEL', operations_key, name) end
+for _, op in ipairs(redis.call('HKEYS', operations_key)) do
+  if not live_ops[op] then redis.call('HDEL', operations_key, op) end
 end
 
 -- A schedule that no live replica runs leaves the list of next ticks, so that no replica wakes for it. Replicas that run it
@@ -59,18 +59,18 @@ end
 -- a schedule that rests by mistake would miss ticks.
 local YEAR_MS = 366 * 24 * 60 * 60 * 1000
 if all_are_known then
-  for _, name in ipairs(redis.call('ZRANGE', schedules_key, 0, -1)) do
-    if not kept[name] then
-      redis.call('ZREM', schedules_key, name)
-      redis.call('PEXPIRE', 'mesh:schedule:' .. name, string.format('%.0f', YEAR_MS))
+  for _, op in ipairs(redis.call('ZRANGE', schedules_key, 0, -1)) do
+    if not live_ops[op] then
+      redis.call('ZREM', schedules_key, op)
+      redis.call('PEXPIRE', 'mesh:schedule:' .. op, string.format('%.0f', YEAR_MS))
     end
   end
 end
 
-local ours = redis.call('HGET', served_key, digest)
-if not ours then return 0 end
-local complete = 1
-each_name(ours, function(name)
-  if redis.call('HEXISTS', operations_key, name) == 0 then complete = 0 end
+local own_table = redis.call('HGET', served_key, digest)
+if not own_table then return 0 end
+local is_complete = 1
+each_op(own_table, function(op)
+  if redis.call('HEXISTS', operations_key, op) == 0 then is_complete = 0 end
 end)
-return complete
+return is_complete

@@ -1,7 +1,7 @@
 -- Reads the allowance and changes nothing.
 -- Returns {seen, now, taken, reopens, caution}.
-if reopens() > 0 and reopens() <= now then
+if reopens_at_ms() > 0 and reopens_at_ms() <= now_ms then
   blocked_until = 0
-  taken = redis.call('ZCOUNT', held, '(' .. text(now), '+inf')
+  taken = redis.call('ZCOUNT', held_key, '(' .. to_text(now_ms), '+inf')
 end
-return answer('seen')
+return make_answer('seen')

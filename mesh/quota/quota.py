@@ -111,8 +111,8 @@ Verdict = Granted | Probing | Closed
 class Quota:
     """One allowance. All programs that give the same prefix and the same numbers share it.
 
-    A request may be sent within `hold_ms` after its reservation, and not later. Each method raises Unavailable when
-    Redis fails.
+    A request may be sent within `hold_ms` after its reservation, and not later. A longer time suits slow senders, but
+    after the death of one the others may wait longer. Each method raises Unavailable when Redis fails.
     """
 
     redis: Redis
@@ -128,10 +128,10 @@ class Quota:
     async def reserve(self) -> Verdict:
         """Ask for one slot; do not wait for one."""
         reservation = Reservation(uuid.uuid4().hex, time.monotonic() + self.hold_ms / 1000)
-        word, allowance = await self._run_with_one_retry(RESERVE, reservation.id)
-        if word == "granted":
+        verdict, allowance = await self._run_with_one_retry(RESERVE, reservation.id)
+        if verdict == "granted":
             return Granted(reservation, allowance)
-        return Probing(allowance) if word == "probing" else Closed(allowance)
+        return Probing(allowance) if verdict == "probing" else Closed(allowance)
 
     async def used(self, reservation: Reservation) -> Allowance:
         """Record that the provider took the request."""
@@ -173,13 +173,13 @@ class Quota:
             answer = await script.run(self.redis, keys, self.limit, self.block_ms, self.hold_ms, *arguments)
         except (RedisError, OSError) as error:
             raise Unavailable("the shared allowance cannot be used: Redis failed; try again") from error
-        return self._word_and_allowance(answer)
+        return self._read_answer(answer)
 
-    def _word_and_allowance(self, answer: Sequence[Any]) -> tuple[str, Allowance]:
-        """Read what each script of the quota answers. Its first word matters only after reserve.lua."""
+    def _read_answer(self, answer: Sequence[Any]) -> tuple[str, Allowance]:
+        """Read what each script of the quota answers. The first part, the verdict, matters only after reserve.lua."""
         # A client that does not decode answers gives bytes.
-        word = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
+        verdict = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
         now_ms, taken, reopens_ms, caution = (int(number) for number in answer[1:])
-        closed = reopens_ms > now_ms
-        remaining = 0 if closed else max(0, self.limit - taken)
-        return word, Allowance(self.limit, remaining, reopens_ms if closed else None, now_ms, caution)
+        is_closed = reopens_ms > now_ms
+        remaining = 0 if is_closed else max(0, self.limit - taken)
+        return verdict, Allowance(self.limit, remaining, reopens_ms if is_closed else None, now_ms, caution)

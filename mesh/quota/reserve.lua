@@ -3,20 +3,20 @@
 -- Returns {granted | probing | closed, now, taken, reopens, caution}.
 local id = ARGV[4]
 
-if redis.call('ZSCORE', held, id) then return answer('granted') end
+if redis.call('ZSCORE', held_key, id) then return make_answer('granted') end
 
-if reopens() > 0 then
-  if now < reopens() then return answer('closed') end
+if reopens_at_ms() > 0 then
+  if now_ms < reopens_at_ms() then return make_answer('closed') end
   open_window()
   store()
-  if reopens() > now then return answer('closed') end
+  if reopens_at_ms() > now_ms then return make_answer('closed') end
 end
 
 -- While there is caution, requests are sent one at a time. The others wait until the present one has an outcome, or can no
 -- longer be sent.
-if caution > 0 and last_send_by() > now then return answer('probing') end
+if caution > 0 and last_send_by_ms() > now_ms then return make_answer('probing') end
 
 taken = taken + 1
-redis.call('ZADD', held, text(now + hold_ms), id)
+redis.call('ZADD', held_key, to_text(now_ms + hold_ms), id)
 store()
-return answer('granted')
+return make_answer('granted')
