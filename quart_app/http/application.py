@@ -94,11 +94,17 @@ class _RequestTask(ASGIHTTPConnection):
             send_push_promise=_no_push,
         )
 
-    async def _send_whole(self, send: ASGISendCallable, response: ResponseTypes, body: DataBody) -> None:
-        """Send the answer in two messages; Quart sends a third one for the end."""
+    async def _send_whole(self, send: ASGISendCallable, response: ResponseTypes, answer_body: DataBody) -> None:
+        """Send an answer whose body is complete in two messages; Quart sends a third one for the end."""
         headers = encode_headers(response.headers)
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
+        await send(
+            {
+                "type": "http.response.body",
+                "body": answer_body.data[answer_body.begin : answer_body.end],
+                "more_body": False,
+            }
+        )
 
     async def _send_stream(self, receive: ASGIReceiveCallable, send: ASGISendCallable, response: ResponseTypes) -> None:
         """Send an answer that may have no end, until its client has gone.
@@ -106,13 +112,13 @@ class _RequestTask(ASGIHTTPConnection):
         Our server then cancels the request. Another server only sends `http.disconnect`, which this method waits for.
         """
 
-        async def until_client_leaves() -> None:
+        async def wait_until_client_leaves() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
         tasks = {
             asyncio.ensure_future(self._send_response(send, response)),
-            asyncio.ensure_future(until_client_leaves()),
+            asyncio.ensure_future(wait_until_client_leaves()),
         }
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -147,6 +153,7 @@ class _Context(RequestContext):
         return self.app.create_url_adapter(self.request)
 
     async def push(self) -> None:
+        # `pop` needs the tokens to restore the former contexts.
         self._tokens = _cv_request.set(self), _cv_app.set(AppContext(self.app))
 
     async def pop(self, exc: BaseException | None = None) -> None:
@@ -156,7 +163,10 @@ class _Context(RequestContext):
 
 
 class _EndpointFunctions:
-    """The functions that answer requests to one endpoint: its view, and what its blueprints run before and after it."""
+    """The functions that answer requests to one endpoint: its view, and what its blueprints run before and after it.
+
+    Their order is Quart's: the application's own functions run first before the view, and last after it.
+    """
 
     def __init__(self, app: Application, request: HttpRequest) -> None:
         blueprint_names = request.blueprints
@@ -245,8 +255,8 @@ class Application(Quart):
         would have to look up the request and its route again.
         """
         begun_s = time.perf_counter()
-        client_id = request.headers.get("X-Request-ID", "")
-        request_id = client_id if REQUEST_ID.fullmatch(client_id) else f"{self._id_prefix}{next(self._id_numbers):08x}"
+        sent_id = request.headers.get("X-Request-ID", "")
+        request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else f"{self._id_prefix}{next(self._id_numbers):08x}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
         # The calls of this request append each reply here (see `journey.Trail`).
         trail: list[tuple[str, Mapping[str, str]]] = []
@@ -319,7 +329,7 @@ class Application(Quart):
             else:
                 for before_function in functions.before:
                     result = await before_function()
-                    if result is not None:
+                    if result is not None:  # then this is the answer, and the view does not run
                         break
                 else:
                     result = await functions.view(**(request.view_args or {}))

@@ -99,7 +99,7 @@ def _bounded_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-TOO_DEEP = f"the body is nested too deeply; at most {MAX_DEPTH} levels are accepted"
+TOO_DEEP_DETAIL = f"the body is nested too deeply; at most {MAX_DEPTH} levels are accepted"
 _BRACKET = re.compile(r"[\[\]{}]")
 #: A JSON string, or the rest of the text if the string has no end. Its possessive quantifiers (`++`, `*+`) keep it from
 #: trying a second way to match.
@@ -158,7 +158,7 @@ def _parsed_by_python(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         if _is_too_deep(text):
-            raise _UnacceptableText(400, TOO_DEEP)
+            raise _UnacceptableText(400, TOO_DEEP_DETAIL)
         value = _strict_python_decoder.decode(text)
         if "\\u" in text:  # an escape may be half a surrogate pair, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -184,7 +184,7 @@ def _is_too_deep(text: str) -> bool:
 
 
 async def read_json(checker: Checker[T]) -> T:
-    """Return the body of the current request as the adapter's type.
+    """Return the body of the current request as the checker's type.
 
     Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type or encoding, 422 not valid.
     """
@@ -213,7 +213,7 @@ async def read_items(
         return items
     value = await _parse_bounded(data, most_items)
     if not isinstance(value, list):
-        return _check(checker, value)
+        return _check(checker, value)  # raises, because the checker wants a list
     _refuse_too_many_items(value, most_items)
     items = []
     for start in range(0, len(value), SLICE_ITEMS):
@@ -260,8 +260,8 @@ async def _read_whole_body() -> bytes:
         raise RequestTimeout(f"the body did not arrive within {request.body_timeout:g} s") from error
 
 
-#: One body is parsed at a time, and `decode_quickly` reads one in a thread. Otherwise several bodies that
-#: arrive together would hold the event loop one after the other. Threads would hold it, too, because each keeps the
+#: One body is parsed at a time, and `decode_quickly` reads one in a thread. Otherwise several bodies that arrive
+#: together would hold the event loop one after the other. Threads would hold it, too, because each keeps the
 #: interpreter's lock while it decodes.
 _parsing_turn, _thread_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
@@ -281,9 +281,12 @@ async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
 
 
 def _deep_nesting_or_problem(text: bytes, status: int, detail: str) -> Problem:
-    """Return the problem that refuses a text: too deep nesting if its beginning has it, or else the given one."""
+    """Return the problem that refuses a text: too deep nesting if its beginning has it, or else the given one.
+
+    To search the whole text would hold the event loop.
+    """
     if _is_too_deep(text[:PIECE_BYTES].decode("utf-8", "replace")):
-        return Problem(400, TOO_DEEP)
+        return Problem(400, TOO_DEEP_DETAIL)
     return Problem(status, detail)
 
 
@@ -294,6 +297,7 @@ def _has_few_values(text: bytes) -> bool:
     return sum(outside_strings.count(sign) for sign in "[]{},:") <= MOST_SIGNS_UNCUT
 
 
+#: The end of an object that a comma follows.
 _END_OF_OBJECT = re.compile(rb"\}[ \t\r\n]*+,")
 
 
@@ -321,11 +325,11 @@ async def _parse_piece(text: bytes, begin: int, list_end: int) -> tuple[list[Any
     """Return the values of the piece that begins at `begin`, and where the next piece begins."""
     first_problem: Problem | None = None
     for offset in PIECE_END_OFFSETS:
-        end_of_object = _END_OF_OBJECT.search(text, begin + offset, begin + PIECE_BYTES)
-        if end_of_object is None and list_end - begin > PIECE_BYTES:
+        object_end = _END_OF_OBJECT.search(text, begin + offset, begin + PIECE_BYTES)
+        if object_end is None and list_end - begin > PIECE_BYTES:
             break
         piece_end, next_begin = (
-            (list_end, list_end + 1) if end_of_object is None else (end_of_object.end() - 1, end_of_object.end())
+            (list_end, list_end + 1) if object_end is None else (object_end.end() - 1, object_end.end())
         )
         try:
             return parse_json(b"[" + text[begin:piece_end] + b"]"), next_begin
@@ -335,7 +339,7 @@ async def _parse_piece(text: bytes, begin: int, list_end: int) -> tuple[list[Any
     if first_problem is not None:
         raise first_problem
     if _is_too_deep(text[begin : begin + PIECE_BYTES].decode("utf-8", "replace")):
-        raise Problem(400, TOO_DEEP)
+        raise Problem(400, TOO_DEEP_DETAIL)
     raise Problem(
         422, f"a list of more than {PIECE_BYTES} bytes must consist of objects, each of at most {PIECE_BYTES} bytes"
     )
@@ -353,7 +357,7 @@ def _checked_slice(checker: Checker[list[T]], items: list[Any], first_index: int
         if error.error_count() <= MOST_DESCRIBED_ERRORS:
             raise from_validation(error, first_index) from error
     for index, item in enumerate(items, first_index):
-        _check(checker, [item], index)
+        _check(checker, [item], index)  # raises at the first wrong item
     return _check(checker, items, first_index)
 
 

@@ -108,8 +108,8 @@ class Connection(asyncio.Protocol):
         self._idle_since = loop.time() - max(0, config.keep_alive_timeout - FIRST_REQUEST_S)
         #: the next call of `_check_idle`
         self._idle_timer: asyncio.TimerHandle | None = None
-        #: set once the full write buffer has room again; None while the buffer is not full
-        self._buffer_has_room: asyncio.Event | None = None
+        #: is set once the full write buffer has room again; None while the buffer is not full
+        self._room_event: asyncio.Event | None = None
         #: done once the connection is closed
         self._closed_future: asyncio.Future[None] = loop.create_future()
 
@@ -167,13 +167,13 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the write buffer is full, so that `wait_for_room` waits."""
-        self._buffer_has_room = asyncio.Event()
+        self._room_event = asyncio.Event()
 
     def resume_writing(self) -> None:
         """Note that the write buffer has room again, and wake `wait_for_room`."""
-        if self._buffer_has_room is not None:
-            self._buffer_has_room.set()
-            self._buffer_has_room = None
+        if self._room_event is not None:
+            self._room_event.set()
+            self._room_event = None
 
     # The parser calls these methods.
 
@@ -195,6 +195,7 @@ class Connection(asyncio.Protocol):
     # The request in progress calls these methods.
 
     def answer_is_last(self) -> bool:
+        """Return whether the server stops, or the connection has had as many requests as Hypercorn's settings allow."""
         return self.config.is_stopping or self._request_count > self.config.keep_alive_max_requests
 
     def write(self, data: bytes) -> None:
@@ -202,11 +203,11 @@ class Connection(asyncio.Protocol):
 
     async def wait_for_room(self) -> None:
         """Wait while the write buffer is full. Cut the connection if its client reads too little within UNREAD_S."""
-        if self._buffer_has_room is None:
+        if self._room_event is None:
             return
         try:
             async with asyncio.timeout(UNREAD_S):
-                await self._buffer_has_room.wait()
+                await self._room_event.wait()
         except TimeoutError:
             self._transport.abort()
 
@@ -216,7 +217,7 @@ class Connection(asyncio.Protocol):
     def exchange_ended(self, exchange: Exchange, *, keep_connection: bool) -> None:
         self._exchange = None
         if not keep_connection or self.config.is_stopping:
-            self._close(linger=not exchange.body_is_complete)
+            self._close(must_linger=not exchange.body_is_complete)
             return
         self._idle_since = self._loop.time()
         if self._input:
@@ -227,7 +228,7 @@ class Connection(asyncio.Protocol):
     def close_when_idle(self) -> None:
         """Close the connection now if no request is in progress; otherwise `exchange_ended` closes it."""
         if self._exchange is None:
-            self._close(linger=False)
+            self._close(must_linger=False)
 
     def cancel_request(self) -> None:
         """Cancel the request in progress, if there is one. Its client is answered with 503."""
@@ -276,13 +277,13 @@ class Connection(asyncio.Protocol):
             )
         self._exchange.refuse(Problem(error.status, error.detail))
 
-    def _close(self, *, linger: bool) -> None:
+    def _close(self, *, must_linger: bool) -> None:
         """Close the connection once everything is written.
 
-        With `linger`, discard for LINGER_S what the client still sends, so that it can read its answer before the end.
+        With `must_linger`, discard for LINGER_S what the client still sends, so that it can read its answer.
         """
         self._is_discarding = True
-        if linger and self._transport.can_write_eof():
+        if must_linger and self._transport.can_write_eof():
             self._transport.write_eof()
             self._set_reading(True)
             self._loop.call_later(LINGER_S, self._close_transport)
@@ -307,7 +308,7 @@ class Connection(asyncio.Protocol):
         is_busy = self._exchange is not None
         next_check_s = self.config.keep_alive_timeout if is_busy else self._idle_left_s()
         if next_check_s <= 0:
-            self._close(linger=False)
+            self._close(must_linger=False)
         else:
             self._idle_timer = self._loop.call_later(next_check_s, self._check_idle)
 
@@ -396,5 +397,4 @@ def _make_turn_away_answer() -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + problem.document()
 
 
-#: The answer to a connection beyond the bound.
 TURN_AWAY_ANSWER = _make_turn_away_answer()

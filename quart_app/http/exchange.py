@@ -159,7 +159,7 @@ class Exchange:
                     self._connection.deliver_more_body()
                 return {"type": "http.request", "body": body, "more_body": more_follows}
             if self.head.expects_continue and not (self._head_is_written or self.body_is_complete):
-                self.head.expects_continue = False
+                self.head.expects_continue = False  # it is answered once
                 self._connection.write(CONTINUE)
             self._receive_wakeup = asyncio.get_running_loop().create_future()
             await self._receive_wakeup

@@ -72,9 +72,9 @@ class ProblemResponse(Response):
 class Problem(Exception):
     """An answer that is an error; raise it anywhere below a route.
 
-    Each of `errors` is `{"pointer": "/0/value", "message": "..."}`. `facts` become further members of the answer. If a
-    problem `is_logged_elsewhere`, another line of the log has it already. Then the line of its request is only for
-    debugging.
+    Each of `errors` is `{"pointer": "/0/value", "message": "..."}`. `retry_after` is in seconds. `facts` become further
+    members of the answer. If a problem `is_logged_elsewhere`, another line of the log has it already. Then the line of
+    its request is only for debugging.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ def from_validation(error: ValidationError, first_index: int = 0) -> Problem:
 
 
 def _with_offset(path: Sequence[int | str], offset: int) -> Sequence[int | str]:
+    """Return the path of a value in a list, if `path` is its path in the slice that begins at this offset."""
     return (path[0] + offset, *path[1:]) if offset and path and isinstance(path[0], int) else path
 
 
