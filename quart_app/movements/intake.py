@@ -41,6 +41,7 @@ def read_event(fields: Mapping[str, str]) -> Event:
 
 
 def _attributes(fields: Mapping[str, str]) -> object:
+    """Return what the fields of an entry say of its event. Nothing is checked yet but the form of JSON."""
     if "body" in fields:
         return parse_json(_bytes_of(fields["body"]))
     if "data" not in fields:

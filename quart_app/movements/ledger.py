@@ -72,7 +72,7 @@ class Ledger:
                 yield
                 measure_task.cancel()  # it would run for ever, and the task group waits for it
         finally:
-            await self._cache.close()
+            await self._cache.close()  # first, because its loads use the database
             await self._database.close()
 
     def _event_consumer(self, replica: Mesh) -> Events:

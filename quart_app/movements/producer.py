@@ -43,32 +43,36 @@ class MovementSimulator:
 
     def __init__(self, *, warehouses: int = 5, products: int = 20, seed: int | None = None) -> None:
         self._random = random.Random(seed)
-        self._warehouses = [Warehouse(self._uuid(), f"WH-{3000 + n}") for n in range(warehouses)]
-        self._products = [self._uuid() for _ in range(products)]
+        self._warehouses = [Warehouse(self._random_uuid(), f"WH-{3000 + n}") for n in range(warehouses)]
+        self._products = [self._random_uuid() for _ in range(products)]
         self._base_time = datetime.now(UTC).replace(microsecond=0)
 
     def make_movement(self) -> tuple[Message, Message]:
         """Return a departure and its arrival. In one of ten movements some items are lost."""
         sender, receiver = self._random.sample(self._warehouses, 2)
-        event_id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
-        departed = self._base_time - timedelta(seconds=self._random.randrange(86_400))
-        arrived = departed + timedelta(seconds=self._random.randrange(600, 36_000))
+        event_id, movement_id, product_id = (
+            self._random_uuid(),
+            self._random_uuid(),
+            self._random.choice(self._products),
+        )
+        departed_at = self._base_time - timedelta(seconds=self._random.randrange(86_400))
+        arrived_at = departed_at + timedelta(seconds=self._random.randrange(600, 36_000))
         quantity = self._random.randint(1, 200)
-        received = quantity if self._random.random() < 0.9 else self._random.randint(0, quantity)
+        received_quantity = quantity if self._random.random() < 0.9 else self._random.randint(0, quantity)
         return (
-            make_message(event_id, sender, movement_id, product_id, "departure", departed, quantity),
-            make_message(event_id, receiver, movement_id, product_id, "arrival", arrived, received),
+            make_message(event_id, sender, movement_id, product_id, "departure", departed_at, quantity),
+            make_message(event_id, receiver, movement_id, product_id, "arrival", arrived_at, received_quantity),
         )
 
-    def messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
+    def make_messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
         """Return the messages of so many movements. `duplicates` is the share that is sent twice."""
-        messages = [one_message for _ in range(movements) for one_message in self.make_movement()]
-        messages += [one_message for one_message in messages if self._random.random() < duplicates]
+        messages = [message for _ in range(movements) for message in self.make_movement()]
+        messages += [message for message in messages if self._random.random() < duplicates]
         if shuffle:
             self._random.shuffle(messages)
         return messages
 
-    def _uuid(self) -> UUID:
+    def _random_uuid(self) -> UUID:
         return UUID(int=self._random.getrandbits(128), version=4)
 
 
@@ -112,11 +116,11 @@ def sample() -> Sequence[Message]:
     product_id = UUID("4705204f-498f-4f96-b4ba-df17fb56bf55")
     sender = Warehouse(UUID("25718666-6af6-4281-b5a6-3016e36fa557"), "WH-3322")
     receiver = Warehouse(UUID("c1d70455-7e14-11e9-812a-70106f431230"), "WH-3423")
-    departed = datetime(2025, 2, 18, 12, 12, 56, tzinfo=UTC)
-    arrived = datetime(2025, 2, 18, 14, 34, 56, tzinfo=UTC)
+    departed_at = datetime(2025, 2, 18, 12, 12, 56, tzinfo=UTC)
+    arrived_at = datetime(2025, 2, 18, 14, 34, 56, tzinfo=UTC)
     return (
-        make_message(event_id, sender, movement_id, product_id, "departure", departed, 100),
-        make_message(event_id, receiver, movement_id, product_id, "arrival", arrived, 100),
+        make_message(event_id, sender, movement_id, product_id, "departure", departed_at, 100),
+        make_message(event_id, receiver, movement_id, product_id, "arrival", arrived_at, 100),
     )
 
 
@@ -125,8 +129,8 @@ async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per
     batch_size = MESSAGES_PER_TRIP if not per_second else 1
     for start in range(0, len(messages), batch_size):
         async with redis.pipeline(transaction=False) as pipe:
-            for one_message in messages[start : start + batch_size]:
-                pipe.xadd(stream, {"body": json.dumps(one_message, ensure_ascii=False)})
+            for message in messages[start : start + batch_size]:
+                pipe.xadd(stream, {"body": json.dumps(message, ensure_ascii=False)})
             await pipe.execute()
         if per_second:
             await asyncio.sleep(1 / per_second)
@@ -167,7 +171,7 @@ def main(
     only_sample: bool,
 ) -> None:
     simulator = MovementSimulator(warehouses=warehouses, products=products, seed=seed)
-    messages = sample() if only_sample else simulator.messages(movements, duplicates=duplicates, shuffle=shuffle)
+    messages = sample() if only_sample else simulator.make_messages(movements, duplicates=duplicates, shuffle=shuffle)
     try:
         asyncio.run(send_messages(redis_settings(redis_url, data), messages, per_second))
     except (RedisError, OSError) as error:

@@ -56,7 +56,7 @@ class MovementStore:
 
         An event whose identity is stored with another content changes nothing; its index is in `refused_indexes`.
         """
-        result, first_by_key = StoringResult(), _first_of_each(events)
+        result, first_by_key = StoringResult(), _first_event_by_key(events)
         if not first_by_key:
             return result
         # All replicas insert rows in the same order, so that two replicas with the same events cannot deadlock.
@@ -69,13 +69,13 @@ class MovementStore:
                 if len(new_keys) < len(first_by_key)
                 else ()
             )
-            stored_contents = {(row.source, row.event_id): _row_content(row) for row in stored_rows}
+            content_by_key = {(row.source, row.event_id): _row_content(row) for row in stored_rows}
         for index, event in enumerate(events):
             if event.key in new_keys and event is first_by_key[event.key]:
                 result.new_events.append(event)
             # The event repeats one of this call, or one that was stored before. Its content must be the same.
             elif _event_content(event) == (
-                _event_content(first_by_key[event.key]) if event.key in new_keys else stored_contents[event.key]
+                _event_content(first_by_key[event.key]) if event.key in new_keys else content_by_key[event.key]
             ):
                 result.duplicate_count += 1
             else:
@@ -117,7 +117,7 @@ class MovementStore:
         return Deficit(products, int(quantity))
 
 
-def _first_of_each(events: Sequence[Event]) -> Mapping[EventKey, Event]:
+def _first_event_by_key(events: Sequence[Event]) -> Mapping[EventKey, Event]:
     first_by_key: dict[EventKey, Event] = {}
     for event in events:
         first_by_key.setdefault(event.key, event)

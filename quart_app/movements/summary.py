@@ -13,7 +13,7 @@ from quart_app.movements.models import Direction, Leg, Movement, Status
 
 @dataclass(frozen=True, slots=True, order=True)
 class Step:
-    """One event of a movement. Steps sort by time."""
+    """One event of a movement. Steps sort by time, which is their first field."""
 
     occurred_at: datetime
     warehouse_id: UUID
@@ -24,31 +24,31 @@ class Step:
 
 def summarize(movement_id: UUID, steps: Sequence[Step]) -> Movement:
     """Return the movement that consists of these steps. There must be at least one step."""
-    by_product: dict[UUID, list[Step]] = defaultdict(list)
+    steps_by_product: dict[UUID, list[Step]] = defaultdict(list)
     for step in steps:
-        by_product[step.product_id].append(step)
-    items = [make_leg(by_product[product_id]) for product_id in sorted(by_product)]
+        steps_by_product[step.product_id].append(step)
+    items = [make_leg(steps_by_product[product_id]) for product_id in sorted(steps_by_product)]
     whole = make_leg(steps).model_copy(update={"status": status_of([item.status for item in items])})
     return Movement(movement_id=movement_id, items=items, **whole.model_dump())
 
 
 def make_leg(steps: Sequence[Step]) -> Leg:
-    """Return the sums of some steps. Several departures are added up, and so are several arrivals."""
+    """Return the leg of some steps. Several departures are added up, and so are several arrivals."""
     departures = [step for step in steps if step.direction is Direction.DEPARTURE]
     arrivals = [step for step in steps if step.direction is Direction.ARRIVAL]
     # `min` and `max` compare the times first.
-    departure, arrival = min(departures, default=None), max(arrivals, default=None)
+    first_departure, last_arrival = min(departures, default=None), max(arrivals, default=None)
     departure_quantity = sum(step.quantity for step in departures) if departures else None
     arrival_quantity = sum(step.quantity for step in arrivals) if arrivals else None
-    products = {step.product_id for step in steps}
+    product_ids = {step.product_id for step in steps}
     return Leg(
-        sender=departure and departure.warehouse_id,
-        receiver=arrival and arrival.warehouse_id,
-        product_id=products.pop() if len(products) == 1 else None,
-        departure_time=departure and departure.occurred_at,
-        arrival_time=arrival and arrival.occurred_at,
-        elapsed_seconds=(arrival.occurred_at - departure.occurred_at).total_seconds()
-        if departure and arrival
+        sender=first_departure and first_departure.warehouse_id,
+        receiver=last_arrival and last_arrival.warehouse_id,
+        product_id=product_ids.pop() if len(product_ids) == 1 else None,
+        departure_time=first_departure and first_departure.occurred_at,
+        arrival_time=last_arrival and last_arrival.occurred_at,
+        elapsed_seconds=(last_arrival.occurred_at - first_departure.occurred_at).total_seconds()
+        if first_departure and last_arrival
         else None,
         departure_quantity=departure_quantity,
         arrival_quantity=arrival_quantity,

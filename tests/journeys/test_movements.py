@@ -151,7 +151,7 @@ async def test_an_event_that_one_replica_stores_is_answered_by_all(
 async def test_replicas_share_the_work_and_count_it(replicas: Replicas, environment: dict[str, str]) -> None:
     """The replica that inserted a row counts it; lag and deficit are equal at all replicas."""
     both = await replicas(2, environment)
-    messages = trade(seed=3).messages(1000, duplicates=0.2, shuffle=True)
+    messages = trade(seed=3).make_messages(1000, duplicates=0.2, shuffle=True)
     only_departures = [message for message in sample() if message["data"]["event"] == "departure"]
     send(replicas, [*messages, *only_departures])
     await all_settled(replicas)
@@ -193,7 +193,7 @@ async def test_replicas_that_come_and_go_lose_and_double_nothing(
 ) -> None:
     """One replica is killed, one leaves in order and one joins while events arrive."""
     first, second, third = await replicas(3, environment)
-    messages = trade(seed=4).messages(1200, duplicates=0.3, shuffle=True)
+    messages = trade(seed=4).make_messages(1200, duplicates=0.3, shuffle=True)
     for place, start in enumerate(range(0, len(messages), 300)):
         send(replicas, messages[start : start + 300])
         await asyncio.sleep(0.1)
@@ -211,7 +211,7 @@ async def test_replicas_that_come_and_go_lose_and_double_nothing(
 async def test_restarting_everything_loses_nothing(replicas: Replicas, environment: dict[str, str]) -> None:
     """Replicas and Redis are killed meanwhile; every event of the stream is stored afterwards."""
     both = await replicas(2, environment)
-    messages = trade(seed=5).messages(1000, duplicates=0.3, shuffle=True)
+    messages = trade(seed=5).make_messages(1000, duplicates=0.3, shuffle=True)
     send(replicas, messages)
     for replica in both:
         replica.kill()
@@ -229,7 +229,7 @@ async def test_postgresql_goes_and_comes_back(replicas: Replicas, environment: d
         send(replicas, sample())
         await told(replicas, both[1], MOVEMENT, status="completed")
         cluster.stop()
-        messages = trade(seed=6).messages(300, shuffle=True)
+        messages = trade(seed=6).make_messages(300, shuffle=True)
         send(replicas, [*messages, "no json"])
         for replica in both:
             answer = await replicas.client.get(replica.public + STOCK)

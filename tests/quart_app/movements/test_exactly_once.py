@@ -102,7 +102,7 @@ async def differences(database: MovementDatabase, messages: Sequence[Message]) -
 
 async def run(server: Server, database_url: str, load: Load) -> Findings:
     """Send the load, kill the consumers as often as it says, and compare the tables."""
-    messages = MovementSimulator(seed=27).messages(load.movements, duplicates=0.5, shuffle=True)
+    messages = MovementSimulator(seed=27).make_messages(load.movements, duplicates=0.5, shuffle=True)
     assert len({(one["source"], one["id"]) for one in messages}) == 2 * load.movements
     database = MovementDatabase(async_url(database_url))
     await database.migrate()

@@ -31,7 +31,7 @@ def test_it_adds_events_to_the_stream(server: Server) -> None:
     assert len(counted) == 1200
     assert 1200 < len(events) < 1500
     assert len({event.data.movement_id for event in events}) == 600
-    again = MovementSimulator(seed=1).messages(600, duplicates=0.1)
+    again = MovementSimulator(seed=1).make_messages(600, duplicates=0.1)
     assert [(one["source"], one["id"]) for one in again] == [event.key for event in events]
 
 

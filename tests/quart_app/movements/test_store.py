@@ -201,7 +201,9 @@ async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
     database: MovementDatabase, database_url: str
 ) -> None:
     """Overlapping batches in different orders at the same time store each row once and do not deadlock."""
-    events = [Event.model_validate(one) for one in MovementSimulator(warehouses=3, products=3, seed=1).messages(300)]
+    events = [
+        Event.model_validate(one) for one in MovementSimulator(warehouses=3, products=3, seed=1).make_messages(300)
+    ]
     replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
     async def replay(replica: MovementDatabase, seed: int) -> int:
@@ -235,7 +237,7 @@ async def test_replicas_that_change_the_same_stocks_do_not_deadlock(
 ) -> None:
     """Each replica stores other events of the same few products at the same time, without a deadlock."""
     trade = MovementSimulator(warehouses=3, products=4, seed=2)
-    events = [Event.model_validate(one) for one in trade.messages(600, shuffle=True)]
+    events = [Event.model_validate(one) for one in trade.make_messages(600, shuffle=True)]
     replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
     async def add(replica: MovementDatabase, mine: list[Event]) -> None:
