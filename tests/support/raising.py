@@ -21,7 +21,7 @@ from quart import Blueprint, request
 from mesh.testing.fake_server import FakeClient
 from quart_app import logs
 from quart_app.http.application import Application
-from quart_app.http.metrics import Requests
+from quart_app.http.metrics import RequestMetrics
 from quart_app.messages.passwords import Passwords
 from quart_app.messages.service import create
 from quart_app.messages.sessions import Sessions
@@ -74,7 +74,7 @@ async def main() -> None:
         return "all grades"
 
     guarded.add_url_rule("/backup", "backup", backup)
-    public = Application("public", settings, Requests(registry), lambda: False)
+    public = Application("public", settings, RequestMetrics(registry), lambda: False)
     for blueprint in (*service.public, guarded):
         public.register_blueprint(blueprint)
     async with service.lifespan(replica):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from quart import Quart
 
 from quart_app.http import server
-from quart_app.http.clients import Clients
+from quart_app.http.clients import ClientUsage
 from quart_app.http.sockets import listen
 from quart_app.settings import AppSettings
 
@@ -19,7 +19,7 @@ def settings(**chosen: object) -> AppSettings:
 
 
 @contextlib.asynccontextmanager
-async def served(app: Quart, clients: Clients | None = None) -> AsyncIterator[str]:
+async def served(app: Quart, clients: ClientUsage | None = None) -> AsyncIterator[str]:
     """The address that an application is served at while the block lasts."""
     sockets = listen(settings())
     stop = asyncio.Event()

@@ -17,7 +17,7 @@ from quart_app.grades.backup import BackupReader
 from quart_app.grades.replication import State
 from quart_app.grades.routes import GradesRoutes
 from quart_app.http.application import Application
-from quart_app.http.metrics import Requests
+from quart_app.http.metrics import RequestMetrics
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter, Limits
 from quart_app.settings import AppSettings
@@ -43,7 +43,7 @@ class Site:
 
     @staticmethod
     def _app(name: str, blueprint: Blueprint) -> Quart:
-        app = Application(name, AppSettings(), Requests(CollectorRegistry()), lambda: False)
+        app = Application(name, AppSettings(), RequestMetrics(CollectorRegistry()), lambda: False)
         app.register_blueprint(blueprint)
         return app
 
