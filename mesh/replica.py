@@ -370,7 +370,7 @@ async def join(
     tracing.activate()
     replica_id = f"replica-{secrets.token_hex(4)}"
     publication = Publication(worker.definitions(version), " ".join(sorted(worker.readers)))
-    row_fields = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.roster_fields}
+    row_fields = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.row}
     waiting_applicant = Applicant(settings, connections, replica_id, row_fields)
     if applicant is not None:
         applicant(waiting_applicant)

@@ -35,7 +35,7 @@ class Publication:
         self.digest = hashlib.sha1(table_text.encode(), usedforsecurity=False).hexdigest()[:12]
 
     @property
-    def roster_fields(self) -> dict[str, str]:
+    def row(self) -> dict[str, str]:
         """The fields of the roster row that say what this replica serves and understands."""
         return {"serves": self.digest, "reads": str(HIGHEST_LEVEL), "readers": self._readers}
 

@@ -145,7 +145,7 @@ async def older_release(backend: Backend) -> Replica:
     async def handle(request: Request, store: Store, effects: Effects) -> None: ...
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Publication, "roster_fields", {})
+        patch.setattr(Publication, "row", {})
         return await backend.join(worker, class_="B")
 
 
