@@ -33,8 +33,8 @@ ASK_SERVES = Script.beside(__file__, "serves.lua")
 
 #: Levels of options. An option has a level, and may be used while the releases of all live replicas understand this
 #: level. The rows of releases before the first level name no level.
-LATER = 1
-ONCE = 2
+LATER = 1  # delays and schedules
+ONCE = 2  # idempotency keys
 LIMITS = 3
 #: The highest level that this release understands.
 HIGHEST_LEVEL = LIMITS

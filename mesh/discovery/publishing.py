@@ -31,7 +31,7 @@ class Publication:
         self._readers = readers
         self._definitions = dict(sorted(definitions.items()))
         table_text = "\n".join(f"{op} {definition}" for op, definition in self._definitions.items())
-        #: names this table of operations in roster rows
+        #: names this table of operations in roster rows; any change of a definition changes it
         self.digest = hashlib.sha1(table_text.encode(), usedforsecurity=False).hexdigest()[:12]
 
     @property
@@ -51,7 +51,10 @@ class Publication:
             await self._run_script(link, 0, self._definitions)
 
     async def _run_script(self, link: Link, overwrite: int, definitions: Mapping[str, str]) -> bool:
-        """Run publish.lua; return whether Redis has this table of operations and the definitions of all of them."""
+        """Run publish.lua; return whether Redis has this table of operations and the definitions of all of them.
+
+        `overwrite` is 1 or 0, as the script reads it. Without definitions the script only looks and removes.
+        """
         words = [word for op_and_definition in definitions.items() for word in op_and_definition]
         key_names = [keys.OPERATIONS, keys.SERVED, keys.SCHEDULES]
         return bool(await link.script(PUBLISH, key_names, keys.MOST_DATABASES, self.digest, overwrite, *words))

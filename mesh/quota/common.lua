@@ -1,4 +1,5 @@
--- The beginning of all scripts of a quota; quota.py puts it before each of them.
+-- The beginning of all scripts of a quota; quota.py puts it before each of them. A window lasts from one opening of the
+-- provider to the next.
 --
 -- KEYS[1]  hash  the allowance in the present window:
 --                taken             how many requests were granted a slot

@@ -55,7 +55,9 @@ LOOK = _with_common_part("look.lua")
 class Allowance:
     """An allowance at one moment. Times are in ms of Redis's clock."""
 
+    #: how many requests the provider takes before it blocks
     limit: int
+    #: how many slots can still be reserved before the block; 0 while the provider is closed
     remaining: int
     #: when the provider will take requests again, as far as we know; None while it takes them
     reopens_ms: int | None
@@ -78,7 +80,7 @@ class Reservation:
     send_by: float
 
     def may_send(self) -> bool:
-        """Whether the request may still be sent. A process that was stopped for too long must not send it."""
+        """Return whether the request may still be sent. A process that was stopped for too long must not send it."""
         return time.monotonic() < self.send_by
 
 

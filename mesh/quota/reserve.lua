@@ -9,6 +9,7 @@ if reopens_at_ms() > 0 then
   if now_ms < reopens_at_ms() then return make_answer('closed') end
   open_window()
   store()
+  -- Requests that kept their slots may fill the new window, too.
   if reopens_at_ms() > now_ms then return make_answer('closed') end
 end
 
