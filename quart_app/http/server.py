@@ -30,7 +30,7 @@ def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: Cli
     # Hypercorn gets a copy of each descriptor, and closes it. A socket may be in the list several times.
     config.bind = [f"fd://{listening_socket.dup().detach()}" for listening_socket in sockets]
     config.backlog = BACKLOG
-    # One second more than `grace_s`, so that `_stop_trigger` ends late requests before Hypercorn does.
+    # One second more than `grace_s`, so that `_make_stop_trigger` ends late requests before Hypercorn does.
     config.graceful_timeout = grace_s + 1
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
@@ -61,15 +61,16 @@ async def run(
     accepting_sockets = [*sockets, *repeated_sockets] if common is None else [*sockets, *repeated_sockets, common]
     config = configuration(accepting_sockets, grace_s, clients)
     serving_task = asyncio.ensure_future(
-        serve(app, config, shutdown_trigger=_stop_trigger(wait_for_stop, grace_s, config, sockets))
+        serve(app, config, shutdown_trigger=_make_stop_trigger(wait_for_stop, grace_s, config, sockets))
     )
     try:
+        # If this function is cancelled, it cancels Hypercorn, too, but does not wait for its end.
         await asyncio.shield(serving_task)
     finally:
         serving_task.cancel()
 
 
-def _stop_trigger(
+def _make_stop_trigger(
     wait_for_stop: Callable[[], Awaitable[object]],
     grace_s: float,
     config: ServerConfig,

@@ -17,6 +17,7 @@ from quart_app.movements.address import connect_timeout_s, dsn_of
 from quart_app.movements.failures import is_lost_connection, translating_errors
 from quart_app.movements.settings import MOST_ROWS, MovementSettings
 
+#: The folder of the migrations, as Alembic names it.
 MIGRATIONS = "quart_app.movements:migrations"
 #: The revisions that this release knows: each is in a file "m<revision>_<what it does>.py", and has four digits.
 REVISIONS = sorted(path.stem[1:5] for path in (Path(__file__).parent / "migrations" / "versions").glob("m*.py"))
@@ -42,6 +43,7 @@ class MovementDatabase:
         self.url = url
         self._timeout_s = timeout_ms / 1000
         self._engine = _create_engine(url, self._timeout_s, command_timeout_s=self._timeout_s)
+        #: shares the connections of `_engine`; `_begin_sqlite` reads the option
         self._writing_engine = self._engine.execution_options(writing=True)
 
     @classmethod

@@ -15,6 +15,7 @@ from quart_app.movements.models import Direction, Event, Stock
 from quart_app.movements.summary import Step
 from quart_app.movements.tables import movements, warehouses
 
+#: The identity of an event: its source and id (`Event.key`).
 EventKey = tuple[str, str]
 
 
@@ -36,7 +37,7 @@ class Deficit:
 
     #: how many pairs of warehouse and product have a deficit
     products: int
-    #: number of items
+    #: how many items are in deficit, of all these pairs
     quantity: int
 
 
