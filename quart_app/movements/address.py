@@ -18,18 +18,18 @@ from sqlalchemy.exc import ArgumentError
 DRIVERS = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 
 #: Options that asyncpg reads by itself.
-READ_BY_ASYNCPG = {
+ASYNCPG_OPTIONS = {
     "host", "port", "user", "password", "dbname", "database", "passfile", "service", "sslmode", "sslcert", "sslkey",
     "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation", "ssl_min_protocol_version", "ssl_max_protocol_version",
     "target_session_attrs", "krbsrvname", "gsslib",
 }  # fmt: skip
 #: Options that asyncpg hands to the server, which knows them.
-SERVER_SETTINGS = {
+SERVER_OPTIONS = {
     "application_name", "options", "search_path", "statement_timeout", "lock_timeout", "TimeZone", "timezone",
     "idle_in_transaction_session_timeout",
 }  # fmt: skip
 #: Options of libpq that change nothing here if they have one of these values. `None` means any value.
-WITHOUT_EFFECT = {
+IGNORED_OPTIONS = {
     "channel_binding": {"prefer", "disable"},
     "gssencmode": {"prefer", "disable"},
     "client_encoding": {"utf8", "UTF8", "utf-8", "UTF-8", "auto"},
@@ -41,7 +41,7 @@ WITHOUT_EFFECT = {
     "tcp_user_timeout": None,
 }  # fmt: skip
 #: Options that are known to this module only: `connect_timeout_s` and `_check_and_clean_postgresql` read them.
-READ_BY_US = {"connect_timeout", "fallback_application_name"}
+OUR_OPTIONS = {"connect_timeout", "fallback_application_name"}
 SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 #: Options that name a file which must exist.
 FILE_OPTIONS = {"sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile"}
@@ -95,15 +95,15 @@ def _check_and_clean_postgresql(url: URL) -> URL:
         _check_option(name, _last_value(url, name))
     if "application_name" not in url.query and (fallback_name := _last_value(url, "fallback_application_name")):
         url = url.update_query_dict({"application_name": fallback_name})
-    return url.difference_update_query([*WITHOUT_EFFECT, "fallback_application_name"])
+    return url.difference_update_query([*IGNORED_OPTIONS, "fallback_application_name"])
 
 
 def _check_option(name: str, value: str) -> None:
-    if name in WITHOUT_EFFECT:
-        harmless_values = WITHOUT_EFFECT[name]
+    if name in IGNORED_OPTIONS:
+        harmless_values = IGNORED_OPTIONS[name]
         if harmless_values is not None and value not in harmless_values:
             raise ValueError(f"DATABASE_URL asks for {name}={value}, which the driver asyncpg cannot do; remove it")
-    elif name not in READ_BY_ASYNCPG | SERVER_SETTINGS | READ_BY_US:
+    elif name not in ASYNCPG_OPTIONS | SERVER_OPTIONS | OUR_OPTIONS:
         raise ValueError(
             f"DATABASE_URL has the unknown option {name}; remove it, or set a parameter of the server with "
             "options=-c%20name%3Dvalue"
