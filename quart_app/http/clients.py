@@ -1,4 +1,7 @@
-"""Where requests come from, and how much of this replica each source may occupy at once."""
+"""Where requests come from, and how much of this replica each source may occupy at once.
+
+An address is here an IP address.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ class Proxies:
 
     def __init__(self, trusted_networks: str) -> None:
         self._networks = [ipaddress.ip_network(network) for network in split(trusted_networks)]
+        # Requests come from any number of addresses, hence the maximum.
         self._trusts_cached = lru_cache(maxsize=1024)(self._trusts_uncached)
 
     def trusts(self, address: str) -> bool:

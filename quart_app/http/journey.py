@@ -26,7 +26,7 @@ Trail = Sequence[tuple[str, Mapping[str, str]]]
 
 def headers_for(trail: Trail, total_s: float) -> dict[str, str]:
     """Return the two headers for an answer to which these replies led; none if no reply names a replica."""
-    places: dict[str, None] = {}
+    places: dict[str, None] = {}  # a set that keeps the order
     work_us = 0
     for address, fields in trail:
         took_us = fields.get("took_us", "")

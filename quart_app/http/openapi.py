@@ -88,7 +88,7 @@ async def openapi(
     A separate application makes the document, so that the applications that serve the routes do no work for it.
     """
     app = Quart("documented", static_folder=None)
-    schema = QuartSchema(
+    schema = QuartSchema(  # None: it adds no routes of its own
         app,
         openapi_path=None,
         redoc_ui_path=None,
@@ -160,6 +160,6 @@ def routes(
     async def asset(name: str) -> Response:
         if name not in asset_names:
             raise NotFound
-        return await send_from_directory(ASSETS, name, cache_timeout=86400)  # one day
+        return await send_from_directory(ASSETS, name, cache_timeout=86400)  # a day; only a release changes the files
 
     return blueprint

@@ -51,6 +51,7 @@ class AllowedHosts:
         self._allowed_names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
         self._is_allowed_cached = lru_cache(maxsize=1024)(self._is_allowed_uncached)
 
+    # `Application` calls this for each request.
     def check(self, host: str) -> None:
         """Raise Problem (421) if a request with this Host header is meant for another server."""
         if not self._is_allowed_cached(host):
