@@ -80,7 +80,7 @@ class RequestMetrics:
         return counter_and_histogram
 
 
-class MeshCollector(Collector):
+class ReplicaCollector(Collector):
     """This replica's counters in the mesh, read at each scrape."""
 
     def __init__(self, context: Context) -> None:
@@ -186,7 +186,7 @@ def routes(context: Context) -> Blueprint:
     ProcessCollector(registry=context.metrics)
     build = Info("mesh_build", "the release that this process runs", registry=context.metrics)
     build.info({"version": version("quart-mesh"), "python": platform.python_version()})
-    context.metrics.register(MeshCollector(context))
+    context.metrics.register(ReplicaCollector(context))
 
     @blueprint.get("/metrics")
     async def metrics() -> Response:

@@ -32,15 +32,15 @@ METHODS = {
         b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE",
     )
 }  # fmt: skip
-FORBIDDEN_TRANSFER_ENCODING = "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0"
+FORBIDDEN_ENCODING_DETAIL = "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0"
 #: Status of a refusal -> its text, if `Unreadable` is raised without one.
 DETAIL_OF_STATUS = {
     400: "the request is not valid HTTP/1.1",
     431: "the head of the request is longer than 32 KB",
     501: "Transfer-Encoding can only be chunked",
 }
-UNKNOWN_METHOD = "this server does not know the method of the request"
-#: A request line of valid form. If llhttp calls its method invalid, llhttp does not know the method.
+UNKNOWN_METHOD_DETAIL = "this server does not know the method of the request"
+#: A request line of valid form. If llhttp calls its method invalid, the method is only unknown to it: 501 and not 400.
 _REQUEST_LINE = re.compile(rb"[\r\n]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
 #: The names of the two headers that say how long a body is.
 _FRAMING_HEADER = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
@@ -205,7 +205,7 @@ class Parser:
         method = METHODS.get(self._llhttp.get_method())
         version = self._llhttp.get_http_version()
         if method is None:
-            raise Unreadable(501, UNKNOWN_METHOD)
+            raise Unreadable(501, UNKNOWN_METHOD_DETAIL)
         expected_start = b"%b %b HTTP/" % (method.encode(), self._target)
         if version not in {"1.1", "1.0"} or not self._head_so_far.lstrip(b"\r\n").startswith(expected_start):
             raise Unreadable(400)  # llhttp also accepts other protocols, and several spaces in a row
@@ -223,7 +223,7 @@ class Parser:
             elif name == b"expect":
                 head.expects_continue = version == "1.1" and value.lower() == b"100-continue"
             elif version == "1.0":
-                raise Unreadable(400, FORBIDDEN_TRANSFER_ENCODING)
+                raise Unreadable(400, FORBIDDEN_ENCODING_DETAIL)
             elif head.length or value.lower() != b"chunked":  # the body has a length already, or another encoding
                 raise Unreadable(501)
             else:
@@ -253,7 +253,7 @@ class Parser:
             self._is_in_head
             and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING_HEADER.findall(self._head_so_far)}) > 1
         ):
-            return Unreadable(400, FORBIDDEN_TRANSFER_ENCODING)
+            return Unreadable(400, FORBIDDEN_ENCODING_DETAIL)
         if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._head_so_far):
-            return Unreadable(501, UNKNOWN_METHOD)
+            return Unreadable(501, UNKNOWN_METHOD_DETAIL)
         return Unreadable(501 if "Transfer-Encoding" in str(error) else 400)

@@ -25,7 +25,7 @@ POLICY_HEADER = "Content-Security-Policy"
 PROTECTIVE_HEADERS = {"X-Content-Type-Options": "nosniff", POLICY_HEADER: "default-src 'none'; frame-ancestors 'none'"}
 #: Ends of names that no registry gives to anybody (RFC 6761, RFC 6762, RFC 8375, and ICANN for `internal`).
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa", ".test")
-_HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
+_HOST_HEADER = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
 #: One entry of the setting ALLOWED_HOSTS: a host name, or the address of a site in the form of a Caddyfile.
 _ALLOWED_ENTRY = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
 
@@ -58,7 +58,7 @@ class AllowedHosts:
             raise Problem(421, f"this server does not answer to the host {host[:200]!r}; ALLOWED_HOSTS can add it")
 
     def _is_allowed_uncached(self, host: str) -> bool:
-        match = _HOST.fullmatch(host.lower())
+        match = _HOST_HEADER.fullmatch(host.lower())
         if match is None:
             return False
         name = (match["name"] or "").removesuffix(".")

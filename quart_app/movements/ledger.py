@@ -68,7 +68,7 @@ class Ledger:
         try:
             await self._database.migrate()
             async with self._event_consumer(replica), asyncio.TaskGroup() as tasks:
-                measure_task = tasks.create_task(self._measure(replica.shared))
+                measure_task = tasks.create_task(self._keep_gauges_current(replica.shared))
                 yield
                 measure_task.cancel()  # it would run for ever, and the task group waits for it
         finally:
@@ -93,7 +93,7 @@ class Ledger:
         # None for a movement without events, because the cache does not keep None: the first event may come soon.
         return tuple(await self._store.steps(movement_id)) or None
 
-    async def _measure(self, redis: Redis) -> None:
+    async def _keep_gauges_current(self, redis: Redis) -> None:
         """Keep the gauges current. A gauge that cannot be measured keeps its last value."""
         while True:
             try:

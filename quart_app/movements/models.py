@@ -11,20 +11,20 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
 
 #: The end of the year 9999 in ms, the last time that a datetime can hold.
-LAST_MS = 253_402_300_799_999
+LAST_TIME_MS = 253_402_300_799_999
 #: Most items in one event. Billions of events of one product still add up within 64 bits.
 MOST_ITEMS = 2**31 - 1
 
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")
 
 
-def _printable(text: str) -> str:
+def _require_printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("a name must not contain control characters")
     return text
 
 
-def _date_and_time(value: object) -> object:
+def _require_date_and_time(value: object) -> object:
     """Refuse a bare number: pydantic would guess seconds or milliseconds from its size."""
     if not isinstance(value, str) or not _DATE_AND_TIME.match(value):
         raise ValueError("a time is written like 2025-02-18T14:34:56Z")
@@ -39,8 +39,8 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("this time is out of range in UTC") from None
 
 
-Name = Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_printable)]
-Moment = Annotated[datetime, BeforeValidator(_date_and_time), AfterValidator(_in_utc)]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_require_printable)]
+Moment = Annotated[datetime, BeforeValidator(_require_date_and_time), AfterValidator(_in_utc)]
 
 
 class Direction(StrEnum):
@@ -70,7 +70,7 @@ class Event(BaseModel):
 
     id: Name
     source: Name
-    time: Annotated[StrictInt, Field(ge=0, le=LAST_MS, description="ms since 1970")]
+    time: Annotated[StrictInt, Field(ge=0, le=LAST_TIME_MS, description="ms since 1970")]
     data: EventData
 
     @property
