@@ -6,8 +6,8 @@
 
 A presence is a key that expires and that the client renews, like the lease of a replica. While the key is missing,
 Redis refuses each request of the client. If the client could not renew the key in time, its link ends, and does not
-repeat a failed batch. A client that dies leaves three keys, and all three expire. Its requests go on: replicas
-answer them, or they expire. Nobody reads the answers.
+repeat a failed batch. A client that dies leaves three keys, and all three expire. Replicas still answer its requests,
+or the requests expire. Nobody reads the answers.
 """
 
 from __future__ import annotations
@@ -48,18 +48,19 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-PRESENT = Script.beside(__file__, "present.lua")
-#: The scripts that a client runs over its link, beside SUBMIT.
+WRITE_PRESENCE = Script.beside(__file__, "present.lua")
+#: The scripts that a client runs over its link, beside SUBMIT. If the server does not know one, the link loads it.
 LINK_SCRIPTS = (
     roster.ROSTER, roster.MISSING, READ_SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
 )  # fmt: skip
 #: A presence holds for so many lease ttls, and is renewed once in each ttl. It may hold for longer than a lease: nobody
 #: waits for its end, because a client holds no database.
 PRESENCE_TTLS = 10
-#: The client stops trusting its presence when this share of the presence's time is left.
+#: The client stops trusting its presence when this share of the presence's time is left. So it stops before Redis ends
+#: the presence.
 SAFETY = 0.1
-#: Pause before the next try after a presence has ended, or could not be written.
-PAUSE_S = 0.5
+#: Wait, in seconds, before a new presence is written after the last one has ended or could not be written.
+RETRY_PAUSE_S = 0.5
 
 
 class Presence:
@@ -71,11 +72,13 @@ class Presence:
         self._connections = connections
         self._ttl_ms = PRESENCE_TTLS * settings.lease_ttl_ms
         self._host_and_pid = f"{socket.gethostname()}:{os.getpid()}"
+        #: when the last renewal that succeeded was sent (`time.monotonic()`)
         self._renewed_at = 0.0
         #: names of operations that only read, from the roster: they can be called even while Redis is full
         self._reading_ops: frozenset[str] = frozenset()
         #: what `end` will close
         self._opened: list[Redis | RedisConnection] = []
+        #: a client of redis-py that renews the presence
         self._presence_client = self._close_at_end(connections.client(f"keeper-{self.id}"))
         self.link = self._make_link()
         self._durability = self._make_durability()
@@ -99,7 +102,7 @@ class Presence:
 
     def _make_link(self) -> Link:
         settings = self._settings
-        first_arguments = (
+        submit_arguments = (
             3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._host_and_pid,  # 3: number of keys
             self._ttl_ms, keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
             settings.concurrency,
@@ -109,8 +112,8 @@ class Presence:
             bus=self._connections.bus,
             database=self._connections.bus,  # a client has no database of its own, so it runs nothing there
             trusted=lambda: self.trusted,
-            submit=(scripts.variants(scripts.SUBMIT), first_arguments),
-            commit=None,
+            submit_script=(scripts.variants(scripts.SUBMIT), submit_arguments),
+            commit_script=None,
             scripts=LINK_SCRIPTS,
         )
 
@@ -120,8 +123,8 @@ class Presence:
             return None
         return Durability(
             self._connection("durability", redis.wait_timeout_ms),
-            keys.replies(self.id),
-            keep_ms=self._ttl_ms,
+            keys.replies(self.id),  # exists while the presence holds
+            keep_ms=self._ttl_ms,  # each renewal sets the same expiry
             copies=redis.wait_replicas,
             timeout_ms=redis.wait_timeout_ms,
         )
@@ -147,8 +150,8 @@ class Presence:
         server.check_format(str(await self._presence_client.get(keys.FORMAT) or ""), "to this mesh")
 
     async def _renew(self) -> None:
-        sent_at = time.monotonic()
-        await PRESENT.run(
+        sent_at = time.monotonic()  # before the renewal: Redis counts the expiry from a later moment
+        await WRITE_PRESENCE.run(
             self._presence_client, [keys.client(self.id), keys.replies(self.id)], self._host_and_pid, self._ttl_ms
         )
         self._renewed_at = sent_at
@@ -158,13 +161,13 @@ class Presence:
     async def run(self) -> None:
         """Stay present until cancelled. Raises an exception group; a LeaseLost in it says that the presence is over."""
         async with asyncio.TaskGroup() as tasks:
-            for loop in (
+            for run in (
                 self._keep_presence,
                 self.link.run,
                 self.calls.run,
                 *([self._durability.run] if self._durability else []),
             ):
-                tasks.create_task(loop())
+                tasks.create_task(run())
 
     async def _keep_presence(self) -> None:
         while True:
@@ -196,7 +199,7 @@ class Client:
         self._connections = connections
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._presence: Presence | None = None
-        #: why there is no presence, for every call until there is one
+        #: why there is no presence: what calls raise until there is one
         self._absence_error: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         #: set when the first attempt to become present has ended
         self._first_attempt_ended = asyncio.Event()
@@ -273,22 +276,23 @@ class Client:
             return await streams.read_books(self._require_presence().link, self._streams)
 
     async def _presence_for(self, ops: Sequence[str], level: int = 0) -> Presence:
-        """Return the presence. Raises Unserved if no live replica serves one of these operations.
+        """Return the presence, for requests of these operations whose options have at most this level.
 
-        Raises OlderRelease if a live replica does not know the level, and the reason if there is no presence.
+        Raises Unserved if no live replica serves one of the operations, OlderRelease if a live replica does not know
+        the level, and `_absence_error` if there is no presence.
         """
         presence = self._require_presence()
         await presence.directory.check(ops, level)
         return presence
 
     def _require_presence(self) -> Presence:
-        """Return the presence. Raises the reason why there is none."""
+        """Return the presence. Raises `_absence_error` if there is none."""
         if self._presence is None:
             raise self._absence_error
         return self._presence
 
     async def run(self) -> None:
-        """Become present, and again whenever a presence has ended, until cancelled or until a SetupError."""
+        """Become present, and again whenever a presence has ended. Run until cancelled or until a SetupError."""
         while not isinstance(self._absence_error, SetupError):
             presence = Presence(self.settings, self._connections)
             try:
@@ -303,20 +307,20 @@ class Client:
                 self._presence = None
                 self._first_attempt_ended.set()
                 await presence.end()
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def begun(self) -> None:
-        """Wait until the first attempt to become present has ended. Raises SetupError."""
+    async def wait_for_first_attempt(self) -> None:
+        """Wait until the first attempt to become present has ended. Raises SetupError if it failed for good."""
         await self._first_attempt_ended.wait()
         if self._presence is None and isinstance(self._absence_error, SetupError):
             raise self._absence_error
 
     def close(self) -> None:
-        """Let every later call raise Unavailable."""
+        """Let every later call raise Unavailable. `run` must have ended."""
         self._absence_error = Unavailable("this client has left the mesh: the block of connect() is over")
 
     async def leave(self) -> None:
-        """Wait until the calls in progress are answered, but no longer than the default deadline."""
+        """Wait until the calls in progress are answered, but no longer than the default deadline. Nothing is closed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.deadline_ms / 1000):
                 while self._presence is not None and self._presence.calls.unanswered:
@@ -339,6 +343,7 @@ def _error_of_absence(error: BaseException) -> MeshError:
     """Return the error for calls after a presence has ended: Unavailable if a new one may succeed, else SetupError."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    # The cause says why Redis could not be reached; LeaseLost does not.
     if isinstance(error, LeaseLost) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, MeshError):
@@ -353,7 +358,7 @@ async def connect(
     settings: MeshSettings | None = None,
     connections: Connections | None = None,
 ) -> AsyncIterator[Client]:
-    """Become a client of the mesh whose Redis has this address, or the address that the environment names.
+    """Become a client of the mesh whose Redis is at `url`, or at the address that the environment names.
 
     This does not wait for Redis: while Redis cannot be reached, calls raise Unavailable. Raises SetupError if the mesh
     cannot use the server, if another mesh uses it, or if it refuses the credentials.
@@ -361,12 +366,12 @@ async def connect(
     tracing.activate()
     settings = chosen(settings, url)
     client = Client(settings, connections or Connections(settings.redis))
-    running = asyncio.create_task(client.run(), name="mesh-client")
+    run_task = asyncio.create_task(client.run(), name="mesh-client")
     try:
-        await client.begun()
+        await client.wait_for_first_attempt()
         yield client
         await client.leave()
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        run_task.cancel()
+        await asyncio.wait([run_task])
         client.close()

@@ -26,7 +26,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from mesh.errors import Busy, MeshError
-from mesh.wire.failures import KEEPS_KEYS, eviction
+from mesh.wire.failures import NO_EVICTION, eviction_refusal
 from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
@@ -99,8 +99,8 @@ class Memory:
             log.error("the server has deleted keys to make room", keys=evicted_keys - self._evicted_keys)
         self._evicted_keys = evicted_keys
         reason = ""
-        if policy and policy[1] != KEEPS_KEYS:
-            reason = eviction(policy[1])
+        if policy and policy[1] != NO_EVICTION:
+            reason = eviction_refusal(policy[1])
         elif not policy and time.monotonic() - self._evicted_at < EVICTING_S:
             reason = (
                 "the server deletes keys to make room; set maxmemory-policy noeviction, and restore what is missing"

@@ -4,8 +4,8 @@
                           |
                           +--lease lost: everything stops at once, and `join` raises LeaseLost
 
-A member has five connections: the link, one that renews the lease, and three that block on a stream each. A sixth one
-waits for copies of Redis if `REDIS_WAIT_REPLICAS` is set. Services that use `shared` open further connections.
+A member has five connections: the link, one that renews the lease, and three that block on a stream each (of the class,
+of the database, and of replies). A sixth one waits for copies of Redis if `REDIS_WAIT_REPLICAS` is set.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two sweeps.
+#: Pause between two sweeps. A shorter one removes overdue requests sooner, but Redis has more to do.
 SWEEP_S = 5.0
 #: A leaving replica releases its database after this time at the latest, even if requests are on the database's stream.
 #: A longer time lets this replica answer more of them. The next holder answers the rest, but gets the database later.
@@ -71,7 +71,7 @@ class Replica:
         worker: Worker,
         settings: MeshSettings,
         connections: Connections,
-        row: Mapping[str, str],
+        row_fields: Mapping[str, str],
         publication: Publication,
     ) -> None:
         self.id = grant.replica
@@ -81,25 +81,24 @@ class Replica:
         self.settings = settings
         self._grant = grant
         self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
-        self._lease = Lease(grant, settings, self._connections, row)
-        self._clients: list[Redis | RedisConnection] = []
+        self._lease = Lease(grant, settings, self._connections, row_fields)
+        self._opened: list[Redis | RedisConnection] = []  # what `_close` closes
         self._verbs = worker.verbs  # `worker.fragments` is the Lua of the verbs that services add
         self._link = self._make_link(scripts.commit_with(worker.fragments), [*scripts.OF_LINK, *worker.scripts])
-        self._streams = keys.request_streams(settings.classes, settings.databases)
+        self._streams = keys.request_streams(settings.classes, settings.databases)  # the keys of all request streams
         self._directory = Directory(self._link, worker.operations)
         self._publication = publication
-        later_known = functools.partial(self._directory.all_understand, LATER)  # whether all replicas know delays
-        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, later_known)
+        know_delays = functools.partial(self._directory.all_understand, LATER)  # returns whether all replicas do
+        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, know_delays)
         self._lease.on_due = self._waking.note_due  # each renewal tells when a request or a schedule is due next
         self.durations = Durations()
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
         self.filters = Filters(self._link, self.database, grant.holder)
-        #: the server's memory: whether something new may be stored
         self.memory = Memory(self._link, settings.memory_reserve)
         self._durability = self._make_durability()
         replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
-        only_reads = worker.readers.__contains__
+        only_reads = worker.readers.__contains__  # `worker.readers`: the names of operations that only read
         self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a client for what services share: `shared:*` and `events:*` in the bus database
@@ -119,7 +118,7 @@ class Replica:
         deadline_ms = deadline_ms or self.settings.deadline_ms
         for ask in asks:
             if ask.level or not self._directory.knows(ask.op):
-                return self._check_and_ask(asks, deadline_ms, decode)  # perhaps no live replica knows it
+                return self._check_and_ask(asks, deadline_ms, decode)  # perhaps no live replica can answer `ask`
         return self._calls.ask(asks, deadline_ms, decode)
 
     async def _check_and_ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
@@ -162,7 +161,7 @@ class Replica:
         return await streams.read_books(self._link, self._streams)
 
     def store(self) -> Store:
-        """Return a reader of the leased database, the same as handlers get, for work outside of a request."""
+        """Return an object that reads the leased database, as handlers get one, for work outside of a request."""
         return Store(self._link, self.database, self.cls)
 
     def transaction(self) -> Effects:
@@ -175,10 +174,10 @@ class Replica:
         Raises LeaseLost, Busy, OlderRelease, and Unserved if it requests an operation that nobody serves.
         """
         await self._directory.check(transaction.asked, transaction.level)
-        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._link.commit(transaction.wire(), waiter)
-        outcome = await waiter
-        for due in transaction.dues:  # of the requests that it sends for later, so that they are woken in time
+        outcome_future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._link.commit(transaction.wire(), outcome_future)
+        outcome = await outcome_future
+        for due in transaction.dues:  # when the requests that it sends for later are due: so they are woken in time
             self._waking.note_due(due.moment_ms(self.now_ms()))
         if outcome == DONE or outcome.startswith(CONFLICT):
             return outcome == DONE
@@ -189,7 +188,7 @@ class Replica:
         return await waking.cancel(self._link, self._streams, key)
 
     async def confirm(self) -> None:
-        """Wait until `REDIS_WAIT_REPLICAS` copies of Redis have all writes made so far. Raises Unavailable."""
+        """Wait until `REDIS_WAIT_REPLICAS` copies of Redis (0: none) have all present writes. Raises Unavailable."""
         if self._durability is not None:
             await self._durability.confirm()
 
@@ -212,12 +211,12 @@ class Replica:
         return not self._link.down
 
     def statistics(self) -> dict[str, float]:
-        """Return the counters of this membership, for metrics."""
+        """Return the counters of this membership, for metrics. `waiting` are calls without an answer."""
         counters: dict[str, float] = {"waiting": self._calls.unanswered, "round_trips": self._link.trips}
         for name, consumer in (("class", self._class_consumer), ("database", self._database_consumer)):
             counters[f"{name}_in_progress"] = consumer.in_progress
-            for counter in consumer.counters.__slots__:
-                counters[f"{name}_{counter}"] = getattr(consumer.counters, counter)
+            for counter_name in consumer.counters.__slots__:
+                counters[f"{name}_{counter_name}"] = getattr(consumer.counters, counter_name)
         return counters
 
     def conflicts(self, most: int = 10) -> dict[str, int]:
@@ -229,23 +228,23 @@ class Replica:
 
     def _client(self, name: str, *, block_ms: int = 0, shared: bool = False) -> Redis:
         client = self._connections.client(f"{name}-{self.id}", block_ms=block_ms, shared=shared)
-        self._clients.append(client)
+        self._opened.append(client)
         return client
 
     def _connection(self, name: str, *, block_ms: int = 0) -> RedisConnection:
         connection = self._connections.connection(f"{name}-{self.id}", block_ms=block_ms)
-        self._clients.append(connection)
+        self._opened.append(connection)
         return connection
 
-    def _make_link(self, commit_script: Script, other_scripts: list[Script]) -> Link:
+    def _make_link(self, commit_script: Script, scripts_beside: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        # After an error the link repeats a batch while the lease holds. So Redis keeps its result, for 10 lease ttls.
+        # After an error the link repeats a batch for up to one ttl. Redis keeps the result of a batch longer: 10 ttls.
         common_arguments = (grant.holder, 10 * settings.lease_ttl_ms)
-        submit = (
+        submit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: number of keys
             keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
         )  # fmt: skip
-        commit = (
+        commit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common_arguments,
             self.database, self._connections.bus, self.id,
         )  # fmt: skip
@@ -254,9 +253,9 @@ class Replica:
             bus=self._connections.bus,
             database=self.database,
             trusted=lambda: self._lease.trusted,
-            submit=(scripts.variants(scripts.SUBMIT), submit),
-            commit=(scripts.variants(commit_script), commit),
-            scripts=other_scripts,
+            submit_script=(scripts.variants(scripts.SUBMIT), submit_arguments),
+            commit_script=(scripts.variants(commit_script), commit_arguments),
+            scripts=scripts_beside,
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
@@ -275,34 +274,33 @@ class Replica:
             return None
         return Durability(
             self._connection("durability", block_ms=redis.wait_timeout_ms),
-            # `Durability` must write before each WAIT. It sets the expiry of this key, which exists from the grant on.
-            keys.replies(self.id),
+            keys.replies(self.id),  # exists from the grant on
             keep_ms=10 * self.settings.lease_ttl_ms,  # each renewal sets the same expiry
             copies=redis.wait_replicas,
             timeout_ms=redis.wait_timeout_ms,
         )
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
-        loops: dict[str, Callable[[], Any]] = {
+        run_functions: dict[str, Callable[[], Any]] = {
             "lease": self._lease.run,
             "link": self._link.run,
             "calls": self._calls.run,
             "database": self._database_consumer.run,
             "class": self._class_consumer.run,
-            "sweep": self._sweep,
+            "sweep": self._run_upkeep,
             "memory": self.memory.run,
             "waking": self._waking.run,
         }
         if self._durability is not None:
-            loops["durability"] = self._durability.run
-        for name, loop in loops.items():
-            self._tasks[name] = tasks.create_task(loop(), name=f"mesh-{name}")
+            run_functions["durability"] = self._durability.run
+        for name, run in run_functions.items():
+            self._tasks[name] = tasks.create_task(run(), name=f"mesh-{name}")
 
-    async def _sweep(self) -> None:
+    async def _run_upkeep(self) -> None:
         await self._publication.publish(self._link)  # the definitions of this replica's operations
         while True:
             await asyncio.sleep(SWEEP_S)
-            await self._publication.restore(self._link)
+            await self._publication.restore(self._link)  # writes definitions again that are missing
             await streams.sweep(self._link, self._streams)
             await streams.keep_minute(self._link, self._streams)  # a copy of the books, once a minute
 
@@ -323,13 +321,14 @@ class Replica:
         self._lease.on_drain = leave
 
     def drain(self) -> None:
-        """Write into the roster that this replica is about to leave. Work goes on until the membership ends."""
+        """Write into the roster that this replica is about to leave. All work goes on until the membership ends."""
         self._lease.set_state("draining")
 
     async def _leave(self) -> None:
         """Stop taking requests, finish running work, hand the rest back, and release the lease."""
         self.drain()
         deadline_s = self.settings.deadline_ms / 1000
+        # Only the class's stream has other readers, so the database's consumer works on until the lease is released.
         await self._class_consumer.stop(deadline_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
@@ -342,9 +341,9 @@ class Replica:
     async def _close(self) -> None:
         for task in self._tasks.values():
             task.cancel()
-        for client in self._clients:
+        for opened in self._opened:
             with contextlib.suppress(*PASSING):
-                await client.aclose()
+                await opened.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -361,8 +360,8 @@ async def join(
 ) -> AsyncIterator[Replica]:
     """Wait for a lease and become a member, which serves requests inside the block; leave in order at its end.
 
-    `public` and `private` (host:port) are shown in the roster. `applicant` is called with the object that waits for the
-    lease and can tell why it waits. With `ready` false the roster says `starting` until `announce` is called. Raises
+    `public` and `private` (host:port) are shown in the roster. `applicant` is a callback: it gets the object that waits
+    for the lease and can tell why. With `ready` false the roster says `starting` until `announce` is called. Raises
     SetupError if the mesh cannot use this server or these credentials, and LeaseLost if the lease was lost: join again.
     """
     settings = chosen(settings)
@@ -387,8 +386,8 @@ async def join(
                 await replica._leave()
             finally:
                 await replica._close()
-    except BaseExceptionGroup as group:
-        raise _most_telling_error(group) from group
+    except BaseExceptionGroup as errors:
+        raise _most_telling_error(errors) from errors
 
 
 def _most_telling_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

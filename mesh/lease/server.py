@@ -29,9 +29,9 @@ async def check(client: Redis) -> tuple[int, ...]:
     if version < MINIMUM_VERSION:
         raise ServerTooOld(f"the server is {version_text}; the mesh needs 7.0 or later")
     # A server that does not tell its policy counts as one that evicts no keys.
-    policy = str(info.get("maxmemory_policy", failures.KEEPS_KEYS))
-    if policy != failures.KEEPS_KEYS:
-        raise SetupError(failures.eviction(policy))
+    policy = str(info.get("maxmemory_policy", failures.NO_EVICTION))
+    if policy != failures.NO_EVICTION:
+        raise SetupError(failures.eviction_refusal(policy))
     return version
 
 
@@ -76,7 +76,7 @@ def to_mesh_error(error: BaseException) -> MeshError:
             # An error with a code is an answer of Redis; one without a code is an error of the connection.
             return Unavailable(f"Redis cannot be {'used' if code else 'reached'}: {text}")
         case Meaning.OVERWRITTEN:
-            return Unavailable(f"{failures.OVERWRITTEN}: {text}")
+            return Unavailable(f"{failures.OVERWRITTEN_TEXT}: {text}")
         case Meaning.FENCED if code == "NOPERM" or isinstance(error, NoPermissionError):
             return SetupError(f"this Redis user lacks a right: {text}; grant it, or use other credentials")
         case Meaning.FENCED:

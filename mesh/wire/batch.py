@@ -1,4 +1,7 @@
-"""What waits for the next round trip of a link: commands, requests and transactions, each with its waiter."""
+"""What waits for the next round trips of a link: commands, requests and transactions, each with its waiter.
+
+Each kind has a `Queue`. The link takes one batch at a time from it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from mesh.errors import Busy
-from mesh.wire.connection import WORD_BITS
+from mesh.wire.connection import WEIGHT_SHIFT
 
 T = TypeVar("T")
 
-#: Most commands of one kind that may wait for a round trip. The sender of one more gets Busy.
+#: Most items of one kind that may wait for a round trip. The sender of one more gets Busy. The bound limits the memory
+#: that waiting items take while Redis does not answer.
 MOST_WAITING = 20_000
 
 
 class Waiter(Protocol):
-    """Receives one result: a Future, or an object like one."""
+    """Receives the result of one item, or its error: a Future, or an object like one."""
 
     def done(self) -> bool: ...
 
@@ -25,12 +29,13 @@ class Waiter(Protocol):
     def set_exception(self, error: BaseException, /) -> None: ...
 
 
-#: Items, each with its waiter and its weight: the number of words for which it counts in a round trip.
+#: Items (a command, some requests, or a transaction), each with its waiter and its weight: for how many words it counts
+#: in a round trip.
 Items = list[tuple[T, Waiter, int]]
 
 
 def fail(items: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None:
-    """Give an error to the waiters of some items, except to those that have a result."""
+    """Give an error to the waiters of some items, except to those that are done."""
     for _, waiter, _ in items:
         if not waiter.done():
             waiter.set_exception(error)
@@ -39,13 +44,13 @@ def fail(items: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None
 def weight_of(words: Sequence[Any]) -> int:
     """Return the weight of a command: for how many words it counts in a round trip.
 
-    A long word counts for several words (see WORD_BITS).
+    A long word counts for several words (see WEIGHT_SHIFT).
     """
-    return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
+    return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WEIGHT_SHIFT)
 
 
-class Batch(Generic[T]):
-    """Items of one kind that wait for the next round trip, each with its waiter and its weight in words."""
+class Queue(Generic[T]):
+    """Items of one kind that wait for a round trip, each with its waiter and its weight in words."""
 
     def __init__(self, bound: int = MOST_WAITING) -> None:
         self._bound = bound

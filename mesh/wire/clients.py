@@ -25,18 +25,19 @@ from mesh.settings import RedisSettings
 from mesh.wire.connection import RedisConnection
 
 #: Most connections of the client that all services of a replica share. While all are in use, a further command waits.
+#: With more, fewer commands would wait, but Redis would have more connections to serve.
 SHARED_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The name and the password of a Redis user."""
+    """The name and the password of a Redis user. `password` is None for a user that needs none."""
 
     username: str
     password: str | None = field(repr=False)
 
 
-class _HiredisPacking(Connection):
+class _HiredisConnection(Connection):
     """A connection that packs the commands of a pipeline with hiredis, in C. redis-py's own classes pack in Python.
 
     redis-py still packs a single command, with the `encoder_class` of its options. Neither way sends text that UTF-8
@@ -44,10 +45,10 @@ class _HiredisPacking(Connection):
     """
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        return [b"".join(map(_packed, commands))]
+        return [b"".join(map(_pack_command, commands))]
 
 
-def _packed(command: Iterable[Any]) -> bytes:
+def _pack_command(command: Iterable[Any]) -> bytes:
     """Return the bytes of one command. The name that redis-py gives it may have two words, such as "XINFO STREAM"."""
     name, *arguments = command
     packed: bytes = hiredis.pack_command((*name.split(), *arguments))
@@ -96,6 +97,8 @@ class _SentinelClient(Redis):
 class _HeedsCancellation:
     """A mixin for redis-py's connections: a cancellation during a send is not lost.
 
+    Its `type: ignore` comments are for methods of the class that it is mixed into.
+
     redis-py sends inside `asyncio.wait_for`. In Python 3.11 `wait_for` loses a cancellation that comes at the moment at
     which the send ends. Then the task goes on, and the code that cancelled it waits forever.
 
@@ -104,23 +107,23 @@ class _HeedsCancellation:
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         task = asyncio.current_task()
-        cancellations = 0 if task is None else task.cancelling()
+        cancellations_before = 0 if task is None else task.cancelling()
         try:
             await super().send_packed_command(command, check_health)  # type: ignore[misc]
         except RuntimeError as error:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
             raise redis_errors.ConnectionError("the connection to Redis was reset") from error
-        if task is not None and task.cancelling() > cancellations:
+        if task is not None and task.cancelling() > cancellations_before:
             # The reply to this command may still come, and the next command must not take it for its own.
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
             raise asyncio.CancelledError
 
 
 def heeding_cancellation(client: Redis) -> Redis:
-    """Change a client so that its connections lose no cancellation (`_HeedsCancellation`); return it."""
+    """Change a new client, so that its connections lose no cancellation (`_HeedsCancellation`); return it."""
     pool = client.connection_pool
-    usual_class = pool.connection_class
-    pool.connection_class = type(f"Heeding{usual_class.__name__}", (_HeedsCancellation, usual_class), {})
+    unchanged_class = pool.connection_class
+    pool.connection_class = type(f"Heeding{unchanged_class.__name__}", (_HeedsCancellation, unchanged_class), {})
     return client
 
 
@@ -146,7 +149,7 @@ class Connections:
         return self.settings.bus
 
     def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
-        """Return a client with one connection or, if `shared`, with a small pool.
+        """Return a client with one connection or, if `shared`, with a pool that several tasks share.
 
         A command may block in Redis for `block_ms`. So the time-out of the socket is `block_ms` plus the setting
         `timeout_ms`.
@@ -156,7 +159,7 @@ class Connections:
         return self._make_client(name, self.bus if db is None else db, pool_size, timeout_s, socket_timeout_s=timeout_s)
 
     def connection(self, name: str, *, block_ms: int = 0) -> RedisConnection:
-        """Return one fast connection to the bus database, for commands that run all the time."""
+        """Return one connection to the bus database without redis-py's overhead, for commands that run all the time."""
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
         # The socket has no time-out: `RedisConnection` has a timer of its own.
         return RedisConnection(self._make_client(name, self.bus, 1, timeout_s, socket_timeout_s=None), timeout_s)
@@ -182,9 +185,10 @@ class Connections:
         }
         if settings.sentinels:
             return self._sentinel_client(options)
-        # For a URL with rediss://, `connection_class` is SSLConnection. TLS and sentinels need redis-py's own classes,
-        # which pack pipelines in Python. A `RedisConnection` packs its commands itself, so it is fast with each class.
-        options.setdefault("connection_class", _HiredisPacking)
+        # For a URL with rediss://, `connection_class` is SSLConnection already. TLS and sentinels need redis-py's own
+        # classes, which pack pipelines in Python. A `RedisConnection` packs its commands itself, so it is fast with
+        # each class.
+        options.setdefault("connection_class", _HiredisConnection)
         return heeding_cancellation(Redis.from_pool(_Pool(**options)))
 
     def _server_options(self) -> dict[str, Any]:
@@ -208,15 +212,16 @@ class Connections:
         options["ssl"] = options.pop("connection_class", None) is SSLConnection
         tls_options = {name: value for name, value in options.items() if name.startswith("ssl")}
         sentinel_options = {
-            "socket_timeout": 0.5,  # seconds; after this, redis-py asks the next sentinel
+            # Seconds; after this, redis-py asks the next sentinel. A shorter time-out might skip a slow sentinel.
+            "socket_timeout": 0.5,
             "socket_connect_timeout": 0.5,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
             **_login_options(settings.sentinel_username, settings.sentinel_password),
             **tls_options,
         }
-        # The constructor would make clients of the class Redis. An error that names such a client has a page of options
-        # in its text. So the constructor gets no addresses, and this method makes clients whose errors are short.
+        # Given addresses, the constructor of Sentinel would make clients of the class Redis. An error that names such a
+        # client has a page of options in its text. So this method makes the clients, and their errors are short.
         sentinel = Sentinel([])
         sentinel.sentinels = [
             _SentinelClient(host=host, port=port, **sentinel_options) for host, port in settings.sentinel_addresses

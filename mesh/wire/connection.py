@@ -25,8 +25,8 @@ _NO_REPLY_YET = object()
 _CLOSED_TEXT = "the connection to Redis was closed"
 
 
-#: Most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once, and the next trips
-#: must not wait for long.
+#: Most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once. With a smaller bound
+#: the next trip would begin sooner, but more commands would be refused as too large.
 MOST_BYTES = 64 * 2**20
 #: An item of a batch has at most MOST_BYTES without these bytes. They are left for the other arguments of the script
 #: that runs the batch, such as its keys.
@@ -35,12 +35,13 @@ _BYTES_FOR_COMMAND = 2**16
 _ENCODE = ENCODER.encode
 _NO_LONG_WORDS: Sequence[str] = ()
 
-#: Each 2**WORD_BITS bytes of JSON, or characters of a command, count for one more word. So `link.MOST_WORDS`, the bound
-#: for the words of a round trip, bounds its bytes, too.
-WORD_BITS = 5
+#: Each 2**WEIGHT_SHIFT bytes of JSON, or characters of a command, count for one more word. So `link.MOST_WORDS`, the
+#: bound for the words of a batch, bounds its bytes, too: to 640 kB, unless one item alone is larger.
+WEIGHT_SHIFT = 5
 
-#: A word of more characters is sent as an argument of its own, which the server reads faster than JSON. An item whose
-#: JSON has at most so many bytes has no such word, because a character takes at least one byte.
+#: A word of more characters is sent as an argument of its own, because the server reads a long word in JSON slowly. A
+#: short word costs more as an argument than in JSON. An item whose JSON has at most so many bytes has no long word,
+#: because a character takes at least one byte.
 LONG_WORD_CHARS = 65536
 
 #: An item of a batch, encoded. It has four values:
@@ -78,11 +79,11 @@ def encode_words(words: Sequence[Any], is_plain: bool = False) -> Encoded:
         text = _ENCODE([element_count, *words])[1:-1]
     except (TypeError, ValueError) as error:
         raise redis_errors.DataError(f"a value cannot be sent to Redis: {error}") from error
-    size = len(text)
-    if size > MOST_BYTES - _BYTES_FOR_COMMAND:
-        raise _too_large(size)
-    if size <= LONG_WORD_CHARS:
-        return text, element_count + (size >> WORD_BITS), _NO_LONG_WORDS, is_plain
+    byte_count = len(text)
+    if byte_count > MOST_BYTES - _BYTES_FOR_COMMAND:
+        raise _too_large(byte_count)
+    if byte_count <= LONG_WORD_CHARS:
+        return text, element_count + (byte_count >> WEIGHT_SHIFT), _NO_LONG_WORDS, is_plain
     long_indexes = [index for index, word in enumerate(words) if word.__class__ is str and len(word) > LONG_WORD_CHARS]
     if long_indexes:
         elements: list[Any] = [element_count, *words]
@@ -90,20 +91,24 @@ def encode_words(words: Sequence[Any], is_plain: bool = False) -> Encoded:
             # The first element is the number of elements, so + 1. batch.lua puts the long word in place of the null.
             elements[index + 1] = None
         text = _ENCODE(elements)[1:-1]
-    return text, element_count + (size >> WORD_BITS), [words[index] for index in long_indexes], is_plain
+    return text, element_count + (byte_count >> WEIGHT_SHIFT), [words[index] for index in long_indexes], is_plain
 
 
-def _too_large(size: int) -> TooLarge:
-    return TooLarge(f"the command cannot be sent to Redis: {size} bytes, and at most {MOST_BYTES} fit in one trip")
+def _too_large(byte_count: int) -> TooLarge:
+    return TooLarge(
+        f"the command cannot be sent to Redis: {byte_count} bytes, and at most {MOST_BYTES} fit in one trip"
+    )
 
 
 class _ReplyProtocol(asyncio.Protocol):
     """Collects the replies of one round trip at a time. Each connection to Redis has a protocol object of its own.
 
-    One timer serves all round trips. If the timer fires before the present round trip is overdue, it is set again.
+    One timer serves all round trips, because a timer for each one costs more. If the timer fires before the present
+    round trip is overdue, it is set again.
     """
 
     def __init__(self, former_protocol: Any, error_from_text: Any, timeout_s: float, decode_errors: str) -> None:
+        #: redis-py's own protocol for this transport; it must learn when the connection is lost
         self._former_protocol = former_protocol
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
@@ -114,24 +119,24 @@ class _ReplyProtocol(asyncio.Protocol):
             errors=decode_errors,
             notEnoughData=_NO_REPLY_YET,
         )
-        self._expected_count = 0
+        self._expected_reply_count = 0
         self._replies: list[Any] = []
         self._waiter: asyncio.Future[list[Any]] | None = None
         #: when the present round trip has taken too long, on the clock of the event loop
         self._overdue_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._overdue_timer: asyncio.TimerHandle | None = None
 
-    def expect(self, count: int) -> asyncio.Future[list[Any]]:
+    def expect(self, reply_count: int) -> asyncio.Future[list[Any]]:
         """Return a future of the next `count` replies. Its exceptions are those of redis-py.
 
         Call this only when the future of the round trip before is done: each call replaces the list of replies and the
         future. A reply that nobody expects is appended to the list of the last trip, which its caller has already.
         """
-        self._expected_count = count
+        self._expected_reply_count = reply_count
         self._replies = []
         self._overdue_at = self._loop.time() + self._timeout_s
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._overdue_at, self._check_time)
+        if self._overdue_timer is None:
+            self._overdue_timer = self._loop.call_at(self._overdue_at, self._fail_if_overdue)
         self._waiter = waiter = self._loop.create_future()
         return waiter
 
@@ -145,15 +150,15 @@ class _ReplyProtocol(asyncio.Protocol):
             self._fail_if_waiting(redis_errors.InvalidResponse(f"Redis sent a reply that cannot be parsed: {error}"))
             return
         # There are more replies than expected only if the server is faulty. The link ignores those at the end.
-        if len(replies) >= self._expected_count and self._waiter is not None and not self._waiter.done():
+        if len(replies) >= self._expected_reply_count and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(replies)
 
-    def _check_time(self) -> None:
-        self._timer = None
+    def _fail_if_overdue(self) -> None:
+        self._overdue_timer = None
         if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() < self._overdue_at:
-            self._timer = self._loop.call_at(self._overdue_at, self._check_time)
+            self._overdue_timer = self._loop.call_at(self._overdue_at, self._fail_if_overdue)
         else:
             self._fail_if_waiting(redis_errors.TimeoutError(f"Redis did not answer within {self._timeout_s:g} s"))
 
@@ -162,25 +167,25 @@ class _ReplyProtocol(asyncio.Protocol):
             self._waiter.set_exception(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._overdue_timer is not None:
+            self._overdue_timer.cancel()
         self._fail_if_waiting(redis_errors.ConnectionError(f"{_CLOSED_TEXT}: {error}" if error else _CLOSED_TEXT))
-        # When redis-py closes the connection, it waits until its own protocol, the former one, gets this call.
+        # When redis-py closes the connection, it waits until its own protocol gets this call.
         self._former_protocol.connection_lost(error)
 
 
 class RedisConnection:
     """The one connection of a redis-py client. A round trip takes at most `timeout_s`; the socket needs no time-out.
 
-    `errors` says how bytes that are not UTF-8 are read, as in `bytes.decode`. Values may be any bytes, and such a value
-    must not make the other replies unreadable.
+    `errors` says how bytes that are not UTF-8 are read, as in `bytes.decode`. The default is not "strict", because a
+    value that is not UTF-8 must not make the other replies of its trip unreadable.
     """
 
     def __init__(self, client: Redis, timeout_s: float, errors: str = "replace") -> None:
         self._client = client
         self._timeout_s = timeout_s
         self._decode_errors = errors
-        self._connection: Any = None
+        self._redis_py_connection: Any = None
         self._transport: Any = None
         #: collects the replies; None while there is no connection
         self._protocol: _ReplyProtocol | None = None
@@ -201,12 +206,12 @@ class RedisConnection:
             await self._disconnect()
             raise
 
-    def _write(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
+    def _write(self, packed: bytes, reply_count: int) -> asyncio.Future[list[Any]]:
         """Send the bytes of some commands, and return a future of their `count` replies."""
         protocol = self._protocol
         if protocol is None or self._transport.is_closing():
             raise redis_errors.ConnectionError(_CLOSED_TEXT)
-        waiter = protocol.expect(count)
+        waiter = protocol.expect(reply_count)
         self._transport.write(packed)
         return waiter
 
@@ -219,21 +224,25 @@ class RedisConnection:
 
     async def _connect(self) -> None:
         async with asyncio.timeout(self._timeout_s):
-            if self._connection is None:
-                self._connection = await self._client.connection_pool.get_connection()
-            elif not self._connection.is_connected:
-                await self._connection.connect()
-        connection = self._connection
-        self._transport = connection._writer.transport
+            if self._redis_py_connection is None:
+                self._redis_py_connection = await self._client.connection_pool.get_connection()
+            elif not self._redis_py_connection.is_connected:
+                await self._redis_py_connection.connect()
+        redis_py_connection = self._redis_py_connection
+        self._transport = redis_py_connection._writer.transport
         self._protocol = _ReplyProtocol(
-            self._transport.get_protocol(), connection._parser.parse_error, self._timeout_s, self._decode_errors
+            self._transport.get_protocol(),
+            redis_py_connection._parser.parse_error,
+            self._timeout_s,
+            self._decode_errors,
         )
         self._transport.set_protocol(self._protocol)
 
     async def _disconnect(self) -> None:
         self._protocol = None
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
+        if self._redis_py_connection is not None:
+            # nowait: the caller may be cancelled, so it does not wait for the end of the transport.
+            await self._redis_py_connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:
         """Close the connection."""

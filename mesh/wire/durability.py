@@ -14,25 +14,28 @@ from mesh.wire.connection import RedisConnection
 
 
 class Durability:
-    """Confirms that copies of Redis have what was written. `run` makes rounds until cancelled; a round is one WAIT."""
+    """Confirms that copies of Redis have what was written. `run` makes rounds until cancelled; a round is one WAIT.
+
+    `key` must exist, and `keep_ms` is the expiry that it has anyway. `copies` is how many copies must confirm.
+    """
 
     def __init__(self, connection: RedisConnection, key: str, *, keep_ms: int, copies: int, timeout_ms: int) -> None:
         self._connection = connection
         self._commands = (
             # WAIT counts the copies that have the last write of its own connection. For a connection that has written
             # nothing, Valkey counts all connected copies. So a write comes before each WAIT.
-            # It sets an expiry that each renewal of `key` sets, too.
+            # The write must change nothing: it sets an expiry that each renewal of `key` sets, too.
             ("PEXPIRE", key, keep_ms),
             ("WAIT", copies, timeout_ms),
         )
         self._copies = copies
         self._connection_lost = False
         self._round_wanted = asyncio.Event()
-        #: done when the round that begins next has ended. The result says why the writes are not confirmed, or is "".
-        self._next_result = self._new_result()
+        #: done when the round that begins next has ended: with why the writes are not confirmed, or with ""
+        self._next_outcome = self._new_outcome()
 
     @staticmethod
-    def _new_result() -> asyncio.Future[str]:
+    def _new_outcome() -> asyncio.Future[str]:
         return asyncio.get_running_loop().create_future()
 
     async def confirm(self) -> None:
@@ -42,24 +45,24 @@ class Durability:
         """
         self._round_wanted.set()
         # Shielded, because other callers wait for the same future when this one is cancelled.
-        why_not = await asyncio.shield(self._next_result)
-        if why_not:
-            raise Unavailable(f"done, but {why_not}")
+        reason = await asyncio.shield(self._next_outcome)
+        if reason:
+            raise Unavailable(f"done, but {reason}")
 
     async def run(self) -> None:
         """Make a round whenever somebody waits for one, until cancelled."""
-        present_result = self._next_result
+        present_outcome = self._next_outcome
         try:
             while True:
                 await self._round_wanted.wait()
                 self._round_wanted.clear()
-                # Callers that come during this round have written after its WAIT, so they wait for the next result.
-                present_result, self._next_result = self._next_result, self._new_result()
-                present_result.set_result(await self._wait())
+                # Callers that come during this round may have written after its WAIT, so they wait for the next one.
+                present_outcome, self._next_outcome = self._next_outcome, self._new_outcome()
+                present_outcome.set_result(await self._wait())
         finally:
-            for result in (present_result, self._next_result):
-                if not result.done():
-                    result.set_result("this replica left the mesh before copies of Redis confirmed it")
+            for outcome in (present_outcome, self._next_outcome):
+                if not outcome.done():
+                    outcome.set_result("this replica left the mesh before copies of Redis confirmed it")
 
     async def _wait(self) -> str:
         """Make one round; return why the writes are not confirmed, or "".
@@ -69,16 +72,16 @@ class Durability:
         """
         try:
             if self._connection_lost:
-                await self._connection.execute("PING")
+                await self._connection.execute("PING")  # connects again
                 self._connection_lost = False
                 return "the connection to Redis was lost before a copy confirmed it"
-            expiry_set, confirming_copies = await self._connection.send(self._commands)
+            pexpire_reply, wait_reply = await self._connection.send(self._commands)
         except (redis_errors.RedisError, OSError) as error:
             self._connection_lost = True
             return f"no copy of Redis could confirm it: {error}"
         # PEXPIRE answers 1 if it has written. Otherwise, or after an error, WAIT says nothing about the writes.
-        if expiry_set != 1 or not isinstance(confirming_copies, int):
-            return f"Redis cannot say whether copies have it: {expiry_set}, {confirming_copies}"
-        if confirming_copies < self._copies:
-            return f"only {confirming_copies} of {self._copies} copies of Redis confirmed it"
+        if pexpire_reply != 1 or not isinstance(wait_reply, int):
+            return f"Redis cannot say whether copies have it: {pexpire_reply}, {wait_reply}"
+        if wait_reply < self._copies:
+            return f"only {wait_reply} of {self._copies} copies of Redis confirmed it"
         return ""

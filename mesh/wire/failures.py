@@ -15,7 +15,7 @@ from redis import exceptions as redis_errors
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable, redis_is_full
 
 #: The only eviction policy with which the server never deletes acknowledged data.
-KEEPS_KEYS = "noeviction"
+NO_EVICTION = "noeviction"
 
 
 class Meaning(Enum):
@@ -27,11 +27,12 @@ class Meaning(Enum):
     FULL = "full"
     #: The Redis user of this epoch is gone, or another replica holds the lease. The membership ends.
     FENCED = "fenced"
-    #: The server does not know the script. The script is loaded, and the command is sent again.
-    SCRIPT = "script"
+    #: The server does not know the script. Its sender loads it, and sends the command again.
+    UNKNOWN_SCRIPT = "script"
     #: Somebody has overwritten a key with a value of another type. Callers get 503 until the key is repaired.
     OVERWRITTEN = "overwritten"
-    #: The command was wrong, or the code that sent it expects this error. The command is not repeated.
+    #: Our own code has to deal with the error: the code sent a wrong command, or it expects this error and handles it.
+    #: The command is not repeated.
     OURS = "ours"
     #: The mesh cannot work with this server. A replica that starts ends, and says why.
     FATAL = "fatal"
@@ -47,7 +48,7 @@ CODES: dict[str, Meaning] = {
     "READONLY": Meaning.PASSING,  # the server is a copy now; after a failover its host name leads to the new master
     "MASTERDOWN": Meaning.PASSING,  # a copy has lost its master and does not serve stale data
     "REDIRECT": Meaning.PASSING,  # a copy of Valkey answers with the address of its primary
-    "NOMASTERLINK": Meaning.PASSING,
+    "NOMASTERLINK": Meaning.PASSING,  # a copy has no connection to its master
     "UNBLOCKED": Meaning.PASSING,  # a blocked read was ended: CLIENT UNBLOCK, or the server became a copy
     "CLUSTERDOWN": Meaning.PASSING,
     "TRYAGAIN": Meaning.PASSING,
@@ -59,7 +60,7 @@ CODES: dict[str, Meaning] = {
     "NOAUTH": Meaning.FENCED,
     "WRONGPASS": Meaning.FENCED,
     "NOPERM": Meaning.FENCED,
-    "NOSCRIPT": Meaning.SCRIPT,
+    "NOSCRIPT": Meaning.UNKNOWN_SCRIPT,
     "NOGROUP": Meaning.OURS,  # the reader opens its stream again
     "BUSYGROUP": Meaning.OURS,
     "BUSYKEY": Meaning.OURS,
@@ -111,9 +112,11 @@ REMEDIES = {
     "unknown subcommand": "the server does not have this command, or it was renamed",
 }
 
-#: What people are told about a key whose value has another type (`Meaning.OVERWRITTEN`). The server does not name the
-#: key: only the log tells what the replica was doing.
-OVERWRITTEN = "a key of the mesh was overwritten with a value of another type; delete it, or restore it from a backup"
+#: The text of the error for `Meaning.OVERWRITTEN`. The server does not name the key: only the log tells what the
+#: replica was doing.
+OVERWRITTEN_TEXT = (
+    "a key of the mesh was overwritten with a value of another type; delete it, or restore it from a backup"
+)
 
 #: The classes of errors whose meaning is `Meaning.PASSING`, for an `except` clause: Redis cannot be reached, or cannot
 #: serve, for now.
@@ -158,7 +161,10 @@ def code_of(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return what the server answered, without the command that redis-py puts in front of errors of a pipeline."""
+    """Return what the server answered, without the command that redis-py puts in front of errors of a pipeline.
+
+    If an error has no text, return the name of its class.
+    """
     text = str(error)
     pipeline_match = _PIPELINE_PATTERN.match(text)
     return pipeline_match[1] if pipeline_match else text or type(error).__name__
@@ -169,7 +175,7 @@ def classify(error: BaseException) -> Meaning:
     if isinstance(error, Unavailable):
         return Meaning.PASSING
     code = code_of(error)
-    # The code ERR says nothing by itself; only the text does.
+    # The code ERR says nothing by itself; only the text does. A code that CODES lacks, such as a module's, is OURS.
     if code not in {"", "ERR"} and code in CODES:
         return CODES[code]
     text = str(error)
@@ -194,16 +200,16 @@ def is_passing(error: BaseException) -> bool:
     return classify(error) is Meaning.PASSING
 
 
-def eviction(policy: str) -> str:
+def eviction_refusal(policy: str) -> str:
     """Return why the mesh cannot work with this eviction policy."""
     return (
         f"the server's maxmemory-policy is {policy}: it would delete acknowledged data when memory is full; "
-        f"set maxmemory-policy {KEEPS_KEYS}"
+        f"set maxmemory-policy {NO_EVICTION}"
     )
 
 
 def remedy(error: BaseException) -> str:
-    """Return what to do about a fatal error, or "" if nobody knows."""
+    """Return what to do about a fatal error (from REMEDIES), or "" if nothing is known."""
     code, text = code_of(error), str(error)
     return next(
         (advice for code_or_phrase, advice in REMEDIES.items() if code_or_phrase == code or code_or_phrase in text), ""
@@ -213,7 +219,7 @@ def remedy(error: BaseException) -> str:
 def translate(error: BaseException) -> MeshError | None:
     """Return the MeshError that a caller gets for an error of Redis.
 
-    Returns None if its meaning is OURS or SCRIPT.
+    Returns None if its meaning is OURS or UNKNOWN_SCRIPT.
     """
     match classify(error):
         case Meaning.PASSING:
@@ -221,7 +227,7 @@ def translate(error: BaseException) -> MeshError | None:
         case Meaning.FULL:
             return redis_is_full()
         case Meaning.OVERWRITTEN:
-            return Unavailable(f"{OVERWRITTEN}: {text_of(error)}", retry_after=5)
+            return Unavailable(f"{OVERWRITTEN_TEXT}: {text_of(error)}", retry_after=5)
         case Meaning.FENCED:
             return LeaseLost("the Redis user of this lease was deleted")
         case Meaning.FATAL:

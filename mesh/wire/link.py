@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 from redis import exceptions as redis_errors
 
 from mesh.errors import LeaseLost, MeshError, Unavailable, redis_is_full
-from mesh.wire.batch import Batch, Items, Waiter, fail, weight_of
+from mesh.wire.batch import Items, Queue, Waiter, fail, weight_of
 from mesh.wire.codec import decode
 from mesh.wire.connection import Encoded, RedisConnection, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
-from mesh.wire.script import Numbered, Script
+from mesh.wire.script import BatchScript, Script
 
 T = TypeVar("T")
 
@@ -31,7 +31,8 @@ T = TypeVar("T")
 #: one argument of a command, or one element of the list that a script gets. A long word counts for several
 #: (`weight_of`), so this bounds the bytes, too.
 MOST_WORDS = 20_000
-#: Wait before a failed round trip is sent again. Without it the link would try at full speed while Redis is down.
+#: Wait, in seconds, before a failed round trip is sent again. Without it the link would try at full speed while Redis
+#: is down.
 RETRY_S = 0.05
 
 
@@ -43,11 +44,11 @@ class Link:
     round trip, by which the server recognises what it has done already. All other commands have the same effect when
     they run twice.
 
-    `submit` and `commit` are the scripts that run the two batches. Each comes with its variants and its first
-    arguments. A client makes no commits, so its `commit` is None. After the first arguments the link passes the number
-    of the round trip and the batch, as `batch.lua` reads it. If the plain variant can run every item of the batch, the
-    link chooses it, because it is faster. If the server's memory is full and the server refuses a batch, the link sends
-    that batch again to the variant for a full memory.
+    `submit_script` and `commit_script` run the two batches. A client makes no commits, so its `commit_script` is None.
+    After the first arguments of a script the link passes the number of the round trip and the batch, as `batch.lua`
+    reads it. If the plain variant can run every item of the batch, the link chooses it, because it is faster. If the
+    server's memory is full and the server refuses a batch, the link sends that batch again to the variant for a full
+    memory. `scripts` are all other scripts that `script` runs: the link loads one when the server lacks it.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class Link:
         bus: int,
         database: int,
         trusted: Callable[[], bool],
-        submit: Numbered,
-        commit: Numbered | None,
+        submit_script: BatchScript,
+        commit_script: BatchScript | None,
         scripts: Sequence[Script],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -66,9 +67,9 @@ class Link:
         self._bus = bus
         self._database = database
         self._trusted = trusted
-        self._submit = submit
-        self._commit = commit
-        variant_sets = [numbered[0] for numbered in (submit, commit) if numbered]
+        self._submit_script = submit_script
+        self._commit_script = commit_script
+        variant_sets = [batch_script[0] for batch_script in (submit_script, commit_script) if batch_script]
         self._source_by_sha = {
             script.sha: script.source
             for script in itertools.chain(scripts, *[variants.all for variants in variant_sets])
@@ -76,23 +77,26 @@ class Link:
         self._full_variant_by_sha = {
             script.sha: variants.when_full.sha for variants in variant_sets for script in variants.all
         }
-        self._shared: Batch[tuple[Any, ...]] = Batch()
-        self._own: Batch[tuple[Any, ...]] = Batch()
-        self._submissions: Batch[Encoded] = Batch()
-        self._commits: Batch[Encoded] = Batch()
-        #: `_take` returns the items of the batches in this order. `_commands` and `_resolve_waiters` have their
+        self._shared: Queue[tuple[Any, ...]] = Queue()
+        self._own: Queue[tuple[Any, ...]] = Queue()
+        self._submissions: Queue[Encoded] = Queue()
+        self._commits: Queue[Encoded] = Queue()
+        #: `_take` returns the items of the queues in this order. `_commands_of_trip` and `_resolve_waiters` have their
         #: parameters in the same order.
-        self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
-        #: the items of the batches, to see quickly whether anything waits
-        self._item_queues = tuple(batch.items for batch in self._batches)
-        #: done when an item waits to be sent
-        self._wake: asyncio.Future[None] = self._loop.create_future()
+        self._queues: tuple[Queue[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
+        #: the items of the queues, to see quickly whether anything is to be sent
+        self._item_deques = tuple(queue.items for queue in self._queues)
+        #: done when a queue has an item
+        self._wake_future: asyncio.Future[None] = self._loop.create_future()
         #: the number of the last trip; a trip that is sent again keeps its number
         self._number = 0
         #: most words in each batch of the next trip: smaller than MOST_WORDS after a trip that was too large
         self._most_words = MOST_WORDS
+        #: whether the last attempt at a round trip failed
         self._down = False
-        self._closed: MeshError | None = None
+        #: why the link has ended; None while it runs
+        self._end_error: MeshError | None = None
+        #: how many attempts at a round trip were made
         self.trips = 0
 
     def shared(self, *command: Any) -> Awaitable[Any]:
@@ -108,47 +112,48 @@ class Link:
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         return self._add(self._own if own else self._shared, command)
 
-    def submit(self, group: Encoded, waiter: Waiter) -> None:
-        """Submit a group of requests, all or none; the waiter gets its answer from submit.lua.
+    def submit(self, requests: Encoded, waiter: Waiter) -> None:
+        """Submit requests, all or none; the waiter gets their result from submit.lua.
 
-        Raises Busy; Unavailable at once while Redis does not answer.
+        Raises Busy, the error of a link that has ended, and Unavailable at once while Redis does not answer.
         """
         if self._down:
             raise Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
-        if self._closed is not None:
-            raise self._closed
-        self._submissions.add(group, waiter, group[1])  # the second value of `Encoded` is the weight
+        if self._end_error is not None:
+            raise self._end_error
+        self._submissions.add(requests, waiter, requests[1])  # the second value of `Encoded` is the weight
         self._send_soon()
 
     def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:
         """Commit a transaction; the waiter gets its outcome from commit.lua.
 
-        With `first` the transaction goes before all that wait already, because an earlier commit of it had a conflict.
+        `first`: an earlier commit of it had a conflict, so it goes before all transactions that wait already. Unlike
+        `submit`, this also queues while Redis does not answer, because the lease may hold until Redis is back.
         """
-        if self._closed is not None:
-            raise self._closed
+        if self._end_error is not None:
+            raise self._end_error
         if first:
             self._commits.put_first([(transaction, waiter, transaction[1])])
         else:
             self._commits.add(transaction, waiter, transaction[1])
         self._send_soon()
 
-    def _add(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
-        if self._closed is not None:
-            raise self._closed
-        future: asyncio.Future[Any] = self._loop.create_future()
-        batch.add(item, future, weight_of(item))
+    def _add(self, queue: Queue[Any], item: Any) -> asyncio.Future[Any]:
+        if self._end_error is not None:
+            raise self._end_error
+        waiter: asyncio.Future[Any] = self._loop.create_future()
+        queue.add(item, waiter, weight_of(item))
         self._send_soon()
-        return future
+        return waiter
 
     def _send_soon(self) -> None:
-        if not self._wake.done():
-            self._wake.set_result(None)
+        if not self._wake_future.done():
+            self._wake_future.set_result(None)
 
     @property
     def closed(self) -> bool:
-        """Whether the link has ended. A replica's membership has ended then, too."""
-        return self._closed is not None
+        """Whether the link has ended. Then the membership or the presence has ended, too."""
+        return self._end_error is not None
 
     @property
     def down(self) -> bool:
@@ -159,10 +164,10 @@ class Link:
         """Make round trips until cancelled. Raises LeaseLost."""
         try:
             while True:
-                while any(self._item_queues):
+                while any(self._item_deques):
                     await self._trip()
-                self._wake = self._loop.create_future()  # an asyncio.Event costs a trip 2 µs more
-                await self._wake
+                self._wake_future = self._loop.create_future()  # an asyncio.Event costs a trip 2 µs more
+                await self._wake_future
         except LeaseLost as error:
             self.close(error)
             raise
@@ -171,20 +176,20 @@ class Link:
 
     def close(self, error: MeshError) -> None:
         """End the link: all waiters and all later callers get this error."""
-        if self._closed is None:
-            self._closed = error
-        for batch in self._batches:
-            batch.fail(error)
+        if self._end_error is None:
+            self._end_error = error
+        for queue in self._queues:
+            queue.fail(error)
 
     async def _trip(self) -> None:
         taken = self._take()
         self._number += 1
         try:
-            commands = self._commands(*taken)
-            answers = await self._send(commands)
-            # The runs of commit.lua and submit.lua come first, so only the first two answers can be theirs.
-            if isinstance(answers[0], Exception) or isinstance(answers[min(1, len(answers) - 1)], Exception):
-                await self._send_full_variants(commands, answers)
+            commands = self._commands_of_trip(*taken)
+            replies = await self._send(commands)
+            # The runs of commit.lua and submit.lua come first, so only the first two replies can be theirs.
+            if isinstance(replies[0], Exception) or isinstance(replies[min(1, len(replies) - 1)], Exception):
+                await self._send_full_variants(commands, replies)
         except redis_errors.DataError:
             self._fail_unsendable(taken)
         except redis_errors.RedisError as error:
@@ -200,24 +205,25 @@ class Link:
             # After `_fail_unsendable` has halved it, the bound grows again with each trip that succeeds. The 1 lets it
             # grow if it is 0.
             self._most_words = min(MOST_WORDS, 2 * self._most_words + 1)
-            self._resolve_waiters(answers, *taken)
+            self._resolve_waiters(replies, *taken)
 
-    async def _send_full_variants(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> None:
+    async def _send_full_variants(self, commands: list[tuple[Any, ...]], replies: list[Any]) -> None:
         """Send each batch that the server has refused for lack of memory to its variant for a full memory."""
-        refused = [
-            index for index, answer in enumerate(answers[:2]) if self._is_refused_when_full(commands[index], answer)
+        refused_indexes = [
+            index for index, reply in enumerate(replies[:2]) if self._is_refused_for_memory(commands[index], reply)
         ]
-        if refused:
-            full_commands = [
-                ("EVALSHA", self._full_variant_by_sha[commands[index][1]], *commands[index][2:]) for index in refused
+        if refused_indexes:
+            commands_for_full = [
+                ("EVALSHA", self._full_variant_by_sha[commands[index][1]], *commands[index][2:])
+                for index in refused_indexes
             ]
-            for index, answer in zip(refused, await self._send(full_commands), strict=True):
-                answers[index] = answer
+            for index, reply in zip(refused_indexes, await self._send(commands_for_full), strict=True):
+                replies[index] = reply
 
-    def _is_refused_when_full(self, command: tuple[Any, ...], answer: Any) -> bool:
-        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._full_variant_by_sha:
+    def _is_refused_for_memory(self, command: tuple[Any, ...], reply: Any) -> bool:
+        if not isinstance(reply, Exception) or command[0] != "EVALSHA" or command[1] not in self._full_variant_by_sha:
             return False
-        return classify(answer) is Meaning.FULL
+        return classify(reply) is Meaning.FULL
 
     def _take(self) -> list[Items[Any]]:
         """Remove and return the items of the next trip: at most `_most_words` of each batch, or its first item.
@@ -225,44 +231,44 @@ class Link:
         If `_most_words` is 0, the trip carries one item in all.
         """
         taken: list[Items[Any]] = []
-        for batch in self._batches:
+        for queue in self._queues:
             has_room = self._most_words or not any(taken)
-            taken.append(batch.take(self._most_words) if batch.items and has_room else [])
+            taken.append(queue.take(self._most_words) if queue.items and has_room else [])
         return taken
 
     def _fail_unsendable(self, taken: Sequence[Items[Any]]) -> None:
-        """Fail the items that cannot be encoded or are too large; put the others back into their batches.
+        """Fail the items that cannot be encoded or are too large; put the others back into their queues.
 
         If each item can be sent alone, only the whole trip is too large. Then the next trip takes half as many words.
         """
         all_sendable = True
-        for batch, items in zip(self._batches, taken, strict=True):
+        for queue, items in zip(self._queues, taken, strict=True):
             sendable = []
-            for waiting_item in items:
+            for queued_item in items:
                 try:
                     # Submissions and commits are encoded already.
-                    if batch in (self._shared, self._own):
-                        pack([waiting_item[0]])
+                    if queue in (self._shared, self._own):
+                        pack([queued_item[0]])
                 except redis_errors.DataError as error:
-                    fail([waiting_item], error)
+                    fail([queued_item], error)
                     all_sendable = False
                 else:
-                    sendable.append(waiting_item)
-            batch.put_first(sendable)
+                    sendable.append(queued_item)
+            queue.put_first(sendable)
         if all_sendable:
             largest_weight = max(sum(weight for _, _, weight in items) for items in taken)
             self._most_words = min(self._most_words, largest_weight) // 2
 
-    def _commands(
+    def _commands_of_trip(
         self, shared: Items[Any], own: Items[Any], submissions: Items[Any], commits: Items[Any]
     ) -> list[tuple[Any, ...]]:
         """Return the commands of a round trip, in the order of the table at the top of this module."""
         commands = []
         # Commits come first: their sends and replies reach other replicas while the server still runs the rest.
-        if commits and self._commit is not None:
-            commands.append(self._batch_command(self._commit, commits))
+        if commits and self._commit_script is not None:
+            commands.append(self._batch_command(self._commit_script, commits))
         if submissions:
-            commands.append(self._batch_command(self._submit, submissions))
+            commands.append(self._batch_command(self._submit_script, submissions))
         commands.extend(item for item, _, _ in shared)
         if own:
             commands.append(("SELECT", self._database))
@@ -270,12 +276,12 @@ class Link:
             commands.append(("SELECT", self._bus))
         return commands
 
-    def _batch_command(self, script_and_arguments: Numbered, items: Items[Encoded]) -> tuple[Any, ...]:
+    def _batch_command(self, batch_script: BatchScript, items: Items[Encoded]) -> tuple[Any, ...]:
         """Return the EVALSHA that runs a batch.
 
         Its arguments are the first arguments, the number of the trip, the items as one JSON list, and the long words.
         """
-        variants, first_arguments = script_and_arguments
+        variants, first_arguments = batch_script
         script = variants.plain
         texts: list[bytes] = []
         long_words: list[str] = []
@@ -289,33 +295,33 @@ class Link:
 
     def _resolve_waiters(
         self,
-        answers: list[Any],
+        replies: list[Any],
         shared: Items[Any],
         own: Items[Any],
         submissions: Items[Any],
         commits: Items[Any],
     ) -> None:
-        remaining = iter(answers)
+        remaining = iter(replies)
         for items in (commits, submissions):
             if items:
-                self._resolve_batch(next(remaining), items)
+                self._resolve_items(next(remaining), items)
         for _, waiter, _ in shared:
-            _give_answer(waiter, next(remaining))
+            _give_reply(waiter, next(remaining))
         if own:
-            next(remaining)  # the answer of the SELECT before them; nobody reads that of the SELECT after them
+            next(remaining)  # the reply to the SELECT before them; nobody reads that to the SELECT after them
             for _, waiter, _ in own:
-                _give_answer(waiter, next(remaining))
+                _give_reply(waiter, next(remaining))
 
     @staticmethod
-    def _resolve_batch(answer: Any, items: Items[Any]) -> None:
-        # A script answers with JSON: one result for each item. Any other answer is an error, for all items.
-        if isinstance(answer, str):
-            for (_, waiter, _), result in zip(items, decode(answer), strict=True):
+    def _resolve_items(reply: Any, items: Items[Any]) -> None:
+        # A script replies with JSON: one result for each item. Any other reply is an error, for all items.
+        if isinstance(reply, str):
+            for (_, waiter, _), result in zip(items, decode(reply), strict=True):
                 if not waiter.done():
                     waiter.set_result(result)
         else:
             for _, waiter, _ in items:
-                _give_answer(waiter, answer)
+                _give_reply(waiter, reply)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Make one round trip; repeat it until it succeeds. Raises LeaseLost, and lasting errors of Redis."""
@@ -324,7 +330,7 @@ class Link:
                 raise LeaseLost()
             self.trips += 1
             try:
-                answers = await self._connection.send(commands)
+                replies = await self._connection.send(commands)
             except redis_errors.RedisError as error:
                 if is_fenced(error):
                     raise LeaseLost("the Redis user of this lease is gone") from error
@@ -333,28 +339,28 @@ class Link:
             except OSError:
                 pass  # the network failed: try again
             else:
-                missing_sources, is_refused_for_now = self._reasons_to_repeat(commands, answers)
+                missing_sources, is_refused_for_now = self._reasons_to_repeat(commands, replies)
                 if missing_sources and await self._load_scripts(missing_sources):
                     continue
                 if not missing_sources and not is_refused_for_now:
                     self._down = False
-                    return answers
+                    return replies
             self._down = True
             await asyncio.sleep(RETRY_S)
 
-    def _reasons_to_repeat(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> tuple[list[str], bool]:
+    def _reasons_to_repeat(self, commands: list[tuple[Any, ...]], replies: list[Any]) -> tuple[list[str], bool]:
         """Return the sources of missing scripts, and whether the server cannot run a command now. Raises LeaseLost."""
         missing_sources, is_refused_for_now = [], False
-        # Not strict: if a faulty server sends too many answers, the replica goes on.
-        for command, answer in zip(commands, answers, strict=False):
-            if not isinstance(answer, Exception):
+        # Not strict: if a faulty server sends too many replies, the replica goes on.
+        for command, reply in zip(commands, replies, strict=False):
+            if not isinstance(reply, Exception):
                 continue
-            match classify(answer):
+            match classify(reply):
                 case Meaning.FENCED:
                     raise LeaseLost(
                         "the lease is over: its Redis user was deleted, or another replica has it"
-                    ) from answer
-                case Meaning.SCRIPT if command[1] in self._source_by_sha:
+                    ) from reply
+                case Meaning.UNKNOWN_SCRIPT if command[1] in self._source_by_sha:
                     missing_sources.append(self._source_by_sha[command[1]])
                 case Meaning.PASSING:
                     is_refused_for_now = True
@@ -366,17 +372,17 @@ class Link:
         Only missing scripts are loaded: Lua's garbage collector walks through every loaded one, again and again.
         """
         with contextlib.suppress(*PASSING):
-            answers = await self._connection.send([("SCRIPT", "LOAD", source) for source in sources])
-            return not any(isinstance(answer, Exception) for answer in answers)
+            replies = await self._connection.send([("SCRIPT", "LOAD", source) for source in sources])
+            return not any(isinstance(reply, Exception) for reply in replies)
         return False
 
 
-def _give_answer(waiter: Waiter, answer: Any) -> None:
+def _give_reply(waiter: Waiter, reply: Any) -> None:
     if waiter.done():
         return
-    if not isinstance(answer, BaseException):
-        waiter.set_result(answer)
-    elif classify(answer) is Meaning.FULL:
+    if not isinstance(reply, BaseException):
+        waiter.set_result(reply)
+    elif classify(reply) is Meaning.FULL:
         waiter.set_exception(redis_is_full())
     else:
-        waiter.set_exception(answer)
+        waiter.set_exception(reply)

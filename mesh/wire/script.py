@@ -52,7 +52,7 @@ class Script:
         return cls(source)
 
     def without(self, pattern: str) -> Script:
-        """Return the script without the text that matches a pattern. Raises ValueError unless there is just one match.
+        """Return the script without the one text that matches a pattern. Raises ValueError unless just one matches.
 
         The plain variants of scripts are made so: see `SELDOM` in requests/scripts.py.
         """
@@ -64,13 +64,14 @@ class Script:
     async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
         """Run the script over a client, and load it if the server does not know it. Raises redis-py's errors.
 
-        Without `decode` the answer is bytes, for answers that may be no text.
+        Without `decode` the reply is bytes, for replies that may be no text.
         """
         keys_and_arguments = (len(keys), *keys, *args)
         options = {} if decode else {"NEVER_DECODE": True}
         try:
             return await client.execute_command("EVALSHA", self.sha, *keys_and_arguments, **options)
         except NoScriptError:
+            # EVAL also loads the script, so the next EVALSHA succeeds.
             return await client.execute_command("EVAL", self.source, *keys_and_arguments, **options)
 
 
@@ -78,7 +79,7 @@ class Script:
 class Variants:
     """Three variants of one script. Each batch runs one of them.
 
-    `complete` can run all batches. `plain` lacks the parts that few batches need, and is faster. `when_full` is for a
+    `complete` can run every batch. `plain` lacks the parts that few batches need, and is faster. `when_full` is for a
     server whose memory is full: that server refuses the other two.
     """
 
@@ -91,5 +92,6 @@ class Variants:
         return self.complete, self.plain, self.when_full
 
 
-#: A script that runs numbered batches: its variants, and its first arguments. The number of the batch comes after them.
-Numbered = tuple[Variants, Sequence[Any]]
+#: How a link runs the batches of one kind: the variants of the script, and its first arguments. The number of the batch
+#: and the batch itself come after them.
+BatchScript = tuple[Variants, Sequence[Any]]

@@ -25,7 +25,7 @@ from mesh import (
     SetupError,
     Unavailable,
 )
-from mesh.client import PRESENT
+from mesh.client import WRITE_PRESENCE
 from mesh.later.due import Due
 from mesh.raw import Ask, Body, Client, Effects, Request, Store, Worker, connect
 from mesh.requests.once import Once
@@ -242,8 +242,8 @@ async def test_a_presence_outlives_renewals_that_fail(monkeypatch: pytest.Monkey
     async with MeshKit(counting, lease_ttl_ms=1000) as kit, kit.connect() as connected:
         client = connected.client
         await client.call(Class("A"), "count.add", {})
-        before, failing = client.id, Failing(PRESENT, 3)
-        monkeypatch.setattr("mesh.client.PRESENT", failing)
+        before, failing = client.id, Failing(WRITE_PRESENCE, 3)
+        monkeypatch.setattr("mesh.client.WRITE_PRESENCE", failing)
         for _ in range(4):
             await kit.advance(seconds=1)
         assert failing.times == 0

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import DataError, NoScriptError
 
 from mesh import Busy, Connections, RedisSettings, Unavailable
-from mesh.wire.batch import Batch
+from mesh.wire.batch import Queue
 from mesh.wire.clients import Credentials, heeding_cancellation
 from mesh.wire.connection import Command, RedisConnection, TooLarge, encode_words
 from mesh.wire.link import Link
@@ -32,17 +32,17 @@ def _waiter() -> asyncio.Future[str]:
 
 async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
     """The oldest items go first, the rest waits for the next trip, and an item beyond the bound goes alone."""
-    batch: Batch[str] = Batch()
+    queue: Queue[str] = Queue()
     for words in ("aa", "bb", "cc", "ddddddddd", "e"):
-        batch.add(words, _waiter(), len(words))
-    assert [item for item, *_ in batch.take(5)] == ["aa", "bb"]
-    assert len(batch.items) == 3
-    (taken,) = batch.take(2)
+        queue.add(words, _waiter(), len(words))
+    assert [item for item, *_ in queue.take(5)] == ["aa", "bb"]
+    assert len(queue.items) == 3
+    (taken,) = queue.take(2)
     assert taken[0] == "cc"
-    batch.put_first([taken])
-    assert [item for item, *_ in batch.take(2)] == ["cc"]
-    assert [item for item, *_ in batch.take(2)] == ["ddddddddd"]
-    assert [item for item, *_ in batch.take(2)] == ["e"]
+    queue.put_first([taken])
+    assert [item for item, *_ in queue.take(2)] == ["cc"]
+    assert [item for item, *_ in queue.take(2)] == ["ddddddddd"]
+    assert [item for item, *_ in queue.take(2)] == ["e"]
 
 
 def test_long_words_count_for_several() -> None:
@@ -78,25 +78,25 @@ async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
 
 async def test_a_batch_has_a_bound() -> None:
     """An item beyond the bound is refused at once with Busy; those that wait stay."""
-    batch: Batch[str] = Batch(bound=2)
-    batch.add("one", _waiter(), 1)
-    batch.add("two", _waiter(), 1)
+    queue: Queue[str] = Queue(bound=2)
+    queue.add("one", _waiter(), 1)
+    queue.add("two", _waiter(), 1)
     with pytest.raises(Busy):
-        batch.add("three", _waiter(), 1)
-    assert len(batch.items) == 2
+        queue.add("three", _waiter(), 1)
+    assert len(queue.items) == 2
 
 
 async def test_what_waits_in_a_batch_fails_together() -> None:
     """A waiter that was cancelled before stays cancelled."""
-    batch: Batch[str] = Batch()
+    queue: Queue[str] = Queue()
     waiting, given_up = _waiter(), _waiter()
-    batch.add("one", waiting, 1)
-    batch.add("two", given_up, 1)
+    queue.add("one", waiting, 1)
+    queue.add("two", given_up, 1)
     given_up.cancel()
-    batch.fail(Busy("closed"))
+    queue.fail(Busy("closed"))
     with pytest.raises(Busy):
         await waiting
-    assert given_up.cancelled() and len(batch.items) == 0
+    assert given_up.cancelled() and len(queue.items) == 0
 
 
 async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
@@ -105,7 +105,9 @@ async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
     Commands that were sent before wait, and fail when the link ends.
     """
     connection = Connections(RedisSettings(port=free_port())).connection("test")
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=())
+    link = Link(
+        connection, bus=0, database=1, trusted=lambda: True, submit_script=UNUSED, commit_script=None, scripts=()
+    )
     running = asyncio.create_task(link.run())
     asked = link.shared("PING")
 
@@ -125,7 +127,9 @@ async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
 async def test_a_command_that_cannot_be_sent_fails_alone(server: Server) -> None:
     """Those beside it in the same trip are answered, in both databases."""
     connection = Connections(server.settings).connection("test")
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=())
+    link = Link(
+        connection, bus=0, database=1, trusted=lambda: True, submit_script=UNUSED, commit_script=None, scripts=()
+    )
     wrong = [link.shared("SET", "key", None), link.own("SET", "key", [1])]
     right = [link.shared("SET", "key", "in 0"), link.own("SET", "key", "in 1"), link.shared("GET", "key")]
     running = asyncio.create_task(link.run())
@@ -148,7 +152,9 @@ class Talkative(RedisConnection):
 async def test_an_answer_too_many_does_not_end_the_link(server: Server) -> None:
     """It belongs to no command, so nobody hears of it."""
     connection = Talkative(Connections(server.settings).client("test"), 5)
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=())
+    link = Link(
+        connection, bus=0, database=1, trusted=lambda: True, submit_script=UNUSED, commit_script=None, scripts=()
+    )
     running = asyncio.create_task(link.run())
     assert await link.shared("PING") == "PONG"
     assert await link.shared("ECHO", "still there") == "still there"
@@ -161,7 +167,9 @@ async def test_the_plain_variant_runs_a_batch_whose_items_are_all_plain(server: 
     variants = [Script(f"return cjson.encode({{'{name}', '{name}'}})") for name in ("complete", "plain", "full")]
     connection = Connections(server.settings).connection("test")
     submit = (Variants(*variants), (0,))
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=submit, commit=None, scripts=())
+    link = Link(
+        connection, bus=0, database=1, trusted=lambda: True, submit_script=submit, commit_script=None, scripts=()
+    )
     running = asyncio.create_task(link.run())
     for plain, name in ((True, "plain"), (False, "complete")):
         waiters = [_waiter(), _waiter()]
@@ -180,7 +188,13 @@ async def test_a_script_is_loaded_when_it_is_needed(server: Server) -> None:
     connection = Connections(server.settings).connection("test")
     needed, other, unknown = Script("return KEYS[1]"), Script("return 'other'"), Script("return 'unknown'")
     link = Link(
-        connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=(needed, other)
+        connection,
+        bus=0,
+        database=1,
+        trusted=lambda: True,
+        submit_script=UNUSED,
+        commit_script=None,
+        scripts=(needed, other),
     )
     with server.redis() as admin:
         admin.script_flush()

@@ -91,7 +91,7 @@ def test_errors_without_a_code_are_told_by_their_class(error: Exception, meaning
     ("meaning", "told"),
     [
         (Meaning.PASSING, Unavailable), (Meaning.FULL, Busy), (Meaning.FENCED, LeaseLost), (Meaning.FATAL, SetupError),
-        (Meaning.OURS, type(None)), (Meaning.SCRIPT, type(None)),
+        (Meaning.OURS, type(None)), (Meaning.UNKNOWN_SCRIPT, type(None)),
     ],
 )  # fmt: skip
 def test_callers_are_told_what_they_can_act_on(meaning: Meaning, told: type) -> None:
@@ -192,7 +192,7 @@ async def test_a_real_server_has_answers_that_are_ours(client: Redis) -> None:
     await client.set("k", "v")
     assert await refused(client, "LPUSH", "k", "v") is Meaning.OVERWRITTEN
     assert await refused(client, "INCR", "k") is Meaning.OURS
-    assert await refused(client, "EVALSHA", "0" * 40, "0") is Meaning.SCRIPT
+    assert await refused(client, "EVALSHA", "0" * 40, "0") is Meaning.UNKNOWN_SCRIPT
     assert await refused(client, "XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">") is Meaning.OURS
     assert await refused(client, "SELECT", "99") is Meaning.FATAL
     assert await refused(client, "NOSUCHCOMMAND") is Meaning.FATAL
