@@ -38,7 +38,7 @@ from mesh.requests.once import Once
 from mesh.requests.protocol import Address, Body, Decode, decode_object
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Member
-from mesh.settings import MeshSettings, chosen
+from mesh.settings import MeshSettings, given_or_environment
 from mesh.wire import failures
 from mesh.wire.clients import Connections
 from mesh.wire.connection import RedisConnection
@@ -364,7 +364,7 @@ async def connect(
     cannot use the server, if another mesh uses it, or if it refuses the credentials.
     """
     tracing.activate()
-    settings = chosen(settings, url)
+    settings = given_or_environment(settings, url)
     client = Client(settings, connections or Connections(settings.redis))
     run_task = asyncio.create_task(client.run(), name="mesh-client")
     try:

@@ -19,7 +19,9 @@ class MeshError(Exception):
     code: ClassVar[str] = "error"
 
     def __init__(self, detail: str | None = None, /, **facts: Any) -> None:
+        #: what a user reads
         self.detail = detail or ((type(self).__doc__ or "").strip() or type(self).__name__).splitlines()[0]
+        #: what a program reads, such as `retry_after`; they can be JSON
         self.facts: dict[str, Any] = facts
         super().__init__(self.detail)
 
@@ -101,7 +103,7 @@ class Contended(MeshError):
 
     @classmethod
     def at(cls, key: str, conflicts: int) -> Contended:
-        """Return the error for a key. Its text says what helps."""
+        """Return the error for a key at which the request met so many conflicts."""
         return cls(
             f"{key} changed {conflicts} times while this request was handled; "
             "use add() for a counter, or send such requests to one Database",
@@ -140,10 +142,10 @@ class Refused(MeshError):
         super().__init_subclass__(**options)
         if not code:
             return
-        other = _BY_CODE.get(code)
+        owner = _BY_CODE.get(code)
         # The same class statement may run again, for example when its module is loaded again.
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"the code {code!r} belongs to {other.__qualname__}; give {cls.__qualname__} another one")
+        if owner is not None and (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"the code {code!r} belongs to {owner.__qualname__}; give {cls.__qualname__} another one")
         cls.code = code
         _BY_CODE[code] = cls
 
@@ -157,7 +159,7 @@ class Refused(MeshError):
 
 
 def _fact_names_of(cls: type[Refused]) -> set[str]:
-    """Return the facts that an error of this class must have: the names that it and its bases annotate."""
+    """Return the names of the facts that an error of this class must have: it and its bases annotate them."""
     return {
         name for base in cls.__mro__ if issubclass(base, Refused) and base is not Refused
         for name in inspect.get_annotations(base)
@@ -257,7 +259,7 @@ class IsolationUnavailable(SetupError):
     """
 
 
-#: The class for each code that can be the status of a reply; subclasses of Refused with a code add themselves.
+#: The error class for each code that can be the status of a reply. Subclasses of Refused with a code add themselves.
 _BY_CODE: dict[str, type[MeshError]] = {
     cls.code: cls
     for cls in (
@@ -290,24 +292,24 @@ _BY_CODE: dict[str, type[MeshError]] = {
 def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
     """Return the program's own refusals whose code begins with the name of a service, and the types of their facts.
 
-    `define` puts them into the definition of each operation of the service, with a JSON schema for each type.
+    `mesh.operations.definition.define` puts them into the definition of each operation of the service.
     """
     refusals: list[tuple[type[MeshError], dict[str, Any]]] = []
     for code, cls in sorted(_BY_CODE.items()):
         if issubclass(cls, Refused) and code.startswith(f"{service}."):
             try:
-                types = get_type_hints(cls)
+                fact_types = get_type_hints(cls)
             except NameError:  # the class is defined in a function, with types that only this function knows
-                types = {}
-            refusals.append((cls, {name: types.get(name, Any) for name in sorted(_fact_names_of(cls))}))
+                fact_types = {}
+            refusals.append((cls, {name: fact_types.get(name, Any) for name in sorted(_fact_names_of(cls))}))
     return refusals
 
 
 def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
     """Return the error for a reply whose status is this code.
 
-    If this process does not know the code, or if facts of its class are missing, return a Refused with these facts.
-    This error keeps the code, so a further reply carries the code on.
+    If this process does not know the code, or if facts that the class needs are missing, return a Refused with the
+    facts that came. This error keeps the code, so another reply that carries the error has the same code.
     """
     cls = _BY_CODE.get(code)
     if cls is not None and issubclass(cls, Refused) and cls is not Refused:
@@ -324,13 +326,13 @@ def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
 def _with_types(cls: type[Refused], facts: dict[str, Any]) -> dict[str, Any]:
     """Convert facts to the types that the class annotates. Leave out facts that another release wrote differently."""
     try:
-        types = get_type_hints(cls)
+        fact_types = get_type_hints(cls)
     except NameError:  # the class is defined in a function, with types that only this function knows
         return facts
     typed_facts = dict(facts)
     for name in _fact_names_of(cls) & facts.keys():
         try:
-            typed_facts[name] = msgspec.convert(facts[name], types[name], strict=False)
+            typed_facts[name] = msgspec.convert(facts[name], fact_types[name], strict=False)
         except (msgspec.ValidationError, TypeError):
             del typed_facts[name]
     return typed_facts

@@ -1,7 +1,7 @@
 """Every key of the mesh, with its type and meaning. No other Python module of the mesh spells these names.
 
 "A by B" means: the members A of a sorted set have the scores B. "A -> B" means: the fields A of a hash have the values
-B. A key with "PX" expires.
+B. A key with "PX" expires. In `mesh:replies:` and `mesh:submitted:`, a client's name can stand in place of {replica}.
 
     mesh:claim               string        "<name of the mesh> <bus>" that uses this server; always in database 0
     mesh:format              string        the newest format that a replica of this mesh has written
@@ -51,7 +51,7 @@ These keys are in the bus database (REDIS_DB), except for the claim. A replica's
 
     db{n}:class              string        the class that the database got at its first lease
     db{n}:format             string        the newest format that a holder has written there
-    db{n}:left               string        set if the last holder left in order, and the mesh went on without it
+    db{n}:left               string        set if the last holder left in order while other replicas stayed
     db{n}:written            zset, PX      the keys of the services there, by the time (ms) at which each expires
     db{n}:{service}:*        any           a service's data there
 
@@ -62,7 +62,8 @@ from __future__ import annotations
 
 from functools import cache
 
-# A value that ends with ":" is the beginning of several keys. Every other "mesh:" value is one whole key.
+# A value that ends with ":" is the beginning of several keys. Every other "mesh:" value is one whole key. The functions
+# below return the keys that have a variable part.
 CLAIM = "mesh:claim"
 FORMAT = "mesh:format"
 EPOCH = "mesh:epoch"
@@ -98,7 +99,7 @@ COMMITTED = "mesh:committed:"
 EVENTS = "events:"
 DRAIN = "mesh:drain:"
 
-#: The beginning of every client's name. In keys and requests, such a name may be in the place of a replica's name.
+#: The beginning of every client's name.
 CLIENT_NAME_PREFIX = "client-"
 
 #: The one consumer group of every request stream.
@@ -109,9 +110,9 @@ CLASSES = "ABCD"
 #: The most databases that a mesh can lease: as many as a Redis server has by default.
 MOST_DATABASES = 16
 
-#: About how many dead letters are kept; then each new one removes the oldest.
+#: About how many dead letters are kept; then each new one removes the oldest. More would take more of Redis's memory.
 DEAD_KEPT = 10_000
-#: For how many minutes `mesh:minutes` keeps the books.
+#: For how many minutes `mesh:minutes` keeps the books: a day.
 MINUTES_KEPT = 1440
 #: About how many entries of the audit log are kept, about 2 MB; then each new one removes the oldest.
 AUDIT_KEPT = 10_000

@@ -7,10 +7,10 @@ except for scripts that may exceed `maxmemory`. These store nothing that stays (
     0 ----------- maxmemory - reserve ----------- maxmemory ------------------------------
       everything                 all but new data           reads, logins, settlement, renewal
 
-Each replica asks the server twice a second. It adds the bytes that it has stored since the look before the last one,
-because a commit that was under way at the last look may be missing in the answer. If several replicas store at the same
-time, they may use some of the reserve. They do not take the memory beyond `maxmemory`, because the script of a large
-batch compares the memory itself (`room.lua`).
+Each replica looks twice a second: it asks the server how much memory is used. To the answer it adds the bytes that it
+has stored since the look before the last one, because the last answer may lack a commit that was under way then. If
+several replicas store at the same time, they may use some of the reserve. They do not take the memory beyond
+`maxmemory`, because the script of a large batch compares the memory itself (`room.lua`).
 
 The answer also tells whether the server may delete keys to make room, or has done so. Then no replica is ready.
 """
@@ -31,9 +31,9 @@ from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two looks at the server's memory. Between them a replica does not know what other replicas store.
+#: Pause, in seconds, between two looks at the server's memory. Between them a replica does not know what others store.
 LOOK_S = 0.5
-#: If a server does not name its policy, it counts as one that deletes keys for this long after it has deleted a key.
+#: A server that does not name its policy counts as one that deletes keys for so long (s) after it has deleted a key.
 EVICTING_S = 60.0
 #: How many seconds a refused caller should wait. Expired data, which may make room, are removed within seconds.
 RETRY_AFTER_S = 5
@@ -52,17 +52,19 @@ class Memory:
         self._reserve_share = reserve_share
         #: bytes that this replica stored: `_stored` since the last look, `_stored_before` between the last two looks
         self._stored = self._stored_before = 0
+        #: bytes that the server used at the last look
         self.used = 0
         #: `maxmemory`; 0 if the server has no limit or does not say
         self.limit = 0
         #: why the server may delete acknowledged data to make room; "" if it does not
-        self.evicting = ""
-        #: how many keys the server had deleted to make room at the last look
+        self.eviction_reason = ""
+        #: how many keys the server had deleted to make room at the last look; None before the first look
         self._evicted_keys: int | None = None
+        #: when a look last found more deleted keys (`time.monotonic()`)
         self._evicted_at = -EVICTING_S
 
     async def run(self) -> None:
-        """Look at the server's memory twice a second."""
+        """Look at the server's memory twice a second. End if the server does not say how much it uses."""
         with contextlib.suppress(_UsageUnknown):
             while True:
                 await self._look()
@@ -71,14 +73,14 @@ class Memory:
     async def _look(self) -> None:
         stored_until_now = self._stored
         try:
-            text = str(await self._link.shared("INFO", "memory", "stats"))
+            info = str(await self._link.shared("INFO", "memory", "stats"))
         except redis_errors.ResponseError as error:
             log.warning("memory of the server unknown", error=str(error))
             raise _UsageUnknown from error
         except MeshError:
             # Look again later. An error that ends the membership is also raised where the link runs.
             return
-        used_match, limit_match = _USED.search(text), _LIMIT.search(text)
+        used_match, limit_match = _USED.search(info), _LIMIT.search(info)
         was_full = self.is_full
         self.used = int(used_match[1]) if used_match else 0
         self.limit = int(limit_match[1]) if limit_match else 0
@@ -86,13 +88,13 @@ class Memory:
         # and so counts until the next look.
         self._stored_before = stored_until_now
         self._stored -= stored_until_now
-        self._look_for_eviction(text)
+        self._look_for_eviction(info)
         if self.is_full != was_full:
             log.warning("Redis is full" if self.is_full else "Redis has room again", used=self.used, limit=self.limit)
 
-    def _look_for_eviction(self, text: str) -> None:
+    def _look_for_eviction(self, info: str) -> None:
         """Note whether the server may delete keys to make room (its policy), or has done so (its counter)."""
-        policy, evicted_match = _POLICY.search(text), _EVICTED.search(text)
+        policy, evicted_match = _POLICY.search(info), _EVICTED.search(info)
         evicted_keys = int(evicted_match[1]) if evicted_match else 0
         if self._evicted_keys is not None and evicted_keys > self._evicted_keys:
             self._evicted_at = time.monotonic()
@@ -105,9 +107,9 @@ class Memory:
             reason = (
                 "the server deletes keys to make room; set maxmemory-policy noeviction, and restore what is missing"
             )
-        if reason and not self.evicting:
+        if reason and not self.eviction_reason:
             log.error("the server may delete acknowledged data", reason=reason)
-        self.evicting = reason
+        self.eviction_reason = reason
 
     @property
     def room(self) -> int | None:
@@ -121,14 +123,14 @@ class Memory:
         """Whether new data are refused."""
         return self.room is not None and self.room <= 0
 
-    def store(self, amount: int = 0) -> None:
-        """Count bytes that are about to be stored. Raises Busy if there is no room for them.
+    def store(self, byte_count: int = 0) -> None:
+        """Count bytes that the caller is about to store: this stores nothing. Raises Busy if there is no room for them.
 
-        Without an amount, only refuse if the memory is full.
+        Without a number, only refuse if the memory is full.
         """
         room = self.room
-        if room is None or amount < room:
-            self._stored += amount
+        if room is None or byte_count < room:
+            self._stored += byte_count
             return
         raise Busy(
             f"Redis is full ({self.used} of {self.limit} bytes are used): nothing new is stored, reads go on; "

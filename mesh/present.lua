@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- Writes the presence of a client, and creates its reply stream if it is missing. Both end unless this script runs again in
--- time.
--- KEYS: client, reply stream
--- ARGV: who the client is, time until both end (ms)
+-- Writes the presence of a client, and creates its reply stream if it is missing. Both keys expire unless this script runs
+-- again in time.
+-- KEYS: presence of the client, reply stream
+-- ARGV: host and process id of the client, time until both keys expire (ms)
 local client_key, replies_key = KEYS[1], KEYS[2]
 redis.call('SET', client_key, ARGV[1], 'PX', ARGV[2])
 if redis.call('EXISTS', replies_key) == 0 then
+  -- A stream exists only after an entry was added; this entry is no reply, so it is deleted at once.
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
 redis.call('PEXPIRE', replies_key, ARGV[2])

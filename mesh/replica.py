@@ -45,7 +45,7 @@ from mesh.requests.streams import ReplyReader, RequestReader
 from mesh.requests.work import Host
 from mesh.requests.worker import Worker
 from mesh.roster import Classes, Member, Missing
-from mesh.settings import MeshSettings, chosen
+from mesh.settings import MeshSettings, given_or_environment
 from mesh.wire.clients import Connections
 from mesh.wire.connection import RedisConnection
 from mesh.wire.durability import Durability
@@ -364,7 +364,7 @@ async def join(
     for the lease and can tell why. With `ready` false the roster says `starting` until `announce` is called. Raises
     SetupError if the mesh cannot use this server or these credentials, and LeaseLost if the lease was lost: join again.
     """
-    settings = chosen(settings)
+    settings = given_or_environment(settings)
     connections = connections or Connections(settings.redis)
     tracing.activate()
     replica_id = f"replica-{secrets.token_hex(4)}"

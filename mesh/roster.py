@@ -16,7 +16,7 @@ from mesh.wire.script import Script
 ROSTER = Script.beside(__file__, "roster.lua")
 MISSING = Script.beside(__file__, "missing.lua")
 
-#: How many seconds a refused caller should wait before it tries again. A lost replica is back within seconds.
+#: How many seconds a caller should wait whose request needs a replica that is away: such a replica is back soon.
 RETRY_AFTER_S = 1
 
 #: Fields of a row that are not part of `Member.load`. Each is an attribute of `Member`, except for `reads`, the highest
@@ -98,28 +98,29 @@ class Classes:
     """The classes of a mesh that have a live replica, and those whose only replica is away and expected back."""
 
     live: frozenset[str]
+    #: whose only replica is expected back
     expected: frozenset[str]
 
     def absence(self, name: str) -> MeshError | None:
-        """Return why requests to this class are refused; None if it is live."""
-        return None if name in self.live else absence(name, expected=name in self.expected)
+        """Return the error of requests to the class `name`; None if the class is live."""
+        return None if name in self.live else absence_error(name, is_expected_back=name in self.expected)
 
 
-def name_of(target: str) -> str:
-    """Return the words for a class ("A") or database ("db3") in the text of an error."""
-    return f"database {target[2:]}" if target.startswith("db") else f"class {target}"
+def name_of(address: str) -> str:
+    """Return how the text of an error names an address, which is a class ("A") or a database ("db3")."""
+    return f"database {address[2:]}" if address.startswith("db") else f"class {address}"
 
 
-def absence(target: str, *, expected: bool) -> MeshError:
-    """Return the error of a request to a class ("A") or database ("db3") that is not live."""
-    name = name_of(target)
-    if expected:
+def absence_error(address: str, *, is_expected_back: bool) -> MeshError:
+    """Return the error of a request to an address, such as "A" or "db3", that is not live."""
+    name = name_of(address)
+    if is_expected_back:
         return Unavailable(
             f"{name} has no replica at the moment, and its replica is expected back; retry after {RETRY_AFTER_S} s",
             retry_after=RETRY_AFTER_S,
-            address=target,
+            address=address,
         )
-    return NoReplica(f"no live replica has {name}", address=target)
+    return NoReplica(f"no live replica has {name}", address=address)
 
 
 async def read(link: Link) -> list[Member]:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from mesh.errors import SetupError, UsageError
 
-#: A folder of files named like the settings in lower case (`redis_password`), as containers mount secrets.
+#: A folder in which a container finds its secrets. Each file is named like a setting in lower case (`redis_password`).
 SECRETS_DIR = os.environ.get("SECRETS_DIR", "/run/secrets")
 
 
@@ -37,7 +37,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
 
 
 def _may_exist(folder: str) -> bool:
-    """Return whether a folder exists or cannot be looked at; in the latter case, reading it raises an error later."""
+    """Return whether a folder exists. Also True if that cannot be found out: reading it then raises an error later."""
     try:
         return Path(folder).is_dir()
     except PermissionError:
@@ -46,6 +46,7 @@ def _may_exist(folder: str) -> bool:
 
 def explain(error: ValidationError) -> str:
     """Return which settings are invalid, by their names in the environment, and why."""
+    # pydantic's error has the class's name as its title, and the class has the prefix.
     prefixes = {
         settings_class.__name__: settings_class.model_config.get("env_prefix", "")
         for settings_class in BaseSettings.__subclasses__()
@@ -61,8 +62,11 @@ def explain(error: ValidationError) -> str:
     return "; ".join(complaints)
 
 
-def chosen(settings: MeshSettings | None, url: str | None = None) -> MeshSettings:
-    """Return the settings, or those of the environment with Redis at `url`. Raises SetupError, UsageError."""
+def given_or_environment(settings: MeshSettings | None, url: str | None = None) -> MeshSettings:
+    """Return the given settings; if there are none, those of the environment, with Redis at `url` if it is given.
+
+    Raises SetupError, UsageError.
+    """
     if settings is not None and not isinstance(settings, MeshSettings):
         raise UsageError(f"settings are MeshSettings(...), not {settings!r:.100}")
     if settings is not None:
@@ -86,15 +90,15 @@ def _database_of(url: str) -> int | None:
     return number
 
 
-def _sentinels(text: str) -> list[tuple[str, int]]:
+def _parse_sentinels(text: str) -> list[tuple[str, int]]:
     """Return hosts and ports. Raises ValueError when the text is not a list of host:port."""
     addresses = []
     for address in text.split(",") if text else ():
         host, _, port = address.strip().rpartition(":")
-        number = _number_or_none(port)
-        if not host or number is None:
+        port_number = _number_or_none(port)
+        if not host or port_number is None:
             raise ValueError("write sentinels as host:port, separated by commas")
-        addresses.append((host, number))
+        addresses.append((host, port_number))
     return addresses
 
 
@@ -107,7 +111,7 @@ def _check_address(url: str) -> None:
     try:
         port = parts.port
     except ValueError:
-        # Python's message would repeat the text in place of the port. If the host is missing, this is the password.
+        # Python's message would repeat the text in place of the port. If the host is missing, it is the password.
         port = 0
     if port == 0:
         raise ValueError("the port of the address must be a number from 1 to 65535")
@@ -158,7 +162,7 @@ class RedisSettings(BaseSettings):
     @field_validator("sentinels")
     @classmethod
     def _hosts_and_ports(cls, value: str) -> str:
-        _sentinels(value)
+        _parse_sentinels(value)
         return value
 
     @property
@@ -170,7 +174,7 @@ class RedisSettings(BaseSettings):
     @property
     def sentinel_addresses(self) -> list[tuple[str, int]]:
         """Host and port of each sentinel."""
-        return _sentinels(self.sentinels)
+        return _parse_sentinels(self.sentinels)
 
 
 class Isolation(StrEnum):
@@ -242,7 +246,10 @@ class MeshSettings(BaseSettings):
 
     @property
     def renew_interval_ms(self) -> int:
-        """The time between two renewals: six fit in the ttl. After a renewal that failed, the next one comes sooner."""
+        """The time between two renewals. Six fit in the ttl, so several may fail before the lease ends.
+
+        After a renewal that failed, the next one comes sooner.
+        """
         return self.lease_ttl_ms // 6
 
     @property

@@ -82,7 +82,7 @@ def why_not_ready(app: App) -> str:
         return "this replica holds no lease"
     if not mesh.reachable:
         return "Redis cannot be reached"
-    return mesh.memory.evicting  # why the server may delete acknowledged data, or ""
+    return mesh.memory.eviction_reason  # why the server may delete acknowledged data, or ""
 
 
 def _create_service(name: str, context: Context) -> Service:

@@ -1,5 +1,5 @@
 """Dead letters: look at them, give them another chance, or drop them."""
 
-from mesh.dead.letters import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
+from mesh.dead.letters import ID, Actor, ChosenLetters, DeadLetter, DeadLetters, LetterGroup, Report
 
-__all__ = ["ID", "Actor", "Chosen", "DeadLetter", "DeadLetters", "LetterGroup", "Report"]
+__all__ = ["ID", "Actor", "ChosenLetters", "DeadLetter", "DeadLetters", "LetterGroup", "Report"]

@@ -4,9 +4,9 @@
     events:movements -^               |       -------------> events:movements
                                       +--discard.lua--> gone
 
-Each act is a script. One step of it moves or drops up to `BATCH` letters, and records in `mesh:audit` what was
-done. An act on more letters is a series of such steps. If the series stops half-way, or an answer is lost, the operator
-can do the act again: it then finds only the letters that are left.
+An act (replay, discard) is a series of steps. Each step is one run of a script: it moves or drops up to `MOST_PER_STEP`
+letters, and records in `mesh:audit` what was done. If the series stops half-way, or an answer is lost, the operator can
+do the act again: it then finds only the letters that are left.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 
 #: Most letters that one step moves or drops. The server needs about 2 ms for so many.
-BATCH = 250
-#: Most letters that one step reads, to find those of its group.
+MOST_PER_STEP = 250
+#: Most letters that one step reads, to find those of its group, so that a step stays short if few letters are of the
+#: group.
 MOST_READ_PER_STEP = 1000
-#: Most bytes of each body that are read for a list.
-MOST_BODY_SHOWN = 1000
-#: Most bytes of one body that are read. The body of a request is never longer; that of an event may be.
-MOST_BODY = 16 * 2**20
-#: The form of the id of a stream's entry.
+#: Most bytes of each body that are read for a list of letters.
+MOST_BODY_BYTES_SHOWN = 1000
+#: Most bytes of a body that are read for one letter. The body of a request is never longer; that of an event may be.
+MOST_BODY_BYTES = 16 * 2**20
+#: Matches the id of a stream's entry.
 ID = re.compile(r"\d{1,20}-\d{1,20}")
 
 
@@ -56,14 +57,15 @@ class DeadLetter:
     deliveries: str
     size: int
     body: str
-    #: the id of the former entry on `stream`, and the name that the sender gave the request
+    #: the id of the former entry on `stream`
     original: str = ""
+    #: the name that the sender gave the request
     request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LetterGroup:
-    """All dead letters with one reason, from one stream, up to the letter `until`."""
+    """All dead letters with one reason, from one stream, up to the letter with the id `until` ("+": the newest)."""
 
     reason: str
     stream: str
@@ -71,7 +73,7 @@ class LetterGroup:
 
 
 #: Letters that are named by their ids, or all letters of a group.
-Chosen = Sequence[str] | LetterGroup
+ChosenLetters = Sequence[str] | LetterGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +104,18 @@ class DeadLetters:
         self._stream_bound = stream_bound
 
     async def look(
-        self, most: int, *, newest: str = "+", oldest: str = "-", body: int = MOST_BODY_SHOWN
+        self, most: int, *, newest: str = "+", oldest: str = "-", body: int = MOST_BODY_BYTES_SHOWN
     ) -> list[DeadLetter]:
-        """Return letters from the id `newest` down to `oldest`; fewer than `most` where bodies are large.
+        """Return letters from the id `newest` ("+": the last) down to `oldest` ("-": the first).
 
-        `body` is how many bytes of each body are read, at most. Raises redis-py's errors.
+        There are at most `most` letters, and fewer where bodies are large. `body` is how many bytes of each body are
+        read, at most. Raises redis-py's errors.
         """
         rows = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
-        return [_letter(row) for row in rows]
+        return [_parse_letter(row) for row in rows]
 
     async def all(self, *, newest: str = "+", body: int = 0) -> list[DeadLetter]:
-        """Return all letters up to the id `newest`, the newest first. Raises redis-py's errors.
+        """Return all letters up to the id `newest`, the newest first; `body` as in `look`. Raises redis-py's errors.
 
         Several short steps read the letters, so that none of them keeps the server from other work for long.
         """
@@ -122,50 +125,50 @@ class DeadLetters:
             newest = f"({page[-1].id}"  # Redis excludes an id after "("
         return letters
 
-    async def like(self, id: str) -> LetterGroup | None:
+    async def group_like(self, id: str) -> LetterGroup | None:
         """Return the group of a letter: all letters with its reason and stream, up to this one. None if it is gone."""
         found = await self.find(id, body=0)
         return LetterGroup(found.reason, found.stream, id) if found else None
 
-    async def find(self, id: str, *, body: int = MOST_BODY) -> DeadLetter | None:
-        """Return one letter, or None if it is gone. Raises Refused if `id` is not the id of an entry."""
-        letters = await self.look(1, newest=_checked(id), oldest=id, body=body)
+    async def find(self, id: str, *, body: int = MOST_BODY_BYTES) -> DeadLetter | None:
+        """Return one letter, or None; `body` as in `look`. Raises Refused for a text that is not an id."""
+        letters = await self.look(1, newest=_checked_id(id), oldest=id, body=body)
         return letters[0] if letters else None
 
-    async def counts(self, group: LetterGroup) -> int:
+    async def count(self, group: LetterGroup) -> int:
         """Return how many letters a group has."""
         return sum(
             (letter.reason, letter.stream) == (group.reason, group.stream)
             for letter in await self.all(newest=group.until)
         )
 
-    async def replay(self, chosen: Chosen, actor: Actor) -> Report:
-        """Put letters back on their streams. Raises Refused for a word that is not an id, and redis-py's errors."""
+    async def replay(self, chosen: ChosenLetters, actor: Actor) -> Report:
+        """Put letters back on their streams. Raises Refused for a text that is not an id, and redis-py's errors."""
         return await self._act(REPLAY, [keys.DEAD, keys.BOOKS, keys.AUDIT], chosen, [self._stream_bound], actor)
 
-    async def discard(self, chosen: Chosen, actor: Actor) -> Report:
-        """Drop letters for good. Raises Refused for a word that is not an id, and redis-py's errors."""
+    async def discard(self, chosen: ChosenLetters, actor: Actor) -> Report:
+        """Drop letters for good. Raises Refused for a text that is not an id, and redis-py's errors."""
         return await self._act(DISCARD, [keys.DEAD, keys.AUDIT], chosen, [], actor)
 
     async def _act(
-        self, script: Script, key_names: Sequence[str], chosen: Chosen, script_words: Sequence[int], actor: Actor
+        self, script: Script, key_names: Sequence[str], chosen: ChosenLetters, script_words: Sequence[int], actor: Actor
     ) -> Report:
         report = Report()
-        common_words = [*script_words, actor.name, actor.source, keys.AUDIT_KEPT]
+        words_after_walk = [*script_words, actor.name, actor.source, keys.AUDIT_KEPT]
         for walk_words in await self._walks(chosen):
-            after: str = walk_words[0]
+            after_id: str = walk_words[0]
             while not report.problem:
                 # ARGV: the six words of walk.lua, those of the script itself, the actor, and then the named ids.
-                arguments = [after, *walk_words[1:6], *common_words, *walk_words[6:]]
-                done, gone, after, report.problem = await script.run(self._redis, key_names, *arguments)
+                arguments = [after_id, *walk_words[1:6], *words_after_walk, *walk_words[6:]]
+                done, gone, after_id, report.problem = await script.run(self._redis, key_names, *arguments)
                 report.done += done
                 report.gone += gone
                 # Each step says after which letter the next one begins; "" after the last letter.
-                if not after:
+                if not after_id:
                     break
         return report
 
-    async def _walks(self, chosen: Chosen) -> list[list[Any]]:
+    async def _walks(self, chosen: ChosenLetters) -> list[list[Any]]:
         """Return the words that choose letters: ARGV 1 to 6 of walk.lua, and then the ids of named letters.
 
         A group has one list, and several steps use it: each goes on where the last one stopped. Named letters have a
@@ -175,9 +178,10 @@ class DeadLetters:
             # The act ends at the letter that is the newest now. So a letter that the act replays, and that is given up
             # again meanwhile, is not replayed twice.
             until = chosen.until if chosen.until != "+" else await self._newest()
-            return [["-", until, BATCH, MOST_READ_PER_STEP, chosen.reason, chosen.stream]] if until else []
+            return [["-", until, MOST_PER_STEP, MOST_READ_PER_STEP, chosen.reason, chosen.stream]] if until else []
         return [
-            ["-", "+", BATCH, MOST_READ_PER_STEP, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])
+            ["-", "+", MOST_PER_STEP, MOST_READ_PER_STEP, "", "", *ids]
+            for ids in _ids_by_step([_checked_id(id) for id in chosen])
         ]
 
     async def _newest(self) -> str:
@@ -185,18 +189,18 @@ class DeadLetters:
         return newest[0].id if newest else ""
 
 
-def _checked(id: str) -> str:
+def _checked_id(id: str) -> str:
     if not ID.fullmatch(id):
         raise Refused(f"{id!r:.50} is not the id of a dead letter, such as 1700000000000-0")
     return id
 
 
-def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[i : i + BATCH] for i in range(0, len(ids), BATCH))
+def _ids_by_step(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + MOST_PER_STEP] for start in range(0, len(ids), MOST_PER_STEP))
 
 
-def _letter(row: Sequence[Any]) -> DeadLetter:
-    *words, size, body = row
+def _parse_letter(values: Sequence[Any]) -> DeadLetter:
+    *words, size, body = values
     id, kind, stream, reason, op, deliveries, original, request = (word.decode("utf-8", "replace") for word in words)
     shown, at_ms = body.decode("utf-8", "replace"), int(id.partition("-")[0])
     return DeadLetter(id, at_ms, kind, stream, reason, op, deliveries, int(size), shown, original, request)

@@ -11,17 +11,17 @@
 -- Returns {number of letters replayed, number of named letters that were gone, id to go on after or "", why it stopped
 --       or ""}
 local dead_key, books_key, audit_key = KEYS[1], KEYS[2], KEYS[3]
-local bound = tonumber(ARGV[7])
+local most_on_stream = tonumber(ARGV[7])
 
 --[[ letter.lua ]]
 --[[ walk.lua ]]
 --[[ record.lua ]]
--- Returns the fields of the new entry of a request. bury.lua keeps at most 4000 words of an entry, and Lua's `unpack` can
--- pass so many.
--- `first` is the position of the first field that is not the letter's own.
-local function request_of(fields, first)
+-- Returns the fields of the new entry of a request, as XADD takes them. requests/bury.lua keeps at most 4000 words of an
+-- entry, and Lua's `unpack` can pass so many.
+-- `first_other` is the position of the first field that is not the letter's own.
+local function words_of_request(fields, first_other)
   local words = {}
-  for i = first, #fields, 2 do
+  for i = first_other, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     if name == 'reply_to' then value = '' elseif name == 'deadline' then value = '0' end
     -- The field `limit` names the place in a lane that the request had until it was given up. The replica that reads the
@@ -31,9 +31,11 @@ local function request_of(fields, first)
   return words
 end
 
-local function event_of(letter, fields, first)
-  if letter.encoded ~= 'fields' then return {unpack(fields, first)} end
-  local names, words, values = {}, {}, cjson.decode(fields[first + 1])
+-- Returns the fields of the new entry of an event. If the event had other fields than `body`, the letter has all of them as
+-- one JSON object (`encoded`, see events/bury.lua). They are sorted, because the order of `pairs` is not fixed.
+local function words_of_event(letter, fields, first_other)
+  if letter.encoded ~= 'fields' then return {unpack(fields, first_other)} end
+  local names, words, values = {}, {}, cjson.decode(fields[first_other + 1])
   for name in pairs(values) do names[#names + 1] = name end
   table.sort(names)
   for _, name in ipairs(names) do
@@ -46,52 +48,54 @@ end
 --[[ ../requests/append.lua ]]
 
 --[[ ../requests/options.lua ]]
--- A request is not replayed if a later request has used its idempotency key.
 local options = make_options()
--- Returns why the request `id` is not replayed; nothing if it may be.
-local function later_one(id, about)
-  if about.once and about.op and options.once.find(about.op, about.once) then
-    return id .. ' has the idempotency key ' .. about.once .. ', which a later request has used'
+-- Returns why the request of the letter `id` is not replayed: a later request has used its idempotency key. Returns nothing
+-- if it may be replayed. `by_name` has the fields of the request by name.
+local function refusal_for_key(id, by_name)
+  if by_name.once and by_name.op and options.once.find(by_name.op, by_name.once) then
+    return id .. ' has the idempotency key ' .. by_name.once .. ', which a later request has used'
   end
 end
 
-local function take_key(about, stream, id)
-  if not (about.once and about.op) then return end
-  options.once.open(about.op, about.once, about.sha or '', about.request or '', stream, id, about.keep)
+-- Lets the replayed request, the entry `id` of a stream, hold its idempotency key if it has one.
+local function hold_key(by_name, stream, id)
+  if not (by_name.once and by_name.op) then return end
+  options.once.open(by_name.op, by_name.once, by_name.sha or '', by_name.request or '', stream, id, by_name.keep)
   -- The request counts as sent, so no caller waits: it has no name, no deadline and no stream.
-  options.once.wait(about.op, about.once, '', '0', '')
+  options.once.wait(by_name.op, by_name.once, '', '0', '')
 end
 
-local lengths, requests, ids = {}, 0, {}
+local stream_lengths, request_count, replayed_ids = {}, 0, {}
 local function replay(id, fields)
-  local letter, first = parse(fields)
-  local about = options.named(fields)
+  local letter, first_other = parse(fields)
+  local by_name = options.named(fields)
   local stream, is_request = letter.stream or '', letter.kind == 'request'
   local prefix = is_request and 'mesh:requests:' or 'events:'
   if string.sub(stream, 1, #prefix) ~= prefix then return id .. ' is of no stream that can be replayed to' end
   if is_request then
-    local taken = later_one(id, about)
-    if taken then return taken end
-    lengths[stream] = lengths[stream] or redis.call('EXISTS', stream) == 1 and redis.call('XLEN', stream) or 0
-    if lengths[stream] >= bound then return stream .. ' is full' end
-    lengths[stream] = lengths[stream] + 1
+    local refusal = refusal_for_key(id, by_name)
+    if refusal then return refusal end
+    stream_lengths[stream] = stream_lengths[stream] or redis.call('EXISTS', stream) == 1 and redis.call('XLEN', stream) or 0
+    if stream_lengths[stream] >= most_on_stream then return stream .. ' is full' end
+    stream_lengths[stream] = stream_lengths[stream] + 1
   end
-  local words = is_request and request_of(fields, first) or event_of(letter, fields, first)
+  local words = is_request and words_of_request(fields, first_other) or words_of_event(letter, fields, first_other)
   if #words == 0 then return id .. ' has no fields to replay' end
-  local added = append(stream, unpack(words))
-  if type(added) == 'table' then return stream .. ': ' .. tostring(added.err) end
+  local new_id = append(stream, unpack(words))
+  -- A table is the error of Redis, for example because the stream's key holds another type.
+  if type(new_id) == 'table' then return stream .. ': ' .. tostring(new_id.err) end
   redis.call('XDEL', dead_key, id)
   if is_request then
-    requests = requests + 1
-    take_key(about, stream, added)
+    request_count = request_count + 1
+    hold_key(by_name, stream, new_id)
   end
-  ids[#ids + 1] = id
+  replayed_ids[#replayed_ids + 1] = id
 end
 
-local replayed, gone, after, wrong = walk(11, replay)
+local replayed_count, gone_count, after, problem = walk(11, replay)
 -- The books count each replayed request as accepted once more. They still count it as dead, because it was given up before.
-if requests > 0 then redis.call('HINCRBY', books_key, 'accepted', requests) end
-if replayed + gone > 0 or wrong ~= '' then
-  record(8, 'dead letters replayed', ids, replayed .. ' replayed, ' .. gone .. ' gone', wrong)
+if request_count > 0 then redis.call('HINCRBY', books_key, 'accepted', request_count) end
+if replayed_count + gone_count > 0 or problem ~= '' then
+  record(8, 'dead letters replayed', replayed_ids, replayed_count .. ' replayed, ' .. gone_count .. ' gone', problem)
 end
-return {replayed, gone, after, wrong}
+return {replayed_count, gone_count, after, problem}

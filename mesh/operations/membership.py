@@ -28,7 +28,7 @@ from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address, Class
 from mesh.requests.worker import Worker
 from mesh.roster import Classes, Member, Missing
-from mesh.settings import MeshSettings, chosen
+from mesh.settings import MeshSettings, given_or_environment
 from mesh.wire.clients import Connections
 
 B = TypeVar("B")
@@ -220,7 +220,7 @@ def join(
     """
     replica_block = replica_module.join(
         worker_of(operations),
-        chosen(settings),
+        given_or_environment(settings),
         connections=connections,
         public=public,
         private=private,

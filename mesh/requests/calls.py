@@ -344,7 +344,7 @@ class Calls:
             answer.outstanding = 0
             answer.gone = True
             if "." not in answer.key:  # only the keys of a gather's requests have a dot (see `_take`)
-                answer.error = roster.absence(answer.to, expected=answer.to in expected_back)
+                answer.error = roster.absence_error(answer.to, is_expected_back=answer.to in expected_back)
             elif answer.to in holding_data and answer.to in expected_back:
                 answer.error = incomplete_error([holding_data[answer.to]])
             elif answer.to in holding_data:

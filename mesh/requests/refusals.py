@@ -30,11 +30,11 @@ def refusal(code: str, about: str) -> MeshError:
     Redis, or the two parts that `limited_error` reads.
     """
     if code == NoReplica.code:
-        return roster.absence(about, expected=False)
+        return roster.absence_error(about, is_expected_back=False)
     if code == MISSING and about[0].isdigit():  # numbers of databases: the name of an address begins with a letter
         return incomplete_error([int(number) for number in about.split()])
     if code == MISSING:
-        return roster.absence(about, expected=True)
+        return roster.absence_error(about, is_expected_back=True)
     if code == FULL:
         return redis_is_full()
     if code == FORBIDDEN:

@@ -19,7 +19,7 @@ from quart import Request
 
 from mesh import Mesh, Refused
 from mesh.control import Control, definitions
-from mesh.dead import Actor, Chosen, DeadLetters, LetterGroup, Report
+from mesh.dead import Actor, ChosenLetters, DeadLetters, LetterGroup, Report
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.panels import Act, ActFields, ActQuestion, Done, counted, shortened
@@ -93,7 +93,7 @@ def _dead_letters(replica: Mesh) -> DeadLetters:
     return DeadLetters(replica.shared, replica.settings.stream_bound)
 
 
-async def _chosen_letters(replica: Mesh, fields: ActFields) -> Chosen:
+async def _chosen_letters(replica: Mesh, fields: ActFields) -> ChosenLetters:
     """Return the letters that the field `ids` names, or the group of the letter in the field `like`. Raises Refused.
 
     A group is all letters with one reason from one stream. `like` has the id of the newest letter of the group.
@@ -104,7 +104,7 @@ async def _chosen_letters(replica: Mesh, fields: ActFields) -> Chosen:
         return ids
     # An act handles the newest letter of a group last. So if this letter is gone, the whole group is gone. Then the act
     # gets this one id, and the report counts it as gone.
-    return await _dead_letters(replica).like(fields["like"]) or [fields["like"]]
+    return await _dead_letters(replica).group_like(fields["like"]) or [fields["like"]]
 
 
 async def _describe_chosen(replica: Mesh, fields: ActFields) -> tuple[str, str, str]:
@@ -115,7 +115,7 @@ async def _describe_chosen(replica: Mesh, fields: ActFields) -> tuple[str, str, 
     chosen = await _chosen_letters(replica, fields)
     if not isinstance(chosen, LetterGroup):
         return counted(len(chosen), "dead letter"), "", ""
-    count = await _dead_letters(replica).counts(chosen)
+    count = await _dead_letters(replica).count(chosen)
     reason_phrase = f" with the reason “{shortened(chosen.reason, MOST_CHARACTERS)}”"
     return counted(count, "dead letter"), chosen.stream, reason_phrase
 

@@ -30,7 +30,7 @@ from mesh.control import (
     states,
     within_ms,
 )
-from mesh.dead import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
+from mesh.dead import ID, Actor, ChosenLetters, DeadLetter, DeadLetters, LetterGroup, Report
 from mesh.discovery import document
 from quart_app.local import discovery
 from quart_app.local.redis_server import address_of, cause_of
@@ -353,7 +353,7 @@ def _act_on_letters(
     data: Path,
     ids: tuple[str, ...],
     like: str | None,
-    act: Callable[[DeadLetters, Chosen, Actor], Awaitable[Report]],
+    act: Callable[[DeadLetters, ChosenLetters, Actor], Awaitable[Report]],
 ) -> Report:
     """Replay or discard (`act`) the letters of these ids, or the group of the letter `like`."""
     if bool(ids) == bool(like):
@@ -361,7 +361,7 @@ def _act_on_letters(
 
     async def run(redis: Redis) -> Report:
         letters = _dead_letters(redis)
-        group: LetterGroup | None = await letters.like(like) if like else None
+        group: LetterGroup | None = await letters.group_like(like) if like else None
         # If the letter of --like is gone, there is no group. The act then gets its id, and reports one letter as gone.
         return await act(letters, group or ids or [str(like)], current_actor())
 

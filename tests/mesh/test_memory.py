@@ -119,15 +119,15 @@ async def test_deleted_keys_are_noticed_where_the_policy_is_not_named(monkeypatc
     said.text += "\r\n# Stats\r\nevicted_keys:5\r\n"
     memory = Memory(said, 0.1)
     await memory._look()
-    assert memory.evicting == "", "they were deleted before this membership"
+    assert memory.eviction_reason == "", "they were deleted before this membership"
     said.text = said.text.replace("evicted_keys:5", "evicted_keys:7")
     await memory._look()
-    assert "deletes keys to make room; set maxmemory-policy noeviction" in memory.evicting
+    assert "deletes keys to make room; set maxmemory-policy noeviction" in memory.eviction_reason
     await memory._look()
-    assert memory.evicting, "it is not over at the next look"
+    assert memory.eviction_reason, "it is not over at the next look"
     monkeypatch.setattr("mesh.memory.EVICTING_S", 0.0)
     await memory._look()
-    assert memory.evicting == ""
+    assert memory.eviction_reason == ""
 
 
 async def test_a_server_that_does_not_say_has_no_limit(backend: Backend) -> None:

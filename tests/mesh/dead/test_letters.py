@@ -97,7 +97,7 @@ async def test_a_group_is_replayed_whole_and_alone(
     redis: Any, dead: DeadLetters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group is replayed in batches, however many letters lie between; letters with other reasons stay."""
-    monkeypatch.setattr(letters, "BATCH", 4)
+    monkeypatch.setattr(letters, "MOST_PER_STEP", 4)
     monkeypatch.setattr(letters, "MOST_READ_PER_STEP", 5)
     for number in range(30):
         await bury(redis, number, "crashed" if number % 3 else "other")
@@ -128,7 +128,7 @@ async def test_a_group_has_the_letters_with_its_reason_and_its_stream(redis: Any
     await bury(redis, 3, reason="another")
     await bury(redis, 4, stream="mesh:requests:B")
     counted = {
-        (reason, stream): await dead.counts(LetterGroup(reason, stream))
+        (reason, stream): await dead.count(LetterGroup(reason, stream))
         for reason in ("it crashed", "another", "none")
         for stream in (A, "mesh:requests:B")
     }
@@ -142,10 +142,10 @@ async def test_a_group_is_named_by_its_last_letter(redis: Any, dead: DeadLetters
     await bury(redis, 1)
     await bury(redis, 2, "other")
     other, letter = await dead.look(10)
-    assert await dead.like(letter.id) == LetterGroup("it crashed", A, letter.id)
-    assert await dead.counts(LetterGroup("it crashed", A, other.id)) == 1
+    assert await dead.group_like(letter.id) == LetterGroup("it crashed", A, letter.id)
+    assert await dead.count(LetterGroup("it crashed", A, other.id)) == 1
     await dead.discard([letter.id], ACTOR)
-    assert await dead.like(letter.id) is None
+    assert await dead.group_like(letter.id) is None
 
 
 async def test_discarding_leaves_the_books_alone(redis: Any, dead: DeadLetters) -> None:
