@@ -5,10 +5,10 @@
     alice,1000,5,0,0,1763700000000-0,1763700000000-0,,
     # {"count": …, "sha256": …}
 
-The first line names the log and the last entry that the backup contains, and says when it was made. The column
-`spp_set` has the id of the entry that set `spp`; it is empty if `spp` was never set. The last line has the number of
-records and the SHA-256 of everything before that line. Writing and reading are done in short steps. Callers run each
-step in a thread, so that the event loop stays free.
+The first line names the log and the last entry that the backup contains, and says when it was made. `continues` are the
+older logs whose changes this log contains. The column `spp_set` has the id of the entry that set `spp`; it is empty if
+`spp` was never set. The last line has the number of records and the SHA-256 of everything before that line. Writing and
+reading are done in short steps. Callers run each step in a thread, so that the event loop stays free.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mesh.journal import Position, pack_id, unpack_id
 from quart_app.grades.models import FIELDS, USER_ID_MAX
-from quart_app.grades.storage import RECORD, Frozen, N, Storage
+from quart_app.grades.storage import FIELD_COUNT, RECORD_LAYOUT, FrozenRecords, Storage
 
 FORMAT = "grades/1"
 SUFFIX = "csv.gz"
 MEDIA_TYPE = "application/gzip"
 COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 
-#: Shards written in one step: several thousand records, about 20 ms.
+#: Shards written in one step: about 4000 of a million records, which takes about 20 ms.
 SHARDS_PER_STEP = 16
-#: Most bytes that one step unpacks. A few packed bytes can unpack to far more.
+#: Most bytes that one step unpacks. A few packed bytes can unpack to far more, and would make a step long.
 UNPACKED_PER_STEP = 1 << 18
 #: Most bytes of the line of a record. A user id has up to USER_ID_MAX characters of up to 4 bytes, and CSV doubles each
 #: quote in it. The 1024 bytes are for all numbers and stamps.
-LINE_MAX = 4 * USER_ID_MAX * 2 + 1024
-#: Most bytes of the first line, which names the logs that this log continues.
-HEADER_MAX = 8192
+MOST_LINE_BYTES = 4 * USER_ID_MAX * 2 + 1024
+#: Most bytes of the first line, which names up to `known_state.LINEAGE_MAX` logs.
+MOST_HEADER_BYTES = 8192
 #: The `wbits` of zlib for its largest window and a gzip header.
-GZIP = 16 + zlib.MAX_WBITS
+GZIP_WBITS = 16 + zlib.MAX_WBITS
 #: The level of compression. Level 1 takes a third of the time of the default level, and its result is a fifth larger.
 COMPRESSION_LEVEL = 1
 
@@ -64,11 +64,13 @@ class Header:
     log: str
     number: int
     id: str
-    #: logs that this one continues
+    #: the identities of older logs whose changes `log` contains
     continues: tuple[str, ...]
-    #: when the backup was made, by Redis's clock
+    #: when the backup was made, by Redis's clock, in the form of ISO 8601
     time: str
+    #: number of records
     count: int
+    #: `Storage.digest` of the records
     digest: str
     #: whether the writer of this backup no longer found the log; then the backup may be the only copy of the state
     orphaned: bool = False
@@ -85,46 +87,50 @@ class Header:
         return f"grades-{compact}Z-{self.log}-{self.number}.{SUFFIX}"
 
 
-def describe(state: Frozen, position: Position, continues: tuple[str, ...], now_ms: int) -> Header:
-    """Return the header for a backup of this state. `position` is that of its last entry, `now_ms` Redis's clock."""
+def header_of(records: FrozenRecords, position: Position, continues: tuple[str, ...], now_ms: int) -> Header:
+    """Return the header for a backup of these records, which are complete up to the entry at `position`.
+
+    `continues` are the logs that this one continues, and `now_ms` is Redis's clock.
+    """
     time = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Header(position.log, position.number, position.id, continues, time, state.count, state.digest)
+    return Header(position.log, position.number, position.id, continues, time, records.count, records.digest)
 
 
 # Writing
 
 
-def write(header: Header, state: Frozen) -> Iterator[bytes]:
-    """Yield a backup in chunks. Some chunks are empty, because zlib collects data before it returns any."""
-    packer, sha = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, GZIP), hashlib.sha256()
-    for text in _lines(header, state):
+def chunks_of(header: Header, records: FrozenRecords) -> Iterator[bytes]:
+    """Yield a backup in chunks of bytes. Some are empty, because zlib collects data before it returns any."""
+    packer, sha = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, GZIP_WBITS), hashlib.sha256()
+    for text in _text_pieces(header, records):
         data = text.encode()
         sha.update(data)
         yield packer.compress(data)
-    yield packer.compress(_comment({"count": state.count, "sha256": sha.hexdigest()}).encode())
+    yield packer.compress(_comment_line({"count": records.count, "sha256": sha.hexdigest()}).encode())
     yield packer.flush()
 
 
-def _lines(header: Header, state: Frozen) -> Iterator[str]:
-    yield f"{_comment(asdict(header))}{COLUMNS}\n"
-    shards = iter(state.shards)
+def _text_pieces(header: Header, records: FrozenRecords) -> Iterator[str]:
+    # Each piece is the work of one step.
+    yield f"{_comment_line(asdict(header))}{COLUMNS}\n"
+    shards = iter(records.shards)
     while shards_of_step := list(itertools.islice(shards, SHARDS_PER_STEP)):
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        piece = io.StringIO()
+        csv_writer = csv.writer(piece, lineterminator="\n")
         for shard in shards_of_step:
-            writer.writerows(map(_row, shard, map(RECORD.unpack, shard.values())))
-        yield text.getvalue()
+            csv_writer.writerows(map(_csv_cells, shard, map(RECORD_LAYOUT.unpack, shard.values())))
+        yield piece.getvalue()
 
 
-def _row(user_id: str, cells: tuple[int, ...]) -> tuple[Any, ...]:
-    return (user_id, *cells[:N], *map(_id_of, cells[N:]))
+def _csv_cells(user_id: str, record_cells: tuple[int, ...]) -> tuple[Any, ...]:
+    return (user_id, *record_cells[:FIELD_COUNT], *map(_id_of, record_cells[FIELD_COUNT:]))
 
 
 def _id_of(stamp: int) -> str:
-    return unpack_id(stamp) if stamp else ""
+    return unpack_id(stamp) if stamp else ""  # 0: the field was never set
 
 
-def _comment(content: dict[str, Any]) -> str:
+def _comment_line(content: dict[str, Any]) -> str:
     return f"# {json.dumps(content)}\n"
 
 
@@ -139,14 +145,14 @@ class BackupReader:
     """
 
     def __init__(self, max_records: int) -> None:
-        self._unpacker = zlib.decompressobj(GZIP)
+        self._unpacker = zlib.decompressobj(GZIP_WBITS)
         self._sha = hashlib.sha256()
         #: the beginning of a line whose end has not come yet
         self._unfinished_line = b""
         self._max_records = max_records
-        self._records_read = 0
-        self._has_columns = False
-        self._has_footer = False
+        self._read_count = 0
+        self._columns_read = False
+        self._footer_read = False
         self._storage = Storage()
         self.header: Header | None = None
 
@@ -165,7 +171,7 @@ class BackupReader:
 
     def result(self) -> tuple[Header, Storage]:
         """Return the header and the records of a valid backup. Call it after the last piece."""
-        if not self._unpacker.eof or self._unfinished_line or not self._has_footer or self.header is None:
+        if not self._unpacker.eof or self._unfinished_line or not self._footer_read or self.header is None:
             raise BadBackup("the backup is truncated")
         if self._storage.count != self.header.count:
             raise BadBackup(f"the backup has {self._storage.count} users, and its first line says {self.header.count}")
@@ -173,32 +179,31 @@ class BackupReader:
             raise BadBackup("the digest of the records is not the one in the first line")
         return self.header, self._storage
 
-    def give_up(self) -> None:
-        """Free what was read so far. Call it in a thread: it may take long."""
-        self._storage.forget()
+    def free(self) -> None:
+        """Free what was read so far, if the backup is not used. Call it in a thread: it may take long."""
+        self._storage.free()
 
-    def _take_text(self, text: bytes) -> None:
-        *lines, self._unfinished_line = (self._unfinished_line + text).split(b"\n")
-        if len(self._unfinished_line) > max(LINE_MAX, HEADER_MAX):
+    def _take_text(self, unpacked: bytes) -> None:
+        *lines, self._unfinished_line = (self._unfinished_line + unpacked).split(b"\n")
+        if len(self._unfinished_line) > max(MOST_LINE_BYTES, MOST_HEADER_BYTES):
             raise BadBackup("a line of the backup is too long")
-        # The index of the line that is read next.
-        next_line = 0
-        while next_line < len(lines):
-            if self._has_footer:
+        next_index = 0
+        while next_index < len(lines):
+            if self._footer_read:
                 raise BadBackup("more lines follow the line with the checksum")
-            next_line += self._take_lines_of_one_kind(lines[next_line:])
+            next_index += self._take_lines_of_one_kind(lines[next_index:])
 
     def _take_lines_of_one_kind(self, lines: list[bytes]) -> int:
         """Read the first lines that are of one kind (header, columns, records or footer). Return how many were read."""
         if self.header is None:
             self._sha.update(lines[0] + b"\n")
             self.header = self._read_header(lines[0])
-        elif not self._has_columns:
+        elif not self._columns_read:
             self._sha.update(lines[0] + b"\n")
             if lines[0] != COLUMNS.encode():
                 raise BadBackup("the columns are not those of this format")
-            self._has_columns = True
-        elif records_left := self.header.count - self._records_read:
+            self._columns_read = True
+        elif records_left := self.header.count - self._read_count:
             record_lines = lines[:records_left]
             self._sha.update(b"\n".join(record_lines) + b"\n")
             self._add_records(record_lines)
@@ -209,8 +214,8 @@ class BackupReader:
 
     def _read_header(self, line: bytes) -> Header:
         try:
-            header = _HEADER.validate_json(_uncomment(line), strict=True)
-            # `pack_id` raises ValueError if the id is not one of a log; what it returns is always below 2**63.
+            header = _HEADER_ADAPTER.validate_json(_content_of_comment(line), strict=True)
+            # `pack_id` is called for its ValueError if the id is not one of a log: its result is always below 2**63.
             is_known_format = header.format == FORMAT and pack_id(header.id) < 2**63
         except ValueError as error:
             raise BadBackup("the first line is not that of a backup") from error
@@ -221,31 +226,31 @@ class BackupReader:
         return header
 
     def _read_footer(self, line: bytes) -> None:
-        if line != _comment({"count": self._records_read, "sha256": self._sha.hexdigest()}).encode().rstrip():
+        if line != _comment_line({"count": self._read_count, "sha256": self._sha.hexdigest()}).encode().rstrip():
             raise BadBackup("the count or the checksum in the last line does not fit the content")
-        self._has_footer = True
+        self._footer_read = True
 
     def _add_records(self, lines: list[bytes]) -> None:
-        assert self.header is not None
+        assert self.header is not None  # records follow the header
         newest_stamp = self.header.position.stamp
         try:
-            for row in csv.reader([line.decode() for line in lines], strict=True):
-                user_id, *cells = row
-                stamps = [pack_id(cell) if cell else 0 for cell in cells[N:]]
-                if len(cells) != 2 * N:
-                    raise BadBackup(f"record {self._records_read} has {len(cells)} cells instead of {2 * N}")
+            for csv_cells in csv.reader([line.decode() for line in lines], strict=True):
+                user_id, *cells = csv_cells
+                stamps = [pack_id(cell) if cell else 0 for cell in cells[FIELD_COUNT:]]
+                if len(cells) != 2 * FIELD_COUNT:
+                    raise BadBackup(f"record {self._read_count} has {len(cells)} cells instead of {2 * FIELD_COUNT}")
                 if max(stamps) > newest_stamp:
-                    raise BadBackup(f"record {self._records_read} is newer than the backup")
-                self._storage.add(user_id, RECORD.pack(*map(int, cells[:N]), *stamps))
-                self._records_read += 1
+                    raise BadBackup(f"record {self._read_count} is newer than the backup")
+                self._storage.add(user_id, RECORD_LAYOUT.pack(*map(int, cells[:FIELD_COUNT]), *stamps))
+                self._read_count += 1
         except (ValueError, csv.Error, struct.error) as error:
-            raise BadBackup(f"record {self._records_read} cannot be read: {error}") from error
+            raise BadBackup(f"record {self._read_count} cannot be read: {error}") from error
 
 
-def _uncomment(line: bytes) -> bytes:
+def _content_of_comment(line: bytes) -> bytes:
     if not line.startswith(b"# "):
         raise BadBackup("the first or the last line is missing")
     return line[2:]
 
 
-_HEADER = TypeAdapter(Header)
+_HEADER_ADAPTER = TypeAdapter(Header)

@@ -1,8 +1,8 @@
 """Appends to the present log what a replica knows of a lost log.
 
 Each field keeps the stamp of the entry that set it, so a newer change in the present log wins. The state that this
-process had itself is always used. A snapshot is used only if the present log continues the snapshot's log, or if the
-snapshot is marked as orphaned.
+process had itself is always used. A snapshot on disk is used only if the present log continues the snapshot's log, or
+if the snapshot is marked as orphaned: its log was not found when it was written.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from quart_app.grades.known_state import KnownState, merge
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.snapshot_keeper import SnapshotKeeper
-from quart_app.grades.sources import File, first_good
-from quart_app.grades.storage import difference
+from quart_app.grades.sources import SnapshotFile, first_good
+from quart_app.grades.storage import changes_beyond
 
-#: How many shards (`storage.SHARDS`) one step in a thread compares.
+#: How many of the `storage.SHARD_COUNT` shards one step in a thread compares, so that the thread is not busy for long.
 SHARDS_PER_STEP = 64
 
 
@@ -36,13 +36,14 @@ class CarryOver:
         #: the state that this process had when it lost its log, until it is carried over; None if there is none. After
         #: several losses it is the merged state
         self.lost_log_state: KnownState | None = None
-        #: positions of states that the present log contains: the state that it began with, and those carried over
+        #: positions of states whose changes the present log contains: of the state that it began with, and of those
+        #: that were carried over
         self._contained_positions: set[Position] = set()
         #: snapshots whose content is in the present log; they are deleted when the next snapshot is on disk
         self.carried_files: set[Path] = set()
 
     async def put_aside(self, known: KnownState | None) -> None:
-        """Keep a state that the log does not continue, to carry it over later."""
+        """Keep the state of a lost log, to carry it over into the next log. Call it when the log is lost."""
         # Number 0: no entry was applied, so the state is empty.
         if known is None or known.position.number == 0:
             return
@@ -51,12 +52,12 @@ class CarryOver:
         )
 
     def note_base(self, base: KnownState | None) -> None:
-        """Note that the present log begins with this state."""
+        """Note that the present log begins with this state (None: empty), so that it need not be carried over."""
         self._contained_positions = {base.position} if base else set()
         self.lost_log_state = None
 
     async def carry(self, known: KnownState, grades_log: Log) -> int:
-        """Append what earlier states have and `known` lacks.
+        """Append what earlier states have and `known`, the state of the present log, lacks.
 
         Return the number of the last entry that was appended. The state is complete when this entry is applied, too. If
         nothing was appended, return the number of `known`.
@@ -66,7 +67,7 @@ class CarryOver:
             last_position = await self._append_difference(self.lost_log_state, known, grades_log, last_position)
             self._contained_positions.add(self.lost_log_state.position)
             carried_state, self.lost_log_state = self.lost_log_state, None
-            await asyncio.to_thread(carried_state.storage.forget)
+            await asyncio.to_thread(carried_state.storage.free)
         for snapshot in await self._stray_snapshots(grades_log):
             if snapshot.position not in self._contained_positions:
                 stray_state = await self._read_stray(snapshot, known)
@@ -74,7 +75,7 @@ class CarryOver:
                     # The file is damaged, or of an unrelated log. It is kept.
                     continue
                 last_position = await self._append_difference(stray_state, known, grades_log, last_position)
-                await asyncio.to_thread(stray_state.storage.forget)
+                await asyncio.to_thread(stray_state.storage.free)
             self.carried_files.add(snapshot.path)
         return last_position.number
 
@@ -86,9 +87,12 @@ class CarryOver:
             lost_state.storage.snapshot(),
             known.storage.snapshot(),
         )
-        differences = difference(lost_records, present_records)
-        while shard_changes := await asyncio.to_thread(lambda: list(itertools.islice(differences, SHARDS_PER_STEP))):
+        changes_by_shard = changes_beyond(lost_records, present_records)
+        while shard_changes := await asyncio.to_thread(
+            lambda: list(itertools.islice(changes_by_shard, SHARDS_PER_STEP))
+        ):
             for body in entries.carry_bodies(lost_position.log, itertools.chain.from_iterable(shard_changes)):
+                # `reader_at` is how far this replica has read. Redis appends nothing if the log lacks these entries.
                 # `floor` makes the stamp of the entry higher than the stamps of all fields that it carries; a reader
                 # refuses any other entry (`entries.changes_of`). Nobody waits for the entry by its name.
                 write_name = secrets.token_hex(8)
@@ -108,4 +112,4 @@ class CarryOver:
             if header.log not in known.lineage and not header.orphaned:
                 raise BadBackup(f"the present log does not continue the log {header.log}; the file is left alone")
 
-        return await first_good([File(snapshot.path)], self._settings, self._metrics, must_be_related)
+        return await first_good([SnapshotFile(snapshot.path)], self._settings, self._metrics, must_be_related)

@@ -1,12 +1,13 @@
 """The entries of the grades' log and what they change.
 
-    founded   {"continues": ["<log>", …]}                     the log begins; it continues these logs
+    founded   {"continues": ["<log>", …]}                     the log begins, with the changes of these older logs
     set       {"user_id": "alice", "spp": 5}                  sets these fields, with the stamp of this entry
     carry     {"of": "<log>", "records": [                    sets what a replica knew from the log `of`,
                 {"user_id": "alice", "set": {"spp": [5, "1763700000000-0"]}}]}      each field with its own stamp
 
-All replicas of one release read entries in the same way, so they all skip an entry that one of them cannot read. An
-entry does not name the release that wrote it. So a release that accepts further entries must not run beside this one.
+All replicas of one release read entries in the same way, so they all skip an entry that one of them cannot read. If one
+replica applied an entry that another one skips, their grades would differ. So a release that accepts further entries
+must not run beside this one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from quart_app.grades.storage import FIELD_AT, Changes
 
 SET = "set"
 CARRY = "carry"
-#: Most records in one entry; they take a few dozen kilobytes.
+#: Most records in one entry; they take a few dozen kilobytes. Larger entries would hold Redis and the readers longer.
 MOST_CARRIED_RECORDS = 200
 
 
@@ -32,17 +33,23 @@ class UnreadableEntry(ValueError):
 
 
 class Founding(BaseModel):
+    """The body of the entry with which a log begins."""
+
     #: the identities of older logs whose changes this log contains
     continues: tuple[str, ...] = ()
 
 
 class CarriedRecord(BaseModel):
+    """What a carry entry sets for one user."""
+
     user_id: UserId
     #: name of a field -> value, and the id of the entry that set it
     set: dict[str, tuple[Amount, str]]
 
 
 class Carried(BaseModel):
+    """The body of a carry entry."""
+
     #: the identity of the log from which the records come
     of: str
     records: list[CarriedRecord]
@@ -57,8 +64,8 @@ class EntryChanges:
 
     #: user ids, each with the changes of this user
     by_user: Sequence[tuple[str, Changes]] = ()
-    #: The identities of older logs whose changes the log may contain after this entry. The first of several carry
-    #: entries names the log already. If the others never come, a replica may still carry the rest over.
+    #: The identities of older logs whose changes the log may contain after this entry: a part of them, if more carry
+    #: entries of the same log follow. If these never come, another replica may still carry the rest over.
     continues: tuple[str, ...] = ()
 
 
@@ -67,17 +74,17 @@ def set_body(update: GradeUpdate) -> dict[str, Any]:
     return {"user_id": update.user_id, **update.changes()}
 
 
-def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
-    """Yield bodies of entries that carry records over from the log `of`, at most MOST_CARRIED_RECORDS in each."""
-    batch: list[dict[str, Any]] = []
+def carry_bodies(lost_log: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
+    """Yield bodies of carry entries for the records of `lost_log`, at most MOST_CARRIED_RECORDS in each."""
+    records_of_entry: list[dict[str, Any]] = []
     for user_id, changes in records:
         fields = {FIELDS[index]: [value, unpack_id(stamp)] for index, (value, stamp) in changes.items()}
-        batch.append({"user_id": user_id, "set": fields})
-        if len(batch) == MOST_CARRIED_RECORDS:
-            yield {"of": of, "records": batch}
-            batch = []
-    if batch:
-        yield {"of": of, "records": batch}
+        records_of_entry.append({"user_id": user_id, "set": fields})
+        if len(records_of_entry) == MOST_CARRIED_RECORDS:
+            yield {"of": lost_log, "records": records_of_entry}
+            records_of_entry = []
+    if records_of_entry:
+        yield {"of": lost_log, "records": records_of_entry}
 
 
 def changes_of(entry: Entry) -> EntryChanges:
@@ -103,12 +110,12 @@ def _changes_of_set(entry: Entry) -> EntryChanges:
 
 
 def _changes_of_carry(entry: Entry) -> EntryChanges:
-    carried = Carried.model_validate(entry.content())
+    body = Carried.model_validate(entry.content())
     by_user = [
         (record.user_id, {FIELD_AT[name]: (value, pack_id(entry_id)) for name, (value, entry_id) in record.set.items()})
-        for record in carried.records
+        for record in body.records
     ]
     newest = max((stamp for _, changes in by_user for _, stamp in changes.values()), default=0)
     if newest > entry.position.stamp:
         raise ValueError("a carried field is newer than the entry, and would win against later changes")
-    return EntryChanges(by_user, (carried.of,))
+    return EntryChanges(by_user, (body.of,))

@@ -1,4 +1,4 @@
-"""The grades as they are at one entry of the log."""
+"""The grades as they are after one entry of the log."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from mesh.journal import Entry, Position
 from quart_app.grades import backup, entries
 from quart_app.grades.backup import Header
-from quart_app.grades.storage import Frozen, Storage
+from quart_app.grades.storage import FrozenRecords, Storage
 
-#: Most ancestors that a log remembers. The first line of each backup names all of them.
+#: Most logs that a state names. The first line of each backup names all of them, so their number is bounded.
 LINEAGE_MAX = 32
 
 
@@ -38,19 +38,20 @@ class KnownState:
         if changes.continues:
             self.continues = union(self.continues, changes.continues)
 
-    def header_and_records(self, now_ms: int | None, *, orphaned: bool = False) -> tuple[Header, Frozen]:
+    def header_and_records(self, now_ms: int | None, *, orphaned: bool = False) -> tuple[Header, FrozenRecords]:
         """Return the header of a backup and the records of this moment.
 
-        `now_ms` is the time of Redis's clock. If it is None, the header has the time of the last entry.
+        `now_ms` is the time of Redis's clock. If it is None, because Redis has not answered yet, the header has the
+        time of the last entry. `orphaned` says whether the log was not found.
         """
-        frozen = self.storage.snapshot()
-        # The upper bits of a stamp are the time in the entry's id.
+        records = self.storage.snapshot()
+        # All bits of a stamp but the lowest 16 are the time in the entry's id.
         time_ms = self.position.stamp >> 16 if now_ms is None else now_ms
-        return replace(backup.describe(frozen, self.position, self.continues, time_ms), orphaned=orphaned), frozen
+        return replace(backup.header_of(records, self.position, self.continues, time_ms), orphaned=orphaned), records
 
 
 def union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of both, each once. If there are more than LINEAGE_MAX, drop the first ones."""
+    """Return the identities of logs in both, each once. If there are more than LINEAGE_MAX, drop the first ones."""
     return tuple(dict.fromkeys((*first, *second)))[-LINEAGE_MAX:]
 
 
@@ -60,17 +61,17 @@ def merge(first: KnownState, second: KnownState) -> KnownState:
     for shard in older_state.storage.snapshot().shards:
         for user_id, record in shard.items():
             newer_state.storage.add(user_id, record)
-    older_state.storage.forget()
+    older_state.storage.free()
     # The log of `newer_state` is in its position, and no log continues itself.
     return KnownState(newer_state.storage, newer_state.position, union(older_state.lineage, newer_state.continues))
 
 
-async def backup_chunks(header: Header, records: Frozen) -> AsyncGenerator[bytes, None]:
+async def backup_chunks(header: Header, records: FrozenRecords) -> AsyncGenerator[bytes, None]:
     """Yield a backup in chunks, each made in a thread. The records are freed afterwards."""
-    chunks = backup.write(header, records)
+    chunks = backup.chunks_of(header, records)
     try:
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             if chunk:
                 yield chunk
     finally:
-        await asyncio.to_thread(records.forget)
+        await asyncio.to_thread(records.free)

@@ -29,6 +29,6 @@ class GradesMetrics:
         )
         self.snapshots = Counter("mesh_grades_snapshots_total", "snapshots written", ["outcome"], registry=registry)
 
-    def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Add a gauge. Its value is computed whenever the metrics are read."""
-        Gauge(f"mesh_grades_{name}", meaning, registry=self._registry).set_function(value)
+    def watch(self, name: str, meaning: str, read_value: Callable[[], float]) -> None:
+        """Add a gauge. `read_value` is called whenever the metrics are read."""
+        Gauge(f"mesh_grades_{name}", meaning, registry=self._registry).set_function(read_value)

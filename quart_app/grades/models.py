@@ -7,13 +7,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-#: The fields of a grade, in the order of records and backups.
+#: The fields of a grade, in their order in records and backups.
 FIELDS = ("postpaid_limit", "spp", "shipping_fee", "return_fee")
+#: Most characters of a user's id. `backup.MOST_LINE_BYTES` is made of it.
 USER_ID_MAX = 255
 
 
 def _without_controls(text: str) -> str:
-    """Refuse characters that would break the lines of backups and logs."""
+    """Return the text. Raises ValueError for characters that would break lines of a backup or of the log output."""
     if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in text):
         raise ValueError("control characters and line breaks are not allowed")
     return text
@@ -36,7 +37,7 @@ class GradeUpdate(BaseModel):
     return_fee: Amount = 0
 
     def changes(self) -> dict[str, int]:
-        """Return the fields that are set."""
+        """Return the fields that the change sets, with their values. The defaults of 0 are not among them."""
         return {name: getattr(self, name) for name in FIELDS if name in self.model_fields_set}
 
 

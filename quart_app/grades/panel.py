@@ -12,13 +12,13 @@ from quart_app.panels import Panel, PanelFigure, PanelItem, counted
 POSITION_FIELD = "grades"
 
 
-def panel_of(view: View | None, members: Sequence[Member]) -> Panel:
+def panel_of(log_ends: View | None, members: Sequence[Member]) -> Panel:
     """Return the panel of a log and of the replicas that follow it.
 
     A replica writes its position into its roster row whenever it renews its lease.
     """
-    newest = view.newest.position.number if view else 0
-    oldest = view.oldest.position.number if view else 0
+    newest_number = log_ends.newest.position.number if log_ends else 0
+    oldest_number = log_ends.oldest.position.number if log_ends else 0
     followers = [member for member in members if member.leased and POSITION_FIELD in member.load]
     restoring = [member for member in followers if not member.load[POSITION_FIELD]]
     phrase = f"{counted(len(restoring), 'replica')} restoring grades" if restoring else ""
@@ -28,18 +28,24 @@ def panel_of(view: View | None, members: Sequence[Member]) -> Panel:
         note="the same on every replica",
         phrase=phrase,
         figures=[
-            PanelFigure("newest entry", f"{newest:,}", f"from {oldest:,} on the stream" if newest else "no log yet"),
+            PanelFigure(
+                "newest entry",
+                f"{newest_number:,}",
+                f"from {oldest_number:,} on the stream" if newest_number else "no log yet",
+            ),
             PanelFigure("replicas ready", f"{len(followers) - len(restoring):,}", f"of {len(followers):,}"),
         ],
-        items=[_item(member, newest) for member in sorted(followers, key=lambda member: member.database)],
+        items=[_item(member, newest_number) for member in sorted(followers, key=lambda member: member.database)],
     )
 
 
-def _item(member: Member, newest: int) -> PanelItem:
-    text = member.load[POSITION_FIELD]
-    if not text.isdecimal():
+def _item(member: Member, newest_number: int) -> PanelItem:
+    position_text = member.load[POSITION_FIELD]
+    if not position_text.isdecimal():
         return PanelItem(member.replica, "restoring", ["It answers 503 until it has the state."], bad=True)
-    behind = max(0, newest - int(text))
+    entries_behind = max(0, newest_number - int(position_text))
     return PanelItem(
-        member.replica, "ready", [f"entry {int(text):,}, {f'{behind:,} behind' if behind else 'at the end'}"]
+        member.replica,
+        "ready",
+        [f"entry {int(position_text):,}, {f'{entries_behind:,} behind' if entries_behind else 'at the end'}"],
     )

@@ -1,4 +1,4 @@
-"""Appends changes to the log. Each change waits until this replica reads and applies the entry of the change."""
+"""Appends changes (`/set`) to the log. Each change waits until this replica applies the change's own entry."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class PendingSet:
     """One change that waits for its entry."""
 
     user_id: str
+    #: done with the user's grade when the entry is applied
     answer: asyncio.Future[UserGrade]
     #: position of the entry; None while Redis has not confirmed the append
     position: Position | None = None
@@ -42,7 +43,10 @@ class PendingSets:
         return len(self._pending)
 
     async def set(self, update: GradeUpdate, grades_log: Log, reader_at: Position) -> UserGrade:
-        """Append a change, wait for its entry, and return the merged record. Raises Unavailable."""
+        """Append a change, wait until its entry is applied, and return the user's grade then. Raises Unavailable.
+
+        `reader_at` is how far this replica has read the log. Redis appends nothing if the log lacks these entries.
+        """
         if len(self._pending) >= self._settings.set_in_flight:
             raise Unavailable(
                 f"{len(self._pending)} changes are already under way; nothing was changed, retry after 1 s",
@@ -60,13 +64,13 @@ class PendingSets:
             del self._pending[write_name]
 
     def confirm(self, write_name: str, storage: Storage) -> None:
-        """Answer a change whose entry has just been applied."""
+        """Answer the change of this name, whose entry has just been applied to `storage`."""
         pending = self._pending.get(write_name)
         if pending is not None:
             _answer_with_record(pending, storage)
 
     def confirm_up_to(self, known: KnownState) -> None:
-        """Answer the changes that a restored state contains."""
+        """Answer the changes whose entries a restored state contains."""
         for pending in self._pending.values():
             position = pending.position
             if position is not None and position.log == known.position.log and position.number <= known.position.number:

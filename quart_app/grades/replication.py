@@ -1,8 +1,8 @@
-"""Keeps the grades of one replica: applies the log of all changes, and restores the state when the log was lost.
+"""Keeps the grades of one replica: applies the log of all changes, and restores the records when the log was lost.
 
     closed --> restoring --> ready --> closed
                   ^            |
-                  +- gap, other log
+                  +- entries are missing, or another log has taken the place of this one
 
 `restoring` finds a state from which the replica can follow the log. The replica then applies the log up to its end. If
 the replica or its disk has a state of an earlier log, the replica appends the changes in it that the present log lacks
@@ -37,30 +37,32 @@ from quart_app.grades.restoring import Peers, Restorer
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.snapshot_keeper import SnapshotKeeper
 from quart_app.grades.sources import Source
-from quart_app.grades.storage import Frozen
+from quart_app.grades.storage import FrozenRecords
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two attempts to find a state or to reach Redis, in seconds.
+#: Pause between two attempts to find a state or to reach Redis, in seconds. A shorter one would make more work for
+#: Redis and the peers while nothing can be restored.
 RETRY_S = 0.25
-#: Longest time in seconds that applying entries holds the event loop.
+#: Longest time in seconds for which applying entries holds the event loop, so that other tasks wait no longer.
 APPLY_SLICE_S = 0.01
 #: How long, in seconds, a leaving replica waits for Redis to say whether the log continues from the replica's state.
 LOG_CHECK_TIMEOUT_S = 1.0
 
 
-class State(Enum):
-    """The stage of a replica's life cycle, as in the drawing above. The grades themselves are in a `KnownState`."""
+class Stage(Enum):
+    """A stage in the life cycle of a replica's grades, as in the drawing above. The grades are in a `KnownState`."""
 
     CLOSED = "closed"
     RESTORING = "restoring"
     READY = "ready"
 
 
+#: The stages to which each stage may change.
 MOVES = {
-    State.CLOSED: {State.RESTORING},
-    State.RESTORING: {State.READY, State.CLOSED},
-    State.READY: {State.RESTORING, State.CLOSED},
+    Stage.CLOSED: {Stage.RESTORING},
+    Stage.RESTORING: {Stage.READY, Stage.CLOSED},
+    Stage.READY: {Stage.RESTORING, Stage.CLOSED},
 }
 
 
@@ -70,7 +72,7 @@ class Replication:
     def __init__(self, settings: GradesSettings, metrics: GradesMetrics) -> None:
         self._metrics = metrics
         #: the changes that this replica has appended and not applied yet
-        self.sets = PendingSets(settings)
+        self.pending_sets = PendingSets(settings)
         self.keeper = SnapshotKeeper(settings, metrics)
         self._carry_over = CarryOver(settings, metrics, self.keeper)
         self._restorer = Restorer(settings, metrics, self.keeper, self._carry_over)
@@ -78,22 +80,24 @@ class Replication:
         self._peers: Peers = _no_peers
         #: the grades and their position in the log; None until a state is found
         self._known: KnownState | None = None
-        #: number of the last entry that was carried over, after which the replica is ready; None before carrying over
+        #: the replica is ready when it has applied the entry of this number: the last one that it carried over. None
+        #: before it carries over
         self._ready_at_number: int | None = None
         #: whether the last read of the log succeeded
         self._reachable = False
         #: whether the block of `following` has ended; then `_restore_and_follow` must not begin again
         self._ending = False
+        #: set while `stage` is READY
         self._ready = asyncio.Event()
-        self.state = State.CLOSED
+        self.stage = Stage.CLOSED
         #: why the grades are not ready; "" when they are
         self.explanation = "the grades are not open yet"
         self._register_gauges()
 
     @property
     def number(self) -> int | None:
-        """Return the number of the last entry that is applied; None while the grades are not ready."""
-        return self._known.position.number if self._known is not None and self.state is State.READY else None
+        """The number of the last entry that is applied; None while the grades are not ready."""
+        return self._known.position.number if self._known is not None and self.stage is Stage.READY else None
 
     # What the routes use
 
@@ -110,9 +114,9 @@ class Replication:
         reader_at = self._require_known().position
         if not self._reachable:
             raise Unavailable("the log cannot be reached; nothing was changed, retry after 1 s", retry_after=1)
-        return await self.sets.set(update, self._present_log, reader_at)
+        return await self.pending_sets.set(update, self._present_log, reader_at)
 
-    def header_and_records(self) -> tuple[Header, Frozen]:
+    def header_and_records(self) -> tuple[Header, FrozenRecords]:
         """Return a backup of this moment: its header, and its records. Raises Unavailable while restoring."""
         return self._require_known().header_and_records(self._present_log.now_ms())
 
@@ -122,7 +126,7 @@ class Replication:
     async def following(self, grades_log: Log, peers: Peers) -> AsyncIterator[None]:
         """Follow a log while the block lasts. The block begins when the state is restored up to the end of the log."""
         self._log_or_none, self._peers, self._ending = grades_log, peers, False
-        self._move(State.RESTORING, "the grades are being restored")
+        self._move(Stage.RESTORING, "the grades are being restored")
         await self.keeper.check_disk()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -135,7 +139,7 @@ class Replication:
                     follow_task.cancel()
                     self.keeper.cancel()
         finally:
-            self._move(State.CLOSED, "the grades are closed")
+            self._move(Stage.CLOSED, "the grades are closed")
             await self._save_orphans()
             await grades_log.close()
 
@@ -148,7 +152,7 @@ class Replication:
                 await self._follow(tasks)
             except LogError as error:
                 log.warning("log lost or replaced; restoring", reason=str(error))
-                self._move(State.RESTORING, f"the grades are being restored: {error}")
+                self._move(Stage.RESTORING, f"the grades are being restored: {error}")
                 known, self._known, self._ready_at_number = self._known, None, None
                 await self._carry_over.put_aside(known)
             except (RedisError, MeshError, OSError) as error:
@@ -157,17 +161,19 @@ class Replication:
             # Random, so that the replicas do not all come back to Redis at the same moment.
             await asyncio.sleep(RETRY_S * (0.5 + random.random()))
 
-    def _move(self, new_state: State, explanation: str = "") -> None:
-        if new_state is self.state:
+    def _move(self, new_stage: Stage, explanation: str = "") -> None:
+        # Between two attempts to restore, only the explanation changes.
+        if new_stage is self.stage:
             self.explanation = explanation
             return
-        if new_state not in MOVES[self.state]:
-            raise RuntimeError(f"the grades cannot go from {self.state.value} to {new_state.value}")
-        self.state, self.explanation = new_state, explanation
-        (self._ready.set if new_state is State.READY else self._ready.clear)()
+        if new_stage not in MOVES[self.stage]:
+            raise RuntimeError(f"the grades cannot go from {self.stage.value} to {new_stage.value}")
+        self.stage, self.explanation = new_stage, explanation
+        (self._ready.set if new_stage is Stage.READY else self._ready.clear)()
 
     def _require_known(self) -> KnownState:
-        if self.state is not State.READY or self._known is None:
+        """Return the grades and their position. Raises Unavailable unless they are ready."""
+        if self.stage is not Stage.READY or self._known is None:
             raise Unavailable(self.explanation, retry_after=1)
         return self._known
 
@@ -176,36 +182,34 @@ class Replication:
             restored = await self._restorer.restore(self._present_log, self._peers)
             if restored is None:
                 if self._restorer.explanation:
-                    self._move(State.RESTORING, self._restorer.explanation)
+                    self._move(Stage.RESTORING, self._restorer.explanation)
                 await asyncio.sleep(RETRY_S)
                 continue
             # The whole state was verified before this assignment, so no part of a bad backup is ever served.
             self._known, self._ready_at_number = restored.known, None
-            # The number of an entry. The next snapshot is due `snapshot_every` entries after it.
             self.keeper.counted_from = restored.snapshot_from
             # `_apply` never sees the entries that the restored state contains, so their changes are answered here.
-            self.sets.confirm_up_to(restored.known)
+            self.pending_sets.confirm_up_to(restored.known)
             if restored.must_save:
-                # The empty set, so no carried-over file is deleted: its content may be in an earlier log only, and not
-                # in this state.
+                # An empty set, so that no carried-over file is deleted: this state may lack the content of that file.
                 await self.keeper.save(restored.known, self._present_log, set())
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         known = self._known
-        assert known is not None
+        assert known is not None  # `_restore` ends only with a state
         async with self._present_log.follow(known.position) as tail:
             while True:
                 await self._apply(known, await tail.read())
                 self._reachable = True
-                if tail.at_end and self.state is not State.READY:
+                if tail.at_end and self.stage is not Stage.READY:
                     await self._finish_restoring(known)
-                if self.state is State.READY and self.keeper.is_due(known.position):
+                if self.stage is Stage.READY and self.keeper.is_due(known.position):
                     self.keeper.start(tasks, self._require_known, self._present_log, self._carry_over.carried_files)
 
-    async def _apply(self, known: KnownState, batch: Sequence[Entry]) -> None:
-        """Apply entries. Position and records change together, so other tasks always see a consistent state."""
-        pause_at = time.perf_counter() + APPLY_SLICE_S
-        for entry in batch:
+    async def _apply(self, known: KnownState, log_entries: Sequence[Entry]) -> None:
+        """Apply entries. No await stands between the records and their position, so other tasks see them agree."""
+        yield_at = time.perf_counter() + APPLY_SLICE_S
+        for entry in log_entries:
             try:
                 known.apply(entry)
             except entries.UnreadableEntry as error:
@@ -215,25 +219,25 @@ class Replication:
             self._metrics.applied.inc()
             if entry.writer == self._present_log.writer:
                 # `entry.write` is the name that this replica gave to the change when it appended the change.
-                self.sets.confirm(entry.write, known.storage)
-            if time.perf_counter() > pause_at:
-                await asyncio.sleep(0)
-                pause_at = time.perf_counter() + APPLY_SLICE_S
+                self.pending_sets.confirm(entry.write, known.storage)
+            if time.perf_counter() > yield_at:
+                await asyncio.sleep(0)  # lets other tasks run
+                yield_at = time.perf_counter() + APPLY_SLICE_S
 
     async def _finish_restoring(self, known: KnownState) -> None:
         """Append what earlier states have and the log lacks. Become ready once these entries are applied.
 
-        Called while this replica is at the end of the log.
+        Called after each read that reached the end of the log, until the replica is ready.
         """
         if self._ready_at_number is None:
             self._ready_at_number = await self._carry_over.carry(known, self._present_log)
         if known.position.number >= self._ready_at_number:
-            self._move(State.READY)
+            self._move(Stage.READY)
             self._restorer.reset_patience()
             log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
 
     async def _save_orphans(self) -> None:
-        """Write each state of this replica to disk if the log does not continue from it.
+        """Write each state of this replica to disk if the log does not continue from it (an orphan).
 
         Perhaps no other replica has such a state. `_known` is the state of the grades now. `lost_log_state` comes from
         a lost log, and is not carried over into the present log yet.
@@ -252,18 +256,19 @@ class Replication:
 
     @property
     def _present_log(self) -> Log:
+        """The log that the block of `following` follows. Raises Unavailable before the first such block."""
         if self._log_or_none is None:
             raise Unavailable(self.explanation, retry_after=1)
         return self._log_or_none
 
     def _register_gauges(self) -> None:
         metrics = self._metrics
-        metrics.watch("ready", "1 while grades are served", lambda: self.state is State.READY)
+        metrics.watch("ready", "1 while grades are served", lambda: self.stage is Stage.READY)
         metrics.watch("records", "users with a grade", lambda: self._known.storage.count if self._known else 0)
         metrics.watch(
             "log_number", "number of the last entry applied", lambda: self._known.position.number if self._known else 0
         )
-        metrics.watch("sets_waiting", "changes that wait for their entry", lambda: len(self.sets))
+        metrics.watch("sets_waiting", "changes that wait for their entry", lambda: len(self.pending_sets))
 
 
 async def _no_peers() -> Sequence[Source]:

@@ -16,7 +16,7 @@ from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import Replication
 from quart_app.grades.settings import GradesSettings
-from quart_app.grades.storage import Frozen
+from quart_app.grades.storage import FrozenRecords
 from quart_app.http.body import read_json
 from quart_app.http.openapi import BASIC
 from quart_app.http.problems import Problem
@@ -25,7 +25,7 @@ from quart_app.security.basic import BasicAuth
 _UPDATE = TypeAdapter(GradeUpdate)
 _tagged = tag(["grades"])
 _needs_password = security_scheme([{BASIC: []}])
-#: About how many bytes an entry of the log takes.
+#: About how many bytes an entry of the log takes in Redis: counted for each change before it is appended.
 ENTRY_BYTES = 300
 
 
@@ -38,7 +38,7 @@ class UserQuery(BaseModel):
 class GradesRoutes:
     """The routes of one replica, one method each.
 
-    `store_room` counts bytes that are about to be stored, and raises Busy if there is no room for them.
+    `store_room` is `Memory.store`: it counts bytes that are about to be stored, and raises Busy if there is no room.
     """
 
     def __init__(self, replication: Replication, settings: GradesSettings, store_room: Callable[[int], None]) -> None:
@@ -97,12 +97,13 @@ class GradesRoutes:
                 retry_after=1,
             )
         header, records = self._replication.header_and_records()
-        body: Any = b"" if request.method == "HEAD" else self._stream(header, records)
+        # HEAD gives no backup, so it is not counted.
+        body: Any = b"" if request.method == "HEAD" else self._body_chunks(header, records)
         response = Response(body, content_type=MEDIA_TYPE, headers=_headers(header))
-        response.timeout = self._settings.backup_timeout_s
+        response.timeout = self._settings.backup_timeout_s  # in place of the RESPONSE_TIMEOUT of Quart
         return response
 
-    async def _stream(self, header: Header, records: Frozen) -> AsyncIterator[bytes]:
+    async def _body_chunks(self, header: Header, records: FrozenRecords) -> AsyncIterator[bytes]:
         # The backup is counted from its first chunk, not earlier. If a response is never sent, its body is never
         # closed, and its backup would count for ever.
         self._backups_in_progress += 1
@@ -117,11 +118,11 @@ class GradesRoutes:
         """Return the view behind Basic authentication."""
 
         @wraps(view)
-        async def guarded() -> Response:
+        async def checked_view() -> Response:
             await self.auth.check(request)
             return await view()
 
-        return guarded
+        return checked_view
 
 
 def _headers(header: Header) -> dict[str, str]:

@@ -51,7 +51,7 @@ def create(context: Context) -> Service:
             yield
 
     async def read_panel(replica: Mesh) -> Panel:
-        # This log is only looked at. It opens no connection of its own, so it need not be closed.
+        # This object only looks at the log. It opens no connection of its own, so it need not be closed.
         return panel.panel_of(
             await Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id).view(), await replica.roster()
         )

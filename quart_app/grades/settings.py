@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings
 
 from mesh import settings_config
 
-#: For trials on one machine only. A replica that others can reach refuses to start with it.
+#: The default password, for trials on one machine only. A replica that others can reach refuses to start with it.
 TRIAL_PASSWORD = "grades"
 
 

@@ -1,4 +1,4 @@
-"""Gets a whole state from the backup of a peer or from a snapshot on disk. Both are verified in the same way."""
+"""Sources of a whole state: the backup of a peer, and a snapshot on disk. Both are verified in the same way."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
 
-#: Bytes that are read at once.
+#: Most bytes that are read at once. The reader takes each piece in a thread, so a smaller one would cost more threads.
 CHUNK_BYTES = 1 << 16
 
-#: Checks the header of a backup; raises BadBackup if the state is of no use.
-Accept = Callable[[Header], Awaitable[None]]
+#: Checks the header of a backup; raises BadBackup if the caller cannot use the state.
+AcceptHeader = Callable[[Header], Awaitable[None]]
 
 
 class Source(Protocol):
     """Something that may have a backup. `open` raises NoBackup, OSError or httpx2.HTTPError."""
 
-    #: a label of the metrics: `disk` or `peer`
+    #: for a label of the metrics: `disk` or `peer`
     kind: str
     #: for the log
     name: str
@@ -45,7 +45,7 @@ class NoBackup(Exception):
     """The source has no backup to give now."""
 
 
-class File:
+class SnapshotFile:
     """A snapshot on disk."""
 
     kind = "disk"
@@ -95,7 +95,10 @@ FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, T
 async def peers(
     roster: Callable[[], Awaitable[Sequence[Member]]], own_replica: str, settings: GradesSettings
 ) -> list[Source]:
-    """Return the other live replicas in random order, ready ones first."""
+    """Return the other live replicas in random order: first the ready ones, and among these those with ready grades.
+
+    The order is random, so that not all restoring replicas ask the same one.
+    """
     other_members = [member for member in await roster() if member.replica != own_replica]
     reachable_members = [member for member in other_members if member.leased and member.private]
     random.shuffle(reachable_members)
@@ -107,9 +110,9 @@ async def peers(
 
 
 async def first_good(
-    sources: Sequence[Source], settings: GradesSettings, metrics: GradesMetrics, accept: Accept
+    sources: Sequence[Source], settings: GradesSettings, metrics: GradesMetrics, accept: AcceptHeader
 ) -> KnownState | None:
-    """Return the state of the first source that has a good one, or None."""
+    """Return the state of the first source whose backup is valid and whose header `accept` accepts, or None."""
     for source in sources:
         try:
             header, storage = await load(source, settings, accept)
@@ -125,22 +128,22 @@ async def first_good(
     return None
 
 
-async def load(source: Source, settings: GradesSettings, accept: Accept) -> tuple[Header, Storage]:
+async def load(source: Source, settings: GradesSettings, accept: AcceptHeader) -> tuple[Header, Storage]:
     """Return the whole, verified state of a source. `accept` checks the header before the rest is read.
 
     Raises BadBackup, NoBackup, TimeoutError, and what opening the source raises.
     """
     reader = BackupReader(settings.backup_max_records)
-    is_header_accepted = False
+    header_accepted = False
     try:
         async with asyncio.timeout(settings.backup_timeout_s), source.open() as chunks:
             async for chunk in chunks:
                 await asyncio.to_thread(reader.feed, chunk)
-                if reader.header is not None and not is_header_accepted:
+                if reader.header is not None and not header_accepted:
                     await accept(reader.header)
-                    is_header_accepted = True
+                    header_accepted = True
         return await asyncio.to_thread(reader.result)
     # Catches a cancellation, too. Freeing many records here would hold the event loop, so a thread frees them.
     except BaseException:
-        await asyncio.to_thread(reader.give_up)
+        await asyncio.to_thread(reader.free)
         raise

@@ -1,8 +1,8 @@
 """Keeps the grades in memory: one packed record per user.
 
-A record has four values, and for each value the stamp of the log entry that set it (`mesh.journal.position.pack_id`; 0:
-never set). For each field the value with the higher stamp wins. So records merge to the same result in any order, and
-merging a record twice changes nothing.
+A record has the values of four fields, and for each value its stamp. The stamp is the id of the log entry that set the
+value, packed into an integer by `mesh.journal.position.pack_id`; 0: never set. For each field the value with the higher
+stamp wins. So records merge to the same result in any order, and merging a record twice changes nothing.
 
 The records are spread over shards. A snapshot shares all shards with the storage. The storage copies a shared shard
 before it changes a record of the shard. So taking a snapshot costs the same for any number of records, and keeping it
@@ -19,19 +19,22 @@ from dataclasses import dataclass
 from quart_app.grades.models import FIELDS, UserGrade
 
 #: How many fields a record has.
-N = len(FIELDS)
+FIELD_COUNT = len(FIELDS)
+#: Name of a field -> its index in FIELDS.
 FIELD_AT = {name: index for index, name in enumerate(FIELDS)}
 #: The layout of a record: the values of all fields, then their stamps.
-RECORD = struct.Struct(f"<{N}q{N}Q")
+RECORD_LAYOUT = struct.Struct(f"<{FIELD_COUNT}q{FIELD_COUNT}Q")
 #: A record whose fields were never set.
-NEW = RECORD.pack(*(0,) * (2 * N))
+UNSET_RECORD = RECORD_LAYOUT.pack(*(0,) * (2 * FIELD_COUNT))
 
-#: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs.
-SHARDS = 4096
+#: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs. With fewer shards a copy
+#: would take longer; with more, a snapshot would. `_shard_of` needs a power of two.
+SHARD_COUNT = 4096
 #: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another process
-#: has other hashes, and so other shards (see `difference`).
+#: has other hashes, and so other shards (see `changes_beyond`).
 SHARD_SHIFT = 40
 
+#: Bytes of the hash of a record, and of the digest of all records.
 DIGEST_BYTES = 16
 _DIGEST_MASK = 2 ** (8 * DIGEST_BYTES) - 1
 
@@ -42,23 +45,27 @@ Changes = Mapping[int, tuple[int, int]]
 
 def grade_of(user_id: str, record: bytes) -> UserGrade:
     """Return the grade that a record holds."""
-    values = RECORD.unpack(record)[:N]
+    values = RECORD_LAYOUT.unpack(record)[:FIELD_COUNT]
     return UserGrade.model_construct(user_id=user_id, **dict(zip(FIELDS, values, strict=True)))
 
 
 def merged(record: bytes, changes: Changes) -> bytes:
-    """Return the record after changes: for each field the value with the higher stamp."""
-    cells = list(RECORD.unpack(record))
+    """Return the record after changes: each field has the value with the higher stamp."""
+    cells = list(RECORD_LAYOUT.unpack(record))
     for index, (value, stamp) in changes.items():
-        if stamp > cells[N + index]:
-            cells[index], cells[N + index] = value, stamp
-    return RECORD.pack(*cells)
+        if stamp > cells[FIELD_COUNT + index]:
+            cells[index], cells[FIELD_COUNT + index] = value, stamp
+    return RECORD_LAYOUT.pack(*cells)
 
 
-def newer(record: bytes, than: bytes) -> Changes:
-    """Return the fields of `record` that have a higher stamp than the same fields of `than`."""
-    ours, theirs = RECORD.unpack(record), RECORD.unpack(than)
-    return {index: (ours[index], ours[N + index]) for index in range(N) if ours[N + index] > theirs[N + index]}
+def newer_fields(record: bytes, other_record: bytes) -> Changes:
+    """Return the fields of `record` that have a higher stamp than the same fields of `other_record`."""
+    our_cells, their_cells = RECORD_LAYOUT.unpack(record), RECORD_LAYOUT.unpack(other_record)
+    return {
+        index: (our_cells[index], our_cells[FIELD_COUNT + index])
+        for index in range(FIELD_COUNT)
+        if our_cells[FIELD_COUNT + index] > their_cells[FIELD_COUNT + index]
+    }
 
 
 def _hash_of_record(user_id: str, record: bytes) -> int:
@@ -67,7 +74,7 @@ def _hash_of_record(user_id: str, record: bytes) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
+class FrozenRecords:
     """A snapshot of the storage in memory: all records of one moment."""
 
     shards: list[Shard]
@@ -75,21 +82,22 @@ class Frozen:
     digest: str
 
     def record(self, user_id: str) -> bytes | None:
+        """Return a user's packed record, or None."""
         return self.shards[_shard_of(user_id)].get(user_id)
 
-    def forget(self) -> None:
-        """Free all records in steps: see `Storage.forget`."""
-        _empty(self.shards)
+    def free(self) -> None:
+        """Free all records in steps: see `Storage.free`."""
+        _free_in_steps(self.shards)
 
 
 class Storage:
     """The records of all users."""
 
     def __init__(self) -> None:
-        self._shards: list[Shard] = [{} for _ in range(SHARDS)]
-        #: 1 for a shard that no snapshot shares
-        self._unshared = bytearray(b"\1") * SHARDS
-        #: the sum of the hashes of all records, so it does not depend on their order
+        self._shards: list[Shard] = [{} for _ in range(SHARD_COUNT)]
+        #: for each shard 1 if no snapshot shares it, else 0
+        self._is_unshared = bytearray(b"\1") * SHARD_COUNT
+        #: the sum of the hashes of all records, modulo 2 ** 128, so it does not depend on their order
         self._digest = 0
         self.count = 0
 
@@ -110,7 +118,7 @@ class Storage:
     def merge(self, user_id: str, changes: Changes) -> bytes:
         """Merge changes into a user's record and return the result. An unknown user is added, even without changes."""
         old_record = self.record(user_id)
-        new_record = merged(NEW if old_record is None else old_record, changes)
+        new_record = merged(UNSET_RECORD if old_record is None else old_record, changes)
         if new_record != old_record:
             self._replace_record(user_id, old_record, new_record)
         return new_record
@@ -118,7 +126,7 @@ class Storage:
     def add(self, user_id: str, record: bytes) -> None:
         """Merge a whole record into a user's record."""
         old_record = self.record(user_id)
-        new_record = record if old_record is None else merged(old_record, newer(record, old_record))
+        new_record = record if old_record is None else merged(old_record, newer_fields(record, old_record))
         if new_record != old_record:
             self._replace_record(user_id, old_record, new_record)
 
@@ -129,44 +137,46 @@ class Storage:
             self._digest -= _hash_of_record(user_id, old_record)
         self._digest = (self._digest + _hash_of_record(user_id, new_record)) & _DIGEST_MASK
         shard_index = _shard_of(user_id)
-        if not self._unshared[shard_index]:
+        if not self._is_unshared[shard_index]:
             self._shards[shard_index] = self._shards[shard_index].copy()
-            self._unshared[shard_index] = 1
+            self._is_unshared[shard_index] = 1
         self._shards[shard_index][user_id] = new_record
 
-    def snapshot(self) -> Frozen:
+    def snapshot(self) -> FrozenRecords:
         """Return the records of this moment. Later changes do not affect them."""
-        self._unshared = bytearray(SHARDS)
-        return Frozen(list(self._shards), self.count, self.digest)
+        self._is_unshared = bytearray(SHARD_COUNT)
+        return FrozenRecords(list(self._shards), self.count, self.digest)
 
-    def forget(self) -> None:
+    def free(self) -> None:
         """Free all records in steps; the storage cannot be used afterwards.
 
         Call it in a thread: freeing a million records in one step would hold the event loop for a tenth of a second.
         """
-        _empty(self._shards)
+        _free_in_steps(self._shards)
 
 
-def difference(of: Frozen, against: Frozen) -> Iterator[list[tuple[str, Changes]]]:
-    """Yield, for each shard, the users and changes that the state `of` has and the state `against` lacks.
+def changes_beyond(state: FrozenRecords, other_state: FrozenRecords) -> Iterator[list[tuple[str, Changes]]]:
+    """Yield a list for each shard: the users and changes that `state` has and `other_state` lacks.
 
     Both states are of this process, so each user has the same shard in both.
     """
-    for ours, theirs in zip(of.shards, against.shards, strict=True):
+    for our_shard, their_shard in zip(state.shards, other_state.shards, strict=True):
         changed_users = []
-        for user_id, record in ours.items():
-            their_record = theirs.get(user_id)
+        for user_id, record in our_shard.items():
+            their_record = their_shard.get(user_id)
             if their_record != record:
-                changes = newer(record, NEW if their_record is None else their_record)
+                changes = newer_fields(record, UNSET_RECORD if their_record is None else their_record)
+                # A user without any change is yielded, too, if the other state does not know the user.
                 if changes or their_record is None:
                     changed_users.append((user_id, changes))
         yield changed_users
 
 
-def _empty(shards: list[Shard]) -> None:
+def _free_in_steps(shards: list[Shard]) -> None:
+    # Each shard is a step: between two of them other threads may run.
     while shards:
         shards.pop()
 
 
 def _shard_of(user_id: str) -> int:
-    return hash(user_id) >> SHARD_SHIFT & SHARDS - 1
+    return hash(user_id) >> SHARD_SHIFT & SHARD_COUNT - 1

@@ -1,5 +1,8 @@
-"""Alembic's environment. The application passes a connection that holds the migration lock; the command line opens
-one from the settings, under the same lock."""
+"""Alembic's environment: Alembic runs this file for a command that uses the database.
+
+The application passes a connection that holds the migration lock. The command line passes none, so this file opens one
+from the settings, under the same lock.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from quart_app.movements.settings import MovementSettings
 from quart_app.movements.tables import metadata
 
 
-def migrate(connection: Connection) -> None:
+def run_migrations(connection: Connection) -> None:
     # One transaction for everything, on SQLite too: a migration that fails or is killed changes nothing.
     context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
     with context.begin_transaction():
@@ -24,12 +27,12 @@ async def migrate_from_the_command_line() -> None:
     database = MovementDatabase.of(MovementSettings())
     try:
         async with database.migrating() as connection:
-            await connection.run_sync(migrate)
+            await connection.run_sync(run_migrations)
     finally:
         await database.close()
 
 
 if (connection := context.config.attributes.get("connection")) is not None:
-    migrate(connection)
+    run_migrations(connection)
 else:
     asyncio.run(migrate_from_the_command_line())

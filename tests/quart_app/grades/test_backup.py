@@ -19,7 +19,7 @@ from mesh.journal.position import Position
 from quart_app.grades import backup
 from quart_app.grades.backup import BackupReader, BadBackup, Header
 from quart_app.grades.models import FIELDS
-from quart_app.grades.storage import Frozen, Storage
+from quart_app.grades.storage import FrozenRecords, Storage
 
 POSITION = Position("0123456789abcdef", 42, "1763700000500-3")
 NOW_MS = 1763700001234
@@ -35,9 +35,9 @@ def state_of(records: dict[str, list[tuple[int, int]]]) -> Storage:
     return storage
 
 
-def written(state: Frozen, **changed: object) -> bytes:
-    header = backup.describe(state, POSITION, ("f" * 16,), NOW_MS)
-    return b"".join(backup.write(replace(header, **changed), state))  # type: ignore[arg-type]
+def written(state: FrozenRecords, **changed: object) -> bytes:
+    header = backup.header_of(state, POSITION, ("f" * 16,), NOW_MS)
+    return b"".join(backup.chunks_of(replace(header, **changed), state))  # type: ignore[arg-type]
 
 
 def read(data: bytes, size: int = 1000, max_records: int = 10_000) -> tuple[Header, Storage]:
@@ -178,7 +178,7 @@ def test_more_records_than_allowed_are_refused_at_the_first_line(sample: bytes) 
 
 def test_a_bomb_is_refused_in_bounded_memory() -> None:
     """64 MB of one character in 64 kB are refused after one step."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, backup.GZIP)
+    packer = zlib.compressobj(9, zlib.DEFLATED, backup.GZIP_WBITS)
     bomb = b"".join(packer.compress(b"#" * (1 << 20)) for _ in range(64)) + packer.flush()
     tracemalloc.start()
     with pytest.raises(BadBackup, match="too long"):
@@ -193,7 +193,7 @@ def test_writing_and_reading_go_in_small_steps(sample: bytes) -> None:
     storage = Storage()
     for number in range(20_000):
         storage.merge(f"user-{number}", {0: (number, 1)})
-    header = backup.describe(storage.snapshot(), POSITION, (), NOW_MS)
-    chunks = list(backup.write(header, storage.snapshot()))
+    header = backup.header_of(storage.snapshot(), POSITION, (), NOW_MS)
+    chunks = list(backup.chunks_of(header, storage.snapshot()))
     assert len(chunks) > 200
     assert max(map(len, chunks)) < 200_000

@@ -15,7 +15,7 @@ from quart_app.grades import backup
 from quart_app.grades.backup import BadBackup, Header
 from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.settings import GradesSettings
-from quart_app.grades.sources import File, load
+from quart_app.grades.sources import SnapshotFile, load
 from quart_app.grades.storage import Storage
 
 RECORDS = 200_000
@@ -41,14 +41,14 @@ def _as_a_replica_begins() -> Iterator[None]:
 
 def described(storage: Storage) -> Header:
     state = storage.snapshot()
-    return backup.describe(state, POSITION, (), 1763700001000)
+    return backup.header_of(state, POSITION, (), 1763700001000)
 
 
 @pytest.fixture(scope="module")
 def file(grades: Storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a backup."""
     path = tmp_path_factory.mktemp("grades") / "backup.csv.gz"
-    path.write_bytes(b"".join(backup.write(described(grades), grades.snapshot())))
+    path.write_bytes(b"".join(backup.chunks_of(described(grades), grades.snapshot())))
     return path
 
 
@@ -69,7 +69,7 @@ async def test_making_a_backup_does_not_hold_the_loop() -> None:
 async def test_restoring_does_not_hold_the_loop(file: Path) -> None:
     """The backup is unpacked, checked and stored in steps."""
     async with Watch() as watch:
-        header, storage = await load(File(file), GradesSettings(), accept)
+        header, storage = await load(SnapshotFile(file), GradesSettings(), accept)
     assert storage.count == header.count == RECORDS
     assert watch.held_ms < MOST_MS
 
@@ -80,7 +80,7 @@ async def test_freeing_a_failed_restore_does_not_hold_the_loop(file: Path, tmp_p
     bad.write_bytes(file.read_bytes()[:-4])  # noqa: ASYNC240 - nothing else runs yet
     async with Watch() as watch:
         with pytest.raises(BadBackup, match="truncated"):
-            await load(File(bad), GradesSettings(), accept)
+            await load(SnapshotFile(bad), GradesSettings(), accept)
     assert watch.held_ms < MOST_MS
 
 
@@ -88,7 +88,7 @@ async def test_a_state_is_freed_in_steps() -> None:
     """One step would hold the loop for a tenth of a second with a million records, so a thread does it in steps."""
     state = filled(2 * RECORDS)
     async with Watch() as watch:
-        await asyncio.to_thread(state.forget)
+        await asyncio.to_thread(state.free)
     assert state.snapshot().shards == []
     assert watch.held_ms < 20
 

@@ -16,7 +16,7 @@ from mesh.journal.snapshots import Snapshots
 from quart_app.grades import backup
 from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.models import GradeUpdate, UserGrade
-from quart_app.grades.replication import MOVES, State
+from quart_app.grades.replication import MOVES, Stage
 from tests.support.grades import LOG_KEY, Node, Nodes, eventually, verified
 from tests.support.server import Server
 
@@ -61,7 +61,7 @@ async def test_an_own_entry_is_applied_once(nodes: Nodes) -> None:
     (one,) = await nodes.up("one")
     await fill(one, 10)
     assert one.replication._metrics.applied._value.get() == 10
-    assert not one.replication.sets._pending
+    assert not one.replication.pending_sets._pending
 
 
 async def test_a_new_node_takes_a_peers_backup_and_reads_on(nodes: Nodes) -> None:
@@ -115,7 +115,7 @@ async def trimmed_after_snapshots(node: Node, nodes: Nodes) -> None:
 def foreign(data: bytes) -> bytes:
     """Return a whole, well-formed backup of the same records that names another log."""
     header, storage = verified(data).result()
-    return b"".join(backup.write(replace(header, log="f" * 16), storage.snapshot()))
+    return b"".join(backup.chunks_of(replace(header, log="f" * 16), storage.snapshot()))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ async def test_while_it_restores_no_old_state_is_shown(nodes: Nodes) -> None:
 
     two._peers = held_up
     await two.start(ready=False)
-    await eventually(lambda: two.replication.state is State.RESTORING and two.replication._known is None, "restoring")
+    await eventually(lambda: two.replication.stage is Stage.RESTORING and two.replication._known is None, "restoring")
     with pytest.raises(Unavailable):
         two.replication.get("user-1")
     with pytest.raises(Unavailable):
@@ -525,7 +525,7 @@ async def test_an_append_that_never_arrived_is_refused_in_time(nodes: Nodes, mon
     with pytest.raises(Unavailable, match="did not confirm"):
         await one.set("alice", spp=2)
     assert one.replication.get("alice") is None
-    assert not one.replication.sets._pending
+    assert not one.replication.pending_sets._pending
 
 
 async def test_changes_under_way_are_bounded(nodes: Nodes) -> None:
@@ -558,7 +558,7 @@ async def test_a_backup_is_of_one_moment_while_changes_go_on(nodes: Nodes) -> No
     await fill(one, 100)
     header, state = one.replication.header_and_records()
     chunks = []
-    for number, chunk in enumerate(backup.write(header, state)):
+    for number, chunk in enumerate(backup.chunks_of(header, state)):
         chunks.append(chunk)
         await one.set(f"user-{number % 100}", spp=999)
         await one.set(f"new-{number}", spp=999)

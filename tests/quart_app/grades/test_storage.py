@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quart_app.grades.models import FIELDS
-from quart_app.grades.storage import NEW, RECORD, Changes, Frozen, Storage, difference, merged, newer
+from quart_app.grades.storage import (
+    RECORD_LAYOUT,
+    UNSET_RECORD,
+    Changes,
+    FrozenRecords,
+    Storage,
+    changes_beyond,
+    merged,
+    newer_fields,
+)
 
 USERS = st.sampled_from(["a", "b", "c", "d"])
 #: A stamp names one log entry, and an entry sets a field to one value: so the value follows from the stamp.
@@ -32,7 +41,7 @@ def filled(history: list[tuple[str, Changes]]) -> Storage:
     return storage
 
 
-def content(state: Frozen) -> dict[str, bytes]:
+def content(state: FrozenRecords) -> dict[str, bytes]:
     return {user_id: record for shard in state.shards for user_id, record in shard.items()}
 
 
@@ -74,11 +83,11 @@ def test_carrying_the_difference_over_makes_a_state_complete(
 ) -> None:
     """Afterwards it has the fields of both, and there is no difference left."""
     one, two, both = filled(first), filled(second), filled([*first, *second])
-    for found in difference(one.snapshot(), two.snapshot()):
+    for found in changes_beyond(one.snapshot(), two.snapshot()):
         for user_id, changes in found:
             two.merge(user_id, changes)
     assert two.digest == both.digest
-    assert not any(difference(one.snapshot(), two.snapshot()))
+    assert not any(changes_beyond(one.snapshot(), two.snapshot()))
 
 
 @given(HISTORIES, HISTORIES)
@@ -117,9 +126,9 @@ def test_a_change_without_fields_adds_the_user() -> None:
 
 def test_zero_is_a_value_and_can_be_overwritten_only_by_a_later_one() -> None:
     """A field that is set to 0 does not lose against an older value."""
-    record = merged(NEW, {1: (5, 10)})
+    record = merged(UNSET_RECORD, {1: (5, 10)})
     record = merged(record, {1: (0, 11)})
-    assert newer(record, NEW) == {1: (0, 11)}
+    assert newer_fields(record, UNSET_RECORD) == {1: (0, 11)}
     assert merged(record, {1: (5, 10)}) == record
 
 
@@ -137,7 +146,7 @@ def test_a_record_takes_little_memory() -> None:
     count = 500_000
     storage = Storage()
     for number in range(count):
-        storage.add(f"user-{number:07d}", RECORD.pack(*[number] * 4, *[1763700000000 << 16 | number] * 4))
+        storage.add(f"user-{number:07d}", RECORD_LAYOUT.pack(*[number] * 4, *[1763700000000 << 16 | number] * 4))
     shards = storage.snapshot().shards
     used = sum(sys.getsizeof(shard) for shard in shards) + sum(
         sys.getsizeof(user_id) + sys.getsizeof(record) for shard in shards for user_id, record in shard.items()
