@@ -80,7 +80,7 @@ def filled(records: int) -> Storage:
 async def give(storage: Storage, folder: asyncio.Queue[bytes]) -> None:
     """Make a backup and pass it through a small queue, so that a slow taker slows the giver."""
     state = storage.snapshot()
-    header = backup.describe(state, POSITION, (), 1763700001000)
+    header = backup.header_of(state, POSITION, (), 1763700001000)
     async for chunk in backup_chunks(header, state):
         await folder.put(chunk)
     await folder.put(b"")
@@ -110,7 +110,7 @@ async def measure(records: int) -> bool:
     sizes = 0
     async with Watch(storage) as making:
         state = storage.snapshot()
-        header = backup.describe(state, POSITION, (), 1763700001000)
+        header = backup.header_of(state, POSITION, (), 1763700001000)
         async for chunk in backup_chunks(header, state):
             sizes += len(chunk)
     print(
@@ -133,7 +133,7 @@ async def measure(records: int) -> bool:
     same = again.digest == storage.digest
     print(f"digests equal: {same}")
     async with Watch() as leaving:
-        await asyncio.to_thread(again.forget)
+        await asyncio.to_thread(again.free)
     print(f"release of a state: {leaving.seconds:.2f} s, {leaving.held()}")
     return same and max(making.held_ms, taking.held_ms, leaving.held_ms) < 100
 

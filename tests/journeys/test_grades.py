@@ -270,10 +270,10 @@ async def test_a_million_records_are_restored_from_a_peer_that_goes_on_serving(m
     """The memory of both replicas is bounded, and the one that gives its backup answers meanwhile."""
     records = 1_000_000
     storage = filled(records)
-    header = backup.describe(storage.snapshot(), Position("0" * 16, 9, "1763700001000-0"), (), 1763700001000)
+    header = backup.header_of(storage.snapshot(), Position("0" * 16, 9, "1763700001000-0"), (), 1763700001000)
     mesh.disk(1).mkdir()
     path = mesh.disk(1) / f"{header.log}-{header.number:012d}-{header.id}.csv.gz"
-    path.write_bytes(b"".join(backup.write(header, storage.snapshot())))
+    path.write_bytes(b"".join(backup.chunks_of(header, storage.snapshot())))
     digest = storage.digest
     del storage
     giver = mesh.replicas.spawn(mesh.env(1))
