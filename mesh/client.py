@@ -324,7 +324,7 @@ class Client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.deadline_ms / 1000):
                 while self._presence is not None and self._presence.calls.unanswered:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.01)  # seconds; then look again
 
 
 @contextlib.contextmanager

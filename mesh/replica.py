@@ -236,9 +236,10 @@ class Replica:
         self._opened.append(connection)
         return connection
 
-    def _make_link(self, commit_script: Script, scripts_beside: list[Script]) -> Link:
+    def _make_link(self, commit_script: Script, other_scripts: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
         # After an error the link repeats a batch for up to one ttl. Redis keeps the result of a batch longer: 10 ttls.
+        # The words are in the order in which submit.lua and commit.lua read KEYS and ARGV.
         common_arguments = (grant.holder, 10 * settings.lease_ttl_ms)
         submit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: number of keys
@@ -255,7 +256,7 @@ class Replica:
             trusted=lambda: self._lease.trusted,
             submit_script=(scripts.variants(scripts.SUBMIT), submit_arguments),
             commit_script=(scripts.variants(commit_script), commit_arguments),
-            scripts=scripts_beside,
+            scripts=other_scripts,
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
@@ -333,7 +334,7 @@ class Replica:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 while self._calls.unanswered:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.01)  # seconds; then look again
         released = await self._lease.release(RELEASE_WAIT_S)
         log.info("lease released" if released else "lease not released", database=self.database)
         await self._database_consumer.stop(0)  # without a wait: the lease is over

@@ -127,7 +127,7 @@ class _ReplyProtocol(asyncio.Protocol):
         self._overdue_timer: asyncio.TimerHandle | None = None
 
     def expect(self, reply_count: int) -> asyncio.Future[list[Any]]:
-        """Return a future of the next `count` replies. Its exceptions are those of redis-py.
+        """Return a future of the next `reply_count` replies. Its exceptions are those of redis-py.
 
         Call this only when the future of the round trip before is done: each call replaces the list of replies and the
         future. A reply that nobody expects is appended to the list of the last trip, which its caller has already.
@@ -207,7 +207,7 @@ class RedisConnection:
             raise
 
     def _write(self, packed: bytes, reply_count: int) -> asyncio.Future[list[Any]]:
-        """Send the bytes of some commands, and return a future of their `count` replies."""
+        """Send the bytes of some commands, and return a future of their `reply_count` replies."""
         protocol = self._protocol
         if protocol is None or self._transport.is_closing():
             raise redis_errors.ConnectionError(_CLOSED_TEXT)

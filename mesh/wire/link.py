@@ -190,7 +190,7 @@ class Link:
             # The runs of commit.lua and submit.lua come first, so only the first two replies can be theirs.
             if isinstance(replies[0], Exception) or isinstance(replies[min(1, len(replies) - 1)], Exception):
                 await self._send_full_variants(commands, replies)
-        except redis_errors.DataError:
+        except redis_errors.DataError:  # from `pack`, before anything was sent
             self._fail_unsendable(taken)
         except redis_errors.RedisError as error:
             fail(itertools.chain(*taken), error)

@@ -60,7 +60,7 @@ def merge(first: KnownState, second: KnownState) -> KnownState:
     older_state, newer_state = sorted((first, second), key=lambda known: known.position.stamp)
     for shard in older_state.storage.snapshot().shards:
         for user_id, record in shard.items():
-            newer_state.storage.add(user_id, record)
+            newer_state.storage.merge_record(user_id, record)
     older_state.storage.free()
     # The log of `newer_state` is in its position, and no log continues itself.
     return KnownState(newer_state.storage, newer_state.position, union(older_state.lineage, newer_state.continues))

@@ -21,7 +21,7 @@ from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
 
-#: Most bytes that are read at once. The reader takes each piece in a thread, so a smaller one would cost more threads.
+#: Most bytes that are read at once. The reader takes each piece in a thread, so smaller pieces take more time.
 CHUNK_BYTES = 1 << 16
 
 #: Checks the header of a backup; raises BadBackup if the caller cannot use the state.

@@ -4,9 +4,9 @@ A record has the values of four fields, and for each value its stamp. The stamp 
 value, packed into an integer by `mesh.journal.position.pack_id`; 0: never set. For each field the value with the higher
 stamp wins. So records merge to the same result in any order, and merging a record twice changes nothing.
 
-The records are spread over shards. A snapshot shares all shards with the storage. The storage copies a shared shard
-before it changes a record of the shard. So taking a snapshot costs the same for any number of records, and keeping it
-costs only the memory of the shards that change meanwhile.
+The records are spread over shards. `snapshot` freezes the records of one moment: they share all shards with the
+storage. The storage copies a shared shard before it changes a record of the shard. So freezing costs the same for any
+number of records, and keeping frozen records costs only the memory of the shards that change meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECORD_LAYOUT = struct.Struct(f"<{FIELD_COUNT}q{FIELD_COUNT}Q")
 UNSET_RECORD = RECORD_LAYOUT.pack(*(0,) * (2 * FIELD_COUNT))
 
 #: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs. With fewer shards a copy
-#: would take longer; with more, a snapshot would. `_shard_of` needs a power of two.
+#: would take longer; with more, freezing would. `_shard_of` needs a power of two.
 SHARD_COUNT = 4096
 #: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another process
 #: has other hashes, and so other shards (see `changes_beyond`).
@@ -75,7 +75,7 @@ def _hash_of_record(user_id: str, record: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FrozenRecords:
-    """A snapshot of the storage in memory: all records of one moment."""
+    """All records of one moment, in memory: what a backup or a snapshot file is made of."""
 
     shards: list[Shard]
     count: int
@@ -95,8 +95,8 @@ class Storage:
 
     def __init__(self) -> None:
         self._shards: list[Shard] = [{} for _ in range(SHARD_COUNT)]
-        #: for each shard 1 if no snapshot shares it, else 0
-        self._is_unshared = bytearray(b"\1") * SHARD_COUNT
+        #: for each shard 1 if no `FrozenRecords` shares it, else 0
+        self._owns_shard = bytearray(b"\1") * SHARD_COUNT
         #: the sum of the hashes of all records, modulo 2 ** 128, so it does not depend on their order
         self._digest = 0
         self.count = 0
@@ -123,7 +123,7 @@ class Storage:
             self._replace_record(user_id, old_record, new_record)
         return new_record
 
-    def add(self, user_id: str, record: bytes) -> None:
+    def merge_record(self, user_id: str, record: bytes) -> None:
         """Merge a whole record into a user's record."""
         old_record = self.record(user_id)
         new_record = record if old_record is None else merged(old_record, newer_fields(record, old_record))
@@ -137,14 +137,14 @@ class Storage:
             self._digest -= _hash_of_record(user_id, old_record)
         self._digest = (self._digest + _hash_of_record(user_id, new_record)) & _DIGEST_MASK
         shard_index = _shard_of(user_id)
-        if not self._is_unshared[shard_index]:
+        if not self._owns_shard[shard_index]:
             self._shards[shard_index] = self._shards[shard_index].copy()
-            self._is_unshared[shard_index] = 1
+            self._owns_shard[shard_index] = 1
         self._shards[shard_index][user_id] = new_record
 
     def snapshot(self) -> FrozenRecords:
-        """Return the records of this moment. Later changes do not affect them."""
-        self._is_unshared = bytearray(SHARD_COUNT)
+        """Freeze and return the records of this moment. Later changes do not affect them."""
+        self._owns_shard = bytearray(SHARD_COUNT)
         return FrozenRecords(list(self._shards), self.count, self.digest)
 
     def free(self) -> None:
