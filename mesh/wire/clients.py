@@ -31,7 +31,7 @@ SHARED_CONNECTIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The name and the password of a Redis user. `password` is None for a user that needs none."""
+    """The name and the password of a Redis user."""
 
     username: str
     password: str | None = field(repr=False)

@@ -241,7 +241,7 @@ class BackupReader:
                     raise BadBackup(f"record {self._read_count} has {len(cells)} cells instead of {2 * FIELD_COUNT}")
                 if max(stamps) > newest_stamp:
                     raise BadBackup(f"record {self._read_count} is newer than the backup")
-                self._storage.add(user_id, RECORD_LAYOUT.pack(*map(int, cells[:FIELD_COUNT]), *stamps))
+                self._storage.merge_record(user_id, RECORD_LAYOUT.pack(*map(int, cells[:FIELD_COUNT]), *stamps))
                 self._read_count += 1
         except (ValueError, csv.Error, struct.error) as error:
             raise BadBackup(f"record {self._read_count} cannot be read: {error}") from error

@@ -59,7 +59,7 @@ class PendingSets:
                 pending.position = await self._append_change(update, grades_log, reader_at, write_name)
                 return await pending.answer
         except TimeoutError as error:
-            raise _unconfirmed(pending.position) from error
+            raise _unconfirmed_error(pending.position) from error
         finally:
             del self._pending[write_name]
 
@@ -67,14 +67,14 @@ class PendingSets:
         """Answer the change of this name, whose entry has just been applied to `storage`."""
         pending = self._pending.get(write_name)
         if pending is not None:
-            _answer_with_record(pending, storage)
+            _answer_with_grade(pending, storage)
 
     def confirm_up_to(self, known: KnownState) -> None:
         """Answer the changes whose entries a restored state contains."""
         for pending in self._pending.values():
             position = pending.position
             if position is not None and position.log == known.position.log and position.number <= known.position.number:
-                _answer_with_record(pending, known.storage)
+                _answer_with_grade(pending, known.storage)
 
     async def _append_change(
         self, update: GradeUpdate, grades_log: Log, reader_at: Position, write_name: str
@@ -97,13 +97,15 @@ class PendingSets:
             return None
 
 
-def _answer_with_record(pending: PendingSet, storage: Storage) -> None:
+def _answer_with_grade(pending: PendingSet, storage: Storage) -> None:
     grade = storage.get(pending.user_id)
+    # The answer is done already if its caller was cancelled.
     if grade is not None and not pending.answer.done():
         pending.answer.set_result(grade)
 
 
-def _unconfirmed(position: Position | None) -> Unavailable:
+def _unconfirmed_error(position: Position | None) -> Unavailable:
+    # None: Redis may or may not have appended the change.
     if position is not None:
         return Unavailable("the change is recorded, but this replica has not applied it in time", recorded=position.id)
     return Unavailable("the log did not confirm the change in time; it is safe to send it again", retry_after=1)

@@ -146,7 +146,9 @@ def test_a_record_takes_little_memory() -> None:
     count = 500_000
     storage = Storage()
     for number in range(count):
-        storage.merge_record(f"user-{number:07d}", RECORD_LAYOUT.pack(*[number] * 4, *[1763700000000 << 16 | number] * 4))
+        storage.merge_record(
+            f"user-{number:07d}", RECORD_LAYOUT.pack(*[number] * 4, *[1763700000000 << 16 | number] * 4)
+        )
     shards = storage.snapshot().shards
     used = sum(sys.getsizeof(shard) for shard in shards) + sum(
         sys.getsizeof(user_id) + sys.getsizeof(record) for shard in shards for user_id, record in shard.items()
