@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 
 def pauses(least: float = 0.1, most: float = 5.0) -> Iterator[float]:
-    """Yield growing pauses in seconds, each with random jitter, so that replicas do not retry at the same moments."""
+    """Yield pauses in seconds that grow from `least` to `most`.
+
+    Each is shortened at random, by up to a half, so that replicas do not retry at the same moments.
+    """
     pause = least
     while True:
         yield pause * random.uniform(0.5, 1.0)

@@ -97,12 +97,11 @@ class _SentinelClient(Redis):
 class _HeedsCancellation:
     """A mixin for redis-py's connections: a cancellation during a send is not lost.
 
-    Its `type: ignore` comments are for methods of the class that it is mixed into.
-
     redis-py sends inside `asyncio.wait_for`. In Python 3.11 `wait_for` loses a cancellation that comes at the moment at
     which the send ends. Then the task goes on, and the code that cancelled it waits forever.
 
-    If a connection was reset, uvloop raises a RuntimeError; the mixin raises a ConnectionError instead.
+    If a connection was reset, uvloop raises a RuntimeError; the mixin raises a ConnectionError instead. Its comments
+    `type: ignore` are for methods of the class that it is mixed into, which mypy does not see.
     """
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:

@@ -31,9 +31,12 @@ from mesh.journal import Position, pack_id, unpack_id
 from quart_app.grades.models import FIELDS, USER_ID_MAX
 from quart_app.grades.storage import FIELD_COUNT, RECORD_LAYOUT, FrozenRecords, Storage
 
+#: The format of backups that this release writes, and the only one that it reads.
 FORMAT = "grades/1"
+#: The end of the name of a backup's or snapshot's file.
 SUFFIX = "csv.gz"
 MEDIA_TYPE = "application/gzip"
+#: The second line of a backup.
 COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 
 #: Shards written in one step: about 4000 of a million records, which takes about 20 ms.

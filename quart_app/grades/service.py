@@ -30,11 +30,13 @@ LOG_KEY = "shared:grades:log"
 def create(context: Context) -> Service:
     """Return the service, with its settings from the environment."""
     settings = GradesSettings()
+    # Raises SetupError if others can reach this replica and the password is empty or well known.
     refuse_known(context.settings.host, "GRADES_PASSWORD", settings.password)
     if settings.password.get_secret_value() == TRIAL_PASSWORD:
         log.warning("default password in use", setting="GRADES_PASSWORD")
     replication = Replication(settings, GradesMetrics(context.metrics))
 
+    # A function, because `context.mesh` exists only during a membership.
     def store_room(byte_count: int) -> None:
         context.mesh.memory.store(byte_count)
 
