@@ -1,6 +1,6 @@
 """What waits for the next round trips of a link: commands, requests and transactions, each with its waiter.
 
-Each kind has a `Queue`. The link takes one batch at a time from it.
+Each kind has a `SendQueue`. The link takes one batch at a time from it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def weight_of(words: Sequence[Any]) -> int:
     return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WEIGHT_SHIFT)
 
 
-class Queue(Generic[T]):
+class SendQueue(Generic[T]):
     """Items of one kind that wait for a round trip, each with its waiter and its weight in words."""
 
     def __init__(self, bound: int = MOST_WAITING) -> None:

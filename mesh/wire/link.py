@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from redis import exceptions as redis_errors
 
 from mesh.errors import LeaseLost, MeshError, Unavailable, redis_is_full
-from mesh.wire.batch import Items, Queue, Waiter, fail, weight_of
+from mesh.wire.batch import Items, SendQueue, Waiter, fail, weight_of
 from mesh.wire.codec import decode
 from mesh.wire.connection import Encoded, RedisConnection, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
@@ -77,13 +77,13 @@ class Link:
         self._full_variant_by_sha = {
             script.sha: variants.when_full.sha for variants in variant_sets for script in variants.all
         }
-        self._shared: Queue[tuple[Any, ...]] = Queue()
-        self._own: Queue[tuple[Any, ...]] = Queue()
-        self._submissions: Queue[Encoded] = Queue()
-        self._commits: Queue[Encoded] = Queue()
+        self._shared: SendQueue[tuple[Any, ...]] = SendQueue()
+        self._own: SendQueue[tuple[Any, ...]] = SendQueue()
+        self._submissions: SendQueue[Encoded] = SendQueue()
+        self._commits: SendQueue[Encoded] = SendQueue()
         #: `_take` returns the items of the queues in this order. `_commands_of_trip` and `_resolve_waiters` have their
         #: parameters in the same order.
-        self._queues: tuple[Queue[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
+        self._queues: tuple[SendQueue[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
         #: the items of the queues, to see quickly whether anything is to be sent
         self._item_deques = tuple(queue.items for queue in self._queues)
         #: done when a queue has an item
@@ -138,7 +138,7 @@ class Link:
             self._commits.add(transaction, waiter, transaction[1])
         self._send_soon()
 
-    def _add(self, queue: Queue[Any], item: Any) -> asyncio.Future[Any]:
+    def _add(self, queue: SendQueue[Any], item: Any) -> asyncio.Future[Any]:
         if self._end_error is not None:
             raise self._end_error
         waiter: asyncio.Future[Any] = self._loop.create_future()

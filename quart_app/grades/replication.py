@@ -50,7 +50,7 @@ APPLY_SLICE_S = 0.01
 LOG_CHECK_TIMEOUT_S = 1.0
 
 
-class Stage(Enum):
+class GradesStage(Enum):
     """A stage in the life cycle of a replica's grades, as in the drawing above. The grades are in a `KnownState`."""
 
     CLOSED = "closed"
@@ -60,9 +60,9 @@ class Stage(Enum):
 
 #: The stages to which each stage may change.
 MOVES = {
-    Stage.CLOSED: {Stage.RESTORING},
-    Stage.RESTORING: {Stage.READY, Stage.CLOSED},
-    Stage.READY: {Stage.RESTORING, Stage.CLOSED},
+    GradesStage.CLOSED: {GradesStage.RESTORING},
+    GradesStage.RESTORING: {GradesStage.READY, GradesStage.CLOSED},
+    GradesStage.READY: {GradesStage.RESTORING, GradesStage.CLOSED},
 }
 
 
@@ -89,7 +89,7 @@ class Replication:
         self._ending = False
         #: set while `stage` is READY
         self._ready = asyncio.Event()
-        self.stage = Stage.CLOSED
+        self.stage = GradesStage.CLOSED
         #: why the grades are not ready; "" when they are
         self.explanation = "the grades are not open yet"
         self._register_gauges()
@@ -97,7 +97,7 @@ class Replication:
     @property
     def number(self) -> int | None:
         """The number of the last entry that is applied; None while the grades are not ready."""
-        return self._known.position.number if self._known is not None and self.stage is Stage.READY else None
+        return self._known.position.number if self._known is not None and self.stage is GradesStage.READY else None
 
     # What the routes use
 
@@ -126,7 +126,7 @@ class Replication:
     async def following(self, grades_log: Log, peers: Peers) -> AsyncIterator[None]:
         """Follow a log while the block lasts. The block begins when the state is restored up to the end of the log."""
         self._log_or_none, self._peers, self._ending = grades_log, peers, False
-        self._move(Stage.RESTORING, "the grades are being restored")
+        self._move(GradesStage.RESTORING, "the grades are being restored")
         await self.keeper.check_disk()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -139,7 +139,7 @@ class Replication:
                     follow_task.cancel()
                     self.keeper.cancel()
         finally:
-            self._move(Stage.CLOSED, "the grades are closed")
+            self._move(GradesStage.CLOSED, "the grades are closed")
             await self._save_orphans()
             await grades_log.close()
 
@@ -152,7 +152,7 @@ class Replication:
                 await self._follow(tasks)
             except LogError as error:
                 log.warning("log lost or replaced; restoring", reason=str(error))
-                self._move(Stage.RESTORING, f"the grades are being restored: {error}")
+                self._move(GradesStage.RESTORING, f"the grades are being restored: {error}")
                 known, self._known, self._ready_at_number = self._known, None, None
                 await self._carry_over.put_aside(known)
             except (RedisError, MeshError, OSError) as error:
@@ -161,7 +161,7 @@ class Replication:
             # Random, so that the replicas do not all come back to Redis at the same moment.
             await asyncio.sleep(RETRY_S * (0.5 + random.random()))
 
-    def _move(self, new_stage: Stage, explanation: str = "") -> None:
+    def _move(self, new_stage: GradesStage, explanation: str = "") -> None:
         # Between two attempts to restore, only the explanation changes.
         if new_stage is self.stage:
             self.explanation = explanation
@@ -169,11 +169,11 @@ class Replication:
         if new_stage not in MOVES[self.stage]:
             raise RuntimeError(f"the grades cannot go from {self.stage.value} to {new_stage.value}")
         self.stage, self.explanation = new_stage, explanation
-        (self._ready.set if new_stage is Stage.READY else self._ready.clear)()
+        (self._ready.set if new_stage is GradesStage.READY else self._ready.clear)()
 
     def _require_known(self) -> KnownState:
         """Return the grades and their position. Raises Unavailable unless they are ready."""
-        if self.stage is not Stage.READY or self._known is None:
+        if self.stage is not GradesStage.READY or self._known is None:
             raise Unavailable(self.explanation, retry_after=1)
         return self._known
 
@@ -182,7 +182,7 @@ class Replication:
             restored = await self._restorer.restore(self._present_log, self._peers)
             if restored is None:
                 if self._restorer.explanation:
-                    self._move(Stage.RESTORING, self._restorer.explanation)
+                    self._move(GradesStage.RESTORING, self._restorer.explanation)
                 await asyncio.sleep(RETRY_S)
                 continue
             # The whole state was verified before this assignment, so no part of a bad backup is ever served.
@@ -201,9 +201,9 @@ class Replication:
             while True:
                 await self._apply(known, await tail.read())
                 self._reachable = True
-                if tail.at_end and self.stage is not Stage.READY:
+                if tail.at_end and self.stage is not GradesStage.READY:
                     await self._finish_restoring(known)
-                if self.stage is Stage.READY and self.keeper.is_due(known.position):
+                if self.stage is GradesStage.READY and self.keeper.is_due(known.position):
                     self.keeper.start(tasks, self._require_known, self._present_log, self._carry_over.carried_files)
 
     async def _apply(self, known: KnownState, log_entries: Sequence[Entry]) -> None:
@@ -232,7 +232,7 @@ class Replication:
         if self._ready_at_number is None:
             self._ready_at_number = await self._carry_over.carry(known, self._present_log)
         if known.position.number >= self._ready_at_number:
-            self._move(Stage.READY)
+            self._move(GradesStage.READY)
             self._restorer.reset_patience()
             log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
 
@@ -263,7 +263,7 @@ class Replication:
 
     def _register_gauges(self) -> None:
         metrics = self._metrics
-        metrics.watch("ready", "1 while grades are served", lambda: self.stage is Stage.READY)
+        metrics.watch("ready", "1 while grades are served", lambda: self.stage is GradesStage.READY)
         metrics.watch("records", "users with a grade", lambda: self._known.storage.count if self._known else 0)
         metrics.watch(
             "log_number", "number of the last entry applied", lambda: self._known.position.number if self._known else 0

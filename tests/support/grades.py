@@ -17,7 +17,7 @@ from quart_app.grades.backup import BackupReader
 from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.models import GradeUpdate, UserGrade
-from quart_app.grades.replication import Replication, Stage
+from quart_app.grades.replication import GradesStage, Replication
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.sources import NoBackup, Source
 
@@ -77,7 +77,7 @@ class Node:
 
     @property
     def is_ready(self) -> bool:
-        return self.replication.stage is Stage.READY
+        return self.replication.stage is GradesStage.READY
 
     async def start(self, *, ready: bool = True) -> None:
         """Begin, or go on with the state in memory, and wait until the node is ready."""

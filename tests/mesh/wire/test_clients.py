@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import DataError, NoScriptError
 
 from mesh import Busy, Connections, RedisSettings, Unavailable
-from mesh.wire.batch import Queue
+from mesh.wire.batch import SendQueue
 from mesh.wire.clients import Credentials, heeding_cancellation
 from mesh.wire.connection import Command, RedisConnection, TooLarge, encode_words
 from mesh.wire.link import Link
@@ -32,7 +32,7 @@ def _waiter() -> asyncio.Future[str]:
 
 async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
     """The oldest items go first, the rest waits for the next trip, and an item beyond the bound goes alone."""
-    queue: Queue[str] = Queue()
+    queue: SendQueue[str] = SendQueue()
     for words in ("aa", "bb", "cc", "ddddddddd", "e"):
         queue.add(words, _waiter(), len(words))
     assert [item for item, *_ in queue.take(5)] == ["aa", "bb"]
@@ -78,7 +78,7 @@ async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
 
 async def test_a_batch_has_a_bound() -> None:
     """An item beyond the bound is refused at once with Busy; those that wait stay."""
-    queue: Queue[str] = Queue(bound=2)
+    queue: SendQueue[str] = SendQueue(bound=2)
     queue.add("one", _waiter(), 1)
     queue.add("two", _waiter(), 1)
     with pytest.raises(Busy):
@@ -88,7 +88,7 @@ async def test_a_batch_has_a_bound() -> None:
 
 async def test_what_waits_in_a_batch_fails_together() -> None:
     """A waiter that was cancelled before stays cancelled."""
-    queue: Queue[str] = Queue()
+    queue: SendQueue[str] = SendQueue()
     waiting, given_up = _waiter(), _waiter()
     queue.add("one", waiting, 1)
     queue.add("two", given_up, 1)

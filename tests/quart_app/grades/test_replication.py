@@ -16,7 +16,7 @@ from mesh.journal.snapshots import Snapshots
 from quart_app.grades import backup
 from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.models import GradeUpdate, UserGrade
-from quart_app.grades.replication import MOVES, Stage
+from quart_app.grades.replication import MOVES, GradesStage
 from tests.support.grades import LOG_KEY, Node, Nodes, eventually, verified
 from tests.support.server import Server
 
@@ -237,7 +237,9 @@ async def test_while_it_restores_no_old_state_is_shown(nodes: Nodes) -> None:
 
     two._peers = held_up
     await two.start(ready=False)
-    await eventually(lambda: two.replication.stage is Stage.RESTORING and two.replication._known is None, "restoring")
+    await eventually(
+        lambda: two.replication.stage is GradesStage.RESTORING and two.replication._known is None, "restoring"
+    )
     with pytest.raises(Unavailable):
         two.replication.get("user-1")
     with pytest.raises(Unavailable):

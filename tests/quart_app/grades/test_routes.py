@@ -14,7 +14,7 @@ from quart import Blueprint, Quart
 from mesh import Busy
 from mesh.testing.fake_server import FakeClient
 from quart_app.grades.backup import BackupReader
-from quart_app.grades.replication import Stage
+from quart_app.grades.replication import GradesStage
 from quart_app.grades.routes import GradesRoutes
 from quart_app.http.application import Application
 from quart_app.http.metrics import RequestMetrics
@@ -188,7 +188,7 @@ async def test_while_restoring_every_route_is_503(site: Site) -> None:
     """There is no 404 for a user that may exist, no backup of a part of the state, and no change."""
     assert (await site.private.head("/backup", headers=AUTH)).status_code == 200
     await site.node.pause()  # or it would be ready again at the next look at the log
-    site.node.replication._move(Stage.RESTORING, "the grades are being restored")
+    site.node.replication._move(GradesStage.RESTORING, "the grades are being restored")
     for answer in (
         await site.public.get("/get?user_id=alice"),
         await site.private.post("/set", json={"user_id": "alice"}, headers=AUTH),
