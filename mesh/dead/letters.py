@@ -111,8 +111,8 @@ class DeadLetters:
         There are at most `most` letters, and fewer where bodies are large. `body` is how many bytes of each body are
         read, at most. Raises redis-py's errors.
         """
-        rows = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
-        return [_parse_letter(row) for row in rows]
+        value_lists = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
+        return [_parse_letter(values) for values in value_lists]
 
     async def all(self, *, newest: str = "+", body: int = 0) -> list[DeadLetter]:
         """Return all letters up to the id `newest`, the newest first; `body` as in `look`. Raises redis-py's errors.

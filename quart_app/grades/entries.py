@@ -64,8 +64,8 @@ class EntryChanges:
 
     #: user ids, each with the changes of this user
     by_user: Sequence[tuple[str, Changes]] = ()
-    #: The identities of older logs whose changes the log may contain after this entry: a part of them, if more carry
-    #: entries of the same log follow. If these never come, another replica may still carry the rest over.
+    #: The identities of older logs from which this log may contain changes. A carry entry names its log even if further
+    #: carry entries must follow. If these never come, another replica may still carry the rest over.
     continues: tuple[str, ...] = ()
 
 
