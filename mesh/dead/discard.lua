@@ -15,7 +15,7 @@ local function discard(id)
   discarded_ids[#discarded_ids + 1] = id
 end
 
--- 10: the ids of named letters begin there in ARGV. `discard` never stops the walk.
+-- In ARGV, the ids of named letters begin at 10, and the words for `record` at 7. `discard` never stops the walk.
 local discarded_count, gone_count, after, problem = walk(10, discard)
 if discarded_count + gone_count > 0 then
   record(7, 'dead letters discarded', discarded_ids, discarded_count .. ' discarded, ' .. gone_count .. ' gone', problem)
