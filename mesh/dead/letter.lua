@@ -1,6 +1,7 @@
--- Reads a dead letter (`fields`: names and values in turn). Its own fields come first, and `deliveries` is the last of them. All other fields are those of the
--- request or event. A letter of an older release has no field `kind`: its stream tells whether this was a request or event.
--- Returns the letter's own fields by name, and the position of the first other field.
+-- Reads a dead letter; `fields` are its names and values in turn. The letter's own fields come first, and `deliveries` is the
+-- last of them. All other fields are those of the request or event. A letter of an older release has no field `kind`: its
+-- stream tells whether this was a request or event. Returns the letter's own fields by name, and the position of the first
+-- other field.
 local function parse(fields)
   local letter, i = {}, 1
   while i < #fields do

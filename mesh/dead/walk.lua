@@ -1,6 +1,7 @@
 -- Calls `act(id, fields)` for each chosen letter. The caller names letters by their ids, or chooses a group: all letters
 -- between two ids that have one reason and one stream. The script reads one letter at a time, because a body may be large.
--- The length of a walk is bounded. The walk ends early if `act` returns a text, which says why a letter cannot be dealt with.
+-- `dead_key` is the key of the letters. The length of a walk is bounded. A walk ends early if `act` returns a text, which says
+-- why a letter cannot be dealt with.
 -- ARGV 1 to 6: id after which to begin ("-": the first letter), last id, most letters to act on, most letters to look at,
 --       reason, stream
 -- The ids of named letters are ARGV[first_named] and all later arguments. Without any, the letters of the group are chosen.
