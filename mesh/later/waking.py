@@ -26,7 +26,7 @@ from mesh.later.options import OPTIONS
 from mesh.later.schedule import Schedule, Tick
 from mesh.lease.applicant import Grant
 from mesh.wire.codec import encode
-from mesh.wire.failures import OVERWRITTEN, Meaning, classify, text_of
+from mesh.wire.failures import OVERWRITTEN_TEXT, Meaning, classify, text_of
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
@@ -96,7 +96,7 @@ class Waking:
                 # Calls do not need the keys of waiting requests and schedules. So the membership goes on without them.
                 if classify(error) is not Meaning.OVERWRITTEN:
                     raise
-                log.error("waiting requests and schedules rest", reason=f"{OVERWRITTEN}: {text_of(error)}")
+                log.error("waiting requests and schedules rest", reason=f"{OVERWRITTEN_TEXT}: {text_of(error)}")
                 await asyncio.sleep(OVERWRITTEN_PAUSE_S)
 
     async def _wake_and_sleep(self) -> None:

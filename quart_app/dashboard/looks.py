@@ -76,9 +76,7 @@ class Looks:
         if reference not in self._tickers_by_reference:
             if len(self._tickers_by_reference) >= KEPT_REFERENCES:
                 self._tickers_by_reference.clear()
-            self._tickers_by_reference[reference] = Ticker(
-                functools.partial(self._journeys.find_requests, reference), LOOK_S
-            )
+            self._tickers_by_reference[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
         return await self._tickers_by_reference[reference].newest()
 
     async def oldest_entries(self, stream: str) -> Entries:

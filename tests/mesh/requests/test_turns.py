@@ -152,7 +152,7 @@ async def test_the_keys_that_are_counted_are_bounded(monkeypatch: pytest.MonkeyP
     for n in range(30):
         for work in (f"{n}", "hot"):
             taken.take(work, "hot" if work == "hot" else f"key {n}")
-    assert len(taken.conflicts_by_key) <= 10 and taken.conflicts["hot"] == 30
+    assert len(taken.conflicts_by_key) <= 10 and taken.conflicts_by_key["hot"] == 30
 
 
 def counting() -> tuple[Worker, list[str]]:
