@@ -58,7 +58,8 @@ end
 -- behind ours. For each such doubt, one more request must succeed alone before several may be sent at once. A block that the
 -- provider has told us of ends all older doubts. After such a block, one request is sent first.
 local function open_window()
-  local told = blocked_until > 0 -- whether the provider has told us of the block
+  -- Whether the provider has told us of the block.
+  local told = blocked_until > 0
   local doubts = redis.call('ZREMRANGEBYSCORE', held_key, '-inf', to_text(now_ms))
   if not told then doubts = doubts + math.max(caution - 1, 0) end
   if told or doubts > 0 then caution = math.min(limit, doubts + 1) end

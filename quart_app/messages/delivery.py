@@ -260,7 +260,8 @@ class Delivery:
                 return True
             except MeshError as error:
                 log.warning("outcome of a free request not recorded", error=str(error), tries=attempt)
-                # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2, 0.3 s.
+            if attempt < MOST_TRIES_TO_RECORD:
+                # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2 s.
                 await asyncio.sleep(0.1 * attempt)
         return False
 

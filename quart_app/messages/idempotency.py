@@ -150,7 +150,8 @@ class KeyClaim:
                 return await self.idempotency_keys.finish(self.redis_key, self.message_id, answer)
             except MeshError as error:
                 log.warning("answer not kept for its idempotency key", error=str(error), tries=attempt)
-                # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2, 0.3 s.
+            if attempt < MOST_TRIES_TO_KEEP:
+                # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2 s.
                 await asyncio.sleep(0.1 * attempt)
 
     async def _free_key(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,25 +199,15 @@ async def test_while_redis_is_away_calls_are_refused_and_then_work_again(server:
         await eventually(works)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        pytest.param(lambda client: client.call(Class("A"), "count.add", {}), id="call"),
-        pytest.param(lambda client: client.roster(), id="roster"),
-        pytest.param(lambda client: client.books(), id="books"),
-        pytest.param(lambda client: client.cancel("nobody"), id="cancel"),
-    ],
-)
-async def test_a_presence_that_ended_is_followed_by_another(
-    monkeypatch: pytest.MonkeyPatch, use: Callable[[Client], Awaitable[Any]]
-) -> None:
+@pytest.mark.parametrize("use", ["call", "roster", "books"])
+async def test_a_presence_that_ended_is_followed_by_another(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
     """After a longer interruption Redis may have forgotten its batches, so it begins anew."""
     monkeypatch.setattr("mesh.client.SAFETY", 2)
     async with MeshKit(counting) as kit:
         async with kit.connect() as connected:
             client = connected.client
             with pytest.raises(Unavailable):
-                await use(client)
+                await getattr(client, use)(*(Class("A"), "count.add", {}) if use == "call" else ())
             monkeypatch.setattr("mesh.client.SAFETY", 0.1)
             await asyncio.sleep(1)
             assert (await client.call(Class("A"), "count.add", {}))["from"] == client.id

@@ -60,7 +60,7 @@ async def test_a_request_whose_stream_takes_no_more_entries_is_not_lost(backend:
 
 async def test_without_the_look_at_what_the_stream_says_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this mechanism the request is gone, and the books do not balance."""
-    instead(monkeypatch, "ENTER", "if type(again) == 'table' then return {'wrong-type', stream} end\n", "", entering)
+    instead(monkeypatch, "ENTER", "if type(new_id) == 'table' then return {'wrong-type', stream} end\n", "", entering)
     table, _, seen = work(ONE)
     with pytest.raises(AssertionError, match="the books do not balance"):
         async with MeshKit(table, **ONE_CLASS) as kit:

@@ -38,6 +38,7 @@ def of_postgresql(state: str) -> DBAPIError:
         (of_postgresql("08006"), "the connection to the database broke"),
         (of_postgresql("57P01"), "the database ended the connection"),
         (of_postgresql("57P03"), "starting or stopping"),
+        (of_postgresql("57014"), "cancelled the statement"),
         (of_postgresql("XX000"), "PostgreSQL reports the error XX000"),
         (ConnectionRefusedError("10.0.0.7"), "it cannot be reached"),
         (TimeoutError(), "it did not answer in time"),

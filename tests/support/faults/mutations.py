@@ -123,7 +123,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "missing-databases": script(scripts.SUBMIT, "if not class_of(tonumber(n)) then", "if false then"),
     "mesh-clock": script(scripts.SUBMIT, "stamp = latest .. '-*'", "stamp = '*'"),
     "filter-bits": function(primes.Primes, "filters", "return self._kept", "return ()"),
-    "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
+    "drop-message": function(handlers, "_write", "transaction.send(", "(lambda *_: None)("),
     "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
     "replayed-letter": script(letters.REPLAY, "redis.call('XDEL', dead_key, id)", ""),
