@@ -59,6 +59,8 @@ end
 -- it has none. `wait_ms` is the time until the request is due, if it waits.
 function once.open(op, key, sha, request, stream, id, keep_ms, ttl_ms, wait_ms)
   local redis_key = redis_key_of(op, key)
+  -- The key may have the callers of a request that somebody has deleted by hand. They called with another body, perhaps.
+  redis.call('DEL', redis_key)
   redis.call('HSET', redis_key, 'request', request, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
   set_expiry(redis_key, keep_ms, ttl_ms or YEAR_MS + (wait_ms or 0))
 end

@@ -137,3 +137,20 @@ async def test_a_request_that_is_deleted_by_hand(bank: Paying) -> None:
         bank.open.set()
         assert await mesh.call(bank.pay, Payment(5), key="a") == 5
         await nothing_open(kit)
+
+
+async def test_who_called_a_request_that_is_deleted_by_hand_gets_no_other_answer(bank: Paying) -> None:
+    """A later request with the key has another body, and its answer is for its own callers only."""
+    async with MeshKit(bank.table, **ONE_CLASS) as kit:
+        mesh = kit[0]
+        bank.open.clear()
+        first = [asyncio.create_task(mesh.call(bank.pay, Payment(5), key="a")) for _ in range(2)]
+        await bank.begun.wait()
+        await asyncio.sleep(0.05)
+        await kit.redis().delete(Class("A").stream)
+        bank.open.set()
+        assert await mesh.call(bank.pay, Payment(9), key="a") == 9
+        for call in first:
+            with pytest.raises(DeadlineExceeded):
+                await call
+        await nothing_open(kit)
