@@ -40,7 +40,9 @@ end
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 redis.call('SET', expected_key, class, 'PX', ttl + tonumber(ARGV[9]))
 -- An empty stream, because no reply creates it: see grant.lua.
-if redis.call('EXISTS', replies_key) == 0 then
+-- If somebody has overwritten the stream, its replies are lost; the next ones need a stream.
+if redis.call('TYPE', replies_key).ok ~= 'stream' then
+  redis.call('DEL', replies_key)
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
 redis.call('PEXPIRE', replies_key, 10 * ttl)

@@ -87,18 +87,20 @@ async def test_what_no_answer_needs_changes_no_answer(server: Server, replicas: 
 
 
 @pytest.mark.timeout(120)
-async def test_a_roster_row_is_written_anew(server: Server, replicas: Replicas) -> None:
-    """The next renewal of the lease replaces what somebody wrote over the row, and its replica stays a member."""
+@pytest.mark.parametrize("pattern", ["mesh:replica:*", "mesh:replies:*"])
+async def test_what_a_replica_can_renew_is_written_anew(server: Server, replicas: Replicas, pattern: str) -> None:
+    """The next renewal of the lease replaces what somebody wrote over the key, and the replica stays a member."""
     (replica,) = await replicas(1, {"LOG_FORMAT": "json"})
     with server.redis() as admin:
         (row,) = admin.keys("mesh:replica:*")
         before = admin.hgetall(row)
-        admin.set(row, "overwritten")
+        (key,) = admin.keys(pattern)
+        admin.set(key, "overwritten")
 
         async def works() -> bool:
             return await statuses(replicas.client, replica) == [200, 200, 200]
 
-        await eventually(works, 5)
+        await eventually(works, 15)  # calls whose replies were lost wait for their deadlines first
         now = admin.hgetall(row)
     assert now["replica"] == before["replica"] and now["epoch"] == before["epoch"]
     assert '"exc_type"' not in replica.log.read_text()
