@@ -1,4 +1,9 @@
-"""Leased databases, requests with exactly one effect, gathers that know who must answer: over Redis, without HTTP."""
+"""Leased databases, requests with exactly one effect, gathers that know who must answer: over Redis, without HTTP.
+
+For programs beside a mesh, `read_roster` and `read_missing` read over a client of redis-py; members ask their `Mesh`.
+The module `failures` says what an error of Redis means, and `tracing` which call the current task works for.
+`pauses` yields the waits of a backoff; the error `Paused` is about an operation that an operator has paused.
+"""
 
 from mesh.errors import (
     Busy,

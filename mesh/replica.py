@@ -5,7 +5,7 @@
                           +--lease lost: everything stops at once, and `join` raises LeaseLost
 
 A member has five connections: the link, one that renews the lease, and three that block on a stream each (of the class,
-of the database, and of replies). A sixth one waits for copies of Redis if `REDIS_WAIT_REPLICAS` is set.
+of the database, and of replies). `REDIS_WAIT_REPLICAS` adds a sixth; `shared` and `connect` add those of services.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ RELEASE_WAIT_S = 0.5
 
 
 class Replica:
-    """One member of the mesh. `join` makes it. It cannot be used after its membership has ended."""
+    """One member of the mesh, whose typed form is `Mesh`. It cannot be used after its membership has ended."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Replica:
         self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, know_delays)
         self._lease.on_due = self._waking.note_due  # each renewal tells when a request or a schedule is due next
         self.durations = Durations()
-        self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
+        self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)  # a class promises no order
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
         self.filters = Filters(self._link, self.database, grant.holder)
         self.memory = Memory(self._link, settings.memory_reserve)
@@ -101,7 +101,7 @@ class Replica:
         only_reads = worker.readers.__contains__  # `worker.readers`: the names of operations that only read
         self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        #: a client for what services share: `shared:*` and `events:*` in the bus database
+        #: a redis-py client with a pool, for `shared:*` and `events:*` in the bus database, which services share
         self.shared: Redis = self._client("shared", shared=True)
 
     # For services
@@ -119,7 +119,7 @@ class Replica:
         for ask in asks:
             if ask.level or not self._directory.knows(ask.op):
                 return self._check_and_ask(asks, deadline_ms, decode)  # perhaps no live replica can answer `ask`
-        return self._calls.ask(asks, deadline_ms, decode)
+        return self._calls.ask(asks, deadline_ms, decode)  # a plain function returns it, so a call has one coroutine
 
     async def _check_and_ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         await self._directory.check(*needed_ops_and_level(asks))
@@ -177,7 +177,7 @@ class Replica:
         outcome_future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome_future)
         outcome = await outcome_future
-        for due in transaction.dues:  # when the requests that it sends for later are due: so they are woken in time
+        for due in transaction.dues:  # when its requests for later are due; this replica wakes each at that time
             self._waking.note_due(due.moment_ms(self.now_ms()))
         if outcome == DONE or outcome.startswith(CONFLICT):
             return outcome == DONE
@@ -188,12 +188,12 @@ class Replica:
         return await waking.cancel(self._link, self._streams, key)
 
     async def confirm(self) -> None:
-        """Wait until `REDIS_WAIT_REPLICAS` copies of Redis (0: none) have all present writes. Raises Unavailable."""
+        """Wait until the copies of Redis that the settings ask for have all present writes. Raises Unavailable."""
         if self._durability is not None:
             await self._durability.confirm()
 
     def connect(self, *, block_ms: int = BLOCK_MS) -> Redis:
-        """Return a client with one connection, for commands that block. The end of the membership closes the client."""
+        """Return a redis-py client with one connection, for commands that block. The membership's end closes it."""
         return self._client("reader", block_ms=block_ms)
 
     def now_ms(self) -> int:
@@ -211,7 +211,7 @@ class Replica:
         return not self._link.down
 
     def statistics(self) -> dict[str, float]:
-        """Return the counters of this membership, for metrics. `waiting` are calls without an answer."""
+        """Return the counters of this membership, for metrics. `waiting`: how many calls have no answer yet."""
         counters: dict[str, float] = {"waiting": self._calls.unanswered, "round_trips": self._link.trips}
         for name, consumer in (("class", self._class_consumer), ("database", self._database_consumer)):
             counters[f"{name}_in_progress"] = consumer.in_progress
@@ -276,7 +276,7 @@ class Replica:
         return Durability(
             self._connection("durability", block_ms=redis.wait_timeout_ms),
             keys.replies(self.id),  # exists from the grant on
-            keep_ms=10 * self.settings.lease_ttl_ms,  # each renewal sets the same expiry
+            keep_ms=10 * self.settings.lease_ttl_ms,  # renew.lua gives this key the same expiry
             copies=redis.wait_replicas,
             timeout_ms=redis.wait_timeout_ms,
         )
@@ -310,8 +310,7 @@ class Replica:
     ) -> None:
         """Write into the roster that this replica is ready, and with each renewal how busy it is.
 
-        `not_ready` returns the names of services that are not ready, and `facts` further fields of the roster row. Both
-        are called before each renewal.
+        Each renewal asks `not_ready` for the names of services that are not ready, and `facts` for further fields.
         """
         lease, consumers = self._lease, (self._class_consumer, self._database_consumer)
         lease.describe = lambda: {"not_ready": ",".join(not_ready()), **load_of(consumers, lease.loop_ms), **facts()}
@@ -361,9 +360,10 @@ async def join(
 ) -> AsyncIterator[Replica]:
     """Wait for a lease and become a member, which serves requests inside the block; leave in order at its end.
 
-    `public` and `private` (host:port) are shown in the roster. `applicant` is a callback: it gets the object that waits
-    for the lease and can tell why. With `ready` false the roster says `starting` until `announce` is called. Raises
-    SetupError if the mesh cannot use this server or these credentials, and LeaseLost if the lease was lost: join again.
+    If the block raises, the lease is not released, but expires. The roster shows `public` and `private` (host:port).
+    `applicant` is called with the object that waits for the lease and can tell why. With `ready` false the roster says
+    `starting` until `announce` is called. Raises SetupError if the mesh cannot use this server or these credentials,
+    and LeaseLost if the lease was lost: join again.
     """
     settings = given_or_environment(settings)
     connections = connections or Connections(settings.redis)

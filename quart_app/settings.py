@@ -32,7 +32,10 @@ class AppSettings(BaseSettings):
     )
     services: str = Field(",".join(SERVICES), description="services to run, separated by commas")
     replicas: int = Field(
-        0, ge=0, description="how many replicas there should be, for the alert MeshReplicasMissing; 0: not known"
+        0,
+        ge=0,
+        description="number of replicas that the mesh should have; with fewer, the alert MeshReplicasMissing fires; "
+        "0: not known",
     )
     service_wait_ms: int = Field(
         10_000,
@@ -41,16 +44,23 @@ class AppSettings(BaseSettings):
         "grades that are being restored, before it serves the others",
     )
     drain_ms: int = Field(
-        0, ge=0, description="how long to serve on after SIGTERM while a balancer notices; two of its health intervals"
+        0,
+        ge=0,
+        description="after SIGTERM a replica serves for this long, so that a balancer can notice that it is not ready; "
+        "set two health intervals of the balancer",
     )
     max_body_bytes: int = Field(2 << 20, ge=1024, description="largest request body")
     max_open_bodies_bytes: int = Field(
-        64 << 20, ge=0, description="bytes of unanswered request bodies held at once; beyond it 503"
+        64 << 20,
+        ge=0,
+        description="bytes of unanswered request bodies held at once; beyond it 503. Less than MAX_BODY_BYTES, such as "
+        "0, counts as MAX_BODY_BYTES",
     )
     max_open_bodies_bytes_per_source: int = Field(
         16 << 20,
         ge=0,
-        description="bytes of unanswered request bodies held at once for one client address; beyond it 503",
+        description="bytes of unanswered request bodies held at once for one client address; beyond it 503. Less than "
+        "MAX_BODY_BYTES counts as MAX_BODY_BYTES",
     )
     max_connections: int = Field(1000, ge=1, description="connections open at once on each port; beyond it 503")
     max_connections_per_source: int = Field(
@@ -64,11 +74,12 @@ class AppSettings(BaseSettings):
     allowed_hosts: str = Field(
         "",
         description="public host names that requests may name, comma separated; *.example.org: all below it; *: any. "
-        "Addresses, localhost and names that cannot be registered are always allowed",
+        "IP addresses, names without a dot, and names that end in .localhost, .local, .internal, .home.arpa or .test "
+        "are always allowed",
     )
     body_timeout_ms: int = Field(5000, ge=100, description="longest wait for a request body")
     max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
-    page_public: bool = Field(True, description="serve the landing page at / of the public port")
+    page_public: bool = Field(True, description="serve the landing page at / of the public port; 0: no page there")
     page: bool = Field(True, description="serve the live page at /mesh of the private port")
     page_url: str = Field(
         "",

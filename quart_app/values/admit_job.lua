@@ -1,12 +1,15 @@
 -- Stores a new job, unless there are too many unfinished jobs, or all kept jobs together take too many bytes.
 -- KEYS: job, kept, open, size (see the head of jobs.py: kept jobs, unfinished jobs, and the bytes of all kept jobs)
--- ARGV: id, bytes of the job, bound of the number of unfinished jobs, bound of the bytes of all kept jobs,
---       ms after which the job expires unless its work is sent before, field, text, ...
+-- ARGV: id, bytes of the job, bound of the number of unfinished jobs, bound of the bytes of all kept jobs, ms until the job
+--       expires, field, text, ...
+-- A replica stores the job with this script, and then sends its work in a commit (`Jobs._send`). That commit moves the job's
+-- expiry, and its scores in `kept` and `open`, to later moments. If the replica dies before, the job expires after these ms.
 -- Returns one of these lists, with moments in ms:
 --   {"admitted", when the job was created}
 --   {"open", now, facts of an unfinished job, ...}: there are too many; the facts are the first eight FIELDS of jobs.py
 --   {"size", now, when enough kept jobs have expired}: there is no room
-local job_key, kept_key, open_key, size_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- If somebody has deleted the counter `size`, it begins again at 0: it counts too few bytes until no job is kept any more.
+local job_key, kept_key, open_key, kept_bytes_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, job_bytes, most_unfinished, most_kept_bytes, hold_ms =
   ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local job_prefix = string.sub(job_key, 1, #job_key - #id)
@@ -23,21 +26,22 @@ local function bytes_of(member) return tonumber(string.match(member, ' (%d+)$'))
 
 -- Expired jobs make room. To remove more than 1000 of them at once would block the server for long, so the next call removes
 -- the rest.
-local kept_bytes = tonumber(redis.call('GET', size_key) or '0')
+local kept_bytes = tonumber(redis.call('GET', kept_bytes_key) or '0')
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', kept_key, '-inf', '(' .. as_text(now), 'LIMIT', 0, 1000)) do
   redis.call('ZREM', kept_key, member)
   kept_bytes = kept_bytes - bytes_of(member)
 end
 if redis.call('EXISTS', kept_key) == 0 then
   kept_bytes = 0
-  redis.call('DEL', size_key)
-elseif redis.call('EXISTS', size_key) == 1 then
+  redis.call('DEL', kept_bytes_key)
+elseif redis.call('EXISTS', kept_bytes_key) == 1 then
   -- A key that is gone stays gone here, because SET would make it without an expiry. Below, INCRBY makes it again.
-  redis.call('SET', size_key, as_text(kept_bytes), 'KEEPTTL')
+  redis.call('SET', kept_bytes_key, as_text(kept_bytes), 'KEEPTTL')
 end
 
--- Removes from the list of unfinished jobs those whose deadline has passed, and those that have finished. If a replica
--- dies before it has sent the work of a job, the job's deadline here is still the early one that is set below.
+-- Removes from the list of unfinished jobs those whose score has passed, and those that have finished. The score is the job's
+-- deadline; before its work is sent, it is the earlier moment at which the job expires. A job whose hash is missing counts as
+-- unfinished until then.
 redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. as_text(now))
 local unfinished_jobs = {}
 for _, other_id in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
@@ -55,12 +59,14 @@ if bytes_missing > 0 then
   -- moment may be too early, and the caller asks again.
   local room_at, first_rank = now, 0
   while bytes_missing > 0 do
-    local rows = redis.call('ZRANGE', kept_key, first_rank, first_rank + 99, 'WITHSCORES')
-    for i = 1, #rows, 2 do
-      if bytes_missing > 0 then bytes_missing, room_at = bytes_missing - bytes_of(rows[i]), rows[i + 1] end
+    local members_and_expiries = redis.call('ZRANGE', kept_key, first_rank, first_rank + 99, 'WITHSCORES')
+    for i = 1, #members_and_expiries, 2 do
+      if bytes_missing > 0 then
+        bytes_missing, room_at = bytes_missing - bytes_of(members_and_expiries[i]), members_and_expiries[i + 1]
+      end
     end
     first_rank = first_rank + 100
-    if #rows == 0 or first_rank >= 1000 then break end
+    if #members_and_expiries == 0 or first_rank >= 1000 then break end
   end
   return {'size', as_text(now), as_text(room_at)}
 end
@@ -68,7 +74,7 @@ end
 redis.call('HSET', job_key, 'created', as_text(now), 'size', ARGV[2], unpack(ARGV, 6))
 redis.call('ZADD', kept_key, as_text(now + hold_ms), id .. ' ' .. ARGV[2])
 redis.call('ZADD', open_key, as_text(now + hold_ms), id)
-redis.call('INCRBY', size_key, ARGV[2])
+redis.call('INCRBY', kept_bytes_key, ARGV[2])
 -- Each key lives at least as long as this job: NX sets the expiry of a key that has none, GT moves an earlier expiry. Redis
 -- does not allow both in one command.
 for _, key in ipairs(KEYS) do

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 from mesh import Address, Busy, Class, Database, LeaseLost, MeshError
 from mesh.raw import Body, Effects, Filter, Request, Store, Worker
 from quart_app.values import hard_values
-from quart_app.values import store as records
+from quart_app.values import store as records  # a variable `store` is a `mesh.raw.Store`
 from quart_app.values.errands import Errand, Errands
 from quart_app.values.hard_values import APART, HARD
 from quart_app.values.jobs import ADMIT, DELETE, PUT, WRITE_FIELDS, Gone

@@ -14,21 +14,24 @@ import structlog
 
 from mesh import MeshError
 from mesh.raw import Effects, Replica
-from quart_app.values import store as records
+from quart_app.values import store as records  # a variable `store` is a `mesh.raw.Store`
 from quart_app.values.pace import Pace
 from quart_app.values.store import Record
 
 log = structlog.get_logger(__name__)
 
-#: A sweep takes no further group after so many values or bytes. Bytes are counted twice: those of the values that it
-#: looks at, and those that it removes from the index. More would block the server for long. With less, a busy replica
-#: would write records faster than it removes them, because each sweep takes three trips.
+#: A sweep takes no further group after so many values or bytes. MOST_BYTES bounds two sums, each by itself: the bytes
+#: of the values that the sweep looks at, and those that it frees in the index. More would block the server for long.
+#: With less, a busy replica would write records faster than it removes them, because each sweep takes three trips.
 MOST_VALUES, MOST_BYTES = 1000, 400_000
 #: How many groups are read at once, at most. A group has values that were written together, with the same expiry. Most
-#: groups have many values; a large value is usually alone in its group.
+#: groups have many values; a large value is usually alone in its group. With more groups, a sweep would often read some
+#: that it leaves to the next sweep. With fewer, large values would need more sweeps.
 MOST_GROUPS = 250
 #: A record is removed this long after its expiry. A put refreshes a record only if Redis has its place (`where`). Redis
-#: removes the place at the expiry, so no put refreshes the record while the sweep removes it.
+#: removes the place at the expiry, so no put refreshes the record while the sweep removes it. The delay covers
+#: the usual error of the replica's estimate of Redis's clock. If the error is greater, `records.remove` protects a
+#: record that a put changes: it expects each record unchanged, so the commit fails.
 REMOVAL_DELAY_MS = 100
 
 
@@ -58,10 +61,10 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
     due_groups = await records.read_due(store, moment_ms, MOST_GROUPS)
     groups = _groups_within_bounds(MOST_VALUES, MOST_BYTES, due_groups)
     values = [value for group in groups for value in group]
-    records_read = await records.read_records(store, values)
+    record_or_none_each = await records.read_records(store, values)
     # The transaction is built without a pause, so other tasks get the event loop here (see `pace`).
     await pace()
-    record_by_value = dict(zip(values, records_read, strict=True))
+    record_by_value = dict(zip(values, record_or_none_each, strict=True))
     transaction = replica.transaction()
     looked_at_count, bytes_freed = 0, 0
     for group in groups:
@@ -100,7 +103,7 @@ def _sweep_group(
         record = record_by_value[value]
         if record is None:
             # A drop or an earlier sweep has removed the record. The commit fails if a put writes a new one meanwhile.
-            transaction.expect(records.RECORDS, None, value)
+            transaction.expect(records.RECORDS, None, value)  # RECORDS: the key of all records
         elif record.expiry_ms <= moment_ms:
             expired[value] = record
         else:
