@@ -58,7 +58,7 @@ LINK_SCRIPTS = (
 PRESENCE_TTLS = 10
 #: The client stops trusting its presence when this share of the presence's time is left. So it stops before Redis ends
 #: the presence.
-SAFETY = 0.1
+SAFETY_SHARE = 0.1
 #: Wait, in seconds, before a new presence is written after the last one has ended or could not be written.
 RETRY_PAUSE_S = 0.5
 
@@ -124,7 +124,7 @@ class Presence:
         return Durability(
             self._connection("durability", redis.wait_timeout_ms),
             keys.replies(self.id),  # exists while the presence holds
-            keep_ms=self._ttl_ms,  # each renewal sets the same expiry
+            keep_ms=self._ttl_ms,  # present.lua gives this key the same expiry
             copies=redis.wait_replicas,
             timeout_ms=redis.wait_timeout_ms,
         )
@@ -132,7 +132,7 @@ class Presence:
     @property
     def trusted(self) -> bool:
         """Whether the presence still holds, for certain."""
-        return time.monotonic() - self._renewed_at < self._ttl_ms / 1000 * (1 - SAFETY)
+        return time.monotonic() - self._renewed_at < self._ttl_ms / 1000 * (1 - SAFETY_SHARE)
 
     async def begin(self) -> None:
         """Check the server, and that no other mesh uses it; write the presence. Raises MeshError, redis-py's errors."""

@@ -129,9 +129,10 @@ async def read(link: Link) -> list[Member]:
 
 
 async def read_directly(client: Redis) -> list[Member]:
-    """Return all rows of the roster at one moment, read over a client of the bus database that decodes answers.
+    """Return all rows of the roster at one moment, read over a redis-py client of the bus database, without a link.
 
-    This is for programs that are not members, such as commands and the supervisor. Raises redis-py's errors.
+    This is for programs that are not members, such as commands and the supervisor: only members and clients of the mesh
+    have a link. The client has `decode_responses`. Raises redis-py's errors.
     """
     return [Member.from_row(row) for row in await ROSTER.run(client, (), keys.MOST_DATABASES)]
 
@@ -143,7 +144,7 @@ async def read_missing(link: Link) -> list[Missing]:
 
 
 async def read_missing_directly(client: Redis) -> list[Missing]:
-    """Return the databases that are missing at one moment, read over a client such as `read_directly` takes."""
+    """Return the databases that are missing at one moment, read over a redis-py client as in `read_directly`."""
     raw_rows = await MISSING.run(client, (keys.WRITTEN,), keys.MOST_DATABASES)
     return [_missing_from_row(row) for row in raw_rows]
 

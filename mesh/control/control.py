@@ -44,7 +44,7 @@ class PausedOperation:
 
 
 class Control:
-    """The acts of an operator, over a client of the bus database that decodes answers."""
+    """The acts of an operator, over a redis-py client of the bus database with `decode_responses`."""
 
     def __init__(self, redis: Redis, settings: MeshSettings) -> None:
         self._redis = redis

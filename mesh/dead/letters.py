@@ -97,7 +97,10 @@ class Report:
 
 
 class DeadLetters:
-    """The dead letters of a mesh, over a client of the bus database."""
+    """The dead letters of a mesh, over a redis-py client of the bus database.
+
+    A replay refuses to put more than `stream_bound` requests on a stream.
+    """
 
     def __init__(self, redis: Redis, stream_bound: int) -> None:
         self._redis = redis

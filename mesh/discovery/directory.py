@@ -111,7 +111,7 @@ class Directory:
 
     async def _read_roster(self) -> bool:
         """Read the roster; calls during a lookup share its result. Return whether the roster could be read in time."""
-        if self._link.down:  # then a lookup would only wait for Redis
+        if self._link.down:  # a lookup would wait until Redis can be reached again
             return False
         if self._lookup is None or self._lookup.done():
             self._lookup = asyncio.ensure_future(self._link.script(READ_SERVED, (), keys.MOST_DATABASES))

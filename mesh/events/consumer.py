@@ -58,7 +58,8 @@ def batch_size_after(deliveries: int, full_size: int) -> int:
     """Return how many events may be handled at once if each was delivered so many times before.
 
     New events are handled in whole batches. After each delivery that did not settle them, the batches are smaller, down
-    to one event, so that an event that kills its process is found.
+    to one event, so that an event that kills its process is found. The second delivery has an eighth of a batch: with
+    more, the event would cost more of the others a further delivery; with less, a batch would need more rounds.
     """
     match deliveries:
         case 0:
@@ -74,11 +75,11 @@ class Events(GroupConsumer[DeliveredEvent]):
 
     A batch is here the events that one read returns or one claim takes over, and that the handler gets together.
 
-    `connect` opens a client for this consumer only, because its read blocks. `consumer` is a name that no other live
-    consumer has. `handle` gets at most `batch` events, and at most `handle_timeout_ms` for them. Another consumer takes
-    over events that a dead one has not kept alive for `claim_idle_ms`. The exit waits at most `drain_ms` for the batch.
-    `on_buried` is called for each dead letter. Before an event is buried because its consumers died, `is_done` is
-    called once.
+    `connect` opens a redis-py client for this consumer only, because its read blocks. `consumer` is a name that no
+    other live consumer has. `handle` gets at most `batch` events, and at most `handle_timeout_ms` for them. Another
+    consumer takes over events that a dead one has not kept alive for `claim_idle_ms`. After `max_deliveries` deliveries
+    an event becomes a dead letter. The exit waits at most `drain_ms` for the batch. `on_buried` is called for each dead
+    letter. Before an event is buried because its consumers died, `is_done` is called once.
     """
 
     _reader: EventReader

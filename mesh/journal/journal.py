@@ -246,7 +246,7 @@ class Log:
         if not within_ms:
             return 0
         if self._clock_ahead_ms is None:
-            await self.view()  # for the time in its answer
+            await self.view()  # its answer has the time of Redis
         return cast(int, self.now_ms()) + within_ms
 
     def _note_clock(self, now_ms: Any) -> None:

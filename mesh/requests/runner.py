@@ -212,6 +212,7 @@ class Runner:
         """
         host, request = self._host, work.request
         if request.reply_to:
+            # The end of the pause is not known. 5 s: a shorter time would bring more calls that are refused again.
             error = Paused(f"the operation {request.op} is paused by an operator; retry later", retry_after=5)
             self.commit_refusal(work, error)
             return None

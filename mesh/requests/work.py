@@ -100,6 +100,7 @@ class Counters:
 class Host:
     """What consumers and transactions need of the replica that they belong to."""
 
+    #: the id of the replica
     replica: str
     database: int
     cls: str

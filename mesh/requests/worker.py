@@ -126,7 +126,7 @@ def _definition(handler: Handler, version: str) -> dict[str, Any]:
     if handler.define is not None:
         return {**definition, **handler.define()}
     # A handler that was registered with `Worker.handles` has no types: its bodies and replies are any objects.
-    any_object = {"type": "object"}  # as a JSON schema
+    any_object = {"type": "object"}  # the JSON schema of any object
     return {
         **definition,
         "service": service if dot else "",

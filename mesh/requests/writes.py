@@ -352,7 +352,7 @@ class Writes:
         bounds = self._counter_bounds.get((side, key))
         if bounds is None:
             bounds = self._counter_bounds[side, key] = CounterBounds(self._histories.get((side, key), ()))
-        if not bounds.knows(field):  # then only the database knows the value, and commit.lua checks it
+        if not bounds.knows(field):  # the present value is known only in Redis, so commit.lua checks the sum
             return _COUNTER_CHECKS[verb]
         try:
             bounds.check(field, int(by))

@@ -67,8 +67,9 @@ class _StrictEncoder(Encoder):
 
 
 class _Pool(BlockingConnectionPool):
-    """The connections of one client. While all are in use, a command waits, and raises Busy after `timeout` seconds.
+    """The connections of one redis-py client.
 
+    While all are in use, a command waits, and raises Busy after `timeout` seconds.
     redis-py itself would raise a ConnectionError, as if the network were down.
     """
 
@@ -132,14 +133,17 @@ def _login_options(username: str, password: SecretStr | None) -> dict[str, Any]:
 
 
 class Connections:
-    """Makes clients of one server for one user. No client retries: only its caller knows what may be repeated."""
+    """Makes redis-py clients of one server for one Redis user.
+
+    No client retries: only its caller knows what may be repeated.
+    """
 
     def __init__(self, settings: RedisSettings, credentials: Credentials | None = None) -> None:
         self.settings = settings
         self._credentials = credentials
 
     def as_user(self, credentials: Credentials) -> Connections:
-        """Return an object that makes clients of this server for another user."""
+        """Return an object that makes clients of this server for another Redis user, such as that of an epoch."""
         return type(self)(self.settings, credentials)
 
     @property
@@ -148,10 +152,10 @@ class Connections:
         return self.settings.bus
 
     def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
-        """Return a client with one connection or, if `shared`, with a pool that several tasks share.
+        """Return a redis-py client with one connection or, if `shared`, with a pool that several tasks share.
 
-        A command may block in Redis for `block_ms`. So the time-out of the socket is `block_ms` plus the setting
-        `timeout_ms`.
+        Its database is `db`, or without `db` the bus database. A command may block in Redis for `block_ms`. So the
+        time-out of the socket is `block_ms` plus the setting `timeout_ms`.
         """
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
         pool_size = SHARED_CONNECTIONS if shared else 1

@@ -157,7 +157,7 @@ class FiguresReader:
         pipeline.xlen(keys.DEAD)
         for database in range(self._replica.settings.databases):
             pipeline.pttl(keys.lease(database))
-        for name in self._stream_names:
+        for name in self._stream_names:  # four answers for each stream
             stream = keys.REQUESTS + name
             pipeline.xinfo_stream(stream)
             pipeline.xinfo_groups(stream)

@@ -85,7 +85,7 @@ class ForkServer:
         while self._channel is not None and select.select([self._channel], [], [], 0)[0]:
             data = b""
             with contextlib.suppress(ConnectionError):  # the server was killed, so there are no data
-                data = self._channel.recv(1 << 16)
+                data = self._channel.recv(1 << 16)  # at most 64 KiB; the loop reads the rest
             if not data:
                 self._give_up_server()
                 return

@@ -84,6 +84,7 @@ async def load_signing_secrets(redis: Redis, settings: MessageSettings) -> Signi
     async with translated_redis_errors():
         # Read first: when memory is full, the server refuses every SET, even one that would change nothing.
         if not (stored_secret := await redis.get(REDIS_KEY_OF_SECRET)):
+            # 48 random bytes; HS256 needs at least 32 (RFC 7518). With `nx`, the secret of the first replica stays.
             await redis.set(REDIS_KEY_OF_SECRET, secrets.token_urlsafe(48), nx=True)
             stored_secret = await redis.get(REDIS_KEY_OF_SECRET)
         return SigningSecrets(str(stored_secret), also_accepted)

@@ -70,7 +70,7 @@ class Ledger:
             async with self._event_consumer(replica), asyncio.TaskGroup() as tasks:
                 measure_task = tasks.create_task(self._keep_gauges_current(replica.shared))
                 yield
-                measure_task.cancel()  # it would run for ever, and the task group waits for it
+                measure_task.cancel()  # the task group waits for this task, which would run for ever
         finally:
             await self._cache.close()  # first, because its loads use the database
             await self._database.close()

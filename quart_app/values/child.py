@@ -54,7 +54,7 @@ def _die_with_the_replica() -> None:
     if alive_fd is not None:
         server._forkserver_alive_fd = None
         os.close(alive_fd)
-    with contextlib.suppress(OSError, AttributeError):  # not Linux
+    with contextlib.suppress(OSError, AttributeError):  # other systems than Linux have no `prctl`
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -27,7 +27,10 @@ SHOWN_FACTS = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 
 
 class Computing:
-    """Finds factors for handlers, and keeps those of the last computations."""
+    """Finds factors for handlers, and keeps those of the last computations.
+
+    `replica` is a function that returns the present membership, because another one may follow.
+    """
 
     def __init__(self, replica: Callable[[], Replica], pool: FactorPool) -> None:
         self._replica = replica

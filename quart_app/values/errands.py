@@ -31,7 +31,10 @@ FindProgress = Callable[[str], dict[str, Any] | None]
 
 
 class Errands:
-    """Finds out which requests are errands: `of` returns the errand of a request."""
+    """Finds out which requests are errands: `of` returns the errand of a request.
+
+    `replica` is a function that returns the present membership, because another one may follow.
+    """
 
     def __init__(self, replica: Callable[[], Replica], find_progress: FindProgress) -> None:
         self._replica = replica

@@ -71,11 +71,11 @@ class FactorPool:
     """Factors numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
 
     `processes` is the number of processes of the hard lane, by default one for each core. The pool accepts at once at
-    most `hard_limit` hard numbers of clients and at most `hard_limit` of jobs. All numbers together, brisk ones
-    included, are at most `brisk_limit` + `hard_limit`. It refuses more with Busy. A number with a composite of more
-    than `sieve_bits` gets curves until its deadline. `metrics` count the outcomes. `helpers` are the other replicas of
-    the class: the pool asks them for curves on one hard number of each lane at a time. The attribute `helper` runs
-    curves for these replicas.
+    most `hard_limit` hard numbers of clients and at most `hard_limit` of jobs, by default four for each process. All
+    numbers together, brisk ones included, are at most `brisk_limit` + `hard_limit`. It refuses more with Busy: they
+    would wait for a process until their deadlines. A number with a composite of more than `sieve_bits` gets curves
+    until its deadline. `metrics` count the outcomes. `helpers` are the other replicas of the class: the pool asks them
+    for curves on one hard number of each lane at a time. The attribute `helper` runs curves for these replicas.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class FactorPool:
         self.brisk_limit = brisk_limit
         self.sieve_bits = sieve_bits
         self._metrics = metrics or FactorMetrics(CollectorRegistry())
-        # A lane with a higher niceness has a lower priority.
+        # A lane with a higher niceness has a lower priority; 19, the lowest, is for the numbers of other replicas. More
+        # than two brisk processes, which go first, would slow hard numbers down.
         self._brisk = Lane(min(process_count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
         self._hard = Lane(process_count, niceness=10, metrics=self._metrics.lane("hard"))
         self._patient = Lane(process_count, niceness=15, metrics=self._metrics.lane("patient"))

@@ -202,13 +202,13 @@ async def test_while_redis_is_away_calls_are_refused_and_then_work_again(server:
 @pytest.mark.parametrize("use", ["call", "roster", "books"])
 async def test_a_presence_that_ended_is_followed_by_another(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
     """After a longer interruption Redis may have forgotten its batches, so it begins anew."""
-    monkeypatch.setattr("mesh.client.SAFETY", 2)
+    monkeypatch.setattr("mesh.client.SAFETY_SHARE", 2)
     async with MeshKit(counting) as kit:
         async with kit.connect() as connected:
             client = connected.client
             with pytest.raises(Unavailable):
                 await getattr(client, use)(*(Class("A"), "count.add", {}) if use == "call" else ())
-            monkeypatch.setattr("mesh.client.SAFETY", 0.1)
+            monkeypatch.setattr("mesh.client.SAFETY_SHARE", 0.1)
             await asyncio.sleep(1)
             assert (await client.call(Class("A"), "count.add", {}))["from"] == client.id
         assert await left_by_clients(kit) == []
