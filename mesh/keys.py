@@ -139,6 +139,7 @@ def database_requests(database: int) -> str:
 
 
 def later(name: str) -> str:
+    """Return the hash of a waiting request; `name` is its name in `mesh:later`."""
     return f"{LATER}:{name}"
 
 
@@ -155,22 +156,27 @@ def schedule(op: str) -> str:
 
 
 def replies(replica: str) -> str:
+    """Return the stream of replies to a replica, or to a client, with this id."""
     return f"{REPLIES}{replica}"
 
 
 def client(name: str) -> str:
+    """Return the key that shows the presence of a client; `name` is the id of the client."""
     return f"{CLIENTS}{name}"
 
 
 def submitted(replica: str) -> str:
+    """Return the key of the last batch that a replica, or a client, with this id has submitted."""
     return f"{SUBMITTED}{replica}"
 
 
 def drain(replica: str) -> str:
+    """Return the key with which an operator asks a replica to drain."""
     return f"{DRAIN}{replica}"
 
 
 def committed(replica: str) -> str:
+    """Return the key of the last batch that a replica has committed."""
     return f"{COMMITTED}{replica}"
 
 

@@ -65,7 +65,7 @@ class JourneyStep:
 
 
 class Journeys:
-    """Looks for requests, over a client of the bus database that decodes answers."""
+    """Looks for requests, over a redis-py client of the bus database with `decode_responses`."""
 
     def __init__(self, redis: Redis, settings: MeshSettings) -> None:
         self._redis = redis

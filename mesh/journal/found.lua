@@ -11,9 +11,9 @@ local writer, body, instead_of, known_up_to = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 if newest then
-  local is = {}
-  for i = 1, #newest[2], 2 do is[newest[2][i]] = newest[2][i + 1] end
-  if is.log ~= instead_of or is.number ~= known_up_to then return {} end
+  local newest_fields = {}
+  for i = 1, #newest[2], 2 do newest_fields[newest[2][i]] = newest[2][i + 1] end
+  if newest_fields.log ~= instead_of or newest_fields.number ~= known_up_to then return {} end
 end
 redis.call('DEL', log)
 local time = redis.call('TIME')

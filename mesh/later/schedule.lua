@@ -5,12 +5,13 @@
 -- Returns the next tick (ms)
 local schedules_key, schedule_key = KEYS[1], KEYS[2]
 local name, epoch, definition, first_tick = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+-- The definition that the schedule has now, the epoch of the replica that wrote it, and the next tick.
 local known, author_epoch, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
 
 local function is_live(epoch_of_author)
   for n = 0, tonumber(ARGV[5]) - 1 do
-    local found, state = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))
-    if found == epoch_of_author and state ~= 'left' then return true end
+    local row_epoch, state = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))
+    if row_epoch == epoch_of_author and state ~= 'left' then return true end
   end
 end
 

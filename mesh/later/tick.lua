@@ -10,6 +10,7 @@ local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
 local name, tick, following, must_send, op, sender, ttl, body, skips_if_running, definition, to = unpack(ARGV, 1, 11)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- The next tick and the definition that the schedule has now.
 local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition'))
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
@@ -33,8 +34,8 @@ local function key_of(moment, target) return name .. '.' .. moment .. '.' .. tar
 local function still_runs()
   local last_tick, noted_entries = unpack(redis.call('HMGET', schedule_key, 'last', 'entries'))
   for stream, id in string.gmatch(noted_entries or '', '(%S+) (%S+)') do
-    local found = redis.pcall('XRANGE', stream, id, id)
-    if #found > 0 or has_moved(stream, key_of(last_tick or '', string.match(stream, '[^:]+$'))) then return true end
+    local entries = redis.pcall('XRANGE', stream, id, id)  -- an error has no elements
+    if #entries > 0 or has_moved(stream, key_of(last_tick or '', string.match(stream, '[^:]+$'))) then return true end
   end
 end
 

@@ -68,14 +68,15 @@ class Calls:
         self,
         link: Link,
         reader: ReplyReader,
-        replica: str,
+        sender: str,
         durability: Durability | None,
         only_reads: Callable[[str], bool] = lambda _: False,
         later_bound: int = 0,
     ) -> None:
         self._link = link
         self._reader = reader
-        self._replica = replica
+        #: the id of this replica or client: the keys of its requests begin with it
+        self._sender = sender
         self._durability = durability
         #: returns whether an operation is known to have no effect; its requests are accepted even when memory is full
         self._only_reads = only_reads
@@ -195,7 +196,7 @@ class Calls:
         return replies
 
     def _next_key(self) -> str:
-        return f"{self._replica}-{next(self._key_numbers)}"
+        return f"{self._sender}-{next(self._key_numbers)}"
 
     async def _wait_for(
         self,

@@ -1,7 +1,7 @@
--- Returns how many things a key holds; 0 if somebody has overwritten it with a value of another type.
+-- Returns how many elements a key holds, as XLEN or ZCARD counts them; 0 if somebody has overwritten it with another type.
 local function size_of(command, key)
-  local size = redis.pcall(command, key)
-  return type(size) == 'number' and size or 0
+  local count = redis.pcall(command, key)
+  return type(count) == 'number' and count or 0
 end
 
 -- Returns how many requests are {accepted, answered, expired, cancelled, dead, lost, in flight, waiting} at this moment. The

@@ -169,7 +169,10 @@ _NO_REQUEST = Request("", "", "", "", "", "", NEVER, {})
 
 
 class Effects(Writer):
-    """The transaction of one request. Without a request, it is a transaction of the replica itself."""
+    """The transaction of one request. Without a request, it is a transaction of the replica itself.
+
+    `replica` is the id of this replica; its database is `database`.
+    """
 
     __slots__ = (
         "_answer", "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "asked",

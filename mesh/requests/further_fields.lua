@@ -1,7 +1,7 @@
 -- Returns the text of a shared key; "" if the key is absent; nil if somebody has overwritten it with another type.
 local function text_at(key)
-  local found = redis.pcall('GET', key)
-  if type(found) ~= 'table' then return found or '' end
+  local text_or_error = redis.pcall('GET', key)  -- false if the key is absent
+  if type(text_or_error) ~= 'table' then return text_or_error or '' end
 end
 
 -- Returns the further fields of an entry as a list of names and values. `joined` has them as "name value name value", or is

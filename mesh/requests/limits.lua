@@ -33,14 +33,14 @@ local function make_limits(options)
   local function request_exists_at(location)
     local stream, id = string.match(location, '^(%S+) (.*)$')
     if stream == 'mesh:later' then return redis.pcall('ZSCORE', stream, id) end
-    local found = redis.pcall('XRANGE', stream, id, id)
-    return #found > 0
+    local entries = redis.pcall('XRANGE', stream, id, id)  -- an error has no elements
+    return #entries > 0
   end
 
   local function read_rate(lane)
-    local found = redis.pcall('GET', 'mesh:rate:' .. lane)
+    local text = redis.pcall('GET', 'mesh:rate:' .. lane)
     local accepted_us, written_us, begun_us =
-      string.match(type(found) == 'string' and found or '', '^(%d+) (%d+) (%d+)$')
+      string.match(type(text) == 'string' and text or '', '^(%d+) (%d+) (%d+)$')
     return tonumber(accepted_us or 0), tonumber(written_us or 0), tonumber(begun_us or 0)
   end
 
@@ -256,9 +256,9 @@ local function make_limits(options)
     for _, lane in ipairs(redis.pcall('SRANDMEMBER', 'mesh:lanes', most_lanes)) do
       pcall(function()
         local running = 'mesh:running:' .. lane
-        local found = redis.call('HRANDFIELD', running, places_left, 'WITHVALUES')
-        places_left = places_left - #found / 2
-        for name, location in pairs(named(found)) do
+        local names_and_locations = redis.call('HRANDFIELD', running, places_left, 'WITHVALUES')
+        places_left = places_left - #names_and_locations / 2
+        for name, location in pairs(named(names_and_locations)) do
           if not request_exists_at(location) then redis.call('HDEL', running, name) end
         end
         fill_places(lane)

@@ -16,8 +16,8 @@ local function redis_key_of(op, key) return 'mesh:once:' .. op .. ':' .. key end
 -- Returns whether the open request of a key is still there; see the fields `stream` and `id` above.
 local function request_exists(stream, id)
   if stream == 'mesh:later' then return redis.pcall('ZSCORE', stream, id) end
-  local found = redis.pcall('XRANGE', stream, id, id)
-  return #found > 0
+  local entries = redis.pcall('XRANGE', stream, id, id)  -- an error has no elements
+  return #entries > 0
 end
 
 -- Writes a reply. If its stream is gone, nobody reads it any more, so it is not created again (NOMKSTREAM).
@@ -27,7 +27,8 @@ local function write_reply(stream, request, op, answer)
 end
 
 -- Returns the state of a key, and the sha and the id of its request; nothing if the key is free; or the error of Redis if it
--- is not a hash. The key is also free if somebody has deleted its open request by hand.
+-- is not a hash. The key is also free if somebody has deleted its open request by hand. Below, `found` has the four fields that
+-- HMGET names, in this order.
 function once.find(op, key)
   local found = redis.pcall('HMGET', redis_key_of(op, key), 'state', 'sha', 'stream', 'id')
   if found.err then return found end

@@ -8,8 +8,8 @@ local function delay(name, to, due, limit, words)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   if string.sub(due, 1, 1) == '+' then due = string.format('%.0f', now + string.sub(due, 2)) end
-  local result = redis.pcall('ZADD', 'mesh:later', due, name)
-  if type(result) == 'table' then return result end
+  local added_or_error = redis.pcall('ZADD', 'mesh:later', due, name)
+  if type(added_or_error) == 'table' then return added_or_error end
   redis.call('HSET', 'mesh:later:' .. name, 'to', to, unpack(words))
   if limit ~= '' then redis.call('HSET', 'mesh:later:' .. name, 'wants', limit) end
   return math.max(due - now, 0)

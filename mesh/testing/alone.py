@@ -105,7 +105,7 @@ class Ran(Generic[R]):
 
 
 def read_stored(sync_client: Any, key_or_field: Key[Any] | Field[Any], database: int) -> Any:
-    """Return the value of a key or field, read with a synchronous client."""
+    """Return the value of a key or field, read with a synchronous redis-py client."""
     shared, name, field = key_or_field.location
     if not shared:
         sync_client.select(database)

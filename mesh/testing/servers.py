@@ -26,7 +26,7 @@ class KitServer(Protocol):
 
     @property
     def sync_client(self) -> Any:
-        """A synchronous client of the bus database, which does not need the event loop."""
+        """A synchronous redis-py client of the bus database, which does not need the event loop."""
 
     async def begin(self) -> None:
         """Prepare the server. Raises SetupError if the server is not empty."""
@@ -70,7 +70,7 @@ class RealServer:
 
 
 def _new_sync_client(settings: RedisSettings) -> redis.Redis:
-    """Return a client of the bus database that blocks while it waits for an answer."""
+    """Return a redis-py client of the bus database that blocks while it waits for an answer."""
     password = None if settings.password is None else settings.password.get_secret_value()
     if settings.url is not None:
         return redis.Redis.from_url(settings.url.get_secret_value(), decode_responses=True)

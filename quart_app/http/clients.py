@@ -57,7 +57,7 @@ def is_address(text: str) -> bool:
 class Occupancy:
     """An amount in use, with a bound in all and a bound per source, so that one source leaves room for the others.
 
-    A source is the IP address of a client or proxy.
+    A source is the IP address of a client or proxy. An amount is a number of connections, or of bytes of bodies.
     """
 
     def __init__(self, most: int, most_per_source: int) -> None:
