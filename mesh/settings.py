@@ -150,7 +150,9 @@ class RedisSettings(BaseSettings):
     connect_timeout_ms: int = Field(1000, ge=50)
     timeout_ms: int = Field(1500, ge=50, description="longest wait for an answer; keep it well below the lease")
     wait_replicas: int = Field(0, ge=0, description="copies of Redis that must confirm a commit (WAIT); 0: none")
-    wait_timeout_ms: int = Field(1000, ge=1, description="longest wait for the confirmations of these copies")
+    wait_timeout_ms: int = Field(
+        1000, ge=1, description="longest wait for the confirmations of the copies that REDIS_WAIT_REPLICAS asks for"
+    )
 
     @field_validator("url")
     @classmethod
@@ -208,7 +210,10 @@ class MeshSettings(BaseSettings):
     max_deliveries: int = Field(3, ge=1, description="deliveries before a request becomes a dead letter")
     concurrency: int = Field(256, ge=1, description="requests of its class that a replica handles at the same time")
     memory_reserve: float = Field(
-        0.1, ge=0.01, le=0.5, description="share of Redis's maxmemory that stores leave to reads, logins and settlement"
+        0.1,
+        ge=0.01,
+        le=0.5,
+        description="share of Redis's maxmemory that new data may not use; reads, logins and settlement may",
     )
     stream_bound: int = Field(10_000, ge=1, description="requests that may wait on one stream; more are refused")
     later_bound: int = Field(100_000, ge=1, description="requests that may wait for their time; more are refused")
@@ -224,7 +229,9 @@ class MeshSettings(BaseSettings):
     )
     classes: str = Field("ABCD", description="the letters of the classes")
     class_: str | None = Field(
-        None, validation_alias="MESH_CLASS", description="the class of a database that has none yet"
+        None,
+        validation_alias="MESH_CLASS",
+        description="the class that this replica gives to a database without a class; empty: the mesh chooses",
     )
     class_policy: Literal["rarest", "random"] = Field(
         "rarest", description="how the mesh chooses a first class when MESH_CLASS is empty"

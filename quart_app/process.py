@@ -167,8 +167,8 @@ class Process:
             # This replica is not ready, so there is no work to finish. It may wait for a lease, which may never come.
             membership_task.cancel()
         else:
-            # This only writes "draining" into the roster row. `on_drain` is for the order of an operator, so it is not
-            # called by this.
+            # This only writes "draining" into the roster row. It does not call the function that `on_drain` was given,
+            # which is for an operator's order.
             mesh.drain()
             await asyncio.sleep(self._drain_ms / 1000)
         self._must_close_http.set()

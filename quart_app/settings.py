@@ -26,7 +26,9 @@ class AppSettings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="public port; 0: any free one")
     private_port: int = Field(8001, ge=0, le=65535, description="port for other replicas and for operators")
     advertise_host: str = Field("", description="host at which other replicas reach this one; empty: found out")
-    listen_fd: int = Field(-1, description="descriptor of a listening socket that replicas share; -1: none")
+    listen_fd: int = Field(
+        -1, description="file descriptor of a listening socket that the replicas of this machine share; -1: none"
+    )
     listen_when_ready: bool = Field(
         False, description="open the public port only when ready, for a balancer that looks at nothing but the port"
     )

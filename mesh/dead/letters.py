@@ -23,6 +23,7 @@ from mesh.errors import Refused
 from mesh.later.options import OPTIONS
 from mesh.wire.script import Script
 
+#: The Lua that both acts share: to read a letter, to walk over the letters, and to record the act in the audit log.
 _COMMON_LUA = ("letter.lua", "walk.lua", "record.lua")
 REPLAY = Script.beside(__file__, "replay.lua", *_COMMON_LUA, *OPTIONS)
 DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)

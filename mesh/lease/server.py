@@ -10,6 +10,7 @@ from mesh.errors import MeshError, ServerTooOld, SetupError, Unavailable, WrongC
 from mesh.wire import failures
 from mesh.wire.failures import Meaning
 
+#: Our scripts begin with `#!lua flags=…`, which servers know from this version on.
 MINIMUM_VERSION = (7, 0)
 #: The format of what this release writes to Redis. Raise it if an older release would misread or hide the new data.
 FORMAT = 1

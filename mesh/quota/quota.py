@@ -45,6 +45,7 @@ def _with_common_part(name: str) -> Script:
     return Script(Script.beside(__file__, "common.lua").source + Script.beside(__file__, name).source)
 
 
+#: The scripts of `reserve`, of the four methods that record an outcome, and of `look`.
 RESERVE = _with_common_part("reserve.lua")
 #: The server runs it even when its memory is full, so that outcomes can be recorded.
 RECORD = Script(f"#!lua flags=allow-oom\n{_with_common_part('record.lua').source}")
@@ -179,7 +180,7 @@ class Quota:
 
     def _read_answer(self, answer: Sequence[Any]) -> tuple[str, Allowance]:
         """Read what each script of the quota answers. The first part, the verdict, matters only after reserve.lua."""
-        # A client that does not decode answers gives bytes.
+        # A redis-py client without `decode_responses` returns bytes.
         verdict = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
         now_ms, taken, reopens_ms, caution = (int(number) for number in answer[1:])
         is_closed = reopens_ms > now_ms

@@ -348,7 +348,7 @@ class MeshKit(AsyncOnly):
         return name
 
     def redis(self, db: int = 0) -> Redis:
-        """Return a redis-py client with all rights, for what this class does not offer. The kit closes it at its end."""
+        """Return a redis-py client with all rights, for what this class does not offer. The kit closes it itself."""
         if db not in self._clients:
             self._clients[db] = self._server.connections.client("kit", db=db)
         return self._clients[db]

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from mesh.wire.codec import ENCODER
 
+#: A command for Redis: its name and its words.
 Command = tuple[Any, ...]
 
 #: What the parser returns while no further reply has arrived completely.

@@ -29,6 +29,7 @@ from quart_app.security.credentials import CredentialLimiter, Limits
 from quart_app.security.csrf import is_foreign
 from quart_app.settings import AppSettings
 
+#: The user name with which an operator logs in on the live page.
 OPERATOR = "operator"
 #: Most characters of a reason or a name in a question. Both may be very long, and a question must stay readable.
 MOST_CHARACTERS = 200

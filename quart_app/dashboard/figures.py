@@ -31,6 +31,7 @@ LONGEST_GAP_MS = 5000
 MOST_DEAD_READ = 50
 HOUR_MS = 3_600_000
 
+#: By the name of a number: its rates per second in the last minute, oldest first.
 Rates = Mapping[str, Sequence[float]]
 
 

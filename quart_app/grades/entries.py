@@ -22,6 +22,7 @@ from mesh.journal import FOUNDED, Entry, pack_id, unpack_id
 from quart_app.grades.models import FIELDS, Amount, GradeUpdate, UserId
 from quart_app.grades.storage import FIELD_AT, Changes
 
+#: What an entry has as `op`: SET for the change of one grade, CARRY for changes carried over from a lost log.
 SET = "set"
 CARRY = "carry"
 #: Most records in one entry; they take a few dozen kilobytes. Larger entries would hold Redis and the readers longer.

@@ -38,6 +38,7 @@ SHARD_SHIFT = 40
 DIGEST_BYTES = 16
 _DIGEST_MASK = 2 ** (8 * DIGEST_BYTES) - 1
 
+#: Some of the records: user id -> record, as RECORD_LAYOUT packs it.
 Shard = dict[str, bytes]
 #: Changes of one user: index of a field -> (value, stamp).
 Changes = Mapping[int, tuple[int, int]]

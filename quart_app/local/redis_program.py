@@ -35,6 +35,7 @@ WRITER_FILE = "written-by"
 #: The dot before the digits stands for a byte: the length of the version.
 WRITER_FIELD = re.compile(rb"(valkey|redis)-ver.(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
 
+#: The numbers of a version, such as (7, 2, 4).
 Version = tuple[int, ...]
 
 

@@ -40,10 +40,10 @@ class Ports:
 
 def choose_ports(count: int, first_private: int) -> list[Ports]:
     """Return ports for each replica. The first private port is `first_private`, if that is free; 0: any free port."""
-    found = free_ports(2 * count)
-    # `found[count]` is not used: the first replica has `first_private` in its place.
-    private_ports = [free_port(first_private), *found[count + 1 :]]
-    return [Ports(*pair) for pair in zip(found[:count], private_ports, strict=True)]
+    unused_ports = free_ports(2 * count)
+    # `unused_ports[count]` stays unused: the first replica has `first_private` in its place.
+    private_ports = [free_port(first_private), *unused_ports[count + 1 :]]
+    return [Ports(*pair) for pair in zip(unused_ports[:count], private_ports, strict=True)]
 
 
 def environment(redis_url: str | None, folder: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from quart_app.security import audit
 #: Two keys of Redis; see above.
 FIRST_ADMIN = "shared:messages:first-admin"
 ADMINISTRATORS = "shared:messages:administrators"
+#: The scripts that change accounts, by the names of their files.
 SCRIPTS = {
     name: Script.beside(__file__, f"{name}.lua")
     for name in ("register", "change_profile", "change_access", "first_admin", "set_admin", "renew_hash")

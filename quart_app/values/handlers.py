@@ -319,9 +319,9 @@ async def _read_existing(items: list[Item], store: Store, pace: Pace) -> dict[st
     values_here = [item.value for item in items if item.place is not None and item.place.database == store.database]
     if not values_here:
         return {}
-    records_read = await records.read_records(store, values_here)
+    record_or_none_each = await records.read_records(store, values_here)
     await pace()
-    return {value: record for value, record in zip(values_here, records_read, strict=True) if record is not None}
+    return {value: record for value, record in zip(values_here, record_or_none_each, strict=True) if record is not None}
 
 
 async def _collect_factors(

@@ -45,8 +45,10 @@ class ValuesSettings(BaseSettings):
         ge=20,
         description="most digits for a sieve; a longer number that curves do not split in time gets 504",
     )
-    job_s: int = Field(3600, ge=1, description="longest time that a job computes")
-    job_kept_s: int = Field(3600, ge=1, description="how much longer the result of a job is kept")
+    job_s: int = Field(
+        3600, ge=1, description="time from the POST of a job to its deadline; then the job fails if it is not done"
+    )
+    job_kept_s: int = Field(3600, ge=1, description="how long the result of a job is kept after the job's deadline")
     max_jobs: int = Field(
         64, ge=1, description="unfinished jobs at once; each takes one place in the queue of each of its classes"
     )

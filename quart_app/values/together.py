@@ -46,8 +46,8 @@ _SEND_ALONE: Any = object()
 class Together(Generic[K, W, A]):
     """The callers in this process that may share requests: at most `most` of them share one, all with the same key.
 
-    `ask` sends a request. It takes the key, what each caller wants, and the time limit (ms). It returns the answers in
-    the same order.
+    `ask` sends a request. It takes the key, what each caller wants, and the time limit (ms). It returns one answer for
+    each caller, in the order of what they want.
     """
 
     def __init__(self, ask: Callable[[K, Sequence[W], int], Awaitable[Sequence[A]]], most: int) -> None:
