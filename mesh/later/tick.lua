@@ -34,8 +34,8 @@ local function key_of(moment, target) return name .. '.' .. moment .. '.' .. tar
 local function still_runs()
   local last_tick, noted_entries = unpack(redis.call('HMGET', schedule_key, 'last', 'entries'))
   for stream, id in string.gmatch(noted_entries or '', '(%S+) (%S+)') do
-    local entries = redis.pcall('XRANGE', stream, id, id)  -- an error has no elements
-    if #entries > 0 or has_moved(stream, key_of(last_tick or '', string.match(stream, '[^:]+$'))) then return true end
+    local found_entries = redis.pcall('XRANGE', stream, id, id)  -- an error has no elements
+    if #found_entries > 0 or has_moved(stream, key_of(last_tick or '', string.match(stream, '[^:]+$'))) then return true end
   end
 end
 

@@ -45,6 +45,7 @@ BLOCKED_S = 0.1
 
 #: The outcome of an attempt at a request, and its reason as text: for the log, for a dead letter, or "".
 OutcomeAndReason = tuple[Outcome, str]
+#: Makes one attempt at a request, after a pause of so many seconds: the type of `Runner.attempt`.
 Attempt = Callable[[Work, float], Awaitable[OutcomeAndReason | None]]
 #: The result of a check that does not end the attempt: `_handle` comes next. It runs the handler or, if the request
 #: cannot be handled, makes the error the answer. Code compares with `is`; the content does not matter.

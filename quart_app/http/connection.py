@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
     def whole_request_came(self) -> None:
         if self._exchange is not None:
             self._exchange.body_ended()
-            self._is_discarding = not self._exchange.head.keep_alive  # if not, no further request may follow
+            self._is_discarding = not self._exchange.head.keep_alive  # after the last request, input is discarded
 
     # The request in progress calls these methods.
 

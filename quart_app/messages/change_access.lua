@@ -15,6 +15,7 @@ local actor_flags = redis.call('HMGET', actor_account, 'is_admin', 'is_active')
 if actor_flags[1] ~= '1' or actor_flags[2] ~= '1' then return 'forbidden' end
 -- The set may lack an administrator of an older release, so the script adds each one that it meets.
 redis.call('SADD', administrators, actor_id)
+-- stored[1] is "1" for an administrator, and stored[2] for an active account; both are false if there is no account.
 local stored = redis.call('HMGET', account, 'is_admin', 'is_active')
 if not stored[2] then return 'absent' end
 

@@ -13,6 +13,7 @@ local id, generation, email, password = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if redis.call('HGET', account, 'generation') ~= generation then return 'changed' end
 if email ~= '' and by_new_email ~= by_old_email then
   if redis.call('EXISTS', by_new_email) == 1 then return 'taken' end
+  -- first[1] is the address that is reserved for the first administrator, and first[2] the id of that account.
   local first = redis.call('HMGET', first_admin, 'email', 'id')
   if first[1] == email and first[2] ~= id then return 'taken' end
 end

@@ -1,12 +1,14 @@
 -- Claim an idempotency key, or return the state of the claim that an earlier request made.
 -- KEYS[1]  hash, PX  the claim: body, owner, state (claimed | sending | done), until_ms, answer
 -- ARGV     fingerprint of the body, owner (the id of the message), work_ms (how long the owner may take), keep_ms
--- Returns {mine | other-body | done | busy | lost, the owner, the answer}.
+-- Returns {mine | other-body | done | busy | lost, the owner, the answer}. Busy: another request holds the claim and still
+-- has time. Lost: that request died after it had begun to send.
 local claim = KEYS[1]
 local body, owner, work_ms, keep_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local clock = redis.call('TIME')
 local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+-- stored[1] to stored[5] are the fields in this order; all are false if there is no claim.
 local stored = redis.call('HMGET', claim, 'body', 'state', 'until_ms', 'owner', 'answer')
 
 if stored[1] then

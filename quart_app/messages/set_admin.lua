@@ -9,6 +9,7 @@
 local account, administrators, audit = KEYS[1], KEYS[2], KEYS[3]
 local id, is_admin, audit_length = ARGV[1], ARGV[2], ARGV[3]
 
+-- stored[1] is "1" for an administrator, and stored[2] for an active account; both are false if there is no account.
 local stored = redis.call('HMGET', account, 'is_admin', 'is_active')
 if not stored[1] then return 'absent' end
 if stored[1] == is_admin then return 'unchanged' end

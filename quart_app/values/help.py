@@ -82,14 +82,14 @@ class Helpers:
         `process_count` is how many processes this replica uses itself.
         """
         joint = JointWork(factoring)
-        asking = asyncio.create_task(self._keep_asking(joint, process_count))
-        joint.found.add_done_callback(lambda _: asking.cancel())
+        asking_task = asyncio.create_task(self._keep_asking(joint, process_count))
+        joint.found.add_done_callback(lambda _: asking_task.cancel())
         try:
             yield joint
         finally:
-            asking.cancel()
-            await asyncio.wait([asking])
-            if not asking.cancelled() and (error := asking.exception()) is not None:
+            asking_task.cancel()
+            await asyncio.wait([asking_task])
+            if not asking_task.cancelled() and (error := asking_task.exception()) is not None:
                 log.error("other replicas could not be asked for curves", exc_info=error)
 
     async def _keep_asking(self, joint: JointWork, process_count: int) -> None:
@@ -103,10 +103,10 @@ class Helpers:
             while True:
                 other_count, refusal_count = await self._count_others(), 0
                 while len(in_flight) < other_count and refusal_count <= other_count:
-                    request = tasks.create_task(self._ask_one(joint, process_count))
-                    await asyncio.wait([request], timeout=REFUSAL_S)
-                    refusal_count += request.done() and not request.result()
-                    in_flight = {task for task in (*in_flight, request) if not task.done()}
+                    request_task = tasks.create_task(self._ask_one(joint, process_count))
+                    await asyncio.wait([request_task], timeout=REFUSAL_S)
+                    refusal_count += request_task.done() and not request_task.result()
+                    in_flight = {task for task in (*in_flight, request_task) if not task.done()}
                 if in_flight:
                     await asyncio.wait(in_flight, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
                     in_flight = {task for task in in_flight if not task.done()}
@@ -124,7 +124,7 @@ class Helpers:
         except MeshError:
             return 0
         members = [member for member in roster if member.leased and member.cls == replica.cls]
-        # A list of one element, or an empty one.
+        # One element: what this replica serves. The list is empty if the roster does not have this replica.
         own_operations = [member.serves for member in members if member.replica == replica.id]
         return sum(member.serves in own_operations for member in members) - len(own_operations)
 
