@@ -360,10 +360,10 @@ async def join(
 ) -> AsyncIterator[Replica]:
     """Wait for a lease and become a member, which serves requests inside the block; leave in order at its end.
 
-    If the block raises, the lease is not released, but expires. The roster shows `public` and `private` (host:port).
-    `applicant` is called with the object that waits for the lease and can tell why. With `ready` false the roster says
-    `starting` until `announce` is called. Raises SetupError if the mesh cannot use this server or these credentials,
-    and LeaseLost if the lease was lost: join again.
+    `worker` is the table of operations that this replica serves. If the block raises, the lease is not released, but
+    expires. The roster shows `public` and `private` (host:port). `applicant` is called with the object that waits for
+    the lease and can tell why. With `ready` false the roster says `starting` until `announce` is called. Raises
+    SetupError if the mesh cannot use this server or these credentials, and LeaseLost if the lease was lost: join again.
     """
     settings = given_or_environment(settings)
     connections = connections or Connections(settings.redis)

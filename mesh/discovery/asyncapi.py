@@ -13,6 +13,7 @@ from typing import Any
 
 from mesh import keys
 
+#: A JSON schema.
 Schema = dict[str, Any]
 
 _NOT_IN_COMPONENT_NAME = re.compile(r"[^\w.-]")

@@ -25,6 +25,7 @@ SILENCE_MS = 60_000
 #: Most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while.
 MOST_HANDED_BACK = 10_000
 
+#: The fields of an entry, by name.
 Fields = dict[str, str]
 #: An entry as this consumer gets it: its id, the number of its deliveries (this one included), and the names and values
 #: of its fields in turn.

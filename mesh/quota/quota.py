@@ -107,6 +107,7 @@ class Closed:
     allowance: Allowance
 
 
+#: What `Quota.reserve` answers.
 Verdict = Granted | Probing | Closed
 
 

@@ -42,6 +42,7 @@ MOST_BODY = 16 * 2**20
 _CLASSES = frozenset(keys.CLASSES)
 _DATABASES = frozenset(range(keys.MOST_DATABASES))
 
+#: The body of a request or a reply without types: a JSON object.
 Body = dict[str, Any]
 #: Makes of the text of a body what a handler or a caller gets. Raises ValueError for text that it cannot read.
 Decode = Callable[[str], Any]

@@ -16,6 +16,8 @@ from mesh.requests.verbs import VERBS, ServiceVerbs, Verb
 from mesh.wire.codec import encode
 from mesh.wire.script import Script
 
+#: Handles one request. Gets the request, a reader of the replica's keys and the shared ones, and the transaction.
+#: Returns the body of the reply, as `Handler` says.
 Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
 
 

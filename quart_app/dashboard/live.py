@@ -87,6 +87,7 @@ class LivePage:
         @hide
         async def events(name: str) -> Response:
             if self._viewer_count >= MOST_VIEWERS:
+                # 5 s: browsers that try again sooner would mostly find no place either.
                 raise Problem(503, f"{MOST_VIEWERS} viewers follow this replica; try again later", retry_after=5)
             stream = self._event_stream(_known_view(name), request.args.to_dict(), await self._may_act())
             response = Response(stream, content_type="text/event-stream; charset=utf-8", headers=HEADERS)

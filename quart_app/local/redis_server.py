@@ -25,6 +25,7 @@ from quart_app.local.processes import Child, Program, Say, Supervisor, last_line
 from quart_app.local.redis_program import ServerProgram, find_server, record_writer, writer_of
 from quart_app.settings import host_and_port
 
+#: The usual port of Redis. An embedded server uses it if it is free.
 DEFAULT_PORT = 6379
 #: How long an embedded server may take to answer after its start.
 START_S = 30.0

@@ -48,6 +48,7 @@ class Refuse:
     retry_after_ms: int
 
 
+#: What a message does next.
 Step = SendFree | WaitForFree | Pay | Refuse
 
 

@@ -70,6 +70,7 @@ class Unknown:
     cause: str
 
 
+#: What `ProviderClient.send` returns.
 ProviderOutcome = Answered | Blocked | Failed | Unsent | Unknown
 
 
@@ -110,7 +111,8 @@ class ProviderClient:
         connect_timeout_s = settings.connect_timeout_ms / 1000
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(self._timeout_s, connect=connect_timeout_s, pool=connect_timeout_s),
-            # A message beyond 256 connections waits for a free one, for at most the time to connect.
+            # A message beyond 256 connections waits for a free one, for at most the time to connect. Up to 64 idle
+            # connections are kept: more would save time after a burst of messages, but cost more sockets.
             limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=KEEP_IDLE_S),
             follow_redirects=False,
             # No proxy from the environment: messages go straight to the configured URL.

@@ -28,6 +28,7 @@ from mesh import Script
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User, translated_redis_errors, user_key
 
+#: The algorithm that signs tokens: HMAC with SHA-256 (RFC 7518).
 ALGORITHM = "HS256"
 #: The claims (fields, RFC 7519) of every token. `sub` is the id of the account, `jti` that of the session or device.
 REQUIRED_CLAIMS = ["exp", "iat", "aud", "iss", "jti", "sub"]

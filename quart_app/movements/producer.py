@@ -21,6 +21,7 @@ from quart_app import environment
 from quart_app.local.discovery import default_folder, redis_settings
 from quart_app.movements.settings import MovementSettings
 
+#: One message of a warehouse: an event as a JSON object.
 Message = dict[str, Any]
 
 #: Messages per round trip, if they are not sent slowly. More would only make the trips longer.
