@@ -53,7 +53,7 @@ class ForkLoop:
                 self._wakeup_reader.recv(1024)
                 self._report_ended_forks()
             if self._channel in readable:
-                # At most 64 KiB at once. Of a longer request, `_request_start` keeps the beginning for the next turn.
+                # At most 64 KiB at once. Of a longer request, `_request_start` keeps what has come so far.
                 if not (data := self._channel.recv(1 << 16)):
                     return None
                 *lines, self._request_start = (self._request_start + data).split(b"\n")

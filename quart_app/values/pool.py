@@ -72,8 +72,8 @@ class FactorPool:
 
     `processes` is the number of processes of the hard lane, by default one for each core. The pool accepts at once at
     most `hard_limit` hard numbers of clients and at most `hard_limit` of jobs, by default four for each process. All
-    numbers together, brisk ones included, are at most `brisk_limit` + `hard_limit`. It refuses more with Busy: they
-    would wait for a process until their deadlines. A number with a composite of more than `sieve_bits` gets curves
+    numbers together, brisk ones included, are at most `brisk_limit` + `hard_limit`. Further numbers get Busy, because
+    they would wait for a process until their deadlines. A number with a composite of more than `sieve_bits` gets curves
     until its deadline. `metrics` count the outcomes. `helpers` are the other replicas of the class: the pool asks them
     for curves on one hard number of each lane at a time. The attribute `helper` runs curves for these replicas.
     """
