@@ -15,8 +15,8 @@
 --       the words of all transactions, as batch.lua reads them. The first word of a transaction is the number of its words.
 --       The others are:
 --   stream, id            of the request; both are "" for a transaction that the replica makes without a request
---   reply stream, key, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits. `key` is the
---                         caller's name of the request, and `forwards` says how many more replies follow from elsewhere.
+--   reply stream, name, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits. The name is
+--                         the caller's name of the request, and `forwards` says how many more replies follow from elsewhere.
 --   number of groups of expectations, number of writes, number of sends
 --   how long the handler worked (µs), and the field `call` of the request, or ""
 --   Then come the groups of expectations, the writes and the sends:
@@ -35,7 +35,7 @@
 --                   "bounded"   the key is the sorted set of waiting requests, and has room
 --                   "placed"    the limit and the idempotency key of a request that the verb `place` sends allow it now
 --                   "any"       no check
---   send          to, op, key, reply stream, deadline, body, from, and further fields in one word: see further_fields.lua
+--   send          to, op, name, reply stream, deadline, body, from, and further fields in one word: see further_fields.lua
 -- Returns a JSON list with one text per transaction: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
 -- "key-reused <idempotency key>", "conflict <side> <hash> <name>", or why a write or a send is not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]

@@ -7,7 +7,7 @@
 --         true                              it has options
 --         {limit, name}                     it waits or has waited for its limit, so its caller does not know its stream and
 --                                           id: they are looked up here
---         {op, idempotency key, request}    a call with this key leaves: remove the request only if no other call waits
+--         {op, idempotency key, name}       a call with this key leaves: remove the request only if no other call waits
 -- Returns how many of the requests were removed
 local books_key, ended_count = KEYS[1], 0
 

@@ -17,7 +17,7 @@
 --   number of requests       negative if all requests of the group only read; 0 for one request that nobody waits for
 --   further fields           such as `call` and `traceparent`, for all entries of the group, in one word: see
 --                            further_fields.lua
---   to, op, key, ttl, body   of each request; `key` is the sender's name of the request, the field `request` of its entry
+--   to, op, name, ttl, body   of each request; the sender chooses the name, which is the field `request` of its entry
 -- The address `to` is a class, "db<n>", "*" (every live database) or "* <filter> <number> <number> ...". The last form means
 -- the live databases whose filter of this name shows that they may have one of several things. Each thing is a pair of
 -- numbers, which give its two bits in a filter: see filters.py.
@@ -38,7 +38,7 @@
 --                                     before and is on its way
 --   {"error": code, "about": what}    of a group that is refused
 -- A call whose idempotency key belongs to an earlier request has the id of that request. A call that has to wait for its
--- limit has no entry yet: "@" and its `key` stand in place of the id.
+-- limit has no entry yet: "@" and its name stand in place of the id.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 -- `databases` is their number, and `most_at_once` is how many requests one replica works on. `batch` is the number of the
 -- batch, with a blank after it. `held` is what the lease says now; `before` is the number and the result of the latest batch.
@@ -58,10 +58,12 @@ if before and string.sub(before, 1, #batch) == batch then return string.sub(befo
 local BATCH_ARGUMENT = 9
 --[[ batch.lua ]]
 
--- `groups` has the words of all groups, and `words_to_store` is their number, because all of them count for room.lua. The
--- requests of a group begin HEAD_WORDS words after the beginning of the group.
+-- `request_words` is one flat list with the words of all groups, and `words_to_store` is their number, because all of them
+-- count for room.lua. A group begins with HEAD_WORDS words; its requests follow. The request that begins at `at` has its
+-- address at request_words[at], its operation at `at + 1`, its name at `at + 2`, its ttl, perhaps with options, at `at + 3`,
+-- and its body at `at + 4`.
 local HEAD_WORDS = 3
-local groups, words_to_store = words, #words
+local request_words, words_to_store = words, #words
 
 --[[ room.lua ]]
 
@@ -152,31 +154,31 @@ end
 -- The functions that few batches need are created together, when one of them is needed for the first time: see commit.lua.
 local seldom
 
--- Two tables by the fourth word of a request, which is a ttl, perhaps with options after it. `deadlines` has the deadline, and
--- `options` the options; `with` are those of one request. `read_options` adds the options, and returns the ttl (ms) as text.
--- `seldom().option()` is none of these: it returns the functions of options.lua.
+-- Two tables by the fourth word of a request (`ttl_and_options`), which is a ttl, perhaps with options after it. `deadlines`
+-- has the deadline, and `options` the options; `with` are those of one request. `read_options` adds the options, and returns
+-- the ttl (ms) as text. `seldom().option_functions()` is none of these: it returns the functions of options.lua.
 local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
 -- `only_reads` says that its requests store nothing, so that they are accepted when memory is full.
 local function refused(first, last, only_reads)
   for at = first, last, REQUEST_WORDS do
-    local to, ttl, code, about = groups[at], groups[at + 3], nil, nil
-    if not deadlines[ttl] then
-      local ttl_ms = tonumber(ttl) or seldom().read_options(ttl)
-      deadlines[ttl] = ttl_ms == '0' and '0' or string.format('%.0f', now + ttl_ms)
+    local to, ttl_and_options, code, about = request_words[at], request_words[at + 3], nil, nil
+    if not deadlines[ttl_and_options] then
+      local ttl_ms = tonumber(ttl_and_options) or seldom().read_options(ttl_and_options)
+      deadlines[ttl_and_options] = ttl_ms == '0' and '0' or string.format('%.0f', now + ttl_ms)
     end
-    local with = options[ttl]
+    local with = options[ttl_and_options]
     if with and with.once then
       -- `known` is the earlier request with the idempotency key, or nil. Two requests with the same ttl and options share one
       -- table `with`, even if they call different operations. So `known` is set anew for each request.
-      with.known, code, about = seldom().option().once.check(groups[at + 1], with.once, with.sha)
+      with.known, code, about = seldom().option_functions().once.check(request_words[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end
     if memory_is_full and not only_reads then return 'full', '' end
     -- The most frequent case comes first, because it needs no function of submit_seldom.lua.
     if live[to] and not with then
-      code, about = refused_by_queue(to, ttl)
+      code, about = refused_by_queue(to, ttl_and_options)
       if code then return code, about end
     elseif with and with.due then
       -- The address needs no live replica until the request is due.
@@ -188,27 +190,27 @@ local function refused(first, last, only_reads)
     else
       code = absence_of(to)
       if code then return code, to end
-      code, about = refused_by_queue(to, with and with.ttl or ttl)
+      code, about = refused_by_queue(to, with and with.ttl or ttl_and_options)
       if code then return code, about end
       if with and with.limit then
-        code, about = seldom().option().limits().refusal(with.limit, deadlines[ttl], with.most)
+        code, about = seldom().option_functions().limits().refusal(with.limit, deadlines[ttl_and_options], with.most)
         if code then return code, about end
       end
     end
   end
 end
 
--- Appends the request whose words begin at groups[at] to its stream, with further fields. `seldom().put` is for gathers and
--- for requests with options. `append` fails only if the last id of the stream is the highest possible one, or if the server
+-- Appends the request whose words begin at request_words[at] to its stream, with further fields. `seldom().put` is for gathers
+-- and for requests with options. `append` fails only if the last id of the stream is the highest possible one, or if the server
 -- denies access. The error ends the script, and the groups before it stay on their streams.
 local accepted = 0
-local function put(at, to, key, reply_to, ...)
+local function put(at, to, request_name, reply_to, ...)
   accepted = accepted + 1
   -- Sets `stamp` of append.lua, the time of all ids. `append` itself would need two more commands for it: `time` and `clock`
   -- are known here.
   if not stamp then begin_stamps(time, clock) end
-  local id = append('mesh:requests:' .. to, 'op', groups[at + 1], 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[groups[at + 3]], 'body', groups[at + 4], ...)
+  local id = append('mesh:requests:' .. to, 'op', request_words[at + 1], 'request', request_name, 'from', sender,
+    'reply_to', reply_to, 'deadline', deadlines[request_words[at + 3]], 'body', request_words[at + 4], ...)
   if type(id) == 'table' then error(id.err) end
   return id
 end
@@ -227,8 +229,8 @@ end
 
 local results, head = {}, 1
 while head <= words_to_store do
-  local first, last, request_count = head + HEAD_WORDS, head + groups[head] - 1, groups[head + 1]
-  further = groups[head + 2] == '' and no_fields or further_fields(groups[head + 2])
+  local first, last, request_count = head + HEAD_WORDS, head + request_words[head] - 1, request_words[head + 1]
+  further = request_words[head + 2] == '' and no_fields or further_fields(request_words[head + 2])
   if request_count == 0 then
     results[#results + 1] = seldom().send(first)
   else
@@ -236,11 +238,11 @@ while head <= words_to_store do
     local item = code and {error = code, about = about} or {}
     -- If the group is refused, the loop ends at 0, before it begins.
     for at = first, code and 0 or last, REQUEST_WORDS do
-      local to, key = groups[at], groups[at + 2]
-      if options[groups[at + 3]] or (not live[to] and string.byte(to) == GATHER) then
-        seldom().put(item, at, to, key)
+      local to, request_name = request_words[at], request_words[at + 2]
+      if options[request_words[at + 3]] or (not live[to] and string.byte(to) == GATHER) then
+        seldom().put(item, at, to, request_name)
       else
-        item[#item + 1] = put(at, to, key, reply_to, unpack(further))
+        item[#item + 1] = put(at, to, request_name, reply_to, unpack(further))
       end
     end
     results[#results + 1] = item

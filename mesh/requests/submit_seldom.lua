@@ -1,4 +1,5 @@
--- What few batches need. A part of submit.lua that its plain variant lacks; see `variants` of scripts.py.
+-- What few batches need. A part of submit.lua that its plain variant lacks; see `variants` of scripts.py. The list
+-- `request_words` of submit.lua has the words of each request; submit.lua says in which order.
 local function make_seldom()
   local seldom = {}
 
@@ -38,7 +39,8 @@ local function holds_data(n)
 end
 
 -- By roster field and database: the class of the database and the value of the field, both from its roster row. All gathers
--- of a batch share these, so that a row is read once.
+-- of a batch share these, so that a row is read once. pcall: if somebody has overwritten the row with another type, its
+-- database counts as not live, and the script goes on.
 local rows = {}
 local function row_of(n, field)
   local row = rows[field .. n]
@@ -50,56 +52,63 @@ local function row_of(n, field)
 end
 
 -- Returns whether a gather asks a database: it is live, and may have what the gather looks for. A live database without a
--- filter is asked. A database is not asked if its filter lacks at least one bit of each pair. A filter without its last bit
--- does not count, because its key has ended or somebody has deleted it. Then the database is asked if it holds any data.
+-- filter is asked. A database with a filter is asked if its filter has both bits of some pair. When
+-- a filter is named, its last bit is set, at the offset `bits` (see filters.py). A filter without this bit does not count: its
+-- key has expired, or somebody has deleted or overwritten it. Then the database is asked if it holds any data. Only the first
+-- GETBIT can meet a key of another type, so only this one is a pcall.
 local function may_have(n, field, pairs_of_bits)
-  local class, named = row_of(n, field)
-  local key, bits = string.match(named or '', '^(%S+) (%d+)$')
-  if not class or not key then return class end
-  if redis.pcall('GETBIT', key, bits) ~= 1 then return holds_data(n) end
+  local class, key_and_bits = row_of(n, field)
+  local filter_key, bits = string.match(key_and_bits or '', '^(%S+) (%d+)$')
+  if not class or not filter_key then return class end
+  if redis.pcall('GETBIT', filter_key, bits) ~= 1 then return holds_data(n) end
   for one, other in string.gmatch(pairs_of_bits, '(%d+) (%d+)') do
-    if redis.call('GETBIT', key, one % bits) == 1 and redis.call('GETBIT', key, other % bits) == 1 then return true end
+    if redis.call('GETBIT', filter_key, one % bits) == 1 and redis.call('GETBIT', filter_key, other % bits) == 1 then
+      return true
+    end
   end
   return false
 end
 
--- By address of a gather: the live databases that the gather asks, as a list such as {"db3", "db5"}.
-local asked = {}
--- Returns the live databases that a gather asks, and the databases that hold data and whose holder is expected back.
-function seldom.all(to)
-  if not asked[to] then
-    asked[to] = {}
+-- By address of a gather: the addresses of the live databases that the gather asks, as a list such as {"db3", "db5"}.
+local asked_by_gather = {}
+-- Returns the addresses that a gather asks, and the databases that hold data and whose holder is expected back.
+function seldom.asked_and_expected(to)
+  if not asked_by_gather[to] then
+    asked_by_gather[to] = {}
     local name, pairs_of_bits = string.match(to, '^%* (%S+) ([%d ]+)$')
     for n = 0, databases - 1 do
       local is_asked
       if name then is_asked = may_have(n, 'filter:' .. name, pairs_of_bits) else is_asked = class_of(n) end
-      if is_asked then table.insert(asked[to], 'db' .. n) end
+      if is_asked then table.insert(asked_by_gather[to], 'db' .. n) end
     end
   end
   look_for_missing()
-  return asked[to], expected
+  return asked_by_gather[to], expected
 end
 
 -- Returns why a gather is refused: a code, and what the code is about. Returns nothing if it can be submitted.
 function seldom.gather_refused(to)
-  local every, expected = seldom.all(to)
+  local asked, expected = seldom.asked_and_expected(to)
   if #expected > 0 then return 'missing', table.concat(expected, ' ') end
-  for _, each in ipairs(every) do
+  for _, each in ipairs(asked) do
+    -- '0' for the ttl: of a database's stream only the length is checked, and not how long its requests wait.
     local code, about = refused_by_queue(each, '0')
     if code then return code, about end
   end
 end
 
 --[[ options.lua ]]
-local option
-function seldom.option()
-  option = option or make_options()
-  return option
+local option_functions
+-- Returns the functions of options.lua, and makes them at the first call.
+function seldom.option_functions()
+  option_functions = option_functions or make_options()
+  return option_functions
 end
 
 --[[ place.lua ]]
 
 -- Returns why mesh:later takes no further request: a code, and what the code is about. Returns nothing if it takes one.
+-- pcall: if somebody has overwritten mesh:later with another type, only the present group is refused.
 function seldom.refused_by_later(most)
   local number = redis.pcall('ZCARD', 'mesh:later')
   if type(number) == 'table' then return 'wrong-type', 'mesh:later' end
@@ -107,70 +116,76 @@ function seldom.refused_by_later(most)
 end
 
 -- Submits a request with options. Returns the id of its entry; or "@" and its name if the request waits; or the error of
--- Redis if a request that is due later cannot be stored.
-local function put_with(with, at, to, key, reply_to)
-  local op, deadline = groups[at + 1], deadlines[groups[at + 3]]
-  local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
-    groups[at + 4], unpack(further)}
-  local id = place(seldom.option(), with, op, key, to, words, deadline, reply_to)
+-- Redis if a request that is due later cannot be stored. A due request comes alone, from `seldom.send`, which makes a refusal
+-- of this error. Any other error ends the script, as in `put`: the groups before it stay on their streams.
+local function put_with(with, at, to, request_name, reply_to)
+  local op, deadline = request_words[at + 1], deadlines[request_words[at + 3]]
+  local words = {'op', op, 'request', request_name, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
+    request_words[at + 4], unpack(further)}
+  local id = place(seldom.option_functions(), with, op, request_name, to, words, deadline, reply_to)
   if type(id) == 'table' then return with.due and id or error(id.err) end
   accepted = accepted + 1
-  return id or '@' .. key
+  return id or '@' .. request_name
 end
 
 -- Submits the requests of a gather. Returns their ids by database, and the databases that hold data and are left out.
-local function put_everywhere(at, to, key)
+local function put_everywhere(at, to, request_name)
   local ids = {}
-  for _, each in ipairs(seldom.all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to, unpack(further)) end
+  for _, each in ipairs(seldom.asked_and_expected(to)) do
+    ids[each] = put(at, each, request_name .. '.' .. each, reply_to, unpack(further))
+  end
   return ids, left_out
 end
 
 -- Submits a request. If an earlier request has the same idempotency key, the caller gets its answer instead. Returns the id
 -- of the request whose answer the caller gets; "" if that request is answered already.
-local function put_or_join(at, to, key, reply_to)
-  local op, ttl = groups[at + 1], groups[at + 3]
-  local with = options[ttl]
-  if not with then return put(at, to, key, reply_to, unpack(further)) end
-  if not with.known then return put_with(with, at, to, key, reply_to) end
+local function put_or_join(at, to, request_name, reply_to)
+  local op, ttl_and_options = request_words[at + 1], request_words[at + 3]
+  local with = options[ttl_and_options]
+  if not with then return put(at, to, request_name, reply_to, unpack(further)) end
+  if not with.known then return put_with(with, at, to, request_name, reply_to) end
   if with.known.state == 'open' then
-    seldom.option().once.wait(op, with.once, key, deadlines[ttl], reply_to)
+    seldom.option_functions().once.wait(op, with.once, request_name, deadlines[ttl_and_options], reply_to)
     return with.known.id
   end
-  if reply_to ~= '' then seldom.option().once.repeat_answer(op, with.once, key, reply_to) end
+  if reply_to ~= '' then seldom.option_functions().once.repeat_answer(op, with.once, request_name, reply_to) end
   return ''
 end
 
 -- Submits a gather, or another request, and adds to `ids` what the script returns for it.
-function seldom.put(ids, at, to, key)
+function seldom.put(ids, at, to, request_name)
   if string.byte(to) == GATHER then
-    ids[#ids + 1], ids[#ids + 2] = put_everywhere(at, to, key)
+    ids[#ids + 1], ids[#ids + 2] = put_everywhere(at, to, request_name)
   else
-    ids[#ids + 1] = put_or_join(at, to, key, reply_to)
+    ids[#ids + 1] = put_or_join(at, to, request_name, reply_to)
   end
 end
 
 local function forbidden(failed) return {error = 'forbidden', about = failed.err} end
 
--- Stores a request without a caller until it is due. The address of the request needs no live replica until then.
+-- Stores a request without a caller until it is due. The address of the request needs no live replica until then. With the
+-- ttl '0', the request gets no deadline when it is due (see wake.lua).
 local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
   local code, about = seldom.refused_by_later(most)
   if code then return {error = code, about = about} end
-  local words = {'op', groups[at + 1], 'request', groups[at + 2], 'from', sender, 'reply_to', '', 'body', groups[at + 4], 'ttl', '0',
-    unpack(further)}
-  local failed = delay(groups[at + 2], groups[at], due, limit, words)
+  local words = {'op', request_words[at + 1], 'request', request_words[at + 2], 'from', sender, 'reply_to', '',
+    'body', request_words[at + 4], 'ttl', '0', unpack(further)}
+  local failed = delay(request_words[at + 2], request_words[at], due, limit, words)
   if type(failed) == 'table' then return forbidden(failed) end
   accepted = accepted + 1
   return {''}
 end
 
--- Submits a request without a caller, and returns its item of the result.
+-- Submits a request without a caller, and returns its item of the result. In place of a ttl, the request may have
+-- "<most waiting requests> <due>", perhaps with a limit; a "+" before the number of `due` counts it from now.
 function seldom.send(at)
-  local most, due, limit = string.match(groups[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
+  local most, due, limit = string.match(request_words[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
   if due then return put_later(at, most, due, limit) end
+  -- This group has one request, from `at` to `at`. False: when memory is full, it is not accepted.
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
-  local id = put_or_join(at, groups[at], groups[at + 2], '')
+  local id = put_or_join(at, request_words[at], request_words[at + 2], '')
   return type(id) == 'table' and forbidden(id) or {id}
 end
 
