@@ -173,7 +173,7 @@ class Replica:
 
         Raises LeaseLost, Busy, OlderRelease, and Unserved if it requests an operation that nobody serves.
         """
-        await self._directory.check(transaction.asked, transaction.level)
+        await self._directory.check(transaction.sent_ops, transaction.level)
         outcome_future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome_future)
         outcome = await outcome_future

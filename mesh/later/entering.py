@@ -9,14 +9,15 @@ from mesh.wire.script import Script
 
 ENTER = Script.beside(__file__, "enter.lua", "taken.lua", *OPTIONS)
 
-#: The first words of two answers of enter.lua: the request waits or is on its stream again; another consumer has it.
-PLACED, NOT_MINE = "placed", "not-mine"
+#: The first words of two answers of enter.lua. MOVED: the request has left its entry, and waits or has a new entry on
+#: its stream. NOT_MINE: another consumer has the request, or it has ended.
+MOVED, NOT_MINE = "placed", "not-mine"
 
 
 async def enter(link: Link, stream: str, id: str, consumer: str, limit: str, later_bound: int) -> tuple[str, str]:
     """Put a request on its stream again, or let it wait, as its limit says. At most `later_bound` requests wait.
 
-    The first word of the result is PLACED, NOT_MINE, or a code of submit.lua that says why the request cannot be placed
+    The first word of the result is MOVED, NOT_MINE, or a code of submit.lua that says why the request cannot be placed
     now. The second word says what the code is about.
     """
     code, subject = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, later_bound)

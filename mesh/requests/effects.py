@@ -175,8 +175,8 @@ class Effects(Writer):
     """
 
     __slots__ = (
-        "_answer", "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "asked",
-        "dues", "expects", "forwards", "sends", "writes",
+        "_answer", "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "dues",
+        "expects", "forwards", "sends", "sent_ops", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -195,7 +195,7 @@ class Effects(Writer):
         self.dues: list[Due] = []
         #: The operations of the requests that it sends, but not of those that it forwards. If the request has a caller
         #: or an idempotency key, the runner checks before the commit that a live replica serves each.
-        self.asked: list[str] = []
+        self.sent_ops: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
         #: the words of each request that it sends or forwards without options, as commit.lua reads them
@@ -229,7 +229,7 @@ class Effects(Writer):
         `key` is the name of the request, not an idempotency key.
         """
         self._send(to, op, body, key=key, reply_to="", deadline=deadline)
-        self.asked.append(op)
+        self.sent_ops.append(op)
 
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
         """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing.
@@ -239,7 +239,7 @@ class Effects(Writer):
         """
         _check_address_and_op(to, op)
         self.dues.append(due)
-        self.asked.append(op)
+        self.sent_ops.append(op)
         # commit_verbs.lua says in which order the verbs `later` and `place` read their words.
         words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
         self._level = max(self._level, LIMITS if limit else LATER)
@@ -275,7 +275,7 @@ class Effects(Writer):
         if due is not None:
             options["due"] = due.word
             self.dues.append(due)
-        self.asked.append(op)
+        self.sent_ops.append(op)
         # The level of an idempotency key includes that of a due time (LATER), so a due time does not change it.
         self._level = max(self._level, LIMITS if limit else ONCE)
         words = (self._later_bound, encode(options), key, to.target, op, self._replica, body_text)
@@ -291,7 +291,7 @@ class Effects(Writer):
         request = self._request
         if request is None:
             raise ValueError("there is no request to forward")
-        if request.is_limited:
+        if request.has_passed_limit:
             raise UsageError(f"{request.op} has a limit, and cannot be forwarded; use send()")
         if request.options:
             raise UsageError(f"{request.op} forwards its requests, so it takes none with an idempotency key")
@@ -350,7 +350,7 @@ class Effects(Writer):
 
         If the error cannot be written as JSON, the answer is an InvalidReply that says so.
         """
-        for collection in (self.expects, self.writes, self.sends, self.dues, self.asked):
+        for collection in (self.expects, self.writes, self.sends, self.dues, self.sent_ops):
             collection.clear()
         self.forwards = 0
         try:

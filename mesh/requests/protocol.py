@@ -168,8 +168,8 @@ class Request:
         return bool(self.reply_to or self.options[:1] == ("once",))
 
     @property
-    def is_limited(self) -> bool:
-        """Whether it has passed the limit of its operation."""
+    def has_passed_limit(self) -> bool:
+        """Whether the limit of its operation has let it through already, so that it is not applied again."""
         return self.options[-2:-1] == ("limit",)
 
     @property

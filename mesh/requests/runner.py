@@ -15,7 +15,7 @@ from mesh import keys
 from mesh.discovery import suggestion_for
 from mesh.errors import Busy, Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Unserved
 from mesh.groups.deliveries import is_overdelivered
-from mesh.later.entering import NOT_MINE, PLACED, enter
+from mesh.later.entering import MOVED, NOT_MINE, enter
 from mesh.later.limit import Limit
 from mesh.later.parking import Parked, park
 from mesh.requests import tracing
@@ -35,8 +35,9 @@ MOST_CONFLICTS = 100
 #: A request on a database's stream that finds no room among the waiting requests asks for room again after this pause.
 #: Shorter pauses load the server more; longer ones hold up the next requests of this database.
 ENTER_AGAIN_S = 0.25
-#: Longest wait of a request that is handed on, because only other replicas of our class serve its operation. Shorter
-#: waits cost the server more, if we read the request again and again; after longer ones the caller waits in vain.
+#: A request that is handed on is on no stream for at most this time. After a shorter time, we may read the request
+#: again before another replica does, which costs the server work. During a longer time, the caller waits although a
+#: replica that serves the operation is free.
 LONGEST_HAND_ON_MS = 250
 #: How many durations `Runner.last_durations_us` keeps. The roster row shows their median and their 99th percentile.
 DURATIONS_KEPT = 512
@@ -126,7 +127,7 @@ class Runner:
             return self._outcome_of_exception(work, error)
         except BaseException as error:  # even if a handler raises SystemExit, only its request ends, not the replica
             if isinstance(error, LeaseLost) and host.link.closed:
-                raise  # the membership is over; while the link is open, the handler itself has raised LeaseLost
+                raise  # the membership is over; if the link is still open, the handler itself has raised LeaseLost
             return self._outcome_of_exception(work, error)
         host.link.commit(encoded, work, first=work.conflicts > 0)  # behind new requests it would meet the next conflict
         for due in transaction.dues:
@@ -156,7 +157,7 @@ class Runner:
             # The next request of this rate may wait already. If a client has sent it, no replica knows when it is due,
             # because clients do not wake requests. So this replica looks when one interval of the rate has passed.
             host.note_due(host.now_ms() + limit.interval_ms)
-        return _GO_ON if limit is None or request.is_limited else await self._apply_limit(work, limit)
+        return _GO_ON if limit is None or request.has_passed_limit else await self._apply_limit(work, limit)
 
     async def _without_handler(self, work: Work) -> OutcomeAndReason | None:
         """Hand on a request whose operation has no handler here, if another replica of our class has one.
@@ -168,10 +169,10 @@ class Runner:
         """
         host, request = self._host, work.request
         error = _unserved(request.op, self._worker.operations)
-        has_no_caller, has_other_readers = not request.reply_to, not self._is_ordered(request)
+        has_no_caller, has_other_readers = not request.reply_to, not self._is_on_own_stream(request)
         if has_other_readers and await host.directory.is_served(request.op, host.cls, counts_expected=has_no_caller):
-            # For this time the request leaves the stream. The pause is half of its age: short at first, then longer and
-            # longer while no other replica reads it.
+            # During the pause the request is on no stream. The pause is half of the request's age: short at first, then
+            # longer and longer while no other replica reads it.
             age_ms = host.now_ms() - request.at_ms
             work.pause_ms = max(1, min(age_ms // 2, LONGEST_HAND_ON_MS))
             return Outcome.ELSEWHERE, error.detail
@@ -190,7 +191,7 @@ class Runner:
         # If there is no room, the loop ends when the consumer cancels this task: after the deadline, or when it stops.
         while True:
             code, subject = await enter(host.link, request.stream, request.id, host.replica, limit_text, later_bound)
-            if code == PLACED:  # it waits, or is on its stream again: in either case our work on this entry ends
+            if code == MOVED:  # the entry is gone: the request waits, or has a new entry on its stream
                 return Outcome.PARKED, ""
             if code == NOT_MINE:
                 return Outcome.NOT_MINE, ""
@@ -198,9 +199,11 @@ class Runner:
             if request.reply_to:
                 self.commit_refusal(work, error)
                 return None
+            # The error is no Busy if a key has another type, or if the Redis user may not read it. A later attempt
+            # would fail, too. As a dead letter, the request can be replayed when somebody has repaired this.
             if not isinstance(error, Busy):
                 return Outcome.HOPELESS, error.detail
-            if not self._is_ordered(request):
+            if not self._is_on_own_stream(request):
                 return Outcome.NO_ROOM, ""
             # Our database's next requests must not run before this one, so it cannot be given back.
             await asyncio.sleep(ENTER_AGAIN_S)
@@ -217,7 +220,7 @@ class Runner:
             error = Paused(f"the operation {request.op} is paused by an operator; retry later", retry_after=5)
             self.commit_refusal(work, error)
             return None
-        if self._is_ordered(request):
+        if self._is_on_own_stream(request):
             return _GO_ON
         later_bound = host.settings.later_bound
         match await park(host.link, request.stream, request.id, host.replica, request.op, later_bound):
@@ -230,8 +233,8 @@ class Runner:
             case Parked.PARKED:
                 return Outcome.PARKED, ""
 
-    def _is_ordered(self, request: Request) -> bool:
-        """Return whether a request is on the stream of our database, where the next requests wait for it."""
+    def _is_on_own_stream(self, request: Request) -> bool:
+        """Return whether a request is on the stream of our database. There the next requests wait until it ends."""
         return request.stream == keys.database_requests(self._host.database)
 
     async def _handle(self, handler: Handler | None, request: Request, transaction: Effects, run_began: float) -> None:
@@ -258,8 +261,8 @@ class Runner:
             # sends go out unchecked, and a send whose operation nobody serves becomes a dead letter.
             if request.is_answered:
                 _add_answer(handler, transaction, body)
-                if transaction.asked:
-                    await self._host.directory.check(transaction.asked, transaction.level)
+                if transaction.sent_ops:
+                    await self._host.directory.check(transaction.sent_ops, transaction.level)
         except LeaseLost:  # is a MeshError, but not an answer
             raise
         except GeneratorExit as generator_exit:  # unchanged, it would look as if the event loop had closed us
@@ -275,13 +278,21 @@ class Runner:
                 log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
 
     def commit_refusal(self, work: Work, error: MeshError) -> None:
-        """Commit a transaction that only answers the request with an error."""
+        """Commit a transaction that only answers the request with an error. A caller waits for the answer.
+
+        The runner calls this in place of the handler. The consumer calls it after commit.lua has refused the
+        transaction of the handler. In both cases no transaction of this work is with the link.
+        """
         transaction = Effects(self._host.database, self._host.replica, work.request)
         self._turn_into_refusal(transaction, error)
         self._host.link.commit(transaction.wire(), work)
         work.committing = True
 
     def _turn_into_refusal(self, transaction: Effects, error: MeshError) -> None:
+        """Let a transaction only answer with an error, and count the refusal.
+
+        The counter counts runs, not requests: a request that is refused again after a conflict counts again.
+        """
         self._counters.refused += 1
         transaction.refuse(error)
 
@@ -308,7 +319,7 @@ class Runner:
         request = work.request
         handler = work.handler
         retry = None if handler is None else handler.retry
-        if retry is None or not isinstance(error, retry.on) or self._is_ordered(request):
+        if retry is None or not isinstance(error, retry.on) or self._is_on_own_stream(request):
             return self._log_crash(work, error)
         failed_tries = request.failed_tries + 1
         pause_ms = retry.pause_ms(failed_tries)

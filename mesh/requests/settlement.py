@@ -66,6 +66,7 @@ class Outcome(Enum):
     NOT_ALLOWED = auto()
     TRY_FAILED = auto()
     NO_ROOM = auto()
+    #: it was moved away by park.lua, because of a pause, or by enter.lua, because of its limit
     PARKED = auto()
     ELSEWHERE = auto()
 
