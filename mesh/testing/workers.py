@@ -1,4 +1,8 @@
-"""Handlers of a kit's replicas that are watched: the kit counts their runs, and lets some of them fail."""
+"""Watched handlers: a `MeshKit` counts the runs of its replicas' handlers, and lets some of the runs fail.
+
+`Operations` is a service's table of typed operations. `Worker` is the table of operations and handlers that a replica
+gets; `mesh.raw` makes one directly.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,8 @@ class Runs:
     def body_of(self, op: str, text: str) -> Any:
         """Read the body of a request, as the type that its operation takes.
 
-        If the operation has no types (`mesh.raw`), the body is read as JSON.
+        If the operation has no types (`mesh.raw`), the body is read as JSON. If the body is of another type, the result
+        is an InvalidBody: `decode_body` does not raise it.
         """
         operation = self._typed_operations.get(op)
         return decode(text) if operation is None else operation.decode_body(text)
@@ -54,7 +59,8 @@ class Runs:
     def reply_of(self, op: str, text: str) -> Any:
         """Read a reply, as the type that its operation returns.
 
-        If the text is not of that type, or the operation has no types (`mesh.raw`), it is read as JSON.
+        If the text is not of that type, or the operation has no types (`mesh.raw`), it is read as JSON. An error would
+        end the replica that has made the commit, because the kit reads replies while the replica's trip goes on.
         """
         operation = self._typed_operations.get(op)
         with contextlib.suppress(ValueError):
@@ -71,7 +77,7 @@ class Runs:
 
 
 class WatchedWorker(Worker):
-    """A table of operations whose runs are counted."""
+    """A table of operations whose runs are counted. `include` of the base class passes each handler to `add`."""
 
     def __init__(self, runs: Runs) -> None:
         super().__init__()

@@ -201,7 +201,7 @@ class LivePage:
         if name == "services":
             fields_of_view["services"] = await looks.services.newest()
         if name == OVERVIEW:
-            fields_of_view |= {"minutes": await looks.minutes.newest(), "answers": await looks.answers.newest()}
+            fields_of_view |= {"minutes": await looks.minutes.newest(), "answers": await looks.overview_steps.newest()}
         settings = looks.replica.settings
         return PageView(
             name=name,

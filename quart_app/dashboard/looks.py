@@ -51,13 +51,15 @@ class Looks:
         self._services = services
         self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
+        #: the newest answered requests of all replicas; each JourneyStep is one request
         self.steps: Ticker[Sequence[JourneyStep]] = Ticker(self._read_steps, LOOK_S)
-        #: the same steps, read less often, for the overview, which many people leave open
-        self.answers: Ticker[Sequence[JourneyStep]] = Ticker(self.steps.newest, MINUTES_LOOK_S)
+        #: the same requests, read less often, for the overview, which many people leave open
+        self.overview_steps: Ticker[Sequence[JourneyStep]] = Ticker(self.steps.newest, MINUTES_LOOK_S)
         self.minutes: Ticker[Sequence[float]] = Ticker(self._read_minutes, MINUTES_LOOK_S)
         self.operations: Ticker[OperationStates] = Ticker(self._read_operations, OPERATIONS_LOOK_S)
         self.services: Ticker[ServicesView] = Ticker(self._read_services, LOOK_S)
-        #: (view, arguments, whether the viewer may act) -> the figures that the sections were made of, and the sections
+        #: (view, arguments, whether the viewer may act) -> the figures that the sections were made of, and the sections;
+        #: `LivePage` fills it, and empties it when it is full
         self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
         #: the newest events: the sections before an event, those after it, and its text
         self._events: deque[tuple[Mapping[str, str], Mapping[str, str], str]] = deque(maxlen=KEPT_EVENTS)
@@ -79,13 +81,17 @@ class Looks:
             self._tickers_by_reference[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
         return await self._tickers_by_reference[reference].newest()
 
-    async def oldest_entries(self, stream: str) -> Entries:
-        """Return the oldest entries of a request stream; `stream` is its address."""
-        entries: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=MOST_SHOWN_ENTRIES)
+    async def oldest_entries(self, address: str) -> Entries:
+        """Return the oldest entries of the request stream of an address, such as "A" or "db3"."""
+        entries: Any = await self.replica.shared.xrange(keys.REQUESTS + address, count=MOST_SHOWN_ENTRIES)
         return entries or ()
 
     def expire(self) -> None:
-        """Let the next look read anew what an operator can have changed by an act."""
+        """Let the next look read anew what an operator can have changed by an act.
+
+        The reads that are not named here show a change when their interval ends, such as after a second for
+        `find_requests`.
+        """
         for ticker in (self.figures, self.letters, self.steps, self.operations, self.services):
             ticker.expire()
 

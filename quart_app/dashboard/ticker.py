@@ -14,7 +14,7 @@ class Ticker(Generic[T]):
     """Reads something at most once per interval and hands each result to everybody who waits.
 
     There is no task in the background: the first caller who waits does the read, and the others share its result. So a
-    caller who stops waiting leaves nothing behind.
+    caller who stops waiting leaves nothing behind. The ticks of a schedule are something else.
     """
 
     def __init__(self, read: Callable[[], Awaitable[T]], interval_s: float) -> None:

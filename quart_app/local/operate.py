@@ -32,7 +32,7 @@ from mesh.control import (
 )
 from mesh.dead import ID, Actor, ChosenLetters, DeadLetter, DeadLetters, LetterGroup, Report
 from mesh.discovery import document
-from quart_app.local import discovery
+from quart_app.local import discovery  # finds a mesh on this machine; `mesh.discovery` describes operations
 from quart_app.local.redis_server import address_of, cause_of
 from quart_app.panels import counted
 
@@ -65,7 +65,7 @@ def on_redis(redis_url: str | None, data: Path, function: Callable[[Redis], Awai
     settings = discovery.redis_settings(redis_url, data)
 
     async def run() -> T:
-        # With `shared` the client has several connections: `Journeys` sends several commands at once.
+        # `shared` means a pool of connections, because `Journeys` sends several commands at once.
         client = Connections(settings).client("mesh-operator", shared=True)
         try:
             return await function(client)
@@ -87,6 +87,8 @@ def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.
 
 
 def _control(redis: Redis) -> Control:
+    # The environment of this command says which classes and databases the mesh has. The data folder only says how to
+    # reach Redis. With other settings than the replicas have, the command may overlook some of their streams.
     return Control(redis, MeshSettings())
 
 
@@ -123,6 +125,7 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
 
 def _asyncapi(definition_by_op: dict[str, dict[str, Any]]) -> dict[str, Any]:
     settings = MeshSettings()
+    # Operations may be of programs with different versions, but the document has one version: the last as text.
     version = max((str(definition.get("version", "")) for definition in definition_by_op.values()), default="")
     return document(
         definition_by_op, title=settings.name, version=version, classes=settings.classes, databases=settings.databases
@@ -132,7 +135,7 @@ def _asyncapi(definition_by_op: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _operation_facts(state: OperationState) -> dict[str, Any]:
     """Return an operation as `mesh ops --json` prints it.
 
-    `longest_ms` is the time within which 100 percent of the counted answers came.
+    `kind` is "command" or "query". `longest_ms` is the time within which 100 percent of the counted answers came.
     """
     facts: dict[str, Any] = {
         "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
@@ -168,7 +171,7 @@ def pause(redis_url: str | None, data: Path, op: str) -> None:
         return await _control(redis).pause(op, current_actor()), op in await definitions(redis)
 
     is_new_pause, is_served = on_redis(redis_url, data, pause_op)
-    # Replicas learn of a pause at their next renewal.
+    # Replicas learn of a pause at their next renewal: every 0.5 s with the default of MESH_LEASE_TTL_MS.
     click.echo(
         f"{op} is paused within a second; mesh resume {op} ends it" if is_new_pause else f"{op} was paused before"
     )
@@ -230,6 +233,7 @@ def cancel_command(cancel_other: CancelOther, noun: str) -> click.Command:
 @click.argument("replica")
 def drain(redis_url: str | None, data: Path, replica: str) -> None:
     """Let the replica of this name (see mesh status) finish its work and leave."""
+    # Here `replica` is the name of a replica, and not a `Mesh`: the help shows the parameter's name.
     if not on_redis(redis_url, data, lambda redis: _control(redis).drain(replica, current_actor())):
         raise click.ClickException(f"no live replica is called {replica}, or it leaves already; see mesh status")
     click.echo(f"{replica} begins to drain within a second")
@@ -258,7 +262,9 @@ def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> N
 
 def _step_line(step: JourneyStep) -> str:
     """Return a line about one request: when, what, how it ended, who worked, for how long."""
-    # A moment is 0, and the worker is "", as long as neither the request nor its reply tells it.
+    # `answered_ms` is 0 if there is no reply, and `accepted_ms` is 0 if the reply does not tell it. One of the two is
+    # known, because each step is read from an entry, and its id begins with a time. The worker is "" if no replica has
+    # the request.
     moment = _iso_time(step.accepted_ms or step.answered_ms)
     route = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"
     times = f"{step.total_ms} ms, of which {step.took_us / 1000:.1f} ms work" if step.answered_ms else ""
