@@ -58,8 +58,8 @@ class Looks:
         self.minutes: Ticker[Sequence[float]] = Ticker(self._read_minutes, MINUTES_LOOK_S)
         self.operations: Ticker[OperationStates] = Ticker(self._read_operations, OPERATIONS_LOOK_S)
         self.services: Ticker[ServicesView] = Ticker(self._read_services, LOOK_S)
-        #: (view, arguments, whether the viewer may act) -> the figures that the sections were made of, and the sections;
-        #: `LivePage` fills it, and empties it when it is full
+        #: (view, arguments, whether the viewer may act) -> the figures that the sections were made of, and the
+        #: sections; `LivePage` fills it, and empties it when it is full
         self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
         #: the newest events: the sections before an event, those after it, and its text
         self._events: deque[tuple[Mapping[str, str], Mapping[str, str], str]] = deque(maxlen=KEPT_EVENTS)
