@@ -17,14 +17,13 @@ local function read_pending(stream, id, consumer)
   local by_name = {}
   for i = 1, #flat, 2 do by_name[flat[i]] = flat[i + 1] end
   if not string.match(by_name.first or '', '^%d+%-%d+$') then by_name.first = id end
-  -- `name` is the name in mesh:later. The parts of a request that was forwarded have the same field `request`, so the name of
-  -- each also has the first id of its part. A request without a caller has a field `request` of its own, which is its name.
+  -- The parts of a request that was forwarded have the same key, so each name also has the first id of its part. A request
+  -- without a caller has a key of its own, so the key is its whole name.
   local name = by_name.request or ''
   if (by_name.reply_to or '') ~= '' or name == '' then name = name .. '@' .. by_name.first end
   -- A name has no spaces, because the field `limit` has the name as one word.
   name = string.gsub(name, '%s', '_')
-  -- Two requests may have the same name by now, if they were written by hand with one field `request`, or with
-  -- spaces in it.
+  -- Two requests may have the same name by now, if they were written by hand with one key, or with spaces in their keys.
   if redis.call('EXISTS', 'mesh:later:' .. name) == 1 then name = name .. '@' .. id end
   return flat, by_name, name
 end

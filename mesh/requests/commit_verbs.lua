@@ -13,10 +13,10 @@
 --       filter has all of them.
 --   keep, key, until_ms
 --       Let the key live at least until `until_ms`. The commit sets this expiry after all writes of the batch.
---   later, mesh:later, mesh:later:<name>, most waiting requests, due, name, to, op, from, ttl, body, and perhaps a limit
+--   later, mesh:later, mesh:later:<key>, most waiting requests, due, key, to, op, from, ttl, body, and perhaps a limit
 --       Send a request that waits until `due`: "<ms>", or "+<ms>" from now. Of this verb and of `place`, commit.lua and
 --       commit_checks.lua read the keys and the most waiting requests, before the first write.
---   place, mesh:later, mesh:later:<name>, most waiting requests, options, name, to, op, from, body
+--   place, mesh:later, mesh:later:<key>, most waiting requests, options, key, to, op, from, body
 --       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains. This
 --       verb puts it on its stream or lets it wait; it need not get a place in a lane.
 --   ends, name, value, ...
@@ -68,9 +68,9 @@ local function make_verbs(keep)
 
   -- `wants` is the limit, which is applied when the request is due. `ttl` is the time (ms) from then to its deadline.
   local function send_later(first, last)
-    local due, request_name, to, op, from, ttl, body, wants = unpack(tx, first + 4, last)
-    local words = {'op', op, 'request', request_name, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
-    local wait_or_error = delay(request_name, to, due, wants or '', words)
+    local due, key, to, op, from, ttl, body, wants = unpack(tx, first + 4, last)
+    local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
+    local wait_or_error = delay(key, to, due, wants or '', words)
     if type(wait_or_error) == 'table' then return wait_or_error end
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
@@ -80,12 +80,12 @@ local function make_verbs(keep)
   -- '' at the end of a call say that it has no deadline, and that no caller waits on a reply stream.
   local function place_request(first, last)
     options = options or make_options()
-    local json, request_name, to, op, from, body = unpack(tx, first + 4, last)
+    local json, key, to, op, from, body = unpack(tx, first + 4, last)
     local with = cjson.decode(json)
     local known = with.once and options.once.check(op, with.once, with.sha)
-    if known then return known.state == 'open' and options.once.wait(op, with.once, request_name, '0', '') end
-    local words = {'op', op, 'request', request_name, 'from', from, 'reply_to', '', 'deadline', '0', 'body', body}
-    local id = place(options, with, op, request_name, to, words, '0', '')
+    if known then return known.state == 'open' and options.once.wait(op, with.once, key, '0', '') end
+    local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'deadline', '0', 'body', body}
+    local id = place(options, with, op, key, to, words, '0', '')
     if type(id) == 'table' then return id end
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end

@@ -21,8 +21,8 @@ local function request_exists(stream, id)
 end
 
 -- Writes a reply. If its stream is gone, nobody reads it any more, so it is not created again (NOMKSTREAM).
-local function write_reply(stream, request_name, op, answer)
-  redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', request_name, 'op', op, 'from', answer.from, 'status',
+local function write_reply(stream, request, op, answer)
+  redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', request, 'op', op, 'from', answer.from, 'status',
     answer.status, 'forwards', '0', 'body', answer.body, 'asked', answer.asked, 'db', answer.db or '')
 end
 
@@ -58,27 +58,27 @@ end
 
 -- Lets a new request hold its key. `stream` and `id` say where the request is. `ttl_ms` is the time until its deadline; nil if
 -- it has none. `wait_ms` is the time until the request is due, if it waits.
-function once.open(op, key, sha, request_name, stream, id, keep_ms, ttl_ms, wait_ms)
+function once.open(op, key, sha, request, stream, id, keep_ms, ttl_ms, wait_ms)
   local redis_key = redis_key_of(op, key)
   -- The key may have the callers of a request that somebody has deleted by hand. They called with another body, perhaps.
   redis.call('DEL', redis_key)
-  redis.call('HSET', redis_key, 'request', request_name, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
+  redis.call('HSET', redis_key, 'request', request, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
   set_expiry(redis_key, keep_ms, ttl_ms or YEAR_MS + (wait_ms or 0))
 end
 
 -- Notes that a call waits for the answer on its reply stream. A `stream` of "" stands for a send, for which nobody waits.
-function once.wait(op, key, request_name, deadline, stream)
+function once.wait(op, key, request, deadline, stream)
   if stream == '' then
     redis.call('HSET', redis_key_of(op, key), 'sent', '1')
   else
-    redis.call('HSET', redis_key_of(op, key), 'caller:' .. request_name, deadline .. ' ' .. stream)
+    redis.call('HSET', redis_key_of(op, key), 'caller:' .. request, deadline .. ' ' .. stream)
   end
 end
 
 -- Answers a call with the stored answer.
-function once.repeat_answer(op, key, request_name, stream)
+function once.repeat_answer(op, key, request, stream)
   local kept = redis.call('HMGET', redis_key_of(op, key), 'state', 'body', 'from', 'asked', 'db')
-  write_reply(stream, request_name, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
+  write_reply(stream, request, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
 end
 
 -- Returns the fields of the hash of a key, by name, if the request with these `fields` holds the key and is open; else a false
@@ -95,11 +95,9 @@ function once.ended(fields, answer, keeps_answer)
   local facts, redis_key = facts_while_open(fields), redis_key_of(fields.op, fields.once)
   if not facts then return end
   for field, caller in pairs(answer and facts or {}) do
-    local caller_name, stream = string.match(field, '^caller:(.*)$'), string.match(caller, '^%d+ (.*)$')
+    local request, stream = string.match(field, '^caller:(.*)$'), string.match(caller, '^%d+ (.*)$')
     -- The script, not this function, answers the call that made the request.
-    if caller_name and stream and caller_name ~= fields.request then
-      write_reply(stream, caller_name, fields.op, answer)
-    end
+    if request and stream and request ~= fields.request then write_reply(stream, request, fields.op, answer) end
   end
   redis.call('DEL', redis_key)
   if keeps_answer then
@@ -119,8 +117,8 @@ function once.moved(fields, stream, id, ttl_ms)
 end
 
 -- Removes a call that no longer waits. Returns nothing if another caller needs the request; else its stream and id.
-function once.leave(op, key, request_name)
-  if redis.pcall('HDEL', redis_key_of(op, key), 'caller:' .. request_name) ~= 1 then return end
+function once.leave(op, key, request)
+  if redis.pcall('HDEL', redis_key_of(op, key), 'caller:' .. request) ~= 1 then return end
   local facts = options.named(redis.call('HGETALL', redis_key_of(op, key)))
   if facts.sent then return end
   for field in pairs(facts) do
