@@ -4,8 +4,8 @@
 -- ARGV: number of databases to look at
 -- Returns one row for each: {database, its class if its holder is expected back or else "", 1 if it holds data or else 0}
 local written_key = KEYS[1]
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- The databases that hold data, by their number as text: their last key has not expired yet.
 local holds = {}
 for _, n in ipairs(redis.call('ZRANGEBYSCORE', written_key, '(' .. now, '+inf')) do holds[n] = 1 end

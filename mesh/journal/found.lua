@@ -6,7 +6,7 @@
 --       the log that may be replaced or "", number of the newest entry that the caller has of it or ""
 -- Returns {id}, or {} if there is a log already
 -- Redis refuses this script when memory is full, because the script stores an entry.
-local log, identity, number, floor = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local log, identity, number, least_ms = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local writer, body, instead_of, known_up_to = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
@@ -18,6 +18,7 @@ end
 redis.call('DEL', log)
 local time = redis.call('TIME')
 -- The id is above all ids that the founder has seen, so the new log has only later ids, whatever the server's clock says.
-local ms = math.max(time[1] * 1000 + math.floor(time[2] / 1000), floor)
+-- The field `write` has the writer's name for its entry (see append.lua). The founding entry has no name.
+local ms = math.max(time[1] * 1000 + math.floor(time[2] / 1000), least_ms)
 return {redis.call('XADD', log, string.format('%.0f-0', ms), 'log', identity, 'number', number,
   'op', 'founded', 'from', writer, 'write', '', 'body', body)}

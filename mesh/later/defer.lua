@@ -21,5 +21,6 @@ redis.call('HSET', entry_key, unpack(flat))
 redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', by_name.first, 'try', failed_tries, 'error', reason)
 redis.call('ZADD', later_key, due, name)
 remove_entry(stream, id)
+-- The idempotency key of the request, if it has one, lives at least for the pause and the time `keep` from now on.
 make_options().moved(by_name, later_key, name, pause)
 return tonumber(due)

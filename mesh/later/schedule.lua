@@ -8,6 +8,8 @@ local name, epoch, definition, first_tick = ARGV[1], tonumber(ARGV[2]), ARGV[3],
 -- The definition that the schedule has now, the epoch of the replica that wrote it, and the next tick.
 local known, author_epoch, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
 
+-- Returns whether the replica with this epoch is live. It wrote the present definition. A row that somebody has overwritten
+-- (`pcall`) counts as not live.
 local function is_live(epoch_of_author)
   for n = 0, tonumber(ARGV[5]) - 1 do
     local row_epoch, state = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))

@@ -105,7 +105,7 @@ class Schedule:
         following_ms = self.first_after(due_ms)
         # The following tick may have passed, too. It is then due at once, and gets a run of its own.
         if self.missed is MissedPolicy.ALL:
-            return Plan(True, 0, following_ms)
+            return Plan(True, 0, following_ms)  # sent, and it stands for no other tick
         missed_count = 0
         # For ONCE and SKIP: count the ticks that have passed, and find the first that has not.
         while following_ms <= now_ms and missed_count < MOST_COUNTED:

@@ -20,7 +20,7 @@ from mesh.memory import Memory
 from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import add_send, request_key_of
+from mesh.operations.sending import add_send, request_name_of
 from mesh.operations.table import Operations
 from mesh.replica import Replica
 from mesh.requests.durations import Durations
@@ -104,7 +104,7 @@ class Mesh(Caller):
 
         If a replica works on the request now, its work has no effect.
         """
-        return await self.replica.cancel(request_key_of(ticket))
+        return await self.replica.cancel(request_name_of(ticket))
 
     async def pause(self, op: Operation[Any, Any] | str) -> bool:
         """Pause an operation on all replicas; return False if the operation was paused already.

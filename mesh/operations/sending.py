@@ -50,7 +50,7 @@ def ticket_of(op_name: str, once: Once | None) -> Ticket:
     return Ticket(op_name) if once is None else Ticket(op_name, once.name(op_name))
 
 
-def request_key_of(ticket: Ticket) -> str:
+def request_name_of(ticket: Ticket) -> str:
     """Return the name that the sender gave to its request; no idempotency key. Raises UsageError without a ticket."""
     if not isinstance(ticket, Ticket):
         raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")

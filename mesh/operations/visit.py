@@ -14,7 +14,7 @@ from mesh.later.due import Due, Ticket
 from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import checked_address, checked_request, request_key_of, ticket_of
+from mesh.operations.sending import checked_address, checked_request, request_name_of, ticket_of
 from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address
 from mesh.roster import Member
@@ -90,7 +90,7 @@ class MeshClient(Caller):
 
         If a replica works on the request now, its work has no effect.
         """
-        return await self.client.cancel(request_key_of(ticket))
+        return await self.client.cancel(request_name_of(ticket))
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""

@@ -93,7 +93,7 @@ class Answer:
         """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Removal`."""
         if self.once is not None:
             return (*self.once, self.key)
-        # If a request waits for its limit, submit.lua answers "@" and the request's `key` in place of an id.
+        # If a request waits for its limit, submit.lua answers "@" and the request's name in place of an id.
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
     def take(self, status: str, forwards: str, text: str, decode: Decode) -> None:
@@ -153,7 +153,7 @@ class CallInProgress:
         decode: Decode,
         completed: asyncio.Future[None],
     ) -> None:
-        #: by the key of each request; a gather begins without answers
+        #: by the name of each request (`Answer.key`); a gather begins without answers
         self.answers = answers
         #: reads the bodies of its replies
         self.decode = decode
@@ -171,7 +171,7 @@ class CallInProgress:
         self.left_out: frozenset[int] = frozenset()
         #: resolved when all replies are there; its caller awaits this
         self.completed = completed
-        #: the beginning of the keys of a gather's requests; "" for a call
+        #: the beginning of the names of a gather's requests; "" for a call
         self._gather_key = gather_key
         #: removes the unanswered requests of a call from their streams; the second argument is "expired" or "cancelled"
         self._remove_unanswered = remove_unanswered
@@ -209,7 +209,7 @@ class CallInProgress:
         self.fail(error)
 
     def answer(self, key: str) -> Answer:
-        """Return the answer to the request with this key. Add one if a gather has no answer with this key yet.
+        """Return the answer to the request of this name. Add one if a gather has no answer of this name yet.
 
         Only submit.lua, or a reply that comes before its result, tells which databases a gather asks.
         """

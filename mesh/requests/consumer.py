@@ -70,7 +70,8 @@ LONGEST_PAUSE_S = 0.2
 MOST_READ = 64
 #: How long an ending consumer waits for its cancelled handlers to end. Then it logs those that still run.
 CANCELLED_WAIT_S = 1.0
-#: A request without a caller on a database's stream tries a refused commit again after this pause.
+#: A request without a caller on a database's stream tries a refused commit again after this pause. Shorter pauses load
+#: the server more; longer ones hold up the next requests of this database.
 NOT_ALLOWED_PAUSE_S = 1.0
 
 
@@ -159,6 +160,7 @@ class Consumer(GroupConsumer[Work]):
             # `_serve` removes the request in the end, but not if its task is cancelled before the first step.
             work.task.add_done_callback(lambda _: self._remove_work(work))
 
+    # GroupConsumer calls the methods from here to `_accept`, and `_kept_alive`; it says what each of them is for.
     def _room_now(self) -> int:
         return min(super()._room_now(), max(0, self._concurrency - len(self._works)))
 

@@ -49,6 +49,7 @@ def refusal(code: str, about: str) -> MeshError:
     if code == TOO_MANY.strip():
         return too_many_error()
     if code == "wrong-type":
+        # 5 s: a person must delete the key first, so an earlier retry would hardly succeed.
         return Unavailable(f"{about} is a key of the wrong type; delete it with redis-cli", retry_after=5)
     # The code that is left is "busy": the stream of the address is full.
     name = roster.name_of(about)

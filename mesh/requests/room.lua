@@ -2,7 +2,8 @@
 -- its memory is full. The server compares its memory with the limit only before a script begins, and a large batch may go
 -- beyond the limit afterwards. If the server does not tell its memory, the batch is not refused.
 -- `words_to_store` is how many words the batch may store, and `bytes` the length of all its words.
--- A batch that needs fewer bytes than SMALL is not refused here, and costs no INFO.
+-- A batch that needs fewer bytes than SMALL is not refused here, and costs no INFO. With a larger SMALL, batches may exceed
+-- the limit by more; with a smaller one, more batches cost an INFO.
 local SMALL = 131072
 -- About how many bytes the server needs for a short word that becomes an entry of a hash or a sorted set.
 local BYTES_A_WORD = 128

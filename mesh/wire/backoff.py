@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def pauses(least: float = 0.1, most: float = 5.0) -> Iterator[float]:
-    """Yield pauses in seconds that grow from `least` to `most`.
+    """Yield pauses in seconds that double from `least` to `most`, without end.
 
     Each is shortened at random, by up to a half, so that replicas do not retry at the same moments.
     """

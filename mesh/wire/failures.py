@@ -227,6 +227,7 @@ def translate(error: BaseException) -> MeshError | None:
         case Meaning.FULL:
             return redis_is_full()
         case Meaning.OVERWRITTEN:
+            # 5 s: a person must delete the key first, so an earlier retry would hardly succeed.
             return Unavailable(f"{OVERWRITTEN_TEXT}: {text_of(error)}", retry_after=5)
         case Meaning.FENCED:
             return LeaseLost("the Redis user of this lease was deleted")

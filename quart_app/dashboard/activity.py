@@ -55,6 +55,7 @@ def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineRow]:
     # `accepted_ms` is 0 if the moment of the acceptance is not known.
     dated_steps = [step for step in steps if step.accepted_ms]
     if not dated_steps:
+        # Without a scale, all positions are at its beginning.
         return [TimelineRow(step, 0, 0, 0) for step in steps]
     first_ms = min(step.accepted_ms for step in dated_steps)
     last_ms = max(step.answered_ms or now_ms for step in dated_steps)

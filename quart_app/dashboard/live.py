@@ -112,7 +112,7 @@ class LivePage:
             act, replica = acts.find_act(name, self._acts), self._context.mesh
             await self._operator_check.actor_of(request, replica)
             question = await acts.ask_before(act, replica, request.args.to_dict())
-            # True: only somebody who may act comes here.
+            # True: only the operator comes here, who may act.
             view = await self._page_view(act.view, {}, await self._current_looks().figures.newest(), True)
             return _html_response(self._pages.fixed_page(view, "confirm", act=act, question=question))
 
@@ -126,6 +126,7 @@ class LivePage:
             looks.expire()  # so that the page shows what the act has changed
             if request.mimetype == "application/json":
                 return jsonify({"text": done.text, **done.facts})
+            # True: only the operator comes here.
             view = await self._page_view(act.view, {}, await looks.figures.newest(), True)
             return _html_response(self._pages.fixed_page(view, "done", act=act, text=done.text))
 

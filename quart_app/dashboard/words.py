@@ -138,10 +138,15 @@ def _about_paused(figures: Figures) -> Iterator[Note]:
 
 
 def _about_dead_letters(figures: Figures) -> Iterator[Note]:
-    found = len(figures.recent_dead)
-    if found:
+    found_count = len(figures.recent_dead)
+    if found_count:
         reason, _ = Counter(letter.reason for letter in figures.recent_dead).most_common(1)[0]
-        how_many = f"{found} or more dead letters" if found >= MOST_DEAD_READ else counted(found, "dead letter")
+        how_many = (
+            f"{found_count} or more dead letters"
+            if found_count >= MOST_DEAD_READ
+            else counted(found_count, "dead letter")
+        )
+        # Most characters of the reason, so that the note stays short.
         yield Note("dead", how_many, f"in the last hour. Most frequent reason: {shortened(reason, 120)}", "dead")
 
 

@@ -125,6 +125,7 @@ class Restorer:
         log.warning("log founded again", log=position.log, instead_of=view.log, continues=continues)
         self._carry_over.note_base(base)
         whole = await asyncio.to_thread(merge, base, changes)
+        # 0, as in `_begin_log`: the new log has no snapshot yet.
         return Restored(KnownState(whole.storage, position, continues), 0, must_save=True)
 
     async def _any_state(self, peers: Peers) -> KnownState | None:

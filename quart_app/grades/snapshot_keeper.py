@@ -88,6 +88,7 @@ class SnapshotKeeper:
         try:
             async with self.snapshots.hold_lock():
                 position = require_known().position
+                # 0 if the log has no snapshot: then all its entries count.
                 newest_number = await self.newest_number(position.log, 0)
                 if position.number - newest_number < self._settings.snapshot_every:
                     self.counted_from = newest_number

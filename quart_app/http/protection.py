@@ -49,6 +49,7 @@ class AllowedHosts:
         #: `.example.org` for each name `*.example.org`
         self._allowed_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
         self._allowed_names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
+        # Clients choose the names of hosts, so the number of kept answers is bounded.
         self._is_allowed_cached = lru_cache(maxsize=1024)(self._is_allowed_uncached)
 
     # `Application` calls this for each request.

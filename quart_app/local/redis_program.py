@@ -120,6 +120,7 @@ def wheel_server() -> ServerProgram:
 def kind_of(path: str) -> Kind | None:
     """Return what a program says it is; None if it cannot be run or is no server."""
     try:
+        # 10 s: a program that takes longer counts as no server, so that the start of the mesh does not hang.
         finished = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None

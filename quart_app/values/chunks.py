@@ -13,7 +13,8 @@ from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.store import ENTRY_BYTES
 
-#: How many items are put into chunks between two calls of `pace`, which lets the event loop do other work.
+#: How many items are put into chunks between two calls of `pace`, which lets the event loop do other work. More would
+#: hold it longer; fewer would cost more calls.
 ITEMS_BETWEEN_PACES = 500
 
 

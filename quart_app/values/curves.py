@@ -24,6 +24,8 @@ import secrets
 from functools import cache
 from importlib import metadata
 
+#: B1 and B2 are the bounds of the two stages of a curve: a curve finds a prime factor if the order of its group modulo
+#: this factor is a product of primes up to B1 and at most one more up to B2. Larger bounds find larger factors, slower.
 #: The i-th curve has B1 = i · B1_STEP and B2 = B1 · B2_RATIO.
 B1_STEP = 50
 B2_RATIO = 50

@@ -328,6 +328,7 @@ def _too_many_jobs(max_jobs: int, now_ms: int, open_jobs: Sequence[Sequence[str 
 
     `open_jobs` has the first eight FIELDS of each unfinished job.
     """
+    # The id of the job is not known here, and not needed.
     waits_s = [job.ends_in_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
     retry_s = _retry_after_s(1000 * min(waits_s, default=UNSENT_JOB_MS / 1000))
     return Busy(f"{max_jobs} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)

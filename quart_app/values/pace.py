@@ -1,8 +1,8 @@
 """Sharing the event loop: long work is cut into pieces, and only some of them run in one turn of the loop.
 
-Each piece begins with `await pace()`. In the first `most_s`
-seconds of a turn, this returns at once. After that, pieces wait for a later turn; the oldest runs first. So the pieces
-block the loop for about `most_s` and the time of one piece, however many requests come together.
+Each piece begins with `await pace()`. In the first `most_s` seconds of a turn, this returns at once. After that, pieces
+wait for a later turn; the oldest runs first. So the pieces block the loop for about `most_s` and the time of one piece,
+however many requests come together.
 """
 
 from __future__ import annotations
