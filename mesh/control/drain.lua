@@ -8,6 +8,7 @@
 -- Returns 1 if the replica was asked; 0 if the roster row of the database is of another replica, or the replica leaves
 -- already
 local audit_key, replica = KEYS[1], ARGV[1]
+-- `pcall`: a row that somebody has overwritten with another type counts as missing.
 local row = redis.pcall('HMGET', 'mesh:replica:' .. ARGV[6], 'replica', 'state')
 if row[1] ~= replica or row[2] == 'draining' or row[2] == 'left' then return 0 end
 redis.call('SET', 'mesh:drain:' .. replica, '1', 'PX', ARGV[2])

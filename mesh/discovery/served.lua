@@ -13,6 +13,7 @@ for i = 1, #digests_and_tables, 2 do table_of_digest[digests_and_tables[i]] = di
 
 local any_is_live = false
 for n = 0, tonumber(ARGV[1]) - 1 do
+  -- `pcall`: a row that somebody has overwritten with another type counts as missing.
   local row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'state', 'serves', 'reads', 'version')
   if not row[1] then
     -- The replica of this database is expected back, and may serve anything.

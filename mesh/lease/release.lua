@@ -13,7 +13,7 @@ if ARGV[2] ~= '1' and redis.call('XLEN', requests_key) > 0 then return -1 end
 redis.call('DEL', lease_key, replies_key, submitted_key, committed_key, expected_key)
 redis.call('HSET', row_key, 'state', 'left')
 
--- Returns whether another replica stays. If all replicas leave together, all of them are expected back when the mesh starts
+-- Returns whether another replica stays. A row that somebody has overwritten (`pcall`) counts as missing. If all replicas leave together, all of them are expected back when the mesh starts
 -- again.
 local function is_outlived()
   for n = 0, database_count - 1 do

@@ -15,6 +15,7 @@ for n = 0, database_count - 1 do
   redis.call('SELECT', bus)
   local lease = redis.call('GET', 'mesh:lease:' .. n)
   local left_ms = redis.call('PTTL', 'mesh:lease:' .. n)
+  -- `pcall`: a row that somebody has overwritten with another type has no state.
   local state = redis.pcall('HMGET', 'mesh:replica:' .. n, 'state')[1]
   redis.call('SELECT', n)
   local class = redis.call('GET', 'db' .. n .. ':class')

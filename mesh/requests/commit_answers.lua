@@ -7,7 +7,8 @@ local function make_answer_check()
   local count_command = {HGETALL = 'HLEN', SMEMBERS = 'SCARD'}
   local elements_per_member = {HGETALL = 2, SMEMBERS = 1}
 
-  -- Returns whether the key still has as many members as the handler's answer, with `element_count` elements, showed.
+  -- Returns whether the key still has as many members as the handler's answer, with `element_count` elements, showed. An error,
+  -- such as that of a key which holds another type by now, counts as a change. So does an error of the reading command below.
   local function has_as_many(verb, key, element_count)
     if not count_command[verb] then return true end
     local members = redis.pcall(count_command[verb], key)

@@ -106,6 +106,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- they have room for more, or they do not run. `group_facts` is about the consumer group of the stream.
 local function queue_wait_ms(class)
   local stream = 'mesh:requests:' .. class
+  -- XINFO fails if there is no stream yet, or if somebody has overwritten its key. Then nothing waits.
   local answer, group_facts = redis.pcall('XINFO', 'GROUPS', stream), {}
   local flat = not answer.err and answer[1] or {}
   for i = 1, #flat, 2 do group_facts[flat[i]] = flat[i + 1] end

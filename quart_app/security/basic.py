@@ -34,7 +34,8 @@ class BasicAuth:
         self._username = username.encode()
         self._password = password
         self._challenge = f'Basic realm="{service}", charset="UTF-8"'
-        #: digest of address, user and password -> until when it is believed, on the monotonic clock
+        #: digest of address, user and password -> until when it is believed, on the monotonic clock; emptied when there
+        #: are MOST_BELIEVED
         self._believed: dict[bytes, float] = {}
         self._limiter: CredentialLimiter | None = None
         self._audit: Audit | None = None
