@@ -53,7 +53,7 @@ class RequestMetrics:
             "mesh_http_request_duration_seconds", "time to answer", ["route"], registry=registry, buckets=BUCKETS_S
         )
 
-        #: (method, route, status) -> the counter and the histogram of these labels; a client cannot add methods or routes
+        #: (method, route, status) -> the counter and the histogram of these labels
         self._metrics_of: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, method: str, route: str, status: int, duration_s: float) -> None:

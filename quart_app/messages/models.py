@@ -27,7 +27,7 @@ def _normal_email_or_error(text: str) -> str:
 
 
 def _normal_email_or_empty(text: str) -> str:
-    """Return the normal form of an address; "" for an invalid one, which no account has, so that its login fails."""
+    """Return the normal form of an address; "" for an invalid one: see `Login`."""
     try:
         return normal_email(text)
     except ValueError:
