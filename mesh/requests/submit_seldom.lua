@@ -182,7 +182,7 @@ end
 function seldom.send(at)
   local most, due, limit = string.match(request_words[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
   if due then return put_later(at, most, due, limit) end
-  -- This group has one request, from `at` to `at`. False: when memory is full, it is not accepted.
+  -- This group has one request, the one at `at`. False: it does not only read, so it is refused when memory is full.
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
   local id = put_or_join(at, request_words[at], request_words[at + 2], '')

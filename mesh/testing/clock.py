@@ -73,6 +73,7 @@ class Clock:
         self._passed_real_s = 0.0
         #: number of calls in a pool of threads or processes that have not ended
         self._pool_call_count = 0
+        #: the futures of `wait_until_settled`, until the event loop has nothing to do but wait
         self._settle_waiters: list[asyncio.Future[None]] = []
         # Threads and connections that exist already do not count as ones that may wake a task.
         self._known_threads = set(threading.enumerate())

@@ -70,6 +70,7 @@ class Event(BaseModel):
 
     id: Name
     source: Name
+    #: when the message was sent; `data.timestamp` is when the items moved
     time: Annotated[StrictInt, Field(ge=0, le=LAST_TIME_MS, description="ms since 1970")]
     data: EventData
 
