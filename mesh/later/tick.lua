@@ -15,19 +15,19 @@ local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
 -- The noted entry of a request may be gone although the request has not ended: its limit appended it again, or lets it wait.
--- So it is also looked for by its key: in mesh:later, and in at most so many entries of its stream.
+-- So it is also looked for by its name: in mesh:later, and in at most so many entries of its stream.
 local SEARCHED = 1000
-local function has_moved(stream, key)
-  if redis.call('ZSCORE', 'mesh:later', key) then return true end
+local function has_moved(stream, request_name)
+  if redis.call('ZSCORE', 'mesh:later', request_name) then return true end
   for _, entry in ipairs(redis.pcall('XRANGE', stream, '-', '+', 'COUNT', SEARCHED)) do
     for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'request' and entry[2][i + 1] == key then return true end
+      if entry[2][i] == 'request' and entry[2][i + 1] == request_name then return true end
     end
   end
 end
 
 -- Returns the name of the request of a tick. `target` is one address of the tick: a class or "db<n>".
-local function key_of(moment, target) return name .. '.' .. moment .. '.' .. target end
+local function request_name_of(moment, target) return name .. '.' .. moment .. '.' .. target end
 
 -- Returns whether a request of the last tick has not ended. The schedule notes the entries of these requests as
 -- "stream id stream id ...".
@@ -35,7 +35,9 @@ local function still_runs()
   local last_tick, noted_entries = unpack(redis.call('HMGET', schedule_key, 'last', 'entries'))
   for stream, id in string.gmatch(noted_entries or '', '(%S+) (%S+)') do
     local found_entries = redis.pcall('XRANGE', stream, id, id)  -- an error has no elements
-    if #found_entries > 0 or has_moved(stream, key_of(last_tick or '', string.match(stream, '[^:]+$'))) then return true end
+    if #found_entries > 0 or has_moved(stream, request_name_of(last_tick or '', string.match(stream, '[^:]+$'))) then
+      return true
+    end
   end
 end
 
@@ -55,7 +57,7 @@ local entries, sent_count = {}, 0
 local function send(target)
   local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)
   local stream = 'mesh:requests:' .. target
-  local id = append(stream, 'op', op, 'request', key_of(tick, target), 'from', sender,
+  local id = append(stream, 'op', op, 'request', request_name_of(tick, target), 'from', sender,
     'reply_to', '', 'deadline', deadline, 'body', body)
   if type(id) == 'string' then
     sent_count = sent_count + 1

@@ -105,10 +105,6 @@ class Transaction(Reads):
         return _known_text(key, known[location])
 
     async def _read_answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
-        """Return what Redis answers to a reading command on one key, and let the commit expect the same answer.
-
-        Raises ReadAfterWrite and GuardTooLarge.
-        """
         if self._written_collections and (shared, name) in self._written_collections:
             raise ReadAfterWrite(f"{name} is read by {verb} after this transaction has written to it; read it first")
         read_id = (shared, verb, name, *args)

@@ -16,7 +16,6 @@ from rich.table import Table
 from mesh import Member, Missing
 from quart_app.logs import Sink
 
-#: The columns of the roster for a terminal whose lines have at least WIDE_CHARACTERS, in which all of them fit.
 WIDE_COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
 #: The columns for a terminal whose lines have fewer than WIDE_CHARACTERS. The state is always among them.
 NARROW_COLUMNS = ("database", "class", "state", "replica", "public", "private")
