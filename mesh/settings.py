@@ -45,7 +45,7 @@ def _may_exist(folder: str) -> bool:
 
 
 def explain(error: ValidationError) -> str:
-    """Return which settings are invalid, by their names in the environment, and why."""
+    """Return a text that says which settings are invalid, by their names in the environment, and why."""
     # pydantic's error has the class's name as its title, and the class has the prefix.
     prefixes = {
         settings_class.__name__: settings_class.model_config.get("env_prefix", "")

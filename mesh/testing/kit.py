@@ -45,8 +45,9 @@ R = TypeVar("R")
 #: long.
 START_TIMEOUT_S = 60
 #: If something is due and no replica has woken it, `advance` moves the clock by OVERDUE_STEP_S, and looks again. After
-#: MOST_OVERDUE_STEPS such steps it moves the clock to the end. With fewer steps, a replica that cannot reach Redis for
-#: some seconds would miss what is due; with more, `advance` takes longer when nobody can wake it.
+#: MOST_OVERDUE_STEPS such steps it moves the clock to the end, and what comes due on the way is woken late, at the end.
+#: With fewer steps, a replica that cannot reach Redis for some seconds would cause this jump. With more steps,
+#: `advance` takes longer when no replica can wake what is due.
 OVERDUE_STEP_S, MOST_OVERDUE_STEPS = 1.0, 30
 #: An operation, or the name of one.
 AnyOperation = Operation[Any, Any] | str
@@ -80,6 +81,7 @@ class MeshKit(AsyncOnly):
         self._operations = operations
         self._replica_count = replicas
         self._server = new_fake_server() if redis is None else RealServer(redis)
+        # fakeredis has no access rules, so there only key names keep replicas apart (`prefix`). A real server has them.
         self._settings = _settings_without_environment(
             MeshSettings, redis=self._server.connections.settings, **{"isolation": self._server.isolation, **settings}
         )
@@ -167,19 +169,21 @@ class MeshKit(AsyncOnly):
     async def start(self, *operations: Operations | Worker, **settings: Any) -> Mesh:
         """Start one more replica, and wait for its lease. If given, its arguments replace those of the kit."""
         self._check_open()
-        worker = self._runs.watch(operations or self._operations)
+        worker = self._runs.watched_worker(operations or self._operations)
         gate = Gate()
         connections = KitConnections(self._server.connections, gate, self._faults, self._observed)
         replica_settings = self._settings.model_copy(update=settings)
         member = KitReplica(worker, replica_settings, connections, gate)
-        # On a real server the other members renew often, to shorten the wait for the lease: see `wait_for_lease`. With
-        # a virtual clock this wait takes no real time.
+        # A new replica must see a renewal of every other lease before it takes an unused database. So on a real server
+        # the other members renew often meanwhile. With a virtual clock the wait takes no real time.
         other_members = [] if self._has_virtual_clock else list(self._members)
         self._members.append(member)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 return await member.wait_for_lease(other_members)
         except TimeoutError as error:
+            # The killed replica keeps its number in `_members`. `raise_own_error` does not report it, because the kit
+            # killed it.
             await member.kill(self._server)
             raise MeshError(
                 f"the replica got no lease within {START_TIMEOUT_S} s; {replica_settings.databases} databases exist"
@@ -209,7 +213,10 @@ class MeshKit(AsyncOnly):
     # Faults
 
     def lose_requests(self, count: int) -> None:
-        """Lose the next `count` trips to Redis that carry commits or submissions, before Redis has them."""
+        """Lose the next `count` trips to Redis that carry commits or submissions, before Redis has them.
+
+        A request is here what the replica sends to Redis in one trip, not a request of the mesh.
+        """
         self._faults.requests_to_lose += count
 
     def lose_answers(self, count: int) -> None:
@@ -265,8 +272,8 @@ class MeshKit(AsyncOnly):
             if (ahead_s := next_due_s - self._clock.time()) > 0:
                 await self._jump(self._clock, min(left_s, ahead_s))
             else:
-                # Something is due, and not woken yet. If a replica cannot reach Redis now, it wakes it in a later step.
-                # But what no replica can wake stays due for ever, so the number of steps has a bound.
+                # Something is due, and no replica has woken it yet. A replica that cannot reach Redis now does so in a
+                # later step. What no replica can wake stays due for ever, so the number of steps has a bound.
                 await self._jump(
                     self._clock, min(left_s, OVERDUE_STEP_S) if overdue_steps < MOST_OVERDUE_STEPS else left_s
                 )
@@ -336,7 +343,7 @@ class MeshKit(AsyncOnly):
         shared, name, field = key.location
         redis, prefix = (self.redis(), keys.SHARED) if shared else (self.redis(database), keys.own(database))
         text: Any = await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field))
-        return key.read(text)
+        return key.read(text)  # decodes the text, and reads nothing from Redis
 
     def _name_of(self, op: AnyOperation) -> str:
         """Return the name of an operation. Raises UsageError for one that no replica of this kit serves."""

@@ -32,8 +32,9 @@ FAILED_RESULT = "the kit let it fail before its commit"
 class Faults:
     """The faults that are still to happen, counted for all replicas of a kit together."""
 
-    #: how many of the next trips with batches are lost
+    #: how many of the next trips with batches are lost on their way to Redis
     requests_to_lose: int = 0
+    #: how many of the next trips with batches take effect, but lose their answer
     answers_to_lose: int = 0
     #: operation -> how many of its next transactions are kept from the server, as if their commits had failed
     commits_to_fail: Counter[str] = field(default_factory=Counter)

@@ -38,7 +38,7 @@ class Runs:
         self.operations_with_effect: set[str] = set()
         self._typed_operations: dict[str, Operation[Any, Any]] = {}
 
-    def watch(self, tables: Sequence[Operations | Worker]) -> Worker:
+    def watched_worker(self, tables: Sequence[Operations | Worker]) -> Worker:
         """Return one table with the operations of all tables; runs of their handlers are counted here."""
         merged = WatchedWorker(self)
         merged.include(worker_of(tables))
