@@ -1,10 +1,11 @@
--- Idempotency keys. All calls of one operation with one key share one request, and get one answer. Each key is a hash
--- mesh:once:{op}:{key} with these fields:
+-- Idempotency keys. All calls of one operation with one key share one request, and get one answer. An answer is a status, a
+-- body and some further fields; a reply is the entry that brings the answer to one call. options.lua contains this file, so
+-- `options` here is the table that `make_options` fills. Each key is a hash mesh:once:{op}:{key} with these fields:
 --   request                 name of the shared request
 --   sha                     SHA-1 of its body
 --   state                   "open" until the request is answered, and then the status of the answer
 --   while the state is "open":
---   stream, id              where the request is: its entry on a stream, or "mesh:later" and its name while it waits
+--   stream, id              where the request is: its entry on a request stream, or "mesh:later" and its name while it waits
 --   caller:{name}           "<deadline in ms, or 0> <reply stream>" of each call that waits; {name} is that call's own name
 --   sent                    the request was also sent without a caller, so it goes on when no call waits any more
 --   once the request is answered:
@@ -20,9 +21,11 @@ local function request_exists(stream, id)
   return #entries > 0
 end
 
--- Writes a reply. If its stream is gone, nobody reads it any more, so it is not created again (NOMKSTREAM).
-local function write_reply(stream, request, op, answer)
-  redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', request, 'op', op, 'from', answer.from, 'status',
+-- Writes a reply. If its stream is gone, nobody reads it any more, so it is not created again (NOMKSTREAM). An error of Redis,
+-- such as a key of another type, is ignored: the script goes on, and only this call gets no reply. `asked` is the id of the
+-- request's entry. No further reply follows (`forwards` is 0), because a request with a key cannot be forwarded.
+local function write_reply(reply_stream, call_name, op, answer)
+  redis.pcall('XADD', reply_stream, 'NOMKSTREAM', '*', 'request', call_name, 'op', op, 'from', answer.from, 'status',
     answer.status, 'forwards', '0', 'body', answer.body, 'asked', answer.asked, 'db', answer.db or '')
 end
 
@@ -49,15 +52,16 @@ function once.check(op, key, sha)
 end
 
 -- Sets the expiry of the key of an open request: `keep_ms` after its deadline. A request without a deadline holds its key for
--- a year and `keep_ms`, which is far longer than any request waits. The key has an expiry because somebody may delete the
--- request by hand. Then nothing else would remove the key. A last argument 'GT' only moves the expiry to a later moment.
+-- a year and `keep_ms`. The key has an expiry because somebody may delete the request by hand. Then nothing else would remove
+-- the key. A last argument 'GT' only moves the expiry to a later moment.
 local YEAR_MS = 366 * 86400000
 local function set_expiry(redis_key, keep_ms, ttl_ms, ...)
   redis.call('PEXPIRE', redis_key, string.format('%.0f', (tonumber(keep_ms) or 0) + (ttl_ms or YEAR_MS)), ...)
 end
 
 -- Lets a new request hold its key. `stream` and `id` say where the request is. `ttl_ms` is the time until its deadline; nil if
--- it has none. `wait_ms` is the time until the request is due, if it waits.
+-- it has none. `wait_ms` is the time until the request is due, if it waits. A request without a deadline holds its key for this
+-- time, too. `moved` needs no `wait_ms`: it only moves the expiry to a later moment.
 function once.open(op, key, sha, request, stream, id, keep_ms, ttl_ms, wait_ms)
   local redis_key = redis_key_of(op, key)
   -- The key may have the callers of a request that somebody has deleted by hand. They called with another body, perhaps.
@@ -66,19 +70,19 @@ function once.open(op, key, sha, request, stream, id, keep_ms, ttl_ms, wait_ms)
   set_expiry(redis_key, keep_ms, ttl_ms or YEAR_MS + (wait_ms or 0))
 end
 
--- Notes that a call waits for the answer on its reply stream. A `stream` of "" stands for a send, for which nobody waits.
-function once.wait(op, key, request, deadline, stream)
-  if stream == '' then
+-- Notes that a call waits for the answer on its reply stream. A `reply_stream` of "" stands for a send, for which nobody waits.
+function once.wait(op, key, call_name, deadline, reply_stream)
+  if reply_stream == '' then
     redis.call('HSET', redis_key_of(op, key), 'sent', '1')
   else
-    redis.call('HSET', redis_key_of(op, key), 'caller:' .. request, deadline .. ' ' .. stream)
+    redis.call('HSET', redis_key_of(op, key), 'caller:' .. call_name, deadline .. ' ' .. reply_stream)
   end
 end
 
 -- Answers a call with the stored answer.
-function once.repeat_answer(op, key, request, stream)
+function once.repeat_answer(op, key, call_name, reply_stream)
   local kept = redis.call('HMGET', redis_key_of(op, key), 'state', 'body', 'from', 'asked', 'db')
-  write_reply(stream, request, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
+  write_reply(reply_stream, call_name, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
 end
 
 -- Returns the fields of the hash of a key, by name, if the request with these `fields` holds the key and is open; else a false
@@ -95,9 +99,9 @@ function once.ended(fields, answer, keeps_answer)
   local facts, redis_key = facts_while_open(fields), redis_key_of(fields.op, fields.once)
   if not facts then return end
   for field, caller in pairs(answer and facts or {}) do
-    local request, stream = string.match(field, '^caller:(.*)$'), string.match(caller, '^%d+ (.*)$')
+    local name, reply_stream = string.match(field, '^caller:(.*)$'), string.match(caller, '^%d+ (.*)$')
     -- The script, not this function, answers the call that made the request.
-    if request and stream and request ~= fields.request then write_reply(stream, request, fields.op, answer) end
+    if name and reply_stream and name ~= fields.request then write_reply(reply_stream, name, fields.op, answer) end
   end
   redis.call('DEL', redis_key)
   if keeps_answer then
@@ -107,8 +111,8 @@ function once.ended(fields, answer, keeps_answer)
   end
 end
 
--- Notes where a request is from now on. `ttl_ms` is the time until its deadline; nil if it has none. Its key then expires the
--- field `keep` (ms) after the deadline, or later if it had a later expiry.
+-- Notes where a request is from now on. `ttl_ms` is the time until its deadline; nil if it has none. The idempotency key then
+-- expires `fields.keep` (ms) after the deadline, or later if its expiry was later.
 function once.moved(fields, stream, id, ttl_ms)
   if not facts_while_open(fields) then return end
   local redis_key = redis_key_of(fields.op, fields.once)
@@ -116,9 +120,10 @@ function once.moved(fields, stream, id, ttl_ms)
   set_expiry(redis_key, fields.keep, ttl_ms, 'GT')
 end
 
--- Removes a call that no longer waits. Returns nothing if another caller needs the request; else its stream and id.
-function once.leave(op, key, request)
-  if redis.pcall('HDEL', redis_key_of(op, key), 'caller:' .. request) ~= 1 then return end
+-- Removes a call that no longer waits. Returns nothing if another call or a send needs the request; else the stream and the id
+-- of the request.
+function once.leave(op, key, call_name)
+  if redis.pcall('HDEL', redis_key_of(op, key), 'caller:' .. call_name) ~= 1 then return end
   local facts = options.named(redis.call('HGETALL', redis_key_of(op, key)))
   if facts.sent then return end
   for field in pairs(facts) do

@@ -21,8 +21,9 @@ from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
 
-#: About so many replies stay on the stream after they were read, so that people can look at them. But if the bodies of
-#: the replies since the last trim have more than so many characters, the next trim leaves only the last reply.
+#: About REPLIES_KEPT replies stay on the stream after they were read, so that people can look at them. But if the
+#: bodies of the replies since the last trim have more than REPLY_CHARACTERS_KEPT characters, the next trim leaves only
+#: the last reply.
 REPLIES_KEPT, REPLY_CHARACTERS_KEPT = 256, 1 << 20
 #: After parsing replies for this long, the reader lets the event loop run other tasks: a longer time makes them wait.
 PARSE_S = 0.004
@@ -52,23 +53,32 @@ class RequestReader(GroupReader):
         return bool(await self._commands.script(GIVE_BACK, [self.stream], self.consumer, id))
 
     async def bury(self, id: str, reply_to: str, reason: str, deliveries: int, status: str, body: Body) -> bool:
-        """Make an entry of ours a dead letter, and answer its caller. Return False if it is not ours."""
+        """Make an entry of ours a dead letter, and answer its caller with `status` and `body`.
+
+        Return False if the entry is not ours.
+        """
         key_names = [keys.BOOKS, keys.DEAD, self.stream, *([reply_to] if reply_to else [])]
         words = (id, self.consumer, reason, deliveries, status, encode(body), keys.DEAD_KEPT)
         return bool(await self._commands.script(BURY, key_names, *words))
 
 
-#: A request to remove before it has an effect: stream, id, "expired" or "cancelled", and a fourth item. This says
-#: whether the request has options; but it is (limit, name) if the request waits or has waited for its limit, and
-#: (operation, idempotency key, request) if a caller with an idempotency key no longer waits.
+#: A request to remove before it has an effect: stream, id, "expired" or "cancelled", and a fourth item. `name` is the
+#: caller's name for the request, the field `request` of its entry. end.lua tells the forms of the fourth item apart by
+#: type and length:
+#:     False or True                            whether the request has options
+#:     (limit, name)                            the request waits or has waited for its limit
+#:     (operation, idempotency key, name)       a caller with an idempotency key no longer waits
 Removal = tuple[str, str, str, bool | tuple[str, ...]]
 
 
 async def remove(link: Link, removals: Sequence[Removal]) -> int:
-    """Remove requests before they have an effect. Return how many were removed: those that no other caller waits for.
+    """Remove requests before they have an effect. Return how many were removed.
+
+    A request with an idempotency key is not removed while other callers of the key wait for it.
 
     `Calls` does this for requests that its callers no longer wait for, and a consumer for requests past their deadline.
     """
+    # END is end.lua: it ends requests that have had no effect.
     return int(await link.script(END, [keys.BOOKS], json.dumps(removals)))
 
 
@@ -82,9 +92,10 @@ async def sweep(link: Link, streams: Sequence[str]) -> int:
 
 
 async def keep_minute(link: Link, streams: Sequence[str]) -> bool:
-    """Correct the books for changes by hand, and store a copy once a minute. Return whether this call stored one.
+    """Correct the books for changes by hand, and store a copy of them if this minute has none.
 
-    Every replica calls this again and again; the copies show how the books changed.
+    Return whether this call stored the copy. Every replica calls this again and again; the copies show how the books
+    changed.
     """
     return bool(await link.script(MINUTE, [keys.BOOKS, keys.MINUTES, *streams], keys.MINUTES_KEPT))
 
@@ -106,7 +117,7 @@ class ReplyReader:
     def __init__(self, connection: RedisConnection, stream: str) -> None:
         self._connection = connection
         self._stream = stream
-        #: id of the last reply that was read
+        #: id of the last reply that was read. "0" reads from the start: each membership or client has a new stream
         self._last_id = "0"
         #: ids of the replies that were read and are still on the stream
         self._kept_ids: list[str] = []
@@ -121,7 +132,8 @@ class ReplyReader:
             ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last_id)
         ]
         most_kept = 0 if self._characters_since_trim > REPLY_CHARACTERS_KEPT else REPLIES_KEPT
-        # A trim is due when more than twice as many replies are on the stream, so that few reads need a trim.
+        # A trim is due when more than twice `most_kept` replies are on the stream, so that few reads need a trim. It
+        # keeps one more than `most_kept`: MINID needs the id of a reply that stays, also when `most_kept` is 0.
         if is_trim_due := len(self._kept_ids) > 2 * most_kept:
             commands.insert(0, ("XTRIM", self._stream, "MINID", self._kept_ids[-most_kept - 1]))
         answers = await self._connection.send(commands)
