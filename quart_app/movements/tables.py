@@ -1,7 +1,8 @@
-"""The two tables of the movements service.
+"""The two tables of the movements service, for its queries.
 
 `movements` has one row per event; rows are only added. `warehouses` has the sums. A trigger updates `warehouses` in the
-transaction that inserts into `movements`.
+transaction that inserts into `movements`. `migrations/versions` creates the tables, the indexes and the trigger; these
+definitions must match it.
 """
 
 from __future__ import annotations
@@ -53,14 +54,18 @@ movements = Table(
     "movements",
     metadata,
     Column("id", RowNumber, primary_key=True),
-    # An event's identity is its source and id: the two messages of a movement may have one id, but have two sources.
+    # Source and id together identify an event: the two messages of a movement may have the same id, because they come
+    # from two sources.
     Column("source", String(255), nullable=False),
     Column("event_id", String(255), nullable=False),
+    # The time in the message. It may differ when a sender repeats an event; `occurred_at` is the time of the movement.
     Column("sent_at", UtcDateTime, nullable=False),
     Column("movement_id", Uuid, nullable=False),
     Column("warehouse_id", Uuid, nullable=False),
     Column("product_id", Uuid, nullable=False),
-    Column("event", String(9), nullable=False),  # "departure" has nine letters
+    # What happened at the warehouse (`models.Direction`), not the whole event. "departure" has nine letters.
+    Column("event", String(9), nullable=False),
+    # How many items moved.
     Column("quantity", BigInteger, nullable=False),
     Column("occurred_at", UtcDateTime, nullable=False),
     UniqueConstraint("source", "event_id", name="movements_identity"),
@@ -70,8 +75,8 @@ movements = Table(
 )
 
 #: One row is one product in one warehouse. `balance` is the sum of all arrivals minus all departures, so it does not
-#: depend on the order of events. It is negative while the message of an arrival is late. `quantity` is the positive
-#: part of `balance`, and `deficit` is the amount of the negative part.
+#: depend on the order of events. It is negative while the message of an arrival is late. `quantity`, the stock, is the
+#: positive part of `balance`, and `deficit` is the amount of the negative part.
 warehouses = Table(
     "warehouses",
     metadata,

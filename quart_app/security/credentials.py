@@ -15,12 +15,13 @@ Neither attack locks the owner out: strangers never use up the attempts of a kno
 
     shared:credentials:known:{account}:{source}     string, PX   this source logged in to this account
     shared:credentials:source:{source}              counter, PX  attempts on accounts that do not know the source
-    shared:credentials:known-source:{source}        counter, PX  attempts on accounts that know it
+    shared:credentials:known-source:{source}        counter, PX  attempts on accounts that know the source
     shared:credentials:pair:{account}:{origin}      counter, PX  attempts on one account from one source or device
     shared:credentials:account:{account}            counter, PX  attempts of strangers on one account
     shared:credentials:registrations:{source}       counter, PX  new accounts
 
-A key names an account by a hash, so that no key shows an e-mail address.
+Both `source` and `known-source` have the maximum `Limits.source_attempts`. A key names an account by a hash, so that no
+key shows an e-mail address.
 """
 
 from __future__ import annotations
@@ -35,21 +36,22 @@ from redis.exceptions import RedisError
 
 from mesh import Busy, MeshError, Script, Unavailable, failures
 
-#: The scripts that admit an attempt, and that take its charge back.
+#: The scripts that admit an attempt, and that take its charge back (for `excuse` and for `refund`).
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")
 
 #: IPv6 addresses with this many first bits in common are one source. A household or an office has such a network.
 IPV6_PREFIX_BITS = 64
-#: How long an account knows a source after a login from there. Longer lets a source that changed hands guess beside the
-#: strangers; shorter makes an owner who rarely logs in a stranger.
+#: How long an account knows a source after a login from there. With a longer time, an address that somebody else uses
+#: now stays known, and may guess beyond the maximum for strangers. With a shorter time, an owner who rarely logs in
+#: counts as a stranger.
 KNOWN_MS = 30 * 86_400_000
 #: The position, among the keys of the scripts (`_keys`, from 1 on), of the counter `account`. Only strangers use it.
 _ACCOUNT_COUNTER = 5
 
 
 class TooManyAttempts(Busy):
-    """Too many wrong passwords; wait."""
+    """Too many wrong passwords or new accounts; wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ class Limits:
     #: of one source or one device on one account
     pair_attempts: int = 10
     window_s: float = 300
-    #: of one source on all accounts: it may be an office behind one address, or an attacker who tries many accounts
+    #: of one source on all accounts that know it, and also on all that do not know it. A source may be an office behind
+    #: one address, or an attacker who tries many accounts
     source_attempts: int = 50
     #: of all strangers together on one account. 100 in 300 s are 28,800 guesses a day; a good password needs millions
     account_attempts: int = 100
@@ -93,8 +96,9 @@ class CredentialLimiter:
     async def admit(self, account: str, address: str | None, device: str | None = None) -> Attempt:
         """Admit one attempt on an account, or raise TooManyAttempts.
 
-        `account` is an e-mail address, or for Basic authentication the name of a login. `device` is the id of a device
-        that the account knows, proved by its cookie.
+        `account` is an e-mail address in normal form ("" for an invalid one), or for Basic authentication the name of a
+        login. Callers make the normal form (`normal_email`). `device` is the id of a device that the account knows,
+        proved by its cookie.
         """
         limits, keys = self._limits, _keys(account, source_of(address), device)
         arguments = [
@@ -114,11 +118,11 @@ class CredentialLimiter:
 
     async def excuse(self, attempt: Attempt) -> None:
         """Take back what an attempt was charged and remember its source, because its password was right."""
-        await self._take_back(attempt, KNOWN_MS)
+        await self._take_charge_back(attempt, KNOWN_MS)
 
     async def refund(self, attempt: Attempt) -> None:
         """Take back what an attempt was charged, because its password was never compared."""
-        await self._take_back(attempt, 0)
+        await self._take_charge_back(attempt, 0)
 
     async def admit_registration(self, address: str | None) -> None:
         """Count a new account from the source of this address. Raises TooManyAttempts."""
@@ -142,7 +146,7 @@ class CredentialLimiter:
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
 
-    async def _take_back(self, attempt: Attempt, known_ms: int) -> None:
+    async def _take_charge_back(self, attempt: Attempt, known_ms: int) -> None:
         """Take the charge back. If `known_ms` is not 0, the account knows the source for this time."""
         try:
             await EXCUSE.run(self._redis, attempt.keys, known_ms, *attempt.charged_positions)
@@ -151,7 +155,10 @@ class CredentialLimiter:
 
 
 def source_of(address: str | None) -> str:
-    """Return the source that an address belongs to: the address itself, or the network of an IPv6 address."""
+    """Return the source that an address belongs to: the address itself, or the network of an IPv6 address.
+
+    All requests whose address is None or no IP address share the source "unknown", and so its counters.
+    """
     try:
         ip = ipaddress.ip_address(address or "")
     except ValueError:
