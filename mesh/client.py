@@ -53,8 +53,8 @@ WRITE_PRESENCE = Script.beside(__file__, "present.lua")
 LINK_SCRIPTS = (
     roster.ROSTER, roster.MISSING, READ_SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
 )  # fmt: skip
-#: A presence holds for so many lease ttls, and is renewed once in each ttl. It may hold for longer than a lease: nobody
-#: waits for its end, because a client holds no database.
+#: A presence holds for this number of lease ttls, and is renewed once in each ttl. It may hold for longer than a lease:
+#: no replica waits for its end, because a client holds no database.
 PRESENCE_TTLS = 10
 #: The client stops trusting its presence when this share of the presence's time is left. So it stops before Redis ends
 #: the presence.

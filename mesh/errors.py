@@ -103,7 +103,7 @@ class Contended(MeshError):
 
     @classmethod
     def at(cls, key: str, conflicts: int) -> Contended:
-        """Return the error for a key at which the request met so many conflicts."""
+        """Return the error for a key at which the request met this number of conflicts."""
         return cls(
             f"{key} changed {conflicts} times while this request was handled; "
             "use add() for a counter, or send such requests to one Database",

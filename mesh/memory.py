@@ -33,7 +33,8 @@ log = structlog.get_logger(__name__)
 
 #: Pause, in seconds, between two looks at the server's memory. Between them a replica does not know what others store.
 LOOK_S = 0.5
-#: A server that does not name its policy counts as one that deletes keys for so long (s) after it has deleted a key.
+#: A server may not name its policy. After it has deleted a key for room, it counts as one that deletes keys for this
+#: time, in seconds.
 EVICTING_S = 60.0
 #: How many seconds a refused caller should wait. Expired data, which may make room, are removed within seconds.
 RETRY_AFTER_S = 5

@@ -8,7 +8,7 @@
 local dead_key, most_body_bytes = KEYS[1], tonumber(ARGV[4])
 
 --[[ letter.lua ]]
--- The script ends after it has read so many bytes of bodies, because longer reads would keep the server from other work.
+-- The script ends after it has read this number of bytes of bodies, because longer reads would keep the server from other work.
 local MOST_BYTES_READ = 16 * 1024 * 1024
 local letters, before, byte_count = {}, ARGV[1], 0
 for _ = 1, tonumber(ARGV[3]) do

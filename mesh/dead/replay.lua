@@ -17,7 +17,7 @@ local most_on_stream = tonumber(ARGV[7])
 --[[ walk.lua ]]
 --[[ record.lua ]]
 -- Returns the fields of the new entry of a request, as XADD takes them. requests/bury.lua keeps at most 4000 words of an
--- entry, and Lua's `unpack` can pass so many.
+-- entry. Lua's `unpack` can pass them all: it fails only at about 8000.
 -- `first_other` is the position of the first field that is not the letter's own.
 local function words_of_request(fields, first_other)
   local words = {}

@@ -24,7 +24,7 @@ local function walk_named(first_named, act)
   return acted_count, gone_count, '', ''
 end
 
--- A walk over a group ends after it has read so many bytes, because longer reads would keep the server from other work.
+-- A walk over a group ends after it has read this number of bytes, because longer reads would keep the server from other work.
 local MOST_BYTES_READ = 16 * 1024 * 1024
 local function walk_group(act)
   local after, acted_count, byte_count = ARGV[1], 0, 0

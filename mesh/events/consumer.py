@@ -55,7 +55,7 @@ async def effect_unknown(event: DeliveredEvent) -> bool:
 
 
 def batch_size_after(deliveries: int, full_size: int) -> int:
-    """Return how many events may be handled at once if each was delivered so many times before.
+    """Return how many events may be handled at once if each was delivered `deliveries` times before.
 
     New events are handled in whole batches. After each delivery that did not settle them, the batches are smaller, down
     to one event, so that an event that kills its process is found. The second delivery has an eighth of a batch: with

@@ -96,7 +96,7 @@ class GroupConsumer(ABC, Generic[W]):
         return self._room_now()
 
     def _most_per_claim(self, deliveries: int) -> int:
-        """Return how many entries one claim may take over if each has had so many deliveries.
+        """Return how many entries one claim may take over if each has had this number of deliveries.
 
         An entry may kill the process that works on it, and then each entry of the same claim has had one more delivery.
         So a subclass may claim fewer at once after each delivery. In the end, the entry that kills is claimed alone.
@@ -194,7 +194,7 @@ class GroupConsumer(ABC, Generic[W]):
                     await self._accept(entries)
 
     async def _stopped_within(self, seconds: float) -> bool:
-        """Wait for so many seconds, or until the consumer stops; return whether it stops."""
+        """Wait for this time, or until the consumer stops; return whether it stops."""
         # Not `wait_for`, which can lose a cancellation in Python 3.11.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -192,7 +192,7 @@ class Log:
 
         `reader_at` is the position up to which the writer has read. The id of the entry will be above `floor`, a stream
         id as one integer (`Position.stamp`): an entry that copies older ones must be newer than they are. With
-        `within_ms`, Redis refuses an append that arrives later than so many ms after this call. So the command appends
+        `within_ms`, Redis refuses an append that arrives more than `within_ms` after this call. So the command appends
         nothing after its sender has given up. Raises NoLog, Replaced, Gap (the writer has read entries that the log
         does not have), Late, and redis-py's errors.
         """

@@ -48,7 +48,7 @@ class Retry:
             raise UsageError("Retry(factor=) is at least 1, and Retry(jitter=) between 0 and 1")
 
     def pause_ms(self, tries: int, chance: Callable[[], float] = random.random) -> int | None:
-        """Return the pause after so many tries, in ms; None if there is no further try."""
+        """Return the pause after this number of tries, in ms; None if there is no further try."""
         if tries >= self.most:
             return None
         longest_s = self.longest.total_seconds()

@@ -15,7 +15,8 @@ local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
 -- The noted entry of a request may be gone although the request has not ended: its limit appended it again, or lets it wait.
--- So it is also looked for by its name: in mesh:later, and in at most so many entries of its stream.
+-- So it is also looked for by its name: in mesh:later, and in at most SEARCHED entries of its stream. More would hold up the
+-- server for longer; a request behind them is not found.
 local SEARCHED = 1000
 local function has_moved(stream, request_name)
   if redis.call('ZSCORE', 'mesh:later', request_name) then return true end

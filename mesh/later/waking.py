@@ -50,8 +50,8 @@ REWRITE_S = 30.0
 #: Pause after an error that says that somebody has overwritten a key. publish.lua, which writes some keys anew, runs as
 #: often.
 OVERWRITTEN_PAUSE_S = 5.0
-#: Most entries of each stream among which a cancellation looks for its request. More would hold up the server longer;
-#: a request behind so many others is not found.
+#: Most entries of each stream among which a cancellation looks for its request. More would hold up the server longer.
+#: A request behind this number of other entries is not found.
 MOST_SEARCHED = 10_000
 #: For how long Redis remembers that a cancellation succeeded, so that the link's repetition gets the same answer.
 CANCELLATION_REMEMBERED_MS = 60_000

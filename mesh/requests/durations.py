@@ -12,7 +12,8 @@ from bisect import bisect_left
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-#: When so many durations are collected, they are counted in the histograms. With more at a time, each costs less.
+#: When this number of durations is collected, they are counted in the histograms. To count more of them at a time costs
+#: less for each, but the list takes more memory.
 MOST_UNCOUNTED = 256
 
 

@@ -95,7 +95,7 @@ class Filter:
 
     @staticmethod
     def size_for(count: int) -> int:
-        """Return how many bits a new filter for so many numbers has."""
+        """Return how many bits a new filter for `count` numbers has."""
         return max(LEAST_BITS, count * BITS_EACH)
 
     @property

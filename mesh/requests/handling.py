@@ -104,7 +104,10 @@ def traceback_of(error: BaseException) -> str:
 
 
 def printable(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Return at most so many characters of a text; what UTF-8 cannot encode becomes an escape such as `\\udcff`."""
+    """Return at most the first `most` characters of a text, and "…" in place of the rest.
+
+    What UTF-8 cannot encode becomes an escape such as `\\udcff`, so the result may have more characters.
+    """
     if len(text) > most:
         text = text[:most] + "…"
     return text.encode("utf-8", "backslashreplace").decode()

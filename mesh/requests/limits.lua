@@ -1,8 +1,8 @@
 -- Applies the limits of operations (`Limit`): a request goes to its stream, or waits in mesh:later until its limit allows it.
 -- The caller gives the limit of a request as text:
---   lane <concurrency> <lane>                        at most so many requests of the lane are on streams; the others wait in
---                                                    order
---   rate <µs> <burst> delay|refuse <lane>            `burst` requests begin at once, then one every so many µs (GCRA). A
+--   lane <concurrency> <lane>                        at most `concurrency` requests of the lane are on streams; the others
+--                                                    wait in order
+--   rate <µs> <burst> delay|refuse <lane>            `burst` requests begin at once, then one after each <µs> (GCRA). A
 --                                                    request that comes too soon is delayed or refused
 -- A lane is "<op>:<value>". The entry of a request has the field `limit`, so that scripts that end or move it find its lane.
 -- Below, `limit` is the text above, and `limit_field` is this field:

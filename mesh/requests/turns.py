@@ -35,7 +35,7 @@ PATIENCE_S = 0.25
 RUNS_PER_TURN = 4
 #: How many of the last runs at a key are remembered: their durations decide how long a turn may last.
 RUNS_REMEMBERED = 8
-#: Conflicts are counted for so many keys. Beyond that, the keys with the fewest conflicts are forgotten.
+#: Conflicts are counted for at most this number of keys. Beyond it, the keys with the fewest conflicts are forgotten.
 MOST_KEYS = 1000
 
 

@@ -37,8 +37,9 @@ _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _TEXT_ONLY = frozenset((str,))
 #: Handlers without a type checker also pass float and bytes.
 _SENDABLE = (str, int, float, bytes)
-#: Python prints each integer of so many bits. It refuses to print one of some thousand digits, and the C client would
-#: then end the process. So `check_words` prints larger integers, and raises the error before the client meets them.
+#: Python prints every integer of at most this number of bits. It refuses to print an integer of some thousand digits,
+#: and the C client would then end the process. So `check_words` prints each larger integer, and raises the error before
+#: the client meets it.
 _PRINTABLE_BITS = 2000
 
 
@@ -166,7 +167,7 @@ def _range_args(args: Sequence[Word]) -> Sequence[Word]:
 
 def _entry_args(args: Sequence[Word]) -> Sequence[Word]:
     match args:
-        case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:  # "~": about so many entries, "=": exactly
+        case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:  # "~": about `count` entries, "=": exactly
             before_fields: list[Word] = ["MAXLEN", exactness, integer_of(count, 0, 2**31), "*"]
         case ["*", *fields]:
             before_fields = ["*"]

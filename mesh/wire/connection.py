@@ -41,8 +41,8 @@ _NO_LONG_WORDS: Sequence[str] = ()
 WEIGHT_SHIFT = 5
 
 #: A word of more characters is sent as an argument of its own, because the server reads a long word in JSON slowly. A
-#: short word costs more as an argument than in JSON. An item whose JSON has at most so many bytes has no long word,
-#: because a character takes at least one byte.
+#: short word costs more as an argument than in JSON. An item whose JSON has at most this number of bytes has no long
+#: word, because a character takes at least one byte.
 LONG_WORD_CHARS = 65536
 
 #: An item of a batch, encoded. It has four values:

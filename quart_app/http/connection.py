@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 #: connection has only FIRST_REQUEST_S until its first request.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
-#: If an answer comes before the end of its request, the client may go on sending for so many seconds, or so many bytes.
-#: Then its connection is cut. With less, more clients would be cut before they read their answer.
+#: If an answer comes before the end of its request, the client may go on sending: for LINGER_S, or LINGER_BYTES. Then
+#: its connection is cut. With less time or fewer bytes, more clients would be cut before they read their answer.
 LINGER_S = 1.0
 LINGER_BYTES = 32 << 20
 #: How long a client may leave an answer unread before its connection is cut. A longer time suits slower clients, and

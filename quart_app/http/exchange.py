@@ -31,8 +31,9 @@ log = structlog.get_logger(__name__)
 #: Writes the log lines of the requests that this class answers itself, because the application does not.
 server_answer_log = RequestLog()
 
-#: While the application has left so many bytes of a body untaken, the connection parses no more, and soon reads no more
-#: from its socket. So the client has to wait, and a body that the application reads slowly does not fill the memory.
+#: While the application has left this number of bytes of a body untaken, the connection parses no more, and soon reads
+#: no more from its socket. So the client has to wait, and a body that the application reads slowly does not fill the
+#: memory.
 MAX_UNTAKEN_BYTES = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: The versions of ASGI that the scope of each request names, as Hypercorn's scopes do.

@@ -8,7 +8,7 @@ from werkzeug.http import parse_list_header, unquote_header_value
 
 #: A longer header is ignored: to parse 30 KB holds the event loop for 10 ms.
 MAX_HEADER_LENGTH = 1000
-#: A `wait` of more digits is ignored: no client waits for so many seconds.
+#: A `wait` of more digits is ignored: no client waits for 30 years.
 MAX_WAIT_DIGITS = 9
 
 

@@ -66,7 +66,7 @@ class MovementSimulator:
         )
 
     def make_messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
-        """Return the messages of so many movements. `duplicates` is the share that is sent twice."""
+        """Return the messages of `movements` movements. `duplicates` is the share of messages that is sent twice."""
         messages = [message for _ in range(movements) for message in self.make_movement()]
         messages += [message for message in messages if self._random.random() < duplicates]
         if shuffle:

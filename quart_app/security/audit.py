@@ -19,8 +19,8 @@ from mesh import keys
 
 log = structlog.get_logger("audit")
 
-#: Entries that one replica adds to the stream within a second; further ones are only logged. So a flood of events costs
-#: Redis only so many writes.
+#: Most entries that one replica adds to the stream within a second; further events are only logged. So a flood of
+#: events costs Redis no more than this number of writes per second and replica.
 MAX_PER_SECOND = 100
 
 

@@ -14,8 +14,8 @@ from quart_app.values.hard_values import deadline_of
 from quart_app.values.notation import is_small
 from quart_app.values.pool import FactorPool
 
-#: A value is hard if it is expected to take at least so long. For a faster value, a request of its own is not worth the
-#: two round trips that such a request costs.
+#: A value is hard if it is expected to take at least this long. For a faster value, a request of its own is not worth
+#: the two round trips that such a request costs.
 HARD_S = 0.05
 #: A computation ends this long before the deadline, so that its answer arrives in time.
 MARGIN_S = 0.25

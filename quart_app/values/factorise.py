@@ -40,7 +40,7 @@ from flint import fmpz
 from quart_app.values import estimate, notation
 from quart_app.values.curves import curve
 
-#: Every number is first divided by so many small primes. FLINT divides a number of 30 digits by 1000 primes in 6 µs.
+#: Every number is first divided by this number of small primes. FLINT divides 30 digits by 1000 primes in 6 µs.
 TRIAL_COUNT = 1000
 #: The square of the last of these primes. A number below the square is prime if none of these primes divides it.
 TRIAL_SQUARE = 7919**2

@@ -60,8 +60,9 @@ return 1
 """
 )
 
-#: A job is stored before its first steps are sent. If the replica dies in between, the job expires after so many ms. In
-#: less time, a replica might not store a large job; with more, a job that nobody does takes its place for longer.
+#: A job is stored before its first steps are sent. If the replica dies in between, the job expires after this time.
+#: With a shorter time, a replica might not finish storing a large job. With a longer time, a job that no replica works
+#: on counts for longer against `max_jobs` and `jobs_bytes`.
 UNSENT_JOB_MS = 10_000
 #: About how many bytes of Redis an item takes in addition to its texts, which `job_bytes` counts.
 ITEM_BYTES = 250

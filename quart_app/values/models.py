@@ -30,7 +30,7 @@ FROM_DECIMAL = BeforeValidator(_from_decimal)
 
 
 def _digits_validator(most_digits: int) -> BeforeValidator:
-    """Return a validator that turns an integer or a decimal string into a text of digits, at most so many."""
+    """Return a validator that turns an integer or a decimal string into a text of at most `most_digits` digits."""
     first_too_large = 10**most_digits
 
     def checked_digits(value: Any) -> str:

@@ -26,10 +26,10 @@ def rank(value: str) -> tuple[int, str]:
     return len(value), value
 
 
-#: A prime is repeated if the repetitions add at most so many characters. Otherwise it is written with its exponent.
+#: A prime is repeated if the repetitions add at most this number of characters; else it is written with its exponent.
 #: With more characters, Redis stores longer records; with fewer, more answers need a conversion of the factors.
 MOST_MORE_CHARACTERS = 30
-#: A number below 2^64 with at most so many factors needs no exponent. Even a prime that divides it eight times
+#: A number below 2^64 with at most this number of factors needs no exponent. Even a prime that divides it eight times
 #: adds at most 28 characters, because such a prime is below 256.
 MOST_FACTORS_REPEATED = 8
 

@@ -12,8 +12,8 @@ import heapq
 import itertools
 import time
 
-#: When a turn has lasted so long, further pieces wait. No input may block the loop for more than 20 ms, and other code
-#: runs in the same turn.
+#: When a turn has lasted this long, further pieces wait. No input may block the loop for more than 20 ms, and other
+#: code runs in the same turn.
 MOST_TURN_S = 0.004
 #: The most waiting pieces that are woken in one turn, because waking a long queue at once would take too long itself.
 MOST_WOKEN = 32

@@ -43,8 +43,8 @@ from quart_app.values.metrics import FactorMetrics, FactorOutcome
 from quart_app.values.pace import Pace
 from quart_app.values.side_by_side import race
 
-#: The rest of a number after division by small primes is tested on the event loop if it has at most so many bits. The
-#: test takes less than 0.5 ms.
+#: The rest of a number after division by small primes is tested on the event loop if it has at most this number of
+#: bits. The test takes less than 0.5 ms.
 INLINE_BITS = 512
 #: How many numbers below 2^64 are factored in one piece of work. A product of two primes of 32 bits takes 0.3 ms, and
 #: most numbers a fiftieth of that.
@@ -52,7 +52,7 @@ WORDS_A_PIECE = 8
 
 #: A number that is expected to take no longer than this goes to the brisk lane.
 BRISK_S = 0.5
-#: When the computation of a hard number has taken so long, other replicas are asked to help with its curves.
+#: When the computation of a hard number has taken this long, other replicas are asked to help with its curves.
 HELP_AFTER_S = 1.0
 #: In how many processes a slice is tried, one after the other. If all of them die, the number is given up.
 ATTEMPTS = 2

@@ -41,15 +41,17 @@ KEY_PREFIX = "values:primes:"
 CHECK_S = 1.0
 #: About how many primes are read from the index at a time. More would block the server and the event loop for longer.
 PRIMES_AT_ONCE = 2000
-#: Most primes with at least so many digits have only one value. Primes with fewer digits are called common here.
+#: Most primes with at least this number of digits divide only one value. Primes with fewer digits are called common
+#: here.
 RARE_DIGITS = 6
 #: The number of primes below 100,000, which are the common ones.
 COMMON_COUNT = 9592
 #: A filter is too full when more than one bit in eight is set. Each prime sets two bits, and a new filter has 32 bits
 #: for each prime. So a filter is too full when it has about twice as many primes as it was made for.
 TOO_FULL_ONE_IN = 8
-#: A filter is young for so many seconds. A young filter may become twice as full, because a database that grows quickly
-#: would otherwise make one filter after the other. Each new filter costs the work of putting all its primes again.
+#: A filter is young for this time. A young filter may become twice as full as TOO_FULL_ONE_IN says, because a database
+#: that grows quickly would otherwise make one filter after the other. Each new filter costs the work of putting all its
+#: primes again.
 YOUNG_S = 10.0
 #: A filter is too large when it is more than eight times as large as a new one would be.
 TOO_LARGE_TIMES = 8

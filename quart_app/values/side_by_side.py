@@ -59,6 +59,6 @@ def combined(before: Factoring, slices: Sequence[Slice]) -> Slice:
 
 
 def with_curves(before: Factoring, curve_count: int) -> Factoring:
-    """Return the state after so many more curves on the smallest composite."""
+    """Return the state after `curve_count` more curves on the smallest composite."""
     smallest, *other_composites = before.composites
     return replace(before, composites=(replace(smallest, curves=smallest.curves + curve_count), *other_composites))

@@ -95,7 +95,7 @@ class Together(Generic[K, W, A]):
         return group
 
     def _close_after(self, turns: int, key: K, time_limit_steps: int, group: _Group[W, A]) -> None:
-        """Close a group after so many further turns of the event loop, and send its request."""
+        """Close a group after `turns` further turns of the event loop, and send its request."""
         if turns:
             asyncio.get_running_loop().call_soon(self._close_after, turns - 1, key, time_limit_steps, group)
             return
