@@ -27,7 +27,7 @@ class MeshError(Exception):
 
     @property
     def retry_after(self) -> float | None:
-        """After how many seconds a new try makes sense; None if nobody knows."""
+        """After how many seconds a new try makes sense; None if this is not known."""
         value = self.facts.get("retry_after")
         return None if value is None else float(value)
 

@@ -110,7 +110,8 @@ CLASSES = "ABCD"
 #: The most databases that a mesh can lease: as many as a Redis server has by default.
 MOST_DATABASES = 16
 
-#: About how many dead letters are kept; then each new one removes the oldest. More would take more of Redis's memory.
+#: About how many dead letters are kept; then each new one removes the oldest. With a larger number, people could read
+#: older letters, but all letters together would take more of Redis's memory.
 DEAD_KEPT = 10_000
 #: For how many minutes `mesh:minutes` keeps the books: a day.
 MINUTES_KEPT = 1440

@@ -26,9 +26,9 @@ from typing import BinaryIO
 from mesh.journal.position import Position, Snapshot
 
 #: How many snapshots of one log are kept. The log keeps all entries after the oldest of them, so a replica can still
-#: restore when the newest snapshot is damaged. More would need more room on the disk and in the log.
+#: restore when the newest snapshot is damaged. More snapshots would need more room on the disk and in the log.
 KEPT = 2
-#: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted.
+#: If an unfinished file has not changed for this long, the process that wrote it has died, and the file is deleted.
 STALE_PART_S = 3600
 #: Pause between two attempts to lock the folder.
 LOCK_RETRY_S = 0.1

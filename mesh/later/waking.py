@@ -38,7 +38,8 @@ SCHEDULE = Script.beside(__file__, "schedule.lua")
 TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
 
-#: Most requests that one run of wake.lua moves. More would hold up the server; these take some milliseconds.
+#: Most requests that one run of wake.lua moves. The server does nothing else during a run: to move this number takes
+#: some milliseconds.
 MOST_WOKEN = 256
 #: The replica on database n waits n times this long before it wakes what is due. So usually a single replica does it:
 #: the one on the lowest database.

@@ -7,7 +7,7 @@ the bus and its own. How the rules keep it out of all others depends on the serv
   and one for its own database, so it reaches each key only in the database where the key belongs.
 - Redis and older releases of Valkey have no rules per database. There a rule about the first argument of SELECT names
   the two databases, and no other allowed command reaches a third one. The key patterns hold in both databases. So the
-  user can also write keys with its own prefix into the bus database, where nobody reads them.
+  user can also write keys with its own prefix into the bus database, where no replica reads them.
 
 Deleting the user of the former epoch cuts its connections: that is the fence.
 """

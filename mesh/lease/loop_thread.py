@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-#: Longest wait for the thread's end after its coroutine was cancelled. If the thread takes longer, nobody waits for it
-#: any more. It is a daemon thread, so the process can end without it.
+#: Longest wait for the thread's end after its coroutine was cancelled. If the thread takes longer, `run` ends without
+#: it. It is a daemon thread, so the process can end without it, too.
 END_S = 1.0
 
 

@@ -4,7 +4,7 @@
 --          unsent     the request was certainly not sent; its slot is free again
 --          uncertain  the provider may have counted the request; its slot counts as used, and the next window begins with
 --                     one request at a time
---          refused    the provider blocks; nobody is granted a slot for ARGV[6] ms
+--          refused    the provider blocks; no replica is granted a slot for ARGV[6] ms
 -- Returns {recorded, now, taken, reopens, caution}.
 local TOO_SLOW = -1 -- a value of `run`: see common.lua
 local id, outcome, retry_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])

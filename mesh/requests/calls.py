@@ -99,7 +99,10 @@ class Calls:
 
     @property
     def unanswered(self) -> int:
-        """The number of requests that wait for replies; a gather counts as one. Who leaves waits until it is 0."""
+        """The number of requests that wait for replies; a gather counts as one.
+
+        A replica or client that leaves waits until it is 0.
+        """
         return len(self._in_progress)
 
     async def _ask_in_span(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:

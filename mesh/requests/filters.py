@@ -45,7 +45,7 @@ return 1
 """
 )
 #: Bits for each thing when a filter is made, and the fewest bits of a filter. With more bits, a gather asks fewer
-#: databases in vain, but the filter takes more memory of Redis.
+#: databases that have nothing, but the filter takes more memory of Redis.
 BITS_EACH = 32
 LEAST_BITS = 4096
 

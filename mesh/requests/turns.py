@@ -47,7 +47,7 @@ class _Queue(Generic[W]):
         self.holder: W | None = None
         #: the requests that wait for it, in the order of asking: a set with an order
         self.waiting: dict[W, None] = {}
-        #: passes the turn on when it has lasted for too long; None while nobody waits
+        #: passes the turn on when it has lasted for too long; None while no request waits for the turn
         self.timer: asyncio.TimerHandle | None = None
         #: when the current run of a request began, on the event loop's clock: for the holder of the turn, and for
         #: requests that run on without it

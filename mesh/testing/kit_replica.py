@@ -16,7 +16,8 @@ from mesh.settings import MeshSettings
 from mesh.testing.servers import KitServer
 from mesh.testing.wire import Gate, KitConnections
 
-#: Pause between two renewals of the other replicas while a new replica waits for its lease; a longer one prolongs that.
+#: Pause between two renewals of the other replicas while a new replica waits for its lease. The new replica must see a
+#: renewal of each, so a longer pause makes it wait longer.
 RENEW_PAUSE_S = 0.02
 
 

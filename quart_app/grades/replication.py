@@ -41,8 +41,8 @@ from quart_app.grades.storage import FrozenRecords
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two attempts to find a state or to reach Redis, in seconds. A shorter one would make more work for
-#: Redis and the peers while nothing can be restored.
+#: Pause between two attempts to find a state or to reach Redis, in seconds. A shorter pause would make more work for
+#: Redis and the other replicas while no state can be restored.
 RETRY_S = 0.25
 #: Longest time in seconds for which applying entries holds the event loop, so that other tasks wait no longer.
 APPLY_SLICE_S = 0.01

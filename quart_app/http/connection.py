@@ -20,8 +20,8 @@ from quart_app.http.problems import Problem
 log = structlog.get_logger(__name__)
 
 #: Seconds without a request after which a connection is closed (`server.configuration` gives this number to Hypercorn's
-#: settings). More lets a client reuse its connection later; less frees the places of idle connections sooner. A new
-#: connection has only FIRST_REQUEST_S until its first request.
+#: settings). After a longer time, a client can still reuse its connection; after a shorter time, an idle connection
+#: frees its place sooner. A new connection has only FIRST_REQUEST_S until its first request.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
 #: If an answer comes before the end of its request, the client may go on sending: for LINGER_S, or LINGER_BYTES. Then

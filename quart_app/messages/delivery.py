@@ -41,10 +41,10 @@ from quart_app.messages.users import Users
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two attempts to reserve while the probe of another message is on its way. A shorter one costs more
-#: commands, a longer one delays messages after the probe.
+#: Pause between two attempts to reserve while the probe of another message is on its way. A shorter pause costs more
+#: commands, and a longer pause delays the messages that wait for the end of the probe.
 PROBE_POLL_S = 0.02
-#: The Retry-After of an answer if the failure is short, or if nobody knows how long it lasts.
+#: The Retry-After of an answer if the failure is short, or if it is not known how long the failure lasts.
 SHORT_RETRY_AFTER_MS = 1_000
 #: The largest number of tries to record the outcome of a reservation in Redis. If all fail, the quota treats the
 #: reservation as that of a sender that died.

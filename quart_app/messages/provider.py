@@ -28,10 +28,11 @@ from quart_app.messages.settings import LONGEST_PAUSE_MS, MessageSettings
 #: The longest HTTP answer of a provider that is accepted. A longer one counts as no answer (`Unknown`), so that a
 #: broken provider cannot fill the memory.
 MAX_ANSWER_BYTES = 1 << 20
-#: Bounds of the wait that a Retry-After can ask for: a shorter wait becomes the shortest, a longer one the longest. So
-#: "0" does not make replicas ask without a pause, and a faulty header closes the provider for a day at most.
+#: Bounds of the wait that a Retry-After can ask for: any other wait becomes the nearer bound. So "0" does not make
+#: replicas ask without a pause, and a faulty header closes the provider for a day at most.
 SHORTEST_BLOCK_MS, LONGEST_BLOCK_MS = 1_000, 86_400_000
-#: How long an idle connection is kept. Servers keep theirs longer, so they seldom close one while a request is sent.
+#: How long an idle connection is kept. A server keeps an idle connection for longer, so it seldom closes one on which a
+#: request is being sent.
 KEEP_IDLE_S = 1.0
 
 

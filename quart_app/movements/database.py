@@ -29,7 +29,8 @@ MIGRATION_LOCK_NUMBER = 0x6D6F7665
 #: at once, and the replicas together take more of the server's connections.
 POOL_SIZE = 5
 #: Longest wait, in seconds, for the answer to a ping. A pooled connection is pinged before it is used, because the
-#: network may have dropped it while it was idle. A longer wait delays the caller; a shorter one gives up slow servers.
+#: network may have dropped it while it was idle. With a longer wait, the caller learns later that the connection is
+#: dead. With a shorter wait, the connection to a slow server counts as dead.
 PING_TIMEOUT_S = 1.0
 
 

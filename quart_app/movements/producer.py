@@ -24,7 +24,7 @@ from quart_app.movements.settings import MovementSettings
 #: One message of a warehouse: an event as a JSON object.
 Message = dict[str, Any]
 
-#: Messages per round trip, if they are not sent slowly. More would only make the trips longer.
+#: Messages per trip, if they are not sent slowly. With more messages, each trip would only take longer.
 MESSAGES_PER_TRIP = 500
 
 

@@ -12,7 +12,8 @@ from quart_app.values.primes import FILTER_NAME
 from quart_app.values.store import Part, read_part, read_parts
 from quart_app.values.together import Together
 
-#: The most searches in one request. More would save further requests, but each reply waits for all of its searches.
+#: The most searches in one request. With more searches in each, fewer requests would be sent; but a reply comes only
+#: after all searches of its request.
 MOST_SEARCHES = 16
 
 

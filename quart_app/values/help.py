@@ -9,7 +9,7 @@ A helper computes at the lowest priority, in processes that it does not need for
 them. A replica without such processes refuses at once. The asker keeps one request in flight for each of the other
 replicas. When it no longer runs curves on the composite, it cancels these requests. The mesh then cancels the helpers'
 handlers, so the processes that run their curves are killed. If a helper dies, its curves are lost. If the asker dies,
-its helpers compute in vain for some seconds.
+its helpers compute for some seconds what no request needs any more.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from quart_app.values.jobs import Gone, Job, Jobs, job_bytes
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 
-#: The pause between two looks at a job that a client waits for. A longer one delays the answer, a shorter one
+#: The pause between two reads of a job that a client waits for. A longer pause delays the answer, and a shorter pause
 #: costs more reads.
 LOOK_S = 0.1
-#: How many bytes of the budget for answers a result of several parts takes while it is read. This is a guess: nobody
-#: knows the length of a result before it was read.
+#: How many bytes of the budget for answers a result of several parts takes while it is read. This is a guess, because
+#: the length of a result is known only after it was read.
 RESULT_GUESS_BYTES = 4 << 20
 #: The error of a value that was not done in time, in the form of the other failures of a job (see ValueOutcome).
 LATE_FAILURE = '{"detail": "not done before the job\'s time was over"}'

@@ -37,7 +37,8 @@ log = structlog.get_logger(__name__)
 FILTER_NAME = "values.primes.2"
 #: Followed by "{database}:{0 or 1}". The two keys take turns: the new filter gets the key that the current one has not.
 KEY_PREFIX = "values:primes:"
-#: Pause between two checks of the filter. Each check costs some reads; a filter that is too full lets GETs ask in vain.
+#: Pause between two checks of the filter. Each check costs some reads. Until the next check, a filter may be too full,
+#: and then more GETs ask a database that has nothing.
 CHECK_S = 1.0
 #: About how many primes are read from the index at a time. More would block the server and the event loop for longer.
 PRIMES_AT_ONCE = 2000

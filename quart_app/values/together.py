@@ -60,8 +60,8 @@ class Together(Generic[K, W, A]):
 
     async def get(self, key: K, wanted: W, time_limit_ms: int) -> A:
         """Return the answer to one caller. Raises what `ask` raises."""
-        # All callers of a group get their answers together, so the first of their next requests overlaps with nobody.
-        # It joins a group because the caller before it overlapped.
+        # All callers of a group get their answers together. So when the first of them asks again, no other caller is in
+        # progress. It joins a group nevertheless, because the caller before it overlapped.
         previous_overlapped, self._latest_overlaps = self._latest_overlaps, self._in_progress_count > 0
         # A caller with a trace sends its own request, because the span of a request has only one parent.
         should_join = (previous_overlapped or self._latest_overlaps) and not (
