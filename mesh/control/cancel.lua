@@ -18,12 +18,14 @@ for k = 3, #KEYS do
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry then
     local fields = options.named(entry[2])
+    -- XACK fails if the stream has no group. Then there is nothing to acknowledge.
     redis.pcall('XACK', stream, 'workers', id)
     redis.call('XDEL', stream, id)
     redis.call('HINCRBY', books_key, 'cancelled', 1)
     options.ended(fields, {status = status, body = body, from = actor, asked = id})
     local reply_to, op = fields.reply_to or '', fields.op or ''
-    -- Only a stream of replies gets the reply, whatever the request names.
+    -- The field `reply_to` of an entry that was written by hand may name any key, so only a stream of replies gets the reply.
+    -- 13 is the length of the prefix. XADD fails if that key is not a stream: then no caller can read a reply there.
     if string.sub(reply_to, 1, 13) == 'mesh:replies:' then
       redis.pcall('XADD', reply_to, 'NOMKSTREAM', '*', 'request', fields.request or '', 'op', op, 'from', actor,
         'status', status, 'forwards', '0', 'body', body, 'asked', id)

@@ -14,6 +14,7 @@ if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 --[[ ../requests/options.lua ]]
 
 local options = make_options()
+-- The answer to the calls that share the request's idempotency key. It comes from no replica, and names no entry.
 local CANCELLED = {status = 'cancelled', body = '{"detail":"the request was cancelled"}', from = '', asked = ''}
 -- Ends the removed request: frees its idempotency key and its place in a lane, counts it as cancelled, and remembers the
 -- attempt.
@@ -31,6 +32,7 @@ for k = 4, #KEYS do
   for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most_searched)) do
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'request' and entry[2][i + 1] == request_name then
+        -- XACK fails if the stream has no group. Then there is nothing to acknowledge.
         redis.pcall('XACK', KEYS[k], 'workers', entry[1])
         redis.call('XDEL', KEYS[k], entry[1])
         return end_removed(entry[2])

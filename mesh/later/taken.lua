@@ -5,8 +5,8 @@ local function remove_entry(stream, id)
 end
 
 -- Reads a request that is pending for a consumer. The script then stores the request elsewhere, and calls `remove_entry`.
--- Returns its fields as a flat list, its fields by name (with a valid `first`), and its name in mesh:later; nothing if it is
--- not pending for this consumer.
+-- Returns its fields as a flat list, its fields by name (with a valid `first`), and its name in mesh:later. Returns nothing if
+-- it is not pending for this consumer, or if its entry was deleted; then it is also acknowledged.
 local function read_pending(stream, id, consumer)
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   if pending.err or #pending == 0 then return end

@@ -12,6 +12,7 @@ local id, consumer, reason, deliveries, status, body, most_letters = unpack(ARGV
 --[[ options.lua ]]
 
 local options = make_options()
+-- XPENDING fails if somebody has deleted the stream or its group. Then the request is not pending.
 local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end
 local entry = redis.call('XRANGE', stream, id, id)[1]
@@ -25,6 +26,7 @@ for i = 1, #fields, 2 do
   if fields[i] == 'request' then request_name = fields[i + 1] end
   if fields[i] == 'op' then op = fields[i + 1] end
 end
+-- `pcall` here and below: if a key holds another type, the request ends without its letter, its reply or its count.
 redis.pcall('XADD', dead_key, 'MAXLEN', '~', most_letters, '*', 'kind', 'request', 'stream', stream, 'id', id, 'reason', reason,
   'deliveries', deliveries, unpack(fields))
 options.ended(options.named(fields), {status = status, body = body, from = consumer, asked = id})

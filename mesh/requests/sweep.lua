@@ -46,5 +46,6 @@ if redis.call('EXISTS', 'mesh:lanes') == 1 then
   options = options or make_options()
   options.limits().repair(MOST_LANES, MOST_PLACES)
 end
+-- HINCRBY fails if somebody has overwritten the books. The requests are removed all the same.
 if removed_count > 0 then redis.pcall('HINCRBY', books_key, 'expired', removed_count) end
 return removed_count
