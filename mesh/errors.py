@@ -290,8 +290,9 @@ _BY_CODE: dict[str, type[MeshError]] = {
 
 
 def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
-    """Return the program's own refusals whose code begins with the name of a service, and the types of their facts.
+    """Return the program's own refusals whose code begins with the name of a service, sorted by code.
 
+    Each comes with its facts: a dict from their names to their types. A type is Any if it is not known.
     `mesh.operations.definition.define` puts them into the definition of each operation of the service.
     """
     refusals: list[tuple[type[MeshError], dict[str, Any]]] = []

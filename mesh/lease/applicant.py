@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 SURVEY = Script.beside(__file__, "survey.lua")
 GRANT = Script.beside(__file__, "grant.lua", "written.lua")
 
-#: A command for Redis: its name and its words.
+#: A command for Redis: its name, and then its arguments.
 Command = tuple[Any, ...]
 
 #: Pause between two looks at the databases, and between two tries of a renewal that failed.

@@ -172,6 +172,7 @@ class Quota:
             return await self._run(script, *arguments)
 
     async def _run(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
+        """Run a script of the quota once. Return what `_read_answer` makes of its answer. Raises Unavailable."""
         keys = [f"{self.prefix}:allowance", f"{self.prefix}:held"]
         try:
             answer = await script.run(self.redis, keys, self.limit, self.block_ms, self.hold_ms, *arguments)

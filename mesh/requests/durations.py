@@ -38,7 +38,9 @@ class Durations:
     __slots__ = ("_by_op", "_uncounted")
 
     def __init__(self) -> None:
+        #: by operation: the histograms `total` and `work`
         self._by_op: dict[str, tuple[DurationHistogram, DurationHistogram]] = {}
+        #: the arguments of each call of `add` whose durations are not in the histograms yet
         self._uncounted: list[tuple[str, float, float]] = []
 
     def add(self, op: str, total_s: float, work_s: float) -> None:
@@ -49,7 +51,7 @@ class Durations:
 
     @property
     def by_op(self) -> dict[str, tuple[DurationHistogram, DurationHistogram]]:
-        """The histograms of all requests so far."""
+        """By operation: the histograms `total` and `work` of all its requests so far."""
         self._count_all()
         return self._by_op
 

@@ -102,13 +102,13 @@ local function make_limits(options)
 
   -- Puts waiting requests on their streams, the oldest first, while the lane has free places. The oldest request says how many
   -- places the lane has. So when an upgrade changes the concurrency, requests of the earlier release still begin under the old
-  -- number, and the new number applies after them.
+  -- number, and the new number applies after them. `running` is the key of the requests that have a place.
   local function fill_places(lane)
-    local running_key, list_key = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
+    local running, list_key = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
     while true do
       local name = redis.call('LINDEX', list_key, 0)
       if not name then
-        if redis.call('HLEN', running_key) == 0 then redis.call('SREM', 'mesh:lanes', lane) end
+        if redis.call('HLEN', running) == 0 then redis.call('SREM', 'mesh:lanes', lane) end
         return
       end
       local entry_key = 'mesh:later:' .. name
@@ -117,7 +117,7 @@ local function make_limits(options)
       -- The hash of a request that was cancelled or has expired is empty. Then only its name leaves the list.
       if fields.to and fields.limit then
         -- The inner parentheses keep only the first result of `lane_of`: the concurrency.
-        if redis.call('HLEN', running_key) >= tonumber((lane_of(fields.limit))) then return end
+        if redis.call('HLEN', running) >= tonumber((lane_of(fields.limit))) then return end
         for i = 1, #flat, 2 do
           if flat[i] ~= 'to' then words[#words + 1], words[#words + 2] = flat[i], flat[i + 1] end
         end
@@ -136,13 +136,13 @@ local function make_limits(options)
   end
 
   local function place_in_lane(name, to, words, concurrency, lane, deadline)
-    local running_key = 'mesh:running:' .. lane
+    local running = 'mesh:running:' .. lane
     redis.call('SADD', 'mesh:lanes', lane)
     words[#words + 1], words[#words + 2] = 'limit', 'lane ' .. concurrency .. ' ' .. name .. ' ' .. lane
-    if redis.call('EXISTS', 'mesh:lane:' .. lane) == 0 and redis.call('HLEN', running_key) < tonumber(concurrency) then
+    if redis.call('EXISTS', 'mesh:lane:' .. lane) == 0 and redis.call('HLEN', running) < tonumber(concurrency) then
       local stream = 'mesh:requests:' .. to
       local id = append(stream, unpack(words))
-      if type(id) == 'string' then redis.call('HSET', running_key, name, stream .. ' ' .. id) end
+      if type(id) == 'string' then redis.call('HSET', running, name, stream .. ' ' .. id) end
       return id
     end
     put_later(name, to, words, deadline == '0' and '+inf' or deadline)
@@ -256,11 +256,11 @@ local function make_limits(options)
   function limits.repair(most_lanes, places_left)
     for _, lane in ipairs(redis.pcall('SRANDMEMBER', 'mesh:lanes', most_lanes)) do
       pcall(function()
-        local running_key = 'mesh:running:' .. lane
-        local names_and_locations = redis.call('HRANDFIELD', running_key, places_left, 'WITHVALUES')
+        local running = 'mesh:running:' .. lane
+        local names_and_locations = redis.call('HRANDFIELD', running, places_left, 'WITHVALUES')
         places_left = places_left - #names_and_locations / 2
         for name, location in pairs(named(names_and_locations)) do
-          if not request_exists_at(location) then redis.call('HDEL', running_key, name) end
+          if not request_exists_at(location) then redis.call('HDEL', running, name) end
         end
         fill_places(lane)
       end)

@@ -209,6 +209,7 @@ class Request:
 
 
 def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the fields of the options of a request that has any: names and values in turn, as `Request.options`."""
     # An entry without `keep`, which somebody has written by hand, keeps no answer.
     once_options = ("once", fields["once"], "keep", fields.get("keep", "0")) if "once" in fields else ()
     return (*once_options, "limit", fields["limit"]) if "limit" in fields else once_options

@@ -54,6 +54,7 @@ class SendQueue(Generic[T]):
 
     def __init__(self, bound: int = MOST_WAITING) -> None:
         self._bound = bound
+        #: see `Items`
         self.items: deque[tuple[T, Waiter, int]] = deque()
         #: the weight of all items together
         self._weight = 0

@@ -77,6 +77,7 @@ class Link:
         self._full_variant_by_sha = {
             script.sha: variants.when_full.sha for variants in variant_sets for script in variants.all
         }
+        # An item of the first two queues is a command: its name and its words.
         self._shared: SendQueue[tuple[Any, ...]] = SendQueue()
         self._own: SendQueue[tuple[Any, ...]] = SendQueue()
         self._submissions: SendQueue[Encoded] = SendQueue()

@@ -98,6 +98,7 @@ class PageView:
 
 def group_letters(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
     """Group dead letters by reason and stream, the largest group first."""
+    # by reason and stream
     letters_of: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
     for letter in letters:
         letters_of[letter.reason, letter.stream].append(letter)

@@ -126,6 +126,7 @@ def _text_pieces(header: Header, records: FrozenRecords) -> Iterator[str]:
 
 
 def _csv_cells(user_id: str, record_cells: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return one line of the backup. `record_cells` has the fields of a grade, and then the stamps of these fields."""
     return (user_id, *record_cells[:FIELD_COUNT], *map(_id_of, record_cells[FIELD_COUNT:]))
 
 

@@ -326,6 +326,7 @@ def _is_path_or_url(path: str) -> bool:
     return False
 
 
+#: The second (Unix time) for which `date_line` last formatted a Date header, and the line of this header.
 _cached_date_line: tuple[int, bytes] = (0, b"")
 
 

@@ -67,6 +67,10 @@ class Watcher:
 
 
 def _id_order(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
+    """Return the two numbers of the id of an entry, by which entries of several streams sort in order of time.
+
+    `entry` has the id, the stream and the fields, like the arguments of `entry_line`.
+    """
     milliseconds, _, sequence = entry[0].partition("-")
     return int(milliseconds), int(sequence)
 

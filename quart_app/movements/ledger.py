@@ -90,7 +90,7 @@ class Ledger:
 
     async def _load_steps(self, movement_id: UUID) -> tuple[Step, ...] | None:
         self._metrics.loads.inc()
-        # None for a movement without events, because the cache does not keep None: the first event may come soon.
+        # None for a movement without events: the cache does not keep None, so a later read finds the first event.
         return tuple(await self._store.steps(movement_id)) or None
 
     async def _keep_gauges_current(self, redis: Redis) -> None:

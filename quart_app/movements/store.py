@@ -155,9 +155,11 @@ def _contents_query(keys: Collection[EventKey]) -> Executable:
 
 
 def _row_content(row: Row[Any]) -> tuple[Any, ...]:
+    """Return the content of a stored event: its _CONTENT_COLUMNS."""
     return tuple(getattr(row, name) for name in _CONTENT_COLUMNS)
 
 
 def _event_content(event: Event) -> tuple[Any, ...]:
+    """Return the content of an event that was sent, to be compared with that of a stored one (`_row_content`)."""
     row = _row_of(event)
     return tuple(row[name] for name in _CONTENT_COLUMNS)

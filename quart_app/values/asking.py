@@ -24,7 +24,7 @@ MOST_TOGETHER = 32
 MOST_HARD = 32
 
 
-#: The factors by value, and the answers, whose errors say why values were not stored.
+#: The outcome of putting values: the factors by value, and the answers, whose errors say why values were not stored.
 Outcome = tuple[dict[str, str], Sequence[Answer]]
 
 
@@ -33,6 +33,7 @@ class Small:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
+        # The key of `Together` is the replica of this process and the class of the values.
         self._together: Together[tuple[Replica, str], ItemAsked, Outcome] = Together(self._put_together, MOST_TOGETHER)
 
     async def put(self, replica: Replica, item: ItemAsked, time_limit_ms: int) -> Outcome:

@@ -53,8 +53,9 @@ class Chunks:
         self.all: list[tuple[str, list[dict[str, Any]]]] = []
         self._max_values = max_values
         self._max_large_bytes = max_large_bytes
-        #: by class and whether the values are large: the last chunk, and how many values or bytes it still has room for
+        #: by class and whether the values are large: the last chunk
         self._last_chunks: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        #: by the same key: for how many more small values, or bytes of large values, the last chunk has room
         self._room_left: dict[tuple[str, bool], int] = {}
 
     async def extend(self, items: Iterable[ItemAsked], pace: Pace) -> None:

@@ -53,7 +53,9 @@ class Together(Generic[K, W, A]):
     def __init__(self, ask: Callable[[K, Sequence[W], int], Awaitable[Sequence[A]]], most: int) -> None:
         self._ask = ask
         self._most = most
+        #: by key and time limit, in steps: the group that further callers may join
         self._open_groups: dict[tuple[K, int], _Group[W, A]] = {}
+        #: how many calls of `get` have not returned yet
         self._in_progress_count = 0
         #: whether the latest caller came while another one was in progress
         self._latest_overlaps = False
@@ -146,6 +148,7 @@ class _Group(Generic[W, A]):
     async def _run(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], wait_s: float) -> None:
         """Send the request, and pass each caller its answer or the error."""
         members = self.members
+        # `Calls` appends to it, for each reply: the address of the request, and the fields of the reply.
         trail: list[tuple[str, Mapping[str, str]]] = []
         tracing.CALL.set(_as_one_text([member.call for member in members]))
         tracing.TRAIL.set(trail)
