@@ -72,6 +72,7 @@ class Memory:
                 await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
+        """Ask the server how much memory it uses. Raises _UsageUnknown if the server does not say it."""
         stored_until_now = self._stored
         try:
             info = str(await self._link.shared("INFO", "memory", "stats"))

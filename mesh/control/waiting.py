@@ -92,6 +92,7 @@ def _later_request(
     parked: str | None,
     limit: str | None,
 ) -> LaterRequest:
+    """Return a request of `mesh:later`, from its score and the fields of its hash; None for a field that it lacks."""
     # A request that waits for its next try has a limit "lane …", too, but it has kept its place.
     waits_for_place = (limit or "").startswith("lane ") and not tries
     waits_for = "pause" if parked else "lane" if waits_for_place else ""

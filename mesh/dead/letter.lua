@@ -11,6 +11,7 @@ local function parse(fields)
     if name == 'deliveries' then break end
   end
   local stream = letter.stream or ''
+  -- 14 is the length of the prefix.
   letter.kind = letter.kind or (string.sub(stream, 1, 14) == 'mesh:requests:' and 'request' or 'event')
   return letter, i
 end

@@ -106,6 +106,7 @@ def _component_names(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def _make_channels(request_refs: Schema, reply_refs: Schema, classes: str, databases: int) -> dict[str, Any]:
+    """Return the channels of the document: a class, a database, and the replies."""
     numbers = [str(number) for number in range(databases)]
     return {
         "class": {
@@ -133,6 +134,7 @@ def _make_channels(request_refs: Schema, reply_refs: Schema, classes: str, datab
 def _make_operation(
     channel: str, component: str, reply_names: Sequence[str], definition: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Return one operation of the document, whose requests a replica receives on `channel` and answers."""
     return {
         "action": "receive",
         "summary": definition.get("summary", ""),
@@ -148,6 +150,7 @@ def _make_operation(
 
 
 def _request_message(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+    """Return the message that describes the requests of an operation."""
     no_body = {"type": "object", "description": "no body"}
     schema = definition.get("request")
     return _make_message(
@@ -187,6 +190,7 @@ def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[st
 
 
 def _make_message(title: str, headers: Schema, payload: Schema) -> dict[str, Any]:
+    """Return a message of the document. The field `request` of its entry links a reply to its request."""
     return {
         "title": title,
         "contentType": "application/json",
@@ -234,6 +238,7 @@ class _Schemas:
         return rest_of_schema
 
     def _choose_name(self, owner: str, name: str, definitions: Mapping[str, Any]) -> str:
+        """Return a name for a schema: its own, unless a different schema has it. Then the name begins with `owner`."""
         # Two definitions are equal only if all that they refer to is equal, too.
         content = json.dumps(
             {reached: definitions[reached] for reached in sorted(_reachable_names(name, definitions))}, sort_keys=True

@@ -146,6 +146,7 @@ def suggestion_for(op: str, known: Collection[str]) -> str:
 
 
 def _older_release(level: int, replica: str, database: str, version: str) -> OlderRelease:
+    """Return the error for an option that a live replica does not know. `level` is the level of the option."""
     release = f"version {version}" if version else "an older version"
     return OlderRelease(
         f"{OPTION_NAMES[level]} cannot be used while {replica} (database {database}, {release}) is live, because that "

@@ -57,9 +57,8 @@ async def effect_unknown(event: DeliveredEvent) -> bool:
 def batch_size_after(deliveries: int, full_size: int) -> int:
     """Return how many events may be handled at once if each was delivered `deliveries` times before.
 
-    New events are handled in whole batches. After each delivery that did not settle them, the batches are smaller, down
-    to one event, so that an event that kills its process is found. The second delivery has an eighth of a batch: with
-    more, the event would cost more of the others a further delivery; with less, a batch would need more rounds.
+    New events are handled in whole batches. After each delivery that did not settle them, the batches are smaller: an
+    eighth, and then one event. So an event that kills its process is found after few deliveries of the others.
     """
     match deliveries:
         case 0:
@@ -133,6 +132,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         return batch_size_after(deliveries, self._most_per_read)
 
     async def _accept(self, entries: Sequence[Delivered]) -> None:
+        """Settle the events of one read or claim. Bury those that were delivered too often, unless they are done."""
         events = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in entries]
         self._works = {event.id: event for event in events}  # GroupConsumer keeps these events alive
         try:

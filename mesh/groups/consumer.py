@@ -160,6 +160,7 @@ class GroupConsumer(ABC, Generic[W]):
         self._recovered = True
 
     async def _consume(self) -> None:
+        """Read new entries, and take over those of other consumers, until this consumer stops."""
         # Entries of others are looked for four times in each `claim_idle_ms`. So a read blocks for a quarter at most.
         block_ms = min(BLOCK_MS, self._claim_idle_ms // 4)
         while not self._stopping.is_set():

@@ -101,6 +101,7 @@ class Waking:
                 await asyncio.sleep(OVERWRITTEN_PAUSE_S)
 
     async def _wake_and_sleep(self) -> None:
+        """Wake what is due, and sleep until something is due. Write the schedules into Redis again every REWRITE_S."""
         written_at = -math.inf
         while True:
             if time.monotonic() - written_at >= REWRITE_S:
@@ -127,6 +128,7 @@ class Waking:
                 await self._earlier_due.wait()
 
     async def _wake_due(self) -> None:
+        """Move due requests to their streams, and send the ticks of due schedules that this replica serves."""
         answer = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_WOKEN)
         # `unmovable` is the name of a request that could not be put on its stream, or "". `following_ms` is when
         # something is due next, or "".

@@ -188,6 +188,8 @@ def _decode_integer(text: str) -> int:
 
 
 def _plain_encoder(kind: type) -> Callable[[Any], str]:
+    """Return the encoder of a kind whose values are stored as plain text, such as int."""
+
     def encode(value: Any) -> str:
         # `isinstance` would accept True as an int.
         if type(value) is not kind:
@@ -198,6 +200,8 @@ def _plain_encoder(kind: type) -> Callable[[Any], str]:
 
 
 def _json_decoder(codec: Codec[Any]) -> Callable[[str], Any]:
+    """Return a decoder of stored JSON. It raises NotOfType for a text that is not of the codec's type."""
+
     def decode(text: str) -> Any:
         try:
             return codec.decode(text)
@@ -208,6 +212,8 @@ def _json_decoder(codec: Codec[Any]) -> Callable[[str], Any]:
 
 
 def _json_encoder(codec: Codec[Any]) -> Callable[[Any], str]:
+    """Return an encoder that makes JSON of a value of the codec's type. It raises UsageError for any other value."""
+
     def encode(value: Any) -> str:
         if not codec.accepts(value):
             raise UsageError(f"expected {type_name_of(codec.kind)}, got {class_and_value(value)}")

@@ -70,6 +70,7 @@ class Transaction(Reads):
     # Reads
 
     async def _read_text(self, key: KeyOrField[Any]) -> str | None:
+        """Return the text of a key; the commit checks that it has not changed, unless this transaction has set it."""
         known = self._known
         if known is not None and key.location in known:
             return _known_text(key, known[key.location])
@@ -79,6 +80,7 @@ class Transaction(Reads):
         return self._guard(key, text)
 
     async def _read_texts(self, keys: Sequence[KeyOrField[Any]]) -> list[str | None]:
+        """Return the texts of several keys, which are guarded like the text of one (`_read_text`)."""
         known = self._known
         if known is None:
             known = self._known = {}
@@ -105,6 +107,7 @@ class Transaction(Reads):
         return _known_text(key, known[location])
 
     async def _read_answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
+        """Return the answer to a read of a collection; the commit checks that it has not changed."""
         if self._written_collections and (shared, name) in self._written_collections:
             raise ReadAfterWrite(f"{name} is read by {verb} after this transaction has written to it; read it first")
         read_id = (shared, verb, name, *args)

@@ -248,6 +248,7 @@ class Calls:
             self._remove_unanswered(call, "cancelled")
 
     def _expire(self, call: CallInProgress) -> None:
+        """End a call whose deadline has passed: its open requests get DeadlineExceeded. `Deadlines` calls this."""
         if call.completed.done():
             return
         if not call.submitted:
@@ -303,6 +304,7 @@ class Calls:
             await asyncio.sleep(0)
 
     def _take(self, reply: Reply, flat: Sequence[str]) -> None:
+        """Give a reply to the call that waits for it. `ReplyReader.read` calls this; `flat` is the whole entry."""
         request_key, status, forwards, body_text = reply
         # A request of a gather has the key "<key of the gather>.db<n>". Other keys have no dot: the names of replicas
         # and clients, with which they begin, are a word, "-" and hexadecimal digits.
@@ -319,6 +321,7 @@ class Calls:
         call.complete_if_answered()
 
     async def _watch(self) -> None:
+        """Read the roster while calls are old, and let them stop waiting for addresses that are no longer live."""
         while True:
             await asyncio.sleep(WATCH_AFTER_S)
             # `old` has the calls (`e`) that are older than WATCH_AFTER_S, each once. A call of several requests has

@@ -61,6 +61,7 @@ class Durations:
         self._uncounted.clear()
 
     def _count(self, op: str, total_s: float, work_s: float) -> None:
+        """Count the two durations of one request in the histograms of its operation."""
         histograms = self._by_op.get(op)
         if histograms is None:
             histograms = self._by_op[op] = DurationHistogram(), DurationHistogram()

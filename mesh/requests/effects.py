@@ -317,6 +317,7 @@ class Effects(Writer):
         deadline: int,
         sender: str | None = None,
     ) -> None:
+        """Add a request to those that the commit sends. `sender` is this replica if it is None."""
         _check_address_and_op(to, op)
         integer_of(deadline, NEVER, LATEST_MS)  # raises ValueError for a deadline that is out of range
         self.sends.append(

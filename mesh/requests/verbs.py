@@ -124,6 +124,7 @@ def _scored_members(args: Sequence[Word]) -> Sequence[Word]:
 
 
 def _set_args(args: Sequence[Word]) -> Sequence[Word]:
+    """Check the arguments of SET after its key. Conditions such as NX are refused: expectations take their place."""
     match args:
         case [value]:
             return [value]
@@ -166,6 +167,7 @@ def _range_args(args: Sequence[Word]) -> Sequence[Word]:
 
 
 def _entry_args(args: Sequence[Word]) -> Sequence[Word]:
+    """Check the arguments of XADD after its key. The id must be "*", so that the server chooses it."""
     match args:
         case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:  # "~": about `count` entries, "=": exactly
             before_fields: list[Word] = ["MAXLEN", exactness, integer_of(count, 0, 2**31), "*"]

@@ -121,6 +121,7 @@ class Worker:
 
 
 def _definition(handler: Handler, version: str) -> dict[str, Any]:
+    """Return the definition of a handler's operation, as `mesh:operations` stores it."""
     service, dot, _ = handler.op.partition(".")
     definition: dict[str, Any] = {"kind": "command" if handler.has_effect else "query", "version": version}
     if handler.limit is not None:

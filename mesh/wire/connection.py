@@ -155,6 +155,7 @@ class _ReplyProtocol(asyncio.Protocol):
             self._waiter.set_result(replies)
 
     def _fail_if_overdue(self) -> None:
+        """Fail the waiter if its reply is overdue; else look again when it will be. A timer calls this."""
         self._overdue_timer = None
         if self._waiter is None or self._waiter.done():
             return
@@ -224,6 +225,7 @@ class RedisConnection:
         return reply
 
     async def _connect(self) -> None:
+        """Connect through redis-py if needed, and let `_ReplyProtocol` read the replies, not redis-py."""
         async with asyncio.timeout(self._timeout_s):
             if self._redis_py_connection is None:
                 self._redis_py_connection = await self._client.connection_pool.get_connection()

@@ -183,6 +183,7 @@ class Link:
             queue.fail(error)
 
     async def _trip(self) -> None:
+        """Send what the queues hold in one trip, and give each waiter its result or an error."""
         taken = self._take()
         self._number += 1
         try:
@@ -302,6 +303,7 @@ class Link:
         submissions: Items[Any],
         commits: Items[Any],
     ) -> None:
+        """Give the waiters of a trip their results: the replies come in the order of `_commands_of_trip`."""
         remaining = iter(replies)
         for items in (commits, submissions):
             if items:
@@ -315,6 +317,7 @@ class Link:
 
     @staticmethod
     def _resolve_items(reply: Any, items: Items[Any]) -> None:
+        """Give the waiters of one batch their results, from the one reply of the script that ran the batch."""
         # A script replies with JSON: one result for each item. Any other reply is an error, for all items.
         if isinstance(reply, str):
             for (_, waiter, _), result in zip(items, decode(reply), strict=True):
@@ -379,6 +382,7 @@ class Link:
 
 
 def _give_reply(waiter: Waiter, reply: Any) -> None:
+    """Give a waiter the reply to its command, or the error in place of the reply."""
     if waiter.done():
         return
     if not isinstance(reply, BaseException):

@@ -138,6 +138,7 @@ class FiguresReader:
         at_ms = pipeline_answers.pop_time_ms()
         (dead,) = pipeline_answers.pop(1)
         leases = pipeline_answers.pop(self._replica.settings.databases)
+        # `_ask_redis` sends four commands for each stream.
         streams = [_stream_figures(name, at_ms, *pipeline_answers.pop(4)) for name in self._stream_names]
         growing_numbers = {**books, **{f"stream {stream.name}": stream.added for stream in streams}}
         return Figures(

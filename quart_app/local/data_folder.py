@@ -90,7 +90,7 @@ def _lock_folder(lock_fd: int, path: Path) -> None:
         except OSError as error:
             if time.monotonic() >= deadline_s:
                 raise LocalError(f"a mesh is already running on {path}; `mesh status` shows it") from error
-            time.sleep(0.02)  # seconds; then try again
+            time.sleep(0.02)  # a longer pause would notice later that the lock is free
 
 
 def in_use(path: Path) -> bool:

@@ -47,7 +47,7 @@ async def ends_within(process: subprocess.Popen[bytes] | Fork, longest_wait_s: f
     while process.poll() is None:
         if time.monotonic() >= deadline_s:
             return False
-        await asyncio.sleep(0.02)  # seconds; with a longer pause, the end is noticed later
+        await asyncio.sleep(0.02)  # a longer pause would notice the end later
     return True
 
 

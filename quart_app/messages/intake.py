@@ -110,6 +110,7 @@ class MessageIntake:
             if not isinstance(found, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
                 return found
             await asyncio.sleep(pause_s)
+            # The pauses grow, so that a long wait costs few reads of the claim.
             pause_s = min(longest_pause_s, pause_s * 1.5)
 
     async def _start_and_wait(self, message: OutgoingMessage, claim: KeyClaim, max_wait_ms: int) -> ProviderReply:
