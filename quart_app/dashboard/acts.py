@@ -122,6 +122,7 @@ async def _describe_chosen(replica: Mesh, fields: ActFields) -> tuple[str, str, 
 
 
 async def _ask_replay(replica: Mesh, fields: ActFields) -> ActQuestion:
+    """Return the question that the page asks before it replays the chosen letters."""
     how_many, stream, reason_phrase = await _describe_chosen(replica, fields)
     target = f"to {stream}" if stream else "to the streams that they came from"
     return ActQuestion(
@@ -139,6 +140,7 @@ async def _replay(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
 
 
 async def _ask_discard(replica: Mesh, fields: ActFields) -> ActQuestion:
+    """Return the question that the page asks before it discards the chosen letters."""
     how_many, stream, reason_phrase = await _describe_chosen(replica, fields)
     return ActQuestion(
         f"Discard {how_many}?",
@@ -172,6 +174,7 @@ def _control(replica: Mesh) -> Control:
 
 
 async def _ask_pause(replica: Mesh, fields: ActFields) -> ActQuestion:
+    """Return the question that the page asks before it pauses an operation."""
     op = fields.get("op", "")
     warning = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
     return ActQuestion(
@@ -215,6 +218,7 @@ async def _cancel(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
 
 
 async def _ask_drain(replica: Mesh, fields: ActFields) -> ActQuestion:
+    """Return the question that the page asks before it drains a replica."""
     # `replica` is the one that answers this request. The field `replica` has the name of the one to drain.
     drained_replica = fields.get("replica", "")
     ready_members = [member for member in await replica.roster() if member.leased and member.state == "ready"]

@@ -193,6 +193,7 @@ def _is_absent(error: Exception) -> bool:
 
 
 def _stream_figures(name: str, at_ms: int, stream_info: Any, groups: Any, consumers: Any, oldest: Any) -> StreamFigures:
+    """Return the figures of a stream, from the four answers of Redis about it. An absent stream has empty answers."""
     return StreamFigures(
         name=name,
         length=stream_info["length"] if stream_info else 0,
@@ -206,6 +207,7 @@ def _stream_figures(name: str, at_ms: int, stream_info: Any, groups: Any, consum
 def _all_database_figures(
     members: Sequence[Member], missing: Sequence[Missing], leases: Sequence[int], streams: Sequence[StreamFigures]
 ) -> list[DatabaseFigures]:
+    """Return the figures of all databases. `leases` has, by database, how long its lease still lasts (ms)."""
     in_hand: dict[str, int] = defaultdict(int)
     for stream in streams:
         for consumer in stream.consumers:

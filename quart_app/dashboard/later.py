@@ -51,6 +51,7 @@ def _waits_for(request: LaterRequest, now_ms: int) -> str:
 
 
 def _schedule_item(schedule: ScheduledOperation, now_ms: int) -> PanelItem:
+    """Return what the live page shows of one schedule."""
     scope = ", on every database" if schedule.each else ""
     last_tick = f"; the last one was {duration(max(0, now_ms - schedule.last_ms))} ago" if schedule.last_ms else ""
     return PanelItem(

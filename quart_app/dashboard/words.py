@@ -63,6 +63,7 @@ def _headline(notes: Sequence[Note]) -> str:
 
 
 def _summary(figures: Figures) -> str:
+    """Return the first sentences of the live page: how many replicas are ready, and how much they answer."""
     ready_count = sum(place.state == "ready" for place in figures.places)
     verb = "holds" if ready_count == 1 else "hold"
     answered_rate = averaged(figures.rates.get("answered", ()))
@@ -83,6 +84,7 @@ def _about_classes(figures: Figures) -> Iterator[Note]:
 
 
 def _about_places(figures: Figures) -> Iterator[Note]:
+    """Yield a note for each database that needs attention."""
     for place in figures.places:
         database, replica = f"Database {place.database}", place.member.replica if place.member else ""
         match place.state:
@@ -128,6 +130,7 @@ def _about_streams(figures: Figures) -> Iterator[Note]:
 
 
 def _about_paused(figures: Figures) -> Iterator[Note]:
+    """Yield a note about the paused operations, if there are any."""
     if figures.paused:
         newest = max(figures.paused, key=lambda operation: operation.since_ms)
         # Most characters of the names, so that the note stays short.

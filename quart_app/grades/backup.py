@@ -114,6 +114,7 @@ def chunks_of(header: Header, records: FrozenRecords) -> Iterator[bytes]:
 
 
 def _text_pieces(header: Header, records: FrozenRecords) -> Iterator[str]:
+    """Yield the lines of a backup, some shards at a time, without the last line, which has the checksum."""
     # Each piece is the work of one step.
     yield f"{_comment_line(asdict(header))}{COLUMNS}\n"
     shards = iter(records.shards)
@@ -188,6 +189,7 @@ class BackupReader:
         self._storage.free()
 
     def _take_text(self, unpacked: bytes) -> None:
+        """Take a further part of the unpacked backup: its whole lines now, and the rest of it with the next part."""
         *lines, self._unfinished_line = (self._unfinished_line + unpacked).split(b"\n")
         if len(self._unfinished_line) > max(MOST_LINE_BYTES, MOST_HEADER_BYTES):
             raise BadBackup("a line of the backup is too long")
@@ -217,6 +219,7 @@ class BackupReader:
         return 1
 
     def _read_header(self, line: bytes) -> Header:
+        """Read the first line of a backup. Raises BadBackup if it is not one, or if the backup has too many records."""
         try:
             header = _HEADER_ADAPTER.validate_json(_content_of_comment(line), strict=True)
             # `pack_id` is called for its ValueError if the id is not one of a log: its result is always below 2**63.
@@ -235,6 +238,7 @@ class BackupReader:
         self._footer_read = True
 
     def _add_records(self, lines: list[bytes]) -> None:
+        """Add the records of some lines to the storage. Raises BadBackup if one of them cannot be read."""
         assert self.header is not None  # records follow the header
         newest_stamp = self.header.position.stamp
         try:

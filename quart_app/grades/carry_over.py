@@ -82,6 +82,7 @@ class CarryOver:
     async def _append_difference(
         self, lost_state: KnownState, known: KnownState, grades_log: Log, last_position: Position
     ) -> Position:
+        """Append what the lost state knows and the present one lacks. Return the position of the last entry."""
         lost_position, lost_records, present_records = (
             lost_state.position,
             lost_state.storage.snapshot(),

@@ -111,6 +111,7 @@ def _changes_of_set(entry: Entry) -> EntryChanges:
 
 
 def _changes_of_carry(entry: Entry) -> EntryChanges:
+    """Return the changes of an entry that carries fields over. Raises ValueError if a field is newer than it."""
     body = Carried.model_validate(entry.content())
     by_user = [
         (record.user_id, {FIELD_AT[name]: (value, pack_id(entry_id)) for name, (value, entry_id) in record.set.items()})

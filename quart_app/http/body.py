@@ -155,6 +155,7 @@ def _is_list_of_flat_objects(value: Any, text: bytes) -> bool:
 
 
 def _parsed_by_python(data: bytes | str) -> Any:
+    """Parse JSON with Python's own parser. Raises Problem for a text that is not JSON, or not acceptable."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         if _is_too_deep(text):

@@ -221,6 +221,7 @@ class Exchange:
         self._unsent_head = answer_head + b"\r\n"
 
     def _send_body(self, data: bytes, *, more_follows: bool) -> None:
+        """Send a part of the answer's body. Raises RuntimeError if the body is not as long as the head says."""
         if self._unsent_head is None and not self._head_is_written:
             raise RuntimeError("the answer has no head yet")
         if self._answer_is_bodiless:
@@ -253,6 +254,7 @@ class Exchange:
             self._receive_wakeup.set_result(None)
 
     async def _run(self, app: Any) -> None:
+        """Let the application answer this request. If it ends without an answer, the client gets a problem."""
         self._has_started = True
         try:
             # Hypercorn's wrapper of the application takes two functions more, which an ASGI application does not use.

@@ -59,6 +59,7 @@ def _open(host: str, port: int, *, listening: bool = True) -> socket.socket:
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to this address, and does not listen yet. Raises OSError."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

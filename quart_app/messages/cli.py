@@ -20,6 +20,8 @@ def admin() -> None:
 
 
 def _add_command(name: str, help_text: str, *, is_admin: bool) -> None:
+    """Add a command that makes an account an administrator, or ends that."""
+
     @admin.command(name=name, help=help_text)
     @click.argument("email")
     @redis_url_option
@@ -43,6 +45,7 @@ def _normal_email_or_exit(email: str) -> str:
 
 
 def _change_or_exit(settings: RedisSettings, email: str, *, is_admin: bool) -> bool:
+    """Change the account, and return whether it was different before. Ends the program with a message on an error."""
     try:
         return asyncio.run(_set_admin(settings, email, is_admin=is_admin))
     except NoSuchAccount:

@@ -73,6 +73,7 @@ class Passwords:
             return False
 
     async def _run_in_thread(self, hash_or_verify: Callable[[], T], *, is_known: bool) -> T:
+        """Hash or compare in a thread, once a permit is free. Raises Busy if too many wait."""
         if self._in_progress >= (self._most_in_progress if is_known else self._most_if_stranger):
             raise Busy("too many passwords are being checked; retry after 1 s", retry_after=1)
         self._in_progress += 1
@@ -104,6 +105,7 @@ class _ThreadPermits:
             self._release()
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+        """Wait in a queue until `_release` passes a permit on to this caller."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.append(waiter)
         try:
@@ -115,6 +117,7 @@ class _ThreadPermits:
             raise
 
     def _release(self) -> None:
+        """Pass a permit on to the first known caller that waits, else to the first stranger. Else it is free."""
         for queue in (self._known_waiters, self._stranger_waiters):
             while queue:
                 waiter = queue.popleft()

@@ -153,6 +153,7 @@ class ProviderClient:
     async def _send_once(
         self, message_id: str, text: str, may_send: Callable[[], bool], on_sent: Callable[[], None]
     ) -> ProviderOutcome:
+        """Send a message once. The outcome is Unsent if the provider cannot have it, and Unknown if it may have it."""
         watch = _SendingWatch(may_send, on_sent)
         request = self._client.build_request(
             "POST",
@@ -183,6 +184,7 @@ async def _bounded_content(response: httpx2.Response) -> bytes:
 
 
 def _outcome_of(response: httpx2.Response, content: bytes) -> ProviderOutcome:
+    """Return the outcome that an HTTP answer of the provider stands for."""
     if response.status_code == 429:
         return Blocked(read_retry_after_ms(response.headers))
     if response.status_code != 200:

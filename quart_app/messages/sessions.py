@@ -150,6 +150,7 @@ class Sessions:
         return f"{self._settings.jwt_audience}-device"
 
     def _new_token(self, user: User, now_s: int, lifetime_s: int, audience: str) -> str:
+        """Return a signed token; `audience` says for what it may be used. A new generation of the user ends it."""
         claims = {
             "sub": user.id,
             "jti": uuid.uuid4().hex,

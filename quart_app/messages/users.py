@@ -237,6 +237,7 @@ class Users:
 
 
 def _new_account(email: str, password_hash: str, *, is_admin: bool) -> dict[str, str]:
+    """Return the fields of the hash of a new account."""
     return {
         "id": uuid.uuid4().hex,
         "email": email,
@@ -254,6 +255,7 @@ def _flattened(account: Mapping[str, str]) -> list[str]:
 
 
 def _raise_if_refused(outcome: str) -> None:
+    """Raise the error for an outcome of a script that changes rights, unless the change is done."""
     match outcome:
         case "absent":
             raise NoSuchAccount

@@ -99,6 +99,7 @@ def _check_and_clean_postgresql(url: URL) -> URL:
 
 
 def _check_option(name: str, value: str) -> None:
+    """Raise ValueError for an option of DATABASE_URL that is unknown, or has a wrong value."""
     if name in IGNORED_OPTIONS:
         harmless_values = IGNORED_OPTIONS[name]
         if harmless_values is not None and value not in harmless_values:

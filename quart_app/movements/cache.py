@@ -66,6 +66,7 @@ class Cache(Generic[K, V]):
         return task
 
     def _on_loaded(self, key: K, finished: asyncio.Task[V | None]) -> None:
+        """Store the value of a load that has ended, unless it failed, found nothing, or may be out of date."""
         self._load_tasks.discard(finished)
         # False if `forget` was called during the load: the value may be an old one.
         is_current = self._load_by_key.get(key) is finished

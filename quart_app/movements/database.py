@@ -133,6 +133,7 @@ async def _take_migration_lock(connection: AsyncConnection, timeout_s: float) ->
 
 
 def _migrate_to_latest(connection: Connection) -> None:
+    """Migrate the database to the latest revision. Raises SetupError if a later release has migrated it."""
     revision = _recorded_revision(connection)
     if revision == LATEST_REVISION:
         return
@@ -204,6 +205,7 @@ async def _ping(connection: Any) -> None:
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
+    """Set up a new connection to SQLite. `record` is SQLAlchemy's, and is not used."""
     # SQLAlchemy calls this for each new connection. With None the driver begins no transaction; `_begin_sqlite` does.
     connection.isolation_level = None
     cursor = connection.cursor()

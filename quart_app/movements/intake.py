@@ -92,6 +92,7 @@ class Intake:
         return reason_by_entry_id
 
     async def _store_events(self, events: Sequence[Event]) -> StoringResult:
+        """Store events, and keep in `trouble` whether they wait to be stored. Raises Unavailable."""
         try:
             stored = await self._store.add(events)
         except Unavailable as error:
