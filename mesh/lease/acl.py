@@ -4,7 +4,7 @@ A new user may do nothing; the rules then allow the commands and keys that a rep
 the bus and its own. How the rules keep it out of all others depends on the server:
 
 - In Valkey 9.1 and later a rule can be for one database (a selector with `db=3`). The user has one selector for the bus
-  and one for its own database, so it reaches each key only in the database where the key belongs.
+  and one for its own database. So the user reaches each key only in the database where the key belongs.
 - Redis and older releases of Valkey have no rules per database. There a rule about the first argument of SELECT names
   the two databases, and no other allowed command reaches a third one. The key patterns hold in both databases. So the
   user can also write keys with its own prefix into the bus database, where no replica reads them.

@@ -119,7 +119,7 @@ class Reads:
         return await (reader.get(name) if field is None else reader.hget(name, field))
 
     async def _read_texts(self, keys: Sequence[KeyOrField[Any]]) -> list[str | None]:
-        """Read several keys and fields, with one command for all own keys, one for all shared keys, and one a hash."""
+        """Read several keys and fields: all own keys with one command, all shared keys with one, each hash with one."""
         # By source, the names that its one command reads: keys from (is shared, None), fields from (is shared, hash).
         names_of: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
         for shared, name, field in dict.fromkeys(key.location for key in keys):

@@ -7,7 +7,7 @@ A replica takes the first of these states that is valid and that the log continu
     3. the newest good snapshot on disk
 
 When the log is lost (Redis was emptied or replaced), the first surviving replica founds a new log. The new log begins
-with the state that this replica has, or else with one that it gets from a peer or its disk.
+with the state of this replica. If it has none, the log begins with a state from another replica or from its disk.
 
 If the founder dies, the only copy of that state may be lost. So a survivor that finds no state of the new log waits for
 `founder_patience_s`, and while any other replica has its grades ready. Then it founds the log again, with its own state

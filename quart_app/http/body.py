@@ -200,9 +200,9 @@ async def read_items(
     The items are checked in slices of SLICE_ITEMS, and the event loop runs between two slices. The error names the
     wrong items of one slice only, the first that has some.
 
-    `decode_quickly` is tried first. It returns the items that it reads from the text, or None if it is not sure that
-    they are valid. It gets a text longer than PIECE_BYTES in a thread. There it must not hold the interpreter's lock
-    for long, because the event loop needs the lock.
+    `decode_quickly` is tried first. It returns the items of the text, or None if it cannot tell whether they are valid.
+    For a text longer than PIECE_BYTES it runs in a thread. There it must not hold the interpreter's lock for long,
+    because the event loop needs the lock.
     """
     data = await _read_json_text()
     if len(data) <= PIECE_BYTES:
@@ -282,7 +282,7 @@ async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
 
 
 def _deep_nesting_or_problem(text: bytes, status: int, detail: str) -> Problem:
-    """Return the problem that refuses a text: too deep nesting if its beginning has it, or else the given one.
+    """Return the problem that refuses a text: too deep nesting, if its beginning is too deep; else the given problem.
 
     To search the whole text would hold the event loop.
     """

@@ -17,10 +17,11 @@ from quart_app.http.drain import refuse_connections
 from quart_app.http.sockets import BACKLOG
 from quart_app.settings import AppSettings
 
-#: How many connections are accepted from a socket in a turn of the event loop. uvloop accepts one for each time that it
-#: is given the socket, so it is given the socket this many times. asyncio's own loop accepts all that wait. With 1, the
-#: last of 256 clients that connect together waits for 0.3 s and more, because turns are long under load. Each further
-#: time that uvloop is given the socket costs 3 µs at a connection that comes alone.
+#: How many connections are accepted from a socket in a turn of the event loop. In each turn, uvloop accepts one
+#: connection for each time that it was given the socket. So it is given the socket this number of times. asyncio's own
+#: loop accepts all connections that wait. With 1, the last of 256 clients that connect together waits for 0.3 s and
+#: more, because turns are long under load. Each further time that uvloop is given the socket costs 3 µs at a connection
+#: that comes alone.
 ACCEPTED_PER_TURN = 8
 
 

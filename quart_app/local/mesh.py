@@ -6,7 +6,7 @@ Mesh
   +-- replicas    N processes with their own ports, as by `python -m quart_app`; each is a fork of the fork server
   +-- Caddy       in front of the replicas; without Caddy they accept from one socket
 
-They start in this order and stop in the opposite one, so that requests in progress get their answers.
+They start in this order. They stop in the opposite order, so that requests in progress get their answers.
 """
 
 from __future__ import annotations

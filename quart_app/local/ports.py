@@ -14,7 +14,8 @@ PORT_RANGE = (12_000, 32_000)
 #: Numbers that no seed determines. With the generator of the module `random`, a program that seeds it would choose the
 #: same ports in each of its processes.
 _SYSTEM_RANDOM = random.SystemRandom()
-#: The last 1000 ports that `free_ports` returned. Their users may not have bound them yet, so it returns others.
+#: The last 1000 ports that `free_ports` returned. Programs that use these ports may not have bound them yet, so
+#: `free_ports` returns other ports.
 _returned_lately: deque[int] = deque(maxlen=1000)
 
 

@@ -41,9 +41,9 @@ WATCH_PAUSE_S = 1.0
 async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIterator[str]:
     """Run a server with its data in `folder`, and yield its address. Raises LocalError.
 
-    The password is made for this run. The server gets it through standard input and the replicas through their
-    environment, so that `ps` shows it to nobody. The server appends every write to a log before it answers, so every
-    write that was acknowledged survives the end of the server.
+    The password is made for this run. The server gets it through standard input, and the replicas get it through their
+    environment. So `ps` does not show it. The server appends every write to a log before it answers, so every write
+    that was acknowledged survives the end of the server.
     """
     server_program, writer = find_server(folder), writer_of(folder)
     if writer is not None and writer != server_program.kind:

@@ -132,8 +132,8 @@ class Delivery:
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     #: the lock of the turns
     _turn_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: whether the last request reached the free provider. While it is unreachable, a message passes its turn on as soon
-    #: as it has a slot, so that the others do not wait for its time-out
+    #: whether the last request reached the free provider. While the provider is unreachable, a message passes its turn
+    #: on as soon as it has a slot, so that the other messages do not wait for its time-out
     _free_is_reachable: bool = True
 
     async def close(self) -> None:

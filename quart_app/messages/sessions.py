@@ -60,7 +60,7 @@ class Session:
 class SigningSecrets:
     """The secret that signs new tokens, and a second secret, whose tokens are accepted, too.
 
-    The second one is the former secret. While replicas get a new secret one by one, it may also be the next secret.
+    The second secret is the former one. While replicas get a new secret one by one, it may also be the new one.
     """
 
     #: signs, and is accepted

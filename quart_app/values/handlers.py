@@ -161,7 +161,8 @@ class _Handlers:
         deadline = hard_values.deadline_of(request)
         for address, items in decision.elsewhere:
             transaction.send(address, PUT, errand.part(_as_body_items(items)), deadline=deadline)
-        # If the step consists of one hard value, the request in its lane ends the step, and sends the next one.
+        # If the step consists of one hard value, the request in the value's lane ends this step, and sends the next
+        # step.
         is_step_over = len(request.body["items"]) > 1 or not decision.apart
         for item in _as_body_items(decision.apart):
             hard_values.send(transaction, store.cls, item, errand.job_fields(with_step=not is_step_over), deadline)
@@ -285,7 +286,7 @@ async def _split_off_hard(
         {} if is_on_database_stream else {value: await factoriser.at_once(value) for value in without_record}
     )
     quick_factors = {value: text for value, text in factors_or_none.items() if text is not None}
-    # A value that is alone in its request holds up no other value, so it stays here unless it takes long.
+    # A value that is alone in its request holds up no other value. So this request computes it, unless it takes long.
     hard = {
         value
         for value in without_record

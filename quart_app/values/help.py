@@ -5,9 +5,9 @@ A replica that has worked on a hard number for a second asks the others of its c
     asker ── values.help, to any replica of the class: how far the number is ──> helper
     asker <── how far it is after some seconds of curves, or as soon as a divisor is found ── helper
 
-A helper computes at the lowest priority, in processes that it does not need for its own work, and stops when it needs
-them. A replica without such processes refuses at once. The asker keeps one request in flight for each of the other
-replicas. When it no longer runs curves on the composite, it cancels these requests. The mesh then cancels the helpers'
+A helper computes at the lowest priority, in processes that it does not need for its own work. It stops when it needs
+these processes. A replica without such processes refuses at once. The asker keeps one request in flight for each other
+replica. When it no longer runs curves on the composite, it cancels these requests. The mesh then cancels the helpers'
 handlers, so the processes that run their curves are killed. If a helper dies, its curves are lost. If the asker dies,
 its helpers compute for some seconds what no request needs any more.
 """

@@ -256,7 +256,7 @@ class FactorPool:
         )
 
     def _remove(self, computation: Computation) -> None:
-        """Remove a computation. If it is not finished, cancel it, which kills the processes that work on it."""
+        """Remove a computation. If it has not finished, cancel it: this kills the processes that work on the number."""
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
         if computation.task is not None and not computation.task.done():

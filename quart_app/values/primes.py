@@ -2,7 +2,7 @@
 
 Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit, so a filter fills up.
 The replica makes a new one in three cases: more than one bit in eight is set (one in four, while the filter is young),
-the filter is more than eight times as large as it has to be, or its key is gone. Four steps make a new filter:
+the filter is more than eight times as large as a new one would be, or its key is gone. Four steps make a new filter:
 
     1  from now on, puts also set their bits in the new filter
     2  the replica waits until Redis has applied the puts that were sent before step 1
@@ -67,7 +67,7 @@ READ_STATE = Script(
 
 
 class Primes:
-    """The filters of this replica's database: one, and a second one while the replica makes it."""
+    """The filters of this replica's database: the current one, and a new one while the replica makes it."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
