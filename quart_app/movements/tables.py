@@ -1,8 +1,8 @@
 """The two tables of the movements service, for its queries.
 
 `movements` has one row per event; rows are only added. `warehouses` has the sums. A trigger updates `warehouses` in the
-transaction that inserts into `movements`. `migrations/versions` creates the tables, the indexes and the trigger; these
-definitions must match it.
+transaction that inserts into `movements`. The files in `migrations/versions` create the tables, the indexes and the
+trigger; the definitions here must match them.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Computing:
         return {"value": facts["number"], **{name: facts[name] for name in SHOWN_FACTS}}
 
     async def _compute(self, value: str, number: int, request: Request) -> str:
-        """Return the factors of a value that the pool cannot factor at once. Keep them for a later run of the request."""
+        """Return the factors of a value that takes the pool longer. Keep them for a later run of the request."""
         # A request of a job has the field "job", and no client waits for its factors, so the pool puts it into its lane
         # "patient". If no time is left, the pool gets 1 ms, and then raises DeadlineExceeded.
         try:
