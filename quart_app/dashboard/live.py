@@ -159,21 +159,21 @@ class LivePage:
             self._viewer_count -= 1
 
     async def _sections(
-        self, looks: Looks, key: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
+        self, looks: Looks, view_key: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
     ) -> Mapping[str, str]:
         """Return the sections of a view as HTML, by the ids of their elements. All viewers who see the same share them.
 
-        `key` has the name of the view, its arguments, and whether the viewer may act.
+        `view_key` has the name of the view, its arguments, and whether the viewer may act.
         """
         async with looks.sections_lock:
-            figures_and_sections = looks.sections.get(key)
+            figures_and_sections = looks.sections.get(view_key)
             if figures_and_sections is None or figures_and_sections[0] is not figures:
                 # Clients choose the arguments, so there is no end of keys. One key for each viewer is enough.
                 if len(looks.sections) >= MOST_VIEWERS:
                     looks.sections.clear()
-                name, arguments, may_act = key
+                name, arguments, may_act = view_key
                 view = await self._page_view(name, dict(arguments), figures, may_act)
-                figures_and_sections = looks.sections[key] = figures, self._pages.sections(view)
+                figures_and_sections = looks.sections[view_key] = figures, self._pages.sections(view)
             return figures_and_sections[1]
 
     def _current_looks(self) -> Looks:

@@ -192,8 +192,8 @@ async def _changes_since_founding(grades_log: Log, view: View) -> KnownState:
     return changes
 
 
-def _apply_all(changes: KnownState, batch: Sequence[Entry]) -> None:
-    for entry in batch:
+def _apply_all(changes: KnownState, log_entries: Sequence[Entry]) -> None:
+    for entry in log_entries:
         # Every replica skips an unreadable entry.
         with contextlib.suppress(entries.UnreadableEntry):
             changes.apply(entry)
