@@ -4,6 +4,11 @@ A request that waits for a replica, or that a replica works on, is an entry of i
 a reply: the sender's stream of replies keeps the last few hundred. A request that was given up is a dead letter. There
 is no other record of requests that have ended.
 
+A search does not read these places:
+
+    mesh:later              the requests that wait there; `mesh.control.read_waiting` reads them
+    replies to clients      a client is in no roster, so an answered request of a client is not found
+
     accepted (time in the id of the request) --> begun --took_us--> answered (time in the id of the reply)
 
 The worker measures `took_us`, the time from the beginning to the answer.
@@ -35,8 +40,9 @@ class JourneyStep:
     """One request on its way, or the part of a gather for one database. Times are ms of Redis's clock, 0 if unknown.
 
     `status` is "waiting", "in hand" (a replica works on the request), "given up", or the status of the reply: "ok", or
-    the code of an error. `id` is the id of the request's entry, `key` the name that the sender gave the request, and
-    `call` its X-Request-Id. `sender` and `worker` are replicas; `sender` may also be a client.
+    the code of an error. `id` is the id of the request's entry, and `call` its X-Request-Id. `key` is the name that
+    the sender gave the request; it is no key of Redis. `sender` and `worker` are replicas. The sender of a request
+    without an answer may also be a client.
     """
 
     key: str
@@ -60,7 +66,11 @@ class JourneyStep:
 
     @property
     def group(self) -> str:
-        """The common name of the requests of a gather, or the request's own name."""
+        """The common name of the requests of a gather or of a tick, or the request's own name.
+
+        A part of a gather has the name "<name of the gather>.db<n>", and the request of a tick "<schedule>.<moment>.A".
+        The mesh gives all other requests names without a dot: "<replica>-<number>", or hexadecimal digits.
+        """
         return self.key.rpartition(".")[0] or self.key
 
 
@@ -73,7 +83,7 @@ class Journeys:
         self._letters = DeadLetters(redis, settings.stream_bound)
 
     async def newest(self, most: int) -> list[JourneyStep]:
-        """Return at most `most` replies to each replica of the roster, its newest ones. The list is newest first."""
+        """Return the newest replies to the replicas of the roster, at most `most` for each of them, newest first."""
         steps = await self._read_replies(await roster.read_directly(self._redis), most)
         return sorted(steps, key=lambda step: step.answered_ms, reverse=True)
 
@@ -130,7 +140,7 @@ class Journeys:
         return steps
 
     async def _read_given_up(self) -> list[JourneyStep]:
-        letters = await self._letters.look(MOST_ENTRIES_SEARCHED, body=0)
+        letters = await self._letters.look(MOST_ENTRIES_SEARCHED, body=0)  # body=0: without the bodies
         return [
             JourneyStep(
                 key=letter.request, op=letter.op, status="given up", stream=letter.stream, id=letter.original,
@@ -158,6 +168,7 @@ def _step_of_reply(id: str, fields: Mapping[str, str], sender: str) -> JourneySt
     get = fields.get
     request_id, took_us = get("asked", ""), get("took_us", "")
     # A reply does not name the stream of its request. But the name of a part of a gather ends with its address: ".db3".
+    # No other request with a reply has a dot in its name: see `JourneyStep.group`.
     address = get("request", "").rpartition(".")[2] if "." in get("request", "") else ""
     return JourneyStep(
         key=get("request", ""), op=get("op", ""), status=get("status", ""), stream=address and keys.REQUESTS + address,
@@ -181,6 +192,9 @@ def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
 
 
 def within_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
-    """Return the time (ms) within which `percent` of these requests were answered; None if no time is known."""
+    """Return a percentile of the times from acceptance to answer (ms): `percent` of the requests took no longer.
+
+    Return None if no time is known.
+    """
     times_ms = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
     return times_ms[min(len(times_ms) * percent // 100, len(times_ms) - 1)] if times_ms else None

@@ -7,6 +7,10 @@
 An act (replay, discard) is a series of steps. Each step is one run of a script: it moves or drops up to `MOST_PER_STEP`
 letters, and records in `mesh:audit` what was done. If the series stops half-way, or an answer is lost, the operator can
 do the act again: it then finds only the letters that are left.
+
+replay.lua also stops at a letter that it cannot put back: the stream has `stream_bound` requests, a later request has
+used the letter's idempotency key, or the stream cannot be written. Until this is changed, or the letter is discarded,
+each repeat stops at the same letter. discard.lua never stops at a letter.
 """
 
 from __future__ import annotations
@@ -25,14 +29,16 @@ from mesh.wire.script import Script
 
 #: The Lua that both acts share: to read a letter, to walk over the letters, and to record the act in the audit log.
 _COMMON_LUA = ("letter.lua", "walk.lua", "record.lua")
+#: A replayed request takes its idempotency key again, so REPLAY needs the functions for options. A dead letter holds no
+#: idempotency key and no place in a lane: bury.lua has freed both. So DISCARD has nothing to free.
 REPLAY = Script.beside(__file__, "replay.lua", *_COMMON_LUA, *OPTIONS)
 DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 
 #: Most letters that one step moves or drops. The server needs about 2 ms for so many.
 MOST_PER_STEP = 250
-#: Most letters that one step reads, to find those of its group, so that a step stays short if few letters are of the
-#: group.
+#: Most letters that one step reads to find those of its group. Without this bound, a step would read all letters if few
+#: of them are of the group, and the server does nothing else meanwhile.
 MOST_READ_PER_STEP = 1000
 #: Most bytes of each body that are read for a list of letters.
 MOST_BODY_BYTES_SHOWN = 1000
@@ -87,20 +93,20 @@ class Actor:
 
 @dataclass(slots=True)
 class Report:
-    """What an act did: `done` letters were moved or dropped, and `gone` of the named letters did not exist any more.
+    """What an act did. `problem` says why it stopped early, or is ""; the letters after that one are left."""
 
-    `problem` says why the act stopped early, or is "".
-    """
-
+    #: how many letters were moved or dropped
     done: int = 0
+    #: how many of the letters that the operator named by their ids did not exist any more
     gone: int = 0
     problem: str = ""
 
 
 class DeadLetters:
-    """The dead letters of a mesh, over a redis-py client of the bus database.
+    """The dead letters of a mesh, over a client of the bus database.
 
-    A replay refuses to put more than `stream_bound` requests on a stream.
+    The parameter `body` of its methods is a number: at most so many bytes of each body are read. With 0, letters come
+    without their bodies; `DeadLetter.size` is right all the same.
     """
 
     def __init__(self, redis: Redis, stream_bound: int) -> None:
@@ -112,14 +118,13 @@ class DeadLetters:
     ) -> list[DeadLetter]:
         """Return letters from the id `newest` ("+": the last) down to `oldest` ("-": the first).
 
-        There are at most `most` letters, and fewer where bodies are large. `body` is how many bytes of each body are
-        read, at most. Raises redis-py's errors.
+        There are at most `most` letters, and fewer where bodies are large. Raises redis-py's errors.
         """
         value_lists = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
         return [_parse_letter(values) for values in value_lists]
 
     async def all(self, *, newest: str = "+", body: int = 0) -> list[DeadLetter]:
-        """Return all letters up to the id `newest`, the newest first; `body` as in `look`. Raises redis-py's errors.
+        """Return all letters up to the id `newest`, the newest first. Raises redis-py's errors.
 
         Several short steps read the letters, so that none of them keeps the server from other work for long.
         """
@@ -135,7 +140,7 @@ class DeadLetters:
         return LetterGroup(found.reason, found.stream, id) if found else None
 
     async def find(self, id: str, *, body: int = MOST_BODY_BYTES) -> DeadLetter | None:
-        """Return one letter, or None; `body` as in `look`. Raises Refused for a text that is not an id."""
+        """Return one letter, or None. Raises Refused for a text that is not an id."""
         letters = await self.look(1, newest=_checked_id(id), oldest=id, body=body)
         return letters[0] if letters else None
 
@@ -175,20 +180,21 @@ class DeadLetters:
     async def _walks(self, chosen: ChosenLetters) -> list[list[Any]]:
         """Return the words that choose letters: ARGV 1 to 6 of walk.lua, and then the ids of named letters.
 
-        A group has one list, and several steps use it: each goes on where the last one stopped. Named letters have a
-        list for each step.
+        For a group, the result is one list of words. All steps of the act use it, and each step goes on where the step
+        before it stopped. For named letters, the result has one list for each step.
         """
         if isinstance(chosen, LetterGroup):
             # The act ends at the letter that is the newest now. So a letter that the act replays, and that is given up
             # again meanwhile, is not replayed twice.
-            until = chosen.until if chosen.until != "+" else await self._newest()
+            until = chosen.until if chosen.until != "+" else await self._newest_id()
             return [["-", until, MOST_PER_STEP, MOST_READ_PER_STEP, chosen.reason, chosen.stream]] if until else []
         return [
             ["-", "+", MOST_PER_STEP, MOST_READ_PER_STEP, "", "", *ids]
             for ids in _ids_by_step([_checked_id(id) for id in chosen])
         ]
 
-    async def _newest(self) -> str:
+    async def _newest_id(self) -> str:
+        """Return the id of the newest letter; "" if there are no letters."""
         newest = await self.look(1, body=0)
         return newest[0].id if newest else ""
 
@@ -204,7 +210,7 @@ def _ids_by_step(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _parse_letter(values: Sequence[Any]) -> DeadLetter:
-    *words, size, body = values
+    *words, size, body_bytes = values
     id, kind, stream, reason, op, deliveries, original, request = (word.decode("utf-8", "replace") for word in words)
-    shown, at_ms = body.decode("utf-8", "replace"), int(id.partition("-")[0])
-    return DeadLetter(id, at_ms, kind, stream, reason, op, deliveries, int(size), shown, original, request)
+    body, at_ms = body_bytes.decode("utf-8", "replace"), int(id.partition("-")[0])
+    return DeadLetter(id, at_ms, kind, stream, reason, op, deliveries, int(size), body, original, request)

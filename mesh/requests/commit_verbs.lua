@@ -1,5 +1,7 @@
 -- The verbs of transactions that are not commands of Redis. A part of commit_seldom.lua, and so of commit.lua. A verb returns
--- an error reply if it fails. Any other result is ignored. These names come from other files:
+-- an error reply if it fails. Any other result is ignored. After an error, the verbs before it and the sends stay applied, and
+-- the request is delivered again, or buried after its last delivery. Therefore the commit checks before the first write all that
+-- can make a verb fail. These names come from other files:
 --   commit.lua          tx (the words of all transactions), head (tx[head] is the first word of the present transaction),
 --                       books_key, ending
 --   commit_seldom.lua   frees; options (the object that make_options() returns)
@@ -13,28 +15,29 @@
 --       filter has all of them.
 --   keep, key, until_ms
 --       Let the key live at least until `until_ms`. The commit sets this expiry after all writes of the batch.
---   later, mesh:later, mesh:later:<key>, most waiting requests, due, key, to, op, from, ttl, body, and perhaps a limit
---       Send a request that waits until `due`: "<ms>", or "+<ms>" from now. Of this verb and of `place`, commit.lua and
---       commit_checks.lua read the keys and the most waiting requests, before the first write.
---   place, mesh:later, mesh:later:<key>, most waiting requests, options, key, to, op, from, body
---       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains. This
---       verb puts it on its stream or lets it wait; it need not get a place in a lane.
+--   later, mesh:later, mesh:later:<name>, most waiting requests, due, name, to, op, from, ttl, body, and perhaps a limit
+--       Send a request that waits until `due`: "<ms>", or "+<ms>" from now. `name` is the name of the request. The verb
+--       does not read the three words before `due`: commit.lua and commit_checks.lua use them before the first write.
+--   place, mesh:later, mesh:later:<name>, most waiting requests, options, name, to, op, from, body
+--       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains. The
+--       verb puts the request on its stream, or lets it wait. Only a request with a limit of concurrency gets a
+--       place in a lane.
 --   ends, name, value, ...
 --       End the options of the request that the transaction belongs to: answer the other calls with its idempotency
---       key, free this key or keep the answer in it, and free the place in a lane. options.lua finds both by the
---       request's fields, which are given here. The field `kept` is 1 if the answer is kept for later calls with the
---       key. This verb is the last command of its transaction.
+--       key, free this key or keep the answer in it, and free the place in a lane. The names and values are fields of
+--       the request, by which options.lua finds the idempotency key and the place. The field `kept` is 1 if the answer
+--       is kept for later calls with the key. This verb is the last command of its transaction.
 -- A service adds verbs of its own: its Lua replaces the comment at the end of this file, and puts a function into
 -- `verbs` for each verb. A verb that removes data is also put into `frees`: when memory is full, the commit takes the
 -- length of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of
--- the reply to tx[head + 8]. A verb that can fail although the types of its keys are right calls pcall, because an
--- error that escapes ends the commit half-way.
+-- the reply to tx[head + 8], the word `body` of the list at the top of commit.lua. A verb that can fail although the types
+-- of its keys are right calls pcall, because an error that escapes ends the commit half-way.
 local function make_verbs(keep)
   -- Most words that are passed to one command. Lua's `unpack` fails at about 8000.
   local MOST_UNPACKED = 2000
 
-  local function set_each(first, last, value, until_ms)
-    for k = first, last do
+  local function set_each(first_key, last_key, value, until_ms)
+    for k = first_key, last_key do
       local result = redis.pcall('SET', tx[k], value, 'PXAT', until_ms)
       if result.err then return result end
     end
@@ -43,14 +46,14 @@ local function make_verbs(keep)
   -- Sets the keys in one command. A server without it answers with an error and sets nothing. Valkey has it from 9.1, Redis
   -- from 8.4.
   local has_msetex = true
-  local function set_together(first, last, value, until_ms)
+  local function set_together(first_key, last_key, value, until_ms)
     local words, n = {}, 0
-    for k = first, last do
+    for k = first_key, last_key do
       words[n + 1], words[n + 2] = tx[k], value
       n = n + 2
     end
     words[n + 1], words[n + 2] = 'PXAT', until_ms
-    local result = redis.pcall('MSETEX', last - first + 1, unpack(words))
+    local result = redis.pcall('MSETEX', last_key - first_key + 1, unpack(words))
     has_msetex = type(result) ~= 'table'
   end
 
@@ -66,26 +69,26 @@ local function make_verbs(keep)
     end
   end
 
-  -- `wants` is the limit, which is applied when the request is due. `ttl` is the time (ms) from then to its deadline.
+  -- `limit` is applied when the request is due. `ttl` is the time (ms) from then to its deadline.
   local function send_later(first, last)
-    local due, key, to, op, from, ttl, body, wants = unpack(tx, first + 4, last)
-    local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
-    local wait_or_error = delay(key, to, due, wants or '', words)
+    local due, name, to, op, from, ttl, body, limit = unpack(tx, first + 4, last)
+    local words = {'op', op, 'request', name, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
+    local wait_or_error = delay(name, to, due, limit or '', words)
     if type(wait_or_error) == 'table' then return wait_or_error end
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  -- An earlier request with the same idempotency key takes the place of this one, so nothing is sent. If the earlier
+  -- An earlier request with the same idempotency key counts for this one, so nothing is sent. If the earlier
   -- one has not ended, `wait` notes that this sender wants it done, too. `with` has the options of the request. '0' and
   -- '' at the end of a call say that it has no deadline, and that no caller waits on a reply stream.
   local function place_request(first, last)
     options = options or make_options()
-    local json, key, to, op, from, body = unpack(tx, first + 4, last)
+    local json, name, to, op, from, body = unpack(tx, first + 4, last)
     local with = cjson.decode(json)
     local known = with.once and options.once.check(op, with.once, with.sha)
-    if known then return known.state == 'open' and options.once.wait(op, with.once, key, '0', '') end
-    local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'deadline', '0', 'body', body}
-    local id = place(options, with, op, key, to, words, '0', '')
+    if known then return known.state == 'open' and options.once.wait(op, with.once, name, '0', '') end
+    local words = {'op', op, 'request', name, 'from', from, 'reply_to', '', 'deadline', '0', 'body', body}
+    local id = place(options, with, op, name, to, words, '0', '')
     if type(id) == 'table' then return id end
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
@@ -98,9 +101,9 @@ local function make_verbs(keep)
   -- constants are those of filters.py, which looks for the same bits.
   local MOST_WORDS, HASHED_DIGITS = 400, 15
   local FIRST_PRIME, FIRST_FACTOR, SECOND_PRIME, SECOND_FACTOR = 2147483647, 1640531, 2147483629, 1327217
-  local function mark_numbers(key, bits, below, numbers, first, last)
+  local function mark_numbers(key, bits, below, numbers, first_number, last_number)
     local words, n = {'BITFIELD', key}, 2
-    for k = first, last do
+    for k = first_number, last_number do
       local digits = numbers[k]
       local is_long = #digits > HASHED_DIGITS
       local number = tonumber(is_long and string.sub(digits, -HASHED_DIGITS) or digits)
@@ -111,7 +114,7 @@ local function make_verbs(keep)
           'SET', 'u1', number % SECOND_PRIME * SECOND_FACTOR % SECOND_PRIME % bits, 1
         n = n + 8
       end
-      if n > 2 and (n > MOST_WORDS or k == last) then
+      if n > 2 and (n > MOST_WORDS or k == last_number) then
         redis.pcall(unpack(words, 1, n))
         n = 2
       end

@@ -1,4 +1,7 @@
-"""Tells what an error of the database means: either the data are wrong, or the database cannot be used, and why."""
+"""Tells what an error of the database means: either the data are wrong, or the database cannot be used, and why.
+
+The database is here the SQL database of the movements: PostgreSQL or an SQLite file, not a database of Redis.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,12 @@ def reason_for(error: BaseException) -> str:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Return whether the connection broke during a statement. The statement may succeed over a new connection."""
+    """Return whether the connection broke during a statement. The statement may succeed over a new connection.
+
+    Only `MovementDatabase.fetch` asks this, and it repeats a statement that only reads. A transaction that writes is
+    not repeated, because its COMMIT may have taken effect. Its events stay in their stream and are delivered again;
+    those that are stored already are then counted as duplicates.
+    """
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 

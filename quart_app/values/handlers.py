@@ -55,7 +55,7 @@ FIND = "values.find"
 #: The operation that answers several searches in one request.
 FIND_EACH = "values.find_each"
 #: The value of "as" in the body of a FIND whose asker takes the found values as one text. Askers of earlier releases
-#: send no "as", and get a list.
+#: send no "as", and get a list: the oldest release that can share a Redis with this one is such a release.
 TEXT = "text"
 
 

@@ -45,8 +45,8 @@ PUT_VERB, REMOVE_VERB = "put-values", "remove-values"
 #: The keys of these verbs, and the types that the commit requires of these keys, in the same order.
 _WRITTEN_KEYS = (RECORDS, INDEX, ALONE)
 _WRITTEN_TYPES = ("hash", "zset", "hash")
-#: The verbs that answer a request with one search or several. The commit checks no types for them, because
-#: find_verb.lua itself reports an error at its keys.
+#: The verbs that answer a request with one search or several. For these verbs the commit does not check the types of
+#: the keys beforehand: find_verb.lua writes nothing, and returns an error if a key has another type.
 ANSWER_VERB, ANSWER_EACH_VERB = "find-values", "find-each"
 VERBS = ServiceVerbs(
     Script.beside(__file__, "index_verbs.lua").source + Script.beside(__file__, "find_verb.lua", "find.lua").source,
@@ -68,6 +68,7 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
+        """Parse the value of a key WHERE. The parameter `cls` is this Python class; the field `cls` is a letter."""
         database, letter, request_id = text.split(" ")
         return cls(int(database), letter, request_id)
 
@@ -115,19 +116,20 @@ def without_prefix(text: str) -> str:
 
 
 #: About how many bytes Redis takes for an entry of a key in addition to its text, measured with many small values.
+#: With a lower number, puts would be accepted for which Redis has no memory left.
 ENTRY_BYTES = 90
 
 
 def record_bytes(value: str, factors: str) -> int:
-    """Return about how many bytes of Redis a value takes.
+    """Return about how many bytes of Redis a value takes. A put is Busy if its new values take more than is free.
 
     Three entries contain the value: its record, the key of its place, and its group in EXPIRY. For each different
     prime, an entry in INDEX or ALONE contains it, too. The factors are stored twice: in the record, and prime by prime
     in these entries.
     A value of 1000 digits with many different primes takes 340 kB.
     """
-    primes = 1 + factors.count(" ")
-    return (len(value) + ENTRY_BYTES) * (3 + primes) + 2 * len(factors)
+    prime_count = 1 + factors.count(" ")
+    return (len(value) + ENTRY_BYTES) * (3 + prime_count) + 2 * len(factors)
 
 
 async def read_places(store: Store, values: Sequence[str]) -> list[str | None]:
@@ -141,7 +143,7 @@ async def read_places(store: Store, values: Sequence[str]) -> list[str | None]:
 def decode_places(text: str, count: int) -> list[str | None] | None:
     """Decode `Request.found`: the texts of the places of `count` values, which the submission of the request has read.
 
-    The result has None for a value without a record; `text` has the empty text for it. Return None instead of a list if
+    For a value without a record, `text` has the empty text, and the result has None. Return None instead of a list if
     `text` does not have `count` texts.
     """
     if count == 1:
@@ -174,8 +176,8 @@ def put(
     """Write the records of one request, and their places. `expiries` (ms) and `factors` are by value.
 
     `existing` has the records of these values that this database has already. PUT_VERB reads the primes from the
-    records, and sets their bits in `filters` (see the module `primes`). The primes below `filter.below` are skipped,
-    because the filter has them already. The text `filter.name` is the filter's key and its number of bits.
+    records, and sets their bits in `filters`. It skips the primes below `filter.below`, because
+    the filter has all of them: the module `primes` finds this bound when it makes the filter.
     """
     if not expiries:
         return
@@ -186,6 +188,7 @@ def put(
     words = [
         word for value, ms in expiries.items() for word in (value, _record_text(place.request_id, ms, factors[value]))
     ]
+    # `filter.name` is the text "<key> <number of bits>", as a roster row has it.
     transaction.write_with(
         PUT_VERB, _WRITTEN_KEYS, words, [" ".join(f"{filter.name} {filter.below}" for filter in filters)]
     )
@@ -231,9 +234,10 @@ def remove_from_expiry(transaction: Effects, values: Sequence[str]) -> None:
 class Part(Struct, frozen=True):
     """The answer to one search: values of one database that have a prime factor, ascending.
 
-    The part is complete up to the value `until`, or altogether if `until` is "". `found` is text, for example
-    "c136=2 2 2 17;c137=137". Each value has the prefix that `with_prefix` writes, so sorting the lines of several
-    databases sorts their values. A replica of an earlier release sends a list: a value, its record, and so on.
+    The part is complete up to the value `until`, or altogether if `until` is "". `found` has the values and their
+    factors as text, for example "c136=2 2 2 17;c137=137"; `Request.found` is something else. Each value has the prefix
+    that `with_prefix` writes, so sorting the lines of several databases sorts their values. A replica sends a list (a
+    value, its record, and so on) if it is of a release that does not know "as" in the body of the request.
     """
 
     until: str
@@ -295,7 +299,11 @@ class Conditions(NamedTuple):
 
 
 async def find(store: Store, conditions: Conditions) -> tuple[str, str]:
-    """Search this replica's database; return `until` and `found` as in a Part. `found` is text."""
+    """Search this replica's database; return `until` and `found` as in a Part. `found` is text.
+
+    Only askers of releases without "as" get their answers in this way, because the handler has to make a list for them.
+    For all other askers, `answer_search` lets the commit search, so the found text does not pass the process.
+    """
     until, text = await store.script(FIND_SCRIPT, _SEARCHED_KEYS, *conditions.words)
     return until, text
 
@@ -314,6 +322,7 @@ def answer_searches(transaction: Effects, moment_ms: int, searches: Sequence[Con
 def as_flat_list(text: str) -> list[str]:
     """Return the text of a Part as the list that earlier releases expect: a value, its record, the next value, ...
 
+    These releases send no "as" in the body of a FIND. The list is needed as long as such a release may share the Redis.
     Each record in the list is "0-0 0 <factors>", without its true id and expiry. If two databases have a record of one
     value, an earlier release keeps the record with the greater id. Both have the same factors, so either may be kept.
     """
