@@ -100,40 +100,40 @@ async def states(redis: Redis, settings: MeshSettings, answers: Sequence[Journey
 
     `redis` is a client of the bus database that decodes answers.
     """
-    found = OperationStates()
+    all_states = OperationStates()
     for answer in answers:
-        found.get_or_add(answer.op).answers.append(answer)
+        all_states.get_or_add(answer.op).answers.append(answer)
     for op, definition in (await definitions(redis)).items():
-        found.get_or_add(op).definition = definition
+        all_states.get_or_add(op).definition = definition
     # The hash maps the digest of each table of operations to these operations. `Member.serves` is such a digest.
     ops_by_digest: Any = await redis.hgetall(keys.SERVED)
     for member in await roster.read_directly(redis):
         for op in ops_by_digest.get(member.serves, "").split():
             # A roster row stays for a while after its lease; then no replica serves the operation there.
             if member.leased:
-                found.get_or_add(op).served_by[member.database] = member.replica
+                all_states.get_or_add(op).served_by[member.database] = member.replica
     for paused in await Control(redis, settings).paused():
-        found.get_or_add(paused.op).paused = paused
+        all_states.get_or_add(paused.op).paused = paused
     for stream in keys.request_streams(settings.classes, settings.databases):
         # After the first word come three for each operation: its name, how many requests wait, how many are worked on.
         is_complete, *ops_and_counts = await TALLY.run(redis, [stream], MOST_COUNTED, MOST_BYTES)
-        found.complete &= bool(is_complete)
+        all_states.complete &= bool(is_complete)
         for op, waits, runs in zip(ops_and_counts[::3], ops_and_counts[1::3], ops_and_counts[2::3], strict=True):
-            found.get_or_add(op).waits += waits
-            found.get_or_add(op).runs += runs
-    await _count_later(redis, found)
-    return found
+            all_states.get_or_add(op).waits += waits
+            all_states.get_or_add(op).runs += runs
+    await _count_later(redis, all_states)
+    return all_states
 
 
-async def _count_later(redis: Redis, found: OperationStates) -> None:
+async def _count_later(redis: Redis, all_states: OperationStates) -> None:
     """Add the requests in `mesh:later` to the states of their operations."""
     request_names: Any = await redis.zrange(keys.LATER, 0, MOST_COUNTED)
     # The command reads one name more than is counted. If Redis has this name, the count is not complete.
-    found.complete &= len(request_names) <= MOST_COUNTED
+    all_states.complete &= len(request_names) <= MOST_COUNTED
     pipeline = redis.pipeline(transaction=False)
     for name in request_names[:MOST_COUNTED]:
         pipeline.hget(keys.later(name), "op")
     for op in await pipeline.execute():
         # None: the request has left `mesh:later` in the meantime.
         if op is not None:
-            found.get_or_add(op).later += 1
+            all_states.get_or_add(op).later += 1

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom,no-writes
 -- Counts the requests on a stream by operation, the oldest first, until one of two bounds is reached.
 -- KEYS: stream
--- ARGV: most entries, most bytes of bodies
+-- ARGV: most entries, most bytes of bodies; mesh/control/operations.py gives both
 -- Returns {1 if all entries were counted or else 0, and then for each operation: op, how many wait, how many are
 --          worked on}
 local stream, entries_left, bytes_left = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
--- Entries are read in portions: their bodies may be large, and `bytes_left` is checked after each portion.
+-- Entries are read in portions: their bodies may be large, and `bytes_left` is checked after each portion. A larger portion
+-- may go further beyond that bound; a smaller one needs more commands.
 local PORTION = 16
 if redis.call('EXISTS', stream) == 0 or redis.call('TYPE', stream).ok ~= 'stream' then return {1} end
 

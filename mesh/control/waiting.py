@@ -16,8 +16,8 @@ from mesh import keys
 class LaterRequest:
     """A request in `mesh:later`: it waits for its time, its next try, the end of a pause, or a place in its lane.
 
-    `key` is the name of the request, and `to` its address. `tries` is the number of failed tries, and `error` is the
-    error of the last one. `waits_for` is "pause" for the end of a pause, "lane" for a place, and else "".
+    `key` is its name in `mesh:later`, which is no idempotency key, and `to` is its address. `tries` is the number of
+    failed tries, and `error` is the error of the last one. `waits_for` is "pause" for the end of a pause, "lane" for a place, and else "".
     The wait ends at `due_ms`, in ms of Redis's clock. For a pause and a lane this is the deadline of the request, or
     None if the request has none.
     """
@@ -72,18 +72,18 @@ async def read_waiting(redis: Redis, most: int) -> Waiting:
         pipeline.zrange(sorted_set, 0, most - 1, withscores=True)
     count, first_requests, scheduled, first_schedules = await pipeline.execute()
     pipeline = redis.pipeline(transaction=False)
-    for key, _ in first_requests:
-        pipeline.hmget(keys.later(key), "op", "to", "try", "error", "parked", "limit")
+    for name, _ in first_requests:
+        pipeline.hmget(keys.later(name), "op", "to", "try", "error", "parked", "limit")
     for op, _ in first_schedules:
         pipeline.hmget(keys.schedule(op), "definition", "last")
     stored_fields: list[Any] = await pipeline.execute() if first_requests or first_schedules else []
-    requests = [_later_request(key, score, *stored_fields.pop(0)) for key, score in first_requests]
+    requests = [_later_request(name, score, *stored_fields.pop(0)) for name, score in first_requests]
     schedules = [_scheduled_operation(op, int(score), *stored_fields.pop(0)) for op, score in first_schedules]
     return Waiting(count, requests, scheduled, schedules)
 
 
 def _later_request(
-    key: str,
+    name: str,
     score: float,
     op: str | None,
     to: str | None,
@@ -98,7 +98,7 @@ def _later_request(
     waits_for = "pause" if parked else "lane" if waits_for_place else ""
     # The score is infinite if the request has no deadline and waits for a pause or a lane.
     due_ms = int(score) if math.isfinite(score) else None
-    return LaterRequest(key, op or "", to or "", due_ms, int(tries or 0), error or "", waits_for)
+    return LaterRequest(name, op or "", to or "", due_ms, int(tries or 0), error or "", waits_for)
 
 
 def _scheduled_operation(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:

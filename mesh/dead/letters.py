@@ -103,7 +103,9 @@ class Report:
 
 
 class DeadLetters:
-    """The dead letters of a mesh, over a client of the bus database.
+    """The dead letters of a mesh, over a redis-py client of the bus database.
+
+    A replay refuses to put more than `stream_bound` requests on a stream.
 
     The parameter `body` of its methods is a number: at most so many bytes of each body are read. With 0, letters come
     without their bodies; `DeadLetter.size` is right all the same.

@@ -35,7 +35,7 @@ ASK_SERVES = Script.beside(__file__, "serves.lua")
 #: level. The rows of releases before the first level name no level.
 LATER = 1  # delays and schedules
 ONCE = 2  # idempotency keys
-LIMITS = 3
+LIMITS = 3  # limits of requests at once, or in a time
 #: The highest level that this release understands.
 HIGHEST_LEVEL = LIMITS
 #: Level -> its options, as callers write them.
@@ -140,7 +140,10 @@ def unserved_error(op: str, known: Collection[str]) -> Unserved:
 
 
 def suggestion_for(op: str, known: Collection[str]) -> str:
-    """Return "; did you mean 'x'?" where a known operation has a similar name, else ""."""
+    """Return "; did you mean 'x'?" where a known operation has a similar name, else "".
+
+    Only the first 100 characters of `op` are compared, because the caller chooses how long the text is.
+    """
     similar_names = difflib.get_close_matches(op[:100], sorted(known), n=1)
     return f"; did you mean {similar_names[0]!r}?" if similar_names else ""
 

@@ -9,8 +9,8 @@ local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
 local databases, digest, overwrite = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 
 -- The replicas write all that these keys have, so a key that somebody has overwritten is deleted and written anew.
-for key, kind in pairs({[operations_key] = 'hash', [served_key] = 'hash', [schedules_key] = 'zset'}) do
-  if redis.call('TYPE', key).ok ~= kind then redis.call('DEL', key) end
+for key, wanted_type in pairs({[operations_key] = 'hash', [served_key] = 'hash', [schedules_key] = 'zset'}) do
+  if redis.call('TYPE', key).ok ~= wanted_type then redis.call('DEL', key) end
 end
 
 local function each_op(text, visit)

@@ -64,6 +64,7 @@ def batch_size_after(deliveries: int, full_size: int) -> int:
         case 0:
             return full_size
         case 1:
+            # A smaller share needs more claims. With a larger one, more events lose a delivery to the one that kills.
             return max(1, full_size // 8)
         case _:
             return 1

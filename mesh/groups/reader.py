@@ -141,4 +141,5 @@ async def pause_if_not_blocked(sent_at: float, block_ms: int = BLOCK_MS) -> None
     A read counts as one that did not block if it took less than a quarter of its BLOCK time.
     """
     if time.monotonic() - sent_at < block_ms / 4000:  # a quarter, in seconds
-        await asyncio.sleep(0.01)  # seconds; a longer pause delays new entries, a shorter one allows more empty reads
+        # A longer pause delays new entries; a shorter one takes more of the processor.
+        await asyncio.sleep(0.01)

@@ -6,7 +6,8 @@
 -- Returns {how many requests were due, when (ms) a request or a schedule is due next or "", name of a request that could not
 --       be moved or "", why not or "", and then each due schedule}
 local later_key, schedules_key, books_key, most_woken = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
--- After this time a request that could not be put on its stream is tried again. Until then it does not hold up the others.
+-- After this time a request that could not be put on its stream is tried again. Until then it does not hold up the others. With
+-- less, each run would meet the same requests again; with more, a request waits for longer after its stream was repaired.
 local POSTPONED_MS = 1000
 -- Fields of the hash of a waiting request that its entry on the stream does not have.
 local NOT_ON_STREAM = {to = true, ttl = true, parked = true, wants = true, rate = true}

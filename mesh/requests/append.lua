@@ -4,6 +4,7 @@
 -- counted from an id does not come too early.
 local stamp
 -- Returns the time (ms) that the text of the key mesh:clock says; 0 if the key is missing, or is overwritten with another text.
+-- A time has 13 digits until the year 2286. A text of more than 15 digits counts as overwritten: Lua may round its number.
 local function ms_of_clock(clock)
   return clock and #clock < 16 and tonumber(string.match(clock, '^%d+$')) or 0
 end

@@ -9,6 +9,7 @@ end
 local function counts_of(books_key, first)
   local counts = redis.pcall('HMGET', books_key, 'accepted', 'answered', 'expired', 'cancelled', 'dead', 'lost')
   local in_flight = 0
+  -- 1 to 6 come from the books; 7 and 8 are counted now.
   for i = 1, 6 do counts[i] = tonumber(counts[i] or 0) or 0 end
   for k = first, #KEYS do in_flight = in_flight + size_of('XLEN', KEYS[k]) end
   counts[7], counts[8] = in_flight, size_of('ZCARD', 'mesh:later')
