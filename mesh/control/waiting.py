@@ -17,9 +17,9 @@ class LaterRequest:
     """A request in `mesh:later`: it waits for its time, its next try, the end of a pause, or a place in its lane.
 
     `key` is its name in `mesh:later`, which is no idempotency key, and `to` is its address. `tries` is the number of
-    failed tries, and `error` is the error of the last one. `waits_for` is "pause" for the end of a pause, "lane" for a place, and else "".
-    The wait ends at `due_ms`, in ms of Redis's clock. For a pause and a lane this is the deadline of the request, or
-    None if the request has none.
+    failed tries, and `error` is the error of the last one. `waits_for` is "pause" for the end of a pause, "lane" for a
+    place, and else "". The wait ends at `due_ms`, in ms of Redis's clock. For a pause and a lane this is the deadline
+    of the request, or None if the request has none.
     """
 
     key: str

@@ -16,6 +16,8 @@ from functools import lru_cache
 
 #: Most places that an answer names. A gather has no more, because Redis has 16 databases.
 MOST_PLACES = 16
+#: What a reply must have as the id of its replica, and as a number. Somebody may have written another text by hand; it
+#: must not get into a header.
 _REPLICA_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 

@@ -27,9 +27,11 @@ from quart_app.settings import host_and_port
 
 #: The usual port of Redis. An embedded server uses it if it is free.
 DEFAULT_PORT = 6379
-#: How long an embedded server may take to answer after its start.
+#: How long an embedded server may take to answer after its start. A longer time suits a slow machine, but a server that
+#: cannot start is reported later. While the server loads its data, this bound does not count.
 START_S = 30.0
-#: How long a server that should be running already may take to answer.
+#: How long a server that should be running already may take to answer. A longer time delays the message that it does
+#: not answer; a shorter one would call a busy server silent.
 ANSWER_WAIT_S = 2.0
 #: Pause between two tries to reach a server that starts.
 POLL_S = 0.05

@@ -15,12 +15,13 @@ CLASSES = "ABCD"
 DATABASES = 16
 #: Longest wait for new entries, after which the roster is read again to find the streams of new replicas.
 BLOCK_MS = 500
+#: Most characters of a body that are shown, so that an entry fills only a few lines of a terminal.
 LONGEST_BODY_CHARACTERS = 200
 
 
-def watched_in_words(cls: str | None, op_prefix: str | None) -> str:
+def watched_in_words(address: str | None, op_prefix: str | None) -> str:
     """Return the beginning of a sentence that says what is watched. The command adds the server to it."""
-    target = "to all classes and databases" if cls is None else f"to {cls}"
+    target = "to all classes and databases" if address is None else f"to {address}"
     operations = "" if op_prefix is None else f" whose operation begins with {op_prefix}"
     return f"watching requests {target}, all replies and dead letters{operations},"
 
@@ -28,12 +29,12 @@ def watched_in_words(cls: str | None, op_prefix: str | None) -> str:
 class Watcher:
     """Reads new entries of every stream. An entry that is removed before it is read is not shown.
 
-    Answered requests are removed from their streams at once, and old replies after a while. `cls`, a class or a
+    Answered requests are removed from their streams at once, and old replies after a while. `address`, a class or a
     database such as "db3", limits only the requests, not the replies and dead letters; `op_prefix` limits all entries.
     """
 
-    def __init__(self, cls: str | None, op_prefix: str | None) -> None:
-        self._cls = cls
+    def __init__(self, address: str | None, op_prefix: str | None) -> None:
+        self._address = address
         self._op_prefix = op_prefix
         self._last_ids: dict[str, str] = {}
 
@@ -44,7 +45,7 @@ class Watcher:
     async def read(self, client: Any) -> list[Text]:
         """Return a line for each entry that came since the last read."""
         arguments = [*self._last_ids, *self._last_ids.values()]
-        # One read returns at most 200 entries of each stream; the next read returns the others.
+        # One read returns at most 200 entries of each stream, so that its answer stays small. The next one goes on.
         answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *arguments)
         entries = [(id, stream, fields) for stream, new_entries in answer or () for id, fields in new_entries]
         for id, stream, _ in entries:
@@ -57,9 +58,9 @@ class Watcher:
 
     def _is_wanted(self, stream: str, fields: dict[str, str]) -> bool:
         """Return whether `mesh watch` shows this entry: its class and its operation are those that were asked for."""
-        address = stream.removeprefix(keys.REQUESTS)
+        stream_address = stream.removeprefix(keys.REQUESTS)
         is_request = stream.startswith(keys.REQUESTS)
-        if self._cls is not None and is_request and address != self._cls:
+        if self._address is not None and is_request and stream_address != self._address:
             return False
         # "open" is no operation. To create a stream of replies, a script appends such an entry and deletes it at once.
         return fields.get("op") != "open" and (
@@ -98,10 +99,10 @@ def entry_line(id: str, stream: str, fields: dict[str, str]) -> Text:
     return text
 
 
-async def run(settings: RedisSettings, console: Console, cls: str | None, op_prefix: str | None) -> None:
+async def run(settings: RedisSettings, console: Console, address: str | None, op_prefix: str | None) -> None:
     """Print a line for each new entry until interrupted."""
     client = Connections(settings).client("mesh-watch", block_ms=BLOCK_MS)
-    watcher = Watcher(cls, op_prefix)
+    watcher = Watcher(address, op_prefix)
     try:
         while True:
             seconds, microseconds = await client.time()

@@ -171,7 +171,10 @@ def source_of(address: str | None) -> str:
 
 
 def fingerprint(account: str) -> str:
-    """Return a name for an account that does not show its address, for keys and the audit log."""
+    """Return a name for an account that does not show its address, for keys and the audit log.
+
+    The name has 128 bits of the hash: a shorter one saves memory of Redis, but two accounts might have the same name.
+    """
     return hashlib.sha256(account.encode()).hexdigest()[:32]
 
 

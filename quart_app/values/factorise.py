@@ -259,7 +259,7 @@ def seconds(factoring: Factoring, sieve_bits: int = SIEVE_BITS) -> float:
 
 
 def is_prime(number: int) -> bool:
-    """Return whether a number is prime: below 2^81 a proof; above, BPSW (24 rounds to GMP) and a Miller–Rabin round."""
+    """Return whether a number is prime: below 2^81 a proof; above, BPSW (24 of GMP's 25 rounds) and Miller–Rabin."""
     return bool(fmpz(number).is_prime() if number < _PROVEN_BELOW else gmpy2.is_prime(number, 25))
 
 

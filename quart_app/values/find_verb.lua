@@ -5,7 +5,7 @@
 --       Make several searches. The answer is {"each": [{...}, ...]}, with one answer for each search.
 -- The text that a search finds has no character that JSON would have to escape.
 -- A part of commit_verbs.lua. From there it uses `verbs`; from the other parts of commit.lua it uses `tx` and `head`. The body
--- of the reply is tx[head + 8].
+-- of the reply is tx[head + 8], as the list of words at the top of commit.lua says.
 
 -- Most commits make no search, so the function of find.lua is made at the first search of a commit.
 local function make_find()

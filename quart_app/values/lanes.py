@@ -131,6 +131,7 @@ class Lane:
         try:
             # Five looks in a cycle: more looks would give the slot back at most a fifth of a cycle sooner.
             while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:
+                # Several looks in a cycle: the sooner the end is seen, the sooner the next call gets the slot.
                 await asyncio.sleep(_PEBBLE_CYCLE_S / 5)
             await asyncio.sleep(_PEBBLE_CYCLE_S)
         finally:

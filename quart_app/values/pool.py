@@ -62,7 +62,8 @@ ATTEMPTS = 2
 def _after_cheap_steps(number: int) -> Factoring | None:
     """Return a number's factorisation after its cheap steps; None if these steps would block the event loop for long.
 
-    The cache saves time for callers that ask for the estimate of a number first, and then for its factors.
+    The cache saves time for callers that ask for the estimate of a number first, and then for its factors. A larger
+    cache helps if more callers come in between, and keeps more numbers in memory.
     """
     return engine.begin_short(number, INLINE_BITS)
 

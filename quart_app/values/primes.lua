@@ -7,9 +7,9 @@
 -- start of the index.
 -- Returns {where the next part begins ("" if there is none), list of primes, written as in the index}
 local index_key, alone_key, count = KEYS[1], KEYS[2], tonumber(ARGV[2])
-local kind, position = string.match(ARGV[1], '^(%a):(.*)$')
+local source, position = string.match(ARGV[1], '^(%a):(.*)$')
 local prefixed_primes = {}
-if kind ~= 'z' then
+if source ~= 'z' then
   local answer = redis.call('HSCAN', alone_key, position or '0', 'COUNT', count)
   for i = 1, #answer[2], 2 do prefixed_primes[#prefixed_primes + 1] = answer[2][i] end
   return {answer[1] == '0' and 'z:' or 'h:' .. answer[1], prefixed_primes}
