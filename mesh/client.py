@@ -57,9 +57,10 @@ LINK_SCRIPTS = (
 #: no replica waits for its end, because a client holds no database.
 PRESENCE_TTLS = 10
 #: The client stops trusting its presence when this share of the presence's time is left. So it stops before Redis ends
-#: the presence.
+#: the presence. With a larger share, fewer late renewals are survived.
 SAFETY_SHARE = 0.1
-#: Wait, in seconds, before a new presence is written after the last one has ended or could not be written.
+#: Wait, in seconds, before a new presence is written after the last one has ended or could not be written. A longer
+#: wait keeps the program without a presence for longer; a shorter one costs Redis more attempts.
 RETRY_PAUSE_S = 0.5
 
 

@@ -32,6 +32,7 @@ from mesh.wire.link import Link
 log = structlog.get_logger(__name__)
 
 #: Pause, in seconds, between two looks at the server's memory. Between them a replica does not know what others store.
+#: With a longer pause, replicas may together store more before they notice; a shorter one costs more commands.
 LOOK_S = 0.5
 #: A server may not name its policy. After it has deleted a key for room, it counts as one that deletes keys for this
 #: time, in seconds.

@@ -31,7 +31,8 @@ from quart_app.settings import AppSettings
 MOST_BYTES = 4 << 20
 #: Most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream.
 MOST_TEXT, MOST_TRACEBACK = 2000, 20_000
-#: How long the end of the process waits until the last lines are written.
+#: How long the end of the process waits until the last lines are written. If nobody reads the log, a longer wait delays
+#: the end; after a shorter one, more lines may be lost.
 LAST_LINES_WAIT_S = 1.0
 
 

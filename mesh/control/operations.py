@@ -22,7 +22,7 @@ from mesh.wire.script import Script
 TALLY = Script.beside(__file__, "tally.lua")
 
 #: At most this many entries of each stream, and of `mesh:later`, are counted. The server needs some milliseconds for so
-#: many.
+#: many. More would count longer queues to the end, and hold up the server for longer.
 MOST_COUNTED = 1000
 #: The count of a stream stops after entries whose bodies have this many bytes together, because the script reads whole
 #: entries.

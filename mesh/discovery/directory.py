@@ -44,7 +44,8 @@ OPTION_NAMES = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
 #: For this long the result of a lookup is used. After that the roster is read again. A longer time saves lookups, but a
 #: replica that has just joined is noticed later.
 LOOKUP_FRESH_S = 1.0
-#: Longest wait for the lookup. If there is no answer by then, no request is refused here.
+#: Longest wait for the lookup. If there is no answer by then, no request is refused here. A longer wait delays calls
+#: while Redis is slow; after a shorter one, more of them go on unchecked.
 LOOKUP_WAIT_S = 1.0
 
 

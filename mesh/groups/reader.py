@@ -17,12 +17,14 @@ from mesh.wire.script import Script
 KEEP_ALIVE = Script.beside(__file__, "keep_alive.lua")
 FORGET = Script.beside(__file__, "forget.lua")
 
-#: Longest time for which a read blocks. A reader that is to stop needs this long at most.
+#: Longest time for which a read blocks. A reader that is to stop needs this long at most. With a shorter time, idle
+#: readers cost Redis more reads.
 BLOCK_MS = 250
 #: If a consumer has no pending entries and has sent no command for this long, its process has ended. A running consumer
 #: reads again after at most BLOCK_MS.
 SILENCE_MS = 60_000
-#: Most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while.
+#: Most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while. More
+#: would need a longer command, and the server does nothing else meanwhile.
 MOST_HANDED_BACK = 10_000
 
 #: The fields of an entry, by name.

@@ -28,9 +28,11 @@ from mesh.journal.position import Position, Snapshot
 #: How many snapshots of one log are kept. The log keeps all entries after the oldest of them, so a replica can still
 #: restore when the newest snapshot is damaged. More snapshots would need more room on the disk and in the log.
 KEPT = 2
-#: If an unfinished file has not changed for this long, the process that wrote it has died, and the file is deleted.
+#: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted. A shorter
+#: time could delete the file of a slow writer; with a longer one, the file takes room on the disk.
 STALE_PART_S = 3600
-#: Pause between two attempts to lock the folder.
+#: Pause between two attempts to lock the folder. A longer pause delays the process that waits; a shorter one costs more
+#: attempts.
 LOCK_RETRY_S = 0.1
 
 _NAME_PATTERN = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.")

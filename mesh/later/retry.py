@@ -16,6 +16,7 @@ from mesh.wire.script import Script
 DEFER = Script.beside(__file__, "defer.lua", "taken.lua", *OPTIONS)
 
 #: Characters of the last error that are kept with a request that waits for its next try: people can read them there.
+#: More take more memory of Redis for each such request.
 MOST_ERROR_CHARACTERS = 500
 
 

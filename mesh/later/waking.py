@@ -42,11 +42,13 @@ SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
 #: some milliseconds.
 MOST_WOKEN = 256
 #: The replica on database n waits n times this long before it wakes what is due. So usually a single replica does it:
-#: the one on the lowest database.
+#: the one on the lowest database. A longer time delays the wake when that replica is away; with a shorter one, several
+#: replicas do the same work.
 STAGGER_MS = 2
 #: Longest sleep. A renewal of the lease ends the sleep if something is due earlier.
 LONGEST_SLEEP_S = 1.0
-#: How often a replica writes its schedules into Redis again, in case somebody has deleted them.
+#: How often a replica writes its schedules into Redis again, in case somebody has deleted them. Until then a deleted
+#: schedule sends no ticks; a shorter time costs Redis more scripts.
 REWRITE_S = 30.0
 #: Pause after an error that says that somebody has overwritten a key. publish.lua, which writes some keys anew, runs as
 #: often.

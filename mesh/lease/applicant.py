@@ -38,7 +38,8 @@ GRANT = Script.beside(__file__, "grant.lua", "written.lua")
 #: A command for Redis: its name, and then its arguments.
 Command = tuple[Any, ...]
 
-#: Pause between two looks at the databases, and between two tries of a renewal that failed.
+#: Pause between two looks at the databases, and between two tries of a renewal that failed. A longer pause delays the
+#: next try; a shorter one costs Redis more commands.
 POLL_S = 0.1
 
 

@@ -40,8 +40,10 @@ _LOST, _RESTORED = 0, 2
 _REQUESTS_WAIT = -1
 
 #: The holder stops trusting its lease when this part of the ttl is left. So it stops before the server ends the lease.
+#: With a larger share, fewer late renewals are survived.
 SAFETY_SHARE = 0.1
-#: Pause between attempts to release while requests wait for the database.
+#: Pause between attempts to release while requests wait for the database. A longer pause delays the end of a drain; a
+#: shorter one costs Redis more tries.
 RELEASE_POLL_S = 0.01
 #: A replica gives its lease up when its event loop has not run for this many ttls. With a larger number, a process that
 #: hangs keeps its database for longer. With a smaller one, a handler that blocks the loop for long costs the lease.

@@ -31,7 +31,8 @@ W = TypeVar("W", bound=Hashable)
 #: A turn may last at least this long while others wait for it. If it ends too early, requests run side by side again,
 #: and have conflicts; if it lasts too long, a slow handler holds up the others.
 PATIENCE_S = 0.25
-#: A turn may last this many times the shortest of the last runs at its key.
+#: A turn may last this many times the shortest of the last runs at its key. A larger factor lets a slow handler hold up
+#: the others for longer; with a smaller one, more turns end too early.
 RUNS_PER_TURN = 4
 #: How many of the last runs at a key are remembered: their durations decide how long a turn may last.
 RUNS_REMEMBERED = 8

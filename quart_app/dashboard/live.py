@@ -33,7 +33,7 @@ from quart_app.dashboard.pages import OVERVIEW, SEARCH_FIELDS, VIEWS, Entries, P
 from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
-#: Most answers in the list on the view of requests.
+#: Most answers in the list on the view of requests. More would make each update of the view larger.
 MOST_ROWS = 40
 #: Most characters that are used of a reference, or of another text by which the view of requests is searched. What
 #: follows them is ignored.

@@ -39,7 +39,8 @@ MEDIA_TYPE = "application/gzip"
 #: The second line of a backup.
 COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 
-#: Shards written in one step: about 4000 of a million records, which takes about 20 ms.
+#: Shards written in one step: about 4000 of a million records, which takes about 20 ms. More would hold up the event
+#: loop for longer; fewer need more steps.
 SHARDS_PER_STEP = 16
 #: Most bytes that one step unpacks. A few packed bytes can unpack to far more, and would make a step long.
 UNPACKED_PER_STEP = 1 << 18

@@ -25,7 +25,8 @@ from quart_app.security.basic import BasicAuth
 _UPDATE = TypeAdapter(GradeUpdate)
 _tagged = tag(["grades"])
 _needs_password = security_scheme([{BASIC: []}])
-#: About how many bytes an entry of the log takes in Redis: counted for each change before it is appended.
+#: About how many bytes an entry of the log takes in Redis: counted for each change before it is appended. Too small a
+#: number lets Redis fill up, too large a one refuses changes early.
 ENTRY_BYTES = 300
 
 

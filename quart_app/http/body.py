@@ -46,7 +46,8 @@ MAX_KEYS = 100
 MAX_DEPTH = 32
 #: A body of up to this many bytes does not wait for its turn: parsing it takes less than 1 ms at worst.
 SMALL_BYTES = 1 << 11
-#: The most bytes that are parsed in one go: about 3 ms at worst.
+#: The most bytes that are parsed in one go: about 3 ms at worst. Larger pieces hold up the event loop for longer;
+#: smaller ones cost more turns.
 PIECE_BYTES = 1 << 14
 #: Offsets in a piece at which a search for its end begins. What looks like an end may be inside a long string, so there
 #: are three tries.

@@ -17,7 +17,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at the reason. A state that lasts for less time may never be logged.
 CHECK_INTERVAL_S = 0.5
-#: Seconds between two log lines while the reason stays the same.
+#: Seconds between two log lines while the reason stays the same. A shorter interval makes the log longer; after a
+#: longer one, a reader of its end misses the reason.
 REPEAT_INTERVAL_S = 60.0
 
 

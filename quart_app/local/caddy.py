@@ -25,11 +25,13 @@ from quart_app.local.processes import Child, Program, Supervisor, last_line
 
 CADDYFILE = Path(__file__).with_name("Caddyfile")
 
-#: Longest time from Caddy's start until it listens.
+#: Longest time from Caddy's start until it listens. A longer time suits a slow machine, but a start that fails is
+#: reported later.
 START_S = 10.0
 #: Longest time that requests in progress get when Caddy stops: the default deadline of a request, and one second.
 GRACE_S = 6.0
-#: Pause between two tries to connect to Caddy while it starts.
+#: Pause between two tries to connect to Caddy while it starts. A longer pause delays the start; a shorter one costs
+#: more tries.
 POLL_S = 0.05
 #: Variables that would make Caddy send its requests to the replicas through a proxy.
 GO_PROXY_VARIABLES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"})

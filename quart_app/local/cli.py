@@ -29,7 +29,8 @@ from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
 from quart_app.local.teller import Teller, member_row, missing_row, missing_sentence, roster_table
 
-#: Longest wait of `mesh up` for all replicas to be ready. After it, `mesh up` shows the user those that are ready.
+#: Longest wait of `mesh up` for all replicas to be ready. After it, `mesh up` shows the user those that are ready. A
+#: longer wait suits a slow machine, but the user learns later that a replica does not get ready.
 READY_WAIT_S = 60.0
 #: Two signals within this time count as one, because `timeout` and some terminals send each signal twice.
 SAME_SIGNAL_S = 0.3

@@ -27,7 +27,8 @@ PYTHON = (sys.executable, "-P", "-m")
 #: Longest wait until the server reads what is sent to it. While the server imports modules, it reads nothing. If it
 #: takes longer, the server is ended.
 SEND_S = 10.0
-#: Pause between two looks of `Fork.wait` whether the program still runs.
+#: Pause between two looks of `Fork.wait` whether the program still runs. A longer pause delays the caller; a shorter
+#: one takes more of the processor.
 POLL_S = 0.005
 
 

@@ -42,7 +42,8 @@ STOP_MARGIN_S = 10
 #: The setting DRAIN_MS of each replica, unless our environment has one: a replica that leaves alone serves this long,
 #: until Caddy sends it no more requests.
 DRAIN_MS = "2000"
-#: How often the check of the environment is looked at, until it has ended.
+#: How often the check of the environment is looked at, until it has ended. A longer pause delays the start; a shorter
+#: one takes more of the processor.
 POLL_S = 0.1
 
 

@@ -32,9 +32,11 @@ LONGEST_PAUSE_S = 5.0
 #: second file, whose former content is lost.
 LOG_BYTES = 16 << 20
 LOOK_AT_LOG_S = 5.0
-#: The pause after the exit status EXIT_SETUP, even the first time: before a new start somebody must repair the setup.
+#: The pause after the exit status EXIT_SETUP, even the first time: before a new start somebody must repair the setup. A
+#: longer pause delays the start after the repair; a shorter one costs more starts that must fail.
 SETUP_PAUSE_S = 5.0
-#: How often `Child` looks whether its process still runs.
+#: How often `Child` looks whether its process still runs. A longer pause delays the next start; a shorter one takes
+#: more of the processor.
 POLL_S = 0.05
 
 #: Tells the user of `mesh up` a sentence.

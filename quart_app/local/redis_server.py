@@ -33,9 +33,11 @@ START_S = 30.0
 #: How long a server that should be running already may take to answer. A longer time delays the message that it does
 #: not answer; a shorter one would call a busy server silent.
 ANSWER_WAIT_S = 2.0
-#: Pause between two tries to reach a server that starts.
+#: Pause between two tries to reach a server that starts. A longer pause delays the start; a shorter one costs more
+#: tries.
 POLL_S = 0.05
-#: Pause between two looks of `report_silence` at a running server.
+#: Pause between two looks of `report_silence` at a running server. A longer pause reports a silence later; a shorter
+#: one costs more commands.
 WATCH_PAUSE_S = 1.0
 
 

@@ -23,7 +23,8 @@ from quart_app.local.ports import free_port, free_ports
 from quart_app.local.processes import Child, Program, Supervisor, last_line
 from quart_app.registry import SERVICES
 
-#: How often `wait_until_ready` reads the roster.
+#: How often `wait_until_ready` reads the roster. A longer pause shows ready replicas later; a shorter one costs Redis
+#: more reads.
 POLL_S = 0.1
 
 #: Called with the number of replicas that are ready, at each look.

@@ -47,7 +47,7 @@ PROBE_POLL_S = 0.02
 #: The Retry-After of an answer if the failure is short, or if it is not known how long the failure lasts.
 SHORT_RETRY_AFTER_MS = 1_000
 #: The largest number of tries to record the outcome of a reservation in Redis. If all fail, the quota treats the
-#: reservation as that of a sender that died.
+#: reservation as that of a sender that died. More tries outlast a longer failure of Redis, and delay the answer.
 MOST_TRIES_TO_RECORD = 3
 #: The largest number of times that one message reserves again because the free provider has opened just before the
 #: payment. After that it is paid for, so that a message cannot go round forever.

@@ -30,7 +30,8 @@ from quart_app.messages.users import translated_redis_errors
 log = structlog.get_logger(__name__)
 
 SCRIPTS = {name: Script.beside(__file__, f"{name}.lua") for name in ("claim", "begin_sending", "finish", "give_back")}
-#: The largest number of tries to keep an answer in Redis. If all fail, the answer is not kept.
+#: The largest number of tries to keep an answer in Redis. If all fail, the answer is not kept. More tries outlast a
+#: longer failure of Redis, and delay the answer.
 MOST_TRIES_TO_KEEP = 3
 #: The outcome of a message that reached no provider: its key is free again.
 UNUSED: Final = "unused"

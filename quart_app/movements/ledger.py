@@ -26,7 +26,8 @@ log = structlog.get_logger(__name__)
 
 #: The consumer group of the event stream.
 GROUP = "movements"
-#: Pause between two measurements for the gauges, in seconds. Each measurement costs a query and a command.
+#: Pause between two measurements for the gauges, in seconds. Each measurement costs a query and a command. With a
+#: longer pause, the gauges are older.
 MEASURE_PAUSE_S = 2.0
 
 

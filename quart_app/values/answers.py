@@ -15,7 +15,8 @@ from quart_app.values.pace import Pace
 
 #: A longer answer is sent in pieces of about this size, and between two pieces the event loop does other work.
 PIECE_BYTES = 1 << 16
-#: How many elements are written between two calls of `pace`, which lets the event loop do other work.
+#: How many elements are written between two calls of `pace`, which lets the event loop do other work. More hold it up
+#: for longer; fewer cost more turns.
 ELEMENTS_BETWEEN_PACES = 50
 #: A client has this long to read an answer of several pieces. Meanwhile its bytes count against the budget, so a longer
 #: time lets slow clients keep others out.

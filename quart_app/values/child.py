@@ -21,6 +21,7 @@ from quart_app.values.factorise import Factoring
 Slice = tuple[Factoring, str | None]
 
 #: About how long a slice of curves takes. Between two slices, the pool may stop the computation or show how far it is.
+#: With longer slices, both wait for longer; shorter ones cost more calls.
 SLICE_S = 0.5
 #: How long after the deadline the system kills a process that still computes, in case the pool is gone.
 GRACE_S = 5.0

@@ -19,7 +19,8 @@ from quart_app.values.pool import FactorPool
 HARD_S = 0.05
 #: A computation ends this long before the deadline, so that its answer arrives in time.
 MARGIN_S = 0.25
-#: How many results are kept. A request that runs again after a conflict takes its results from here.
+#: How many results are kept. A request that runs again after a conflict takes its results from here. With fewer, it may
+#: have to compute again; more take more memory.
 MOST_FINISHED = 256
 
 #: The fields of `Progress` that clients see.

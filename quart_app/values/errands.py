@@ -23,7 +23,8 @@ T = TypeVar("T")
 #: The pause between two checks whether a job still exists. With a larger one, the work goes on for longer after the job
 #: was deleted; each check is a trip to Redis.
 LOOK_S = 0.3
-#: The longest pause between two tries to find room for a value.
+#: The longest pause between two tries to find room for a value. A longer pause leaves room unused; a shorter one costs
+#: more tries.
 LONGEST_PAUSE_S = 0.5
 
 #: Returns how the factorisation of a value is going; None if this replica is not factorising the value.

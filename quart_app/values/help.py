@@ -39,9 +39,11 @@ HELP = "values.help"
 
 #: A helper begins new slices for this long. Its answer may take twice as long, because the last slice has to end.
 HELP_S = 5.0
-#: The longest pause (s) between two looks for replicas that can help.
+#: The longest pause (s) between two looks for replicas that can help. A longer pause leaves idle replicas unused; a
+#: shorter one costs more reads of the roster.
 LOOK_S = 2.0
-#: A refusal takes milliseconds. A request that has no answer after this time is being worked on.
+#: A refusal takes milliseconds. A request that has no answer after this time is being worked on. With a longer time,
+#: several helpers are asked more slowly; with a shorter one, a slow refusal counts as work.
 REFUSAL_S = 0.1
 #: The bound (bits) for sieves in a helper: 0, so that it runs curves on large composites of any size.
 _NO_SIEVE_BITS = 0

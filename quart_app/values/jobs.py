@@ -64,7 +64,8 @@ return 1
 #: With a shorter time, a replica might not finish storing a large job. With a longer time, a job that no replica works
 #: on counts for longer against `max_jobs` and `jobs_bytes`.
 UNSENT_JOB_MS = 10_000
-#: About how many bytes of Redis an item takes in addition to its texts, which `job_bytes` counts.
+#: About how many bytes of Redis an item takes in addition to its texts, which `job_bytes` counts. Too small a number
+#: lets jobs take more than their bound; too large a one refuses jobs early.
 ITEM_BYTES = 250
 #: The most values, and about the most bytes, in a field order:{n}. One piece of work reads and shows such a part; a
 #: larger part would block the event loop for longer.

@@ -26,7 +26,8 @@ K = TypeVar("K", bound=Hashable)
 W = TypeVar("W")
 A = TypeVar("A")
 
-#: Time limits are rounded up to a multiple of this. Only callers with the same rounded time limit share a request.
+#: Time limits are rounded up to a multiple of this. Only callers with the same rounded time limit share a request. With
+#: a larger step, more callers share, and short time limits grow by more.
 TIME_LIMIT_STEP_MS = 20
 #: For how many turns of the event loop a group stays open. With one turn, a replica under load answers 12 % fewer
 #: callers a second.
@@ -36,7 +37,8 @@ TURNS = 3
 #: (`refused_by_queue`) refuses a request if the next unread one of the class has waited for more than a tenth of its
 #: time limit.
 WAIT_FRACTION = 0.25
-#: Longest text of call ids that a request carries, in characters. A call id finds the request in logs and traces.
+#: Longest text of call ids that a request carries, in characters. A call id finds the request in logs and traces. The
+#: mesh sends no longer text in the field `call` (see `mesh.requests.tracing`).
 MOST_ID_CHARACTERS = 200
 
 #: Takes the place of an answer: the caller must send a request of its own.
