@@ -279,8 +279,8 @@ class Client:
     async def _presence_for(self, ops: Sequence[str], level: int = 0) -> Presence:
         """Return the presence, for requests of these operations whose options have at most this level.
 
-        Raises Unserved if no live replica serves one of the operations, OlderRelease if a live replica does not know
-        the level, and `_absence_error` if there is no presence.
+        Raises Unserved if no live replica serves one of the operations, and OlderRelease if a live replica does not
+        know the level. Without a presence, raises `_absence_error`.
         """
         presence = self._require_presence()
         await presence.directory.check(ops, level)

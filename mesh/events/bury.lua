@@ -2,8 +2,8 @@
 -- Gives an event up, in one step: writes a dead letter, acknowledges the event and deletes it. If several consumers try, one
 -- succeeds.
 -- The body is copied inside the server, so that bytes that are not text stay as they are. If an event has other fields than
--- `body`, the body of its letter is a JSON object with all of its fields, and the letter's field `encoded` is "fields". A
--- replay reads the fields of the event from this object.
+-- `body`, the body of its letter is a JSON object with all of the event's fields. The field `encoded` of the letter is then
+-- "fields", and a replay reads the fields of the event from this object.
 -- KEYS: stream, dead letters
 -- ARGV: group, id, reason, deliveries, most dead letters kept
 -- Returns 1 if the event was buried, 0 if it was settled before

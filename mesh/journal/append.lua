@@ -3,9 +3,11 @@
 -- KEYS: the stream of the log
 -- ARGV: identity of the log that the writer follows, number of the last entry that it has read, least ms of the id, last
 --       moment for the append (ms; 0: any), op, writer, the writer's name for the entry, body
--- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. The reason is 'missing' (there is
--- no log), 'replaced' (it is another log), 'rewound' (it ends before what the writer has read) or 'late' (the last moment
--- is over).
+-- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. The reasons are:
+--   missing    there is no log
+--   replaced   it is another log
+--   rewound    it ends before what the writer has read
+--   late       the last moment is over
 -- Redis refuses this script when memory is full, because the script stores an entry.
 local log, identity, read_up_to = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local least_ms, not_after = tonumber(ARGV[3]), tonumber(ARGV[4])

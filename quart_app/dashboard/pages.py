@@ -79,8 +79,8 @@ class PageView:
     entries: Entries = ()
     #: view of dead letters
     groups: Sequence[ShownGroup] = ()
-    #: view of requests: the reference that the viewer searches for, the lines of the timeline of its requests
-    #: (not lanes as the glossary says it), the newest answers, and the texts by which these were chosen
+    #: view of requests: the reference that the viewer searches for, the lines of the timeline of its requests, the
+    #: newest answers, and the texts by which these were chosen. `lanes` are here these lines, not those of a limit
     reference: str = ""
     lanes: Sequence[TimelineRow] = ()
     rows: Sequence[AnswerRow] = ()

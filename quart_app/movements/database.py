@@ -167,8 +167,8 @@ def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | Non
     """
     # Without overflow, POOL_SIZE is the most connections of this process.
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
-    # A batch must be one INSERT. If it were split in two, the second INSERT would wait for rows while the transaction
-    # keeps the rows of the first INSERT locked, and two replicas could deadlock.
+    # A batch must be one INSERT. A second INSERT would wait for rows while its transaction keeps the rows of the first
+    # one locked. So two replicas could deadlock.
     options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
         connect_args = {

@@ -7,9 +7,9 @@ in the library that python-flint's wheel contains. So each factor is known as so
 before a deadline.
 
 A curve has two stages, with the bounds B1 and B2: higher bounds find larger factors, and take longer. The bounds need
-no table: the i-th curve has B1 = 50·i and B2 = 50·B1. With these bounds, the expected work to find a factor of 12 to
-25 digits is at most a tenth more than with the best fixed bound for that size. With FLINT's own table, the work is a
-fifth to two fifths more. `bench/curves.py` computes these figures from Dickman's function and the cost of FLINT's two
+no table: the i-th curve has B1 = 50·i and B2 = 50·B1. The expected work to find a factor of 12 to 25 digits is at
+most a tenth more than with the best fixed bound for that size. With FLINT's own table, the work is a fifth to two
+fifths more. `bench/curves.py` computes these figures from Dickman's function and the cost of FLINT's two
 stages.
 
 GMP-ECM runs a curve two to three times faster. We do not use it: the only wheel that contains it brings a large part of

@@ -1,8 +1,14 @@
 """The filter of the primes in this replica's database: a GET asks only databases that may have its prime.
 
 Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit, so a filter fills up.
-The replica makes a new one in three cases: more than one bit in eight is set (one in four, while the filter is young),
-the filter is more than eight times as large as a new one would be, or its key is gone. Four steps make a new filter:
+The replica makes a new one in four cases:
+
+    too full     more than one bit in eight is set; one in four, while the filter is young
+    too large    the filter is more than eight times as large as it has to be
+    outdated     it has bits, but the database has no primes any more
+    gone         its key is gone
+
+Four steps make a new filter:
 
     1  from now on, puts also set their bits in the new filter
     2  the replica waits until Redis has applied the puts that were sent before step 1

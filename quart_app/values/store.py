@@ -236,8 +236,8 @@ class Part(Struct, frozen=True):
 
     The part is complete up to the value `until`, or altogether if `until` is "". `found` has the values and their
     factors as text, for example "c136=2 2 2 17;c137=137"; `Request.found` is something else. Each value has the prefix
-    that `with_prefix` writes, so sorting the lines of several databases sorts their values. A replica sends a list (a
-    value, its record, and so on) if it is of a release that does not know "as" in the body of the request.
+    that `with_prefix` writes, so sorting the lines of several databases sorts their values. A replica of a
+    release that does not know "as" in the body of the request sends a list: a value, its record, and so on.
     """
 
     until: str
