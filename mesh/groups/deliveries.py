@@ -19,12 +19,18 @@ class Pending(NamedTuple):
 
 
 def is_last(deliveries: int, most_deliveries: int) -> bool:
-    """Return whether an entry is given up if this delivery fails. `deliveries` is their number, this one included."""
+    """Return whether an entry is given up, because this delivery has failed.
+
+    `deliveries` is their number, this one included. Consumers ask this after the work on the entry.
+    """
     return deliveries >= most_deliveries
 
 
 def is_overdelivered(deliveries: int, most_deliveries: int) -> bool:
-    """Return whether an entry must not be tried once more: all allowed deliveries ended without an outcome."""
+    """Return whether an entry must not be tried once more: all allowed deliveries ended without an outcome.
+
+    Consumers ask this before the work on the entry.
+    """
     return deliveries > most_deliveries
 
 

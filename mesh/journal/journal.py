@@ -134,7 +134,7 @@ class View:
 
 
 def new_identity() -> str:
-    """Return an identity that no other log has."""
+    """Return an identity that no other log has: 64 random bits, as 16 characters, which names of snapshots contain."""
     return secrets.token_hex(8)
 
 

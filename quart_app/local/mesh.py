@@ -177,6 +177,7 @@ async def _run_providers(
     for kind, command in providers.commands(*ports).items():
         if not os.environ.get(f"{kind.upper()}_PROVIDER_URL"):
             log = logs / f"provider-{kind}.log"
+            # A longer wait delays the end of `mesh up`; after a shorter one, more requests in progress are cut off.
             program = Program(f"the {kind} provider", command, log, stop_wait_s=5.0, fork_server=forks)
             child = await stack.enter_async_context(supervisor.starting(program))
             await stack.enter_async_context(supervisor.keeping(child))
