@@ -143,5 +143,4 @@ async def pause_if_not_blocked(sent_at: float, block_ms: int = BLOCK_MS) -> None
     A read counts as one that did not block if it took less than a quarter of its BLOCK time.
     """
     if time.monotonic() - sent_at < block_ms / 4000:  # a quarter, in seconds
-        # A longer pause delays new entries; a shorter one takes more of the processor.
         await asyncio.sleep(0.01)

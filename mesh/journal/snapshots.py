@@ -28,8 +28,7 @@ from mesh.journal.position import Position, Snapshot
 #: How many snapshots of one log are kept. The log keeps all entries after the oldest of them, so a replica can still
 #: restore when the newest snapshot is damaged. More snapshots would need more room on the disk and in the log.
 KEPT = 2
-#: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted. A shorter
-#: time could delete the file of a slow writer; with a longer one, the file takes room on the disk.
+#: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted.
 STALE_PART_S = 3600
 #: Pause between two attempts to lock the folder. A longer pause delays the process that waits; a shorter one costs more
 #: attempts.

@@ -45,7 +45,6 @@ if redis.call('TYPE', replies_key).ok ~= 'stream' then
   redis.call('DEL', replies_key)
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
--- Redis keeps replies for a holder that is gone until ten ttls after its last renewal: see grant.lua.
 redis.call('PEXPIRE', replies_key, 10 * ttl)
 
 --[[ ../later/next_due.lua ]]

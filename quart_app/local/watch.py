@@ -61,7 +61,7 @@ class Watcher:
         """Return whether `mesh watch` shows this entry: its class and its operation are those that were asked for."""
         stream_address = stream.removeprefix(keys.REQUESTS)
         is_request = stream.startswith(keys.REQUESTS)
-        if self._address is not None and is_request and stream_address != self._address:
+        if self._address is not None and is_request and address != self._address:
             return False
         # "open" is no operation. To create a stream of replies, a script appends such an entry and deletes it at once.
         return fields.get("op") != "open" and (

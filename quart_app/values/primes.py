@@ -4,7 +4,7 @@ Each put sets the bits of its primes in the commit that writes the records. Noth
 The replica makes a new one in four cases:
 
     too full     more than one bit in eight is set; one in four, while the filter is young
-    too large    the filter is more than eight times as large as it has to be
+    too large    the filter is more than eight times as large as a new one would be
     outdated     it has bits, but the database has no primes any more
     gone         its key is gone
 
