@@ -3,7 +3,7 @@
 -- its commit is refused from now on.
 -- KEYS: later, books, key that remembers this attempt, stream, ...   (all possible request streams)
 -- ARGV: key of the request, most entries to look at on one stream, how long to remember this attempt (ms)
--- Returns 1 if the request was removed, 0 if it has ended
+-- Returns 1 if the request was removed, 0 if it was not found: it has ended, or too many other entries are before it
 local books_key, attempt_key = KEYS[2], KEYS[3]
 local key, most_searched, remembered_ms = unpack(ARGV)
 -- If the attempt is remembered, an earlier run of this script has removed the request, but its answer was lost.

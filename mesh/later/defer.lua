@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Moves a request from its stream to mesh:later, where it waits for its next try, or until another replica of its class may
--- read it. The request keeps the time at which it was sent, and its deadline.
+-- Moves a request from its stream to mesh:later. There it waits for its next try; or for a moment, so that another replica of
+-- its class may read it afterwards. The request keeps the time at which it was sent, and its deadline.
 -- KEYS: stream, later
 -- ARGV: id, consumer, pause (ms), number of failed tries so far, error of the last try or the reason for handing on
 -- Returns when the request is due (ms), or 0 if it is not pending for this consumer

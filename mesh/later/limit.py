@@ -81,7 +81,7 @@ class Limit:
         lane_name = f"{op}:{self._value_of(body)}" if self.by else f"{op}:"
         if self.concurrency is not None:
             return f"lane {self.concurrency} {lane_name}"
-        assert self.rate is not None and self.per is not None  # `__post_init__` makes sure of this, for mypy
+        assert self.rate is not None and self.per is not None  # for mypy: `__post_init__` makes sure of this
         interval_us = -(-(self.per // _ONE_US) // self.rate)
         return f"rate {interval_us} {self.burst or self.rate} {self.when} {lane_name}"
 

@@ -21,7 +21,7 @@ local entry_key, deadline = later_key .. ':' .. name, by_name.deadline or '0'
 redis.call('HSET', entry_key, unpack(flat))
 redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', by_name.first, 'parked', op)
 redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
--- The score is the time of acceptance (ms).
+-- The score is the time of acceptance (ms). For a request that was sent for later, it is the time at which it was woken.
 redis.call('ZADD', parked_key, string.match(by_name.first, '^%d+'), name)
 remove_entry(stream, id)
 -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.

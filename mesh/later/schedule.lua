@@ -17,7 +17,7 @@ local function is_live(epoch_of_author)
   end
 end
 
--- publish.lua gives the schedule an expiry while no live replica serves it. Now a replica does.
+-- publish.lua gives the schedule an expiry when no live replica serves it any more. Now a replica does.
 redis.call('PERSIST', schedule_key)
 if next and (known == definition or tonumber(author_epoch) > epoch and is_live(author_epoch)) then
   if known == definition and tonumber(author_epoch) < epoch then redis.call('HSET', schedule_key, 'epoch', ARGV[2]) end

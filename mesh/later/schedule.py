@@ -22,11 +22,11 @@ MOST_COUNTED = 1000
 class MissedPolicy(StrEnum):
     """What becomes of the ticks that passed while no replica was live."""
 
-    #: one request for all of these ticks together
+    #: one run for all of these ticks together
     ONCE = "once"
-    #: no request
+    #: no run
     SKIP = "skip"
-    #: one request for each tick, one after the other
+    #: one run for each tick, one after the other
     ALL = "all"
 
 

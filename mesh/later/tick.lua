@@ -42,7 +42,7 @@ local function still_runs()
   end
 end
 
--- Returns the addresses of this tick. Every database that has a roster row gets a request.
+-- Returns the addresses of this tick. For "*" they are all databases that have a roster row.
 local function targets()
   if to ~= '*' then return {to} end
   local live = {}

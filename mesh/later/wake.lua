@@ -66,8 +66,8 @@ local function is_late(about)
   return deadline > 0 and deadline <= now
 end
 
--- Moves a waiting request that was due at `due` (ms) to its stream, or ends it. Returns an outcome, and what the loop below
--- calls `more`. `about` has the fields of the hash by name, and `words` those of the new entry as a list.
+-- Moves a waiting request that was due at `due` (ms) to its stream, ends it, or lets it wait on. Returns an outcome, and what
+-- the loop below calls `more`. `about` has the fields of the hash by name, and `words` those of the new entry as a list.
 local function wake(name, due)
   local words, about, fields = {}, {}, redis.call('HGETALL', later_key .. ':' .. name)
   for i = 1, #fields, 2 do

@@ -96,7 +96,7 @@ class Waking:
             try:
                 await self._wake_and_sleep()
             except RedisError as error:
-                # Calls do not need the keys of waiting requests and schedules. So the membership goes on without them.
+                # Most calls need no key of waiting requests or schedules. So the membership goes on.
                 if classify(error) is not Meaning.OVERWRITTEN:
                     raise
                 log.error("waiting requests and schedules rest", reason=f"{OVERWRITTEN_TEXT}: {text_of(error)}")
