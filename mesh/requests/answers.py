@@ -60,7 +60,7 @@ class Ask:
 
 
 def needed_ops_and_level(asks: Sequence[Ask]) -> tuple[list[str], int]:
-    """Return what the live replicas must know: the operations of requests, and the highest level of their options."""
+    """Return what `Directory.check` takes: the operations of requests, and the highest level of their options."""
     return [ask.op for ask in asks], max((ask.level for ask in asks), default=0)
 
 
@@ -78,7 +78,7 @@ class Answer:
         self.once = once
         #: its limit; "" for none
         self.limit = limit
-        #: of the replies without an error, in the order in which they came
+        #: the bodies of the replies without an error, in the order in which they came
         self.bodies: list[Any] = []
         self.error: MeshError | None = None
         #: its address is no longer live; a gather then has no reply of this address
@@ -169,7 +169,7 @@ class CallInProgress:
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back
         self.left_out: frozenset[int] = frozenset()
-        #: resolved when all replies are there; its caller awaits this
+        #: resolved when all replies are there, at the deadline, or with an error; the caller awaits this
         self.completed = completed
         #: the beginning of the names of a gather's requests; "" for a call
         self._gather_key = gather_key

@@ -89,7 +89,7 @@ class Calls:
         #: requests that nobody waits for any more: `_remove_requests` removes them
         self._removals: asyncio.Queue[streams.Removal] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
-        #: the error that all later calls raise, once the replica has left the mesh; None until then
+        #: the error that all later calls raise, once the replica or client has left the mesh; None until then
         self._closed: MeshError | None = None
         #: Sends all requests or none, and returns their answers in the same order. If an answer is late, its error is
         #: DeadlineExceeded. If nothing was sent, raises NoReplica, Busy, Unavailable or InvalidBody.
@@ -101,7 +101,7 @@ class Calls:
     def unanswered(self) -> int:
         """The number of requests that wait for replies; a gather counts as one.
 
-        A replica or client that leaves waits until it is 0.
+        A replica or client that leaves waits until it is 0, but no longer than the default deadline.
         """
         return len(self._in_progress)
 

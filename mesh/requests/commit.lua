@@ -126,7 +126,7 @@ local expiries = {}
 
 -- Each function costs time at every run of the script: to create it, to bind each outer variable that it uses, and about as
 -- much again to free its memory later. So the functions that few transactions need are created together, when one of them is
--- needed for the first time: `seldom()` returns them. For the same reason, code that is used only once is in no function.
+-- needed for the first time: `seldom()` returns them. For the same reason, code that runs only once is in no function.
 --[[ commit_seldom.lua ]]
 local seldom_functions
 local function seldom()

@@ -1,5 +1,5 @@
 -- Checks before a write that look at more than the type of a key. A part of commit_seldom.lua. Each check returns the reason
--- if the write is not possible. tx[k] is the first key of the write, and the other words of its command follow.
+-- if the write is not possible. tx[k] is the key to check, and the later words of the command follow it.
 
 -- The largest magnitude that a counter may reach. Lua rounds numbers above 2^53, and near 2^63 to multiples of 1024. So the
 -- bound is a little lower than the 64 bits of Redis allow.

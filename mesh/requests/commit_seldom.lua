@@ -46,8 +46,8 @@ function seldom.verbs()
   return verbs
 end
 
--- Returns whether a transaction needs more memory than it frees. A reply of at most MOST_REPLY bytes does not count: a larger
--- bound would let more requests end when memory is full, but each of them could need as much more memory. If the
+-- Returns whether a transaction needs more memory than it frees. A reply of at most MOST_REPLY bytes does not count. With a
+-- larger bound, more requests could end when memory is full, but each could store a larger reply. If the
 -- transaction ends a request, its sends do not count, because the entry of the request is removed. The writes may store as
 -- many bytes as they remove, so that sweeps go on when memory is full.
 local MOST_REPLY = 256 * 1024

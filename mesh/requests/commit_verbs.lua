@@ -98,7 +98,7 @@ local function make_verbs(keep)
   -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An
   -- error is ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask
   -- the database. A BITFIELD command has little more than MOST_WORDS words, which is far below the bound of `unpack`. The other
-  -- constants are those of filters.py, which looks for the same bits.
+  -- constants are those of filters.py, so that gathers look for the same bits.
   local MOST_WORDS, HASHED_DIGITS = 400, 15
   local FIRST_PRIME, FIRST_FACTOR, SECOND_PRIME, SECOND_FACTOR = 2147483647, 1640531, 2147483629, 1327217
   local function mark_numbers(key, bits, below, numbers, first_number, last_number)

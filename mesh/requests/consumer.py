@@ -66,7 +66,7 @@ log = structlog.get_logger(__name__)
 
 #: The longest backoff after reading or taking over entries failed. Callers wait meanwhile, so it is short.
 LONGEST_PAUSE_S = 0.2
-#: Most entries that one read returns: with more, the first ones wait longer for the rest, but there are fewer trips.
+#: Most entries that one read returns. With more there are fewer trips, but the first one waits until all are decoded.
 MOST_READ = 64
 #: How long an ending consumer waits for its cancelled handlers to end. Then it logs those that still run.
 CANCELLED_WAIT_S = 1.0
@@ -274,7 +274,7 @@ class Consumer(GroupConsumer[Work]):
             self._turns.take(work, work.conflict_key)
         elif outcome is Outcome.NOT_ALLOWED and not work.request.reply_to:  # no caller would get a refusal: try later
             self._turns.leave(work)
-            if self._ordered:  # the next requests must not overtake it, so it keeps its place and tries again
+            if self._ordered:  # the next requests must not overtake it, so it is tried again here
                 self._begin(work, after_s=NOT_ALLOWED_PAUSE_S)
             else:
                 self._begin(work, (Outcome.NO_ROOM, answer))

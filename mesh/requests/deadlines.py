@@ -1,4 +1,4 @@
-"""Many deadlines with few timers: those of the calls of one process.
+"""Many deadlines with few timers: those of the calls of one replica or client.
 
 Nearly every call ends long before its deadline. To set and cancel a timer for each call would cost more than the way of
 its reply through the event loop. So time is divided into steps, and all deadlines within one step share a timer.

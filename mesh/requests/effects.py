@@ -394,5 +394,5 @@ class Effects(Writer):
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:
-        """Make each later write or send raise UsageError, as by a task that was not awaited: it would be lost."""
+        """Make later writes and sends raise UsageError: those of a task that was not awaited would be lost."""
         self.writes.verbs = self.sends = _AFTER_END

@@ -20,7 +20,7 @@ local books_key, ended_count = KEYS[1], 0
 --[[ ../later/left.lua ]]
 
 -- Returns the stream and the id of a request whose caller knows only its limit and name, or its idempotency key. Returns
--- nothing if the request is gone, or must go on for another caller.
+-- nothing if no key says where the request is, or if it must go on for another caller.
 local function location_of(option)
   options = options or make_options()
   if #option == 2 then return options.limits().find(unpack(option)) end

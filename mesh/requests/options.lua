@@ -39,8 +39,8 @@ local function make_options()
   end
 
   -- Notes where a request is from now on: the entry `id` of a stream; or, with the stream "mesh:later", the waiting request
-  -- with the name `id`. Its idempotency key then expires no earlier than `ttl_ms` from now. nil stands for no deadline, and 0
-  -- leaves a later expiry as it is.
+  -- with the name `id`. Its idempotency key then expires no earlier than `ttl_ms` and the field `keep` from now; a later expiry
+  -- stays. A `ttl_ms` of nil stands for no deadline.
   function options.moved(fields, stream, id, ttl_ms)
     if not options.has(fields) then return end
     if fields.once then once.moved(fields, stream, id, ttl_ms) end

@@ -57,7 +57,7 @@ def refusal(code: str, about: str) -> MeshError:
 
 
 def commit_error(answer: str) -> MeshError:
-    """Return the error for an answer of commit.lua that is neither "done" nor a conflict: nothing was applied."""
+    """Return the error for an answer of commit.lua that is neither "done" nor a conflict."""
     if answer == FULL:
         return redis_is_full()
     if answer.startswith(TOO_MANY):

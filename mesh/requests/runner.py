@@ -335,7 +335,7 @@ class Runner:
 def _add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
     """Make what a handler returned the answer of its transaction. Raises InvalidReply."""
     if handler.encode is not None:
-        # If other addresses answer, our reply has no body: it only says how many replies the caller gets.
+        # If only other addresses answer, our reply has no body: it only says how many replies the caller gets.
         only_forwards = body is None and transaction.forwards
         transaction.reply_json(b"" if only_forwards else handler.encode(body))
     elif body is not None:

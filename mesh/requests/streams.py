@@ -83,7 +83,7 @@ async def remove(link: Link, removals: Sequence[Removal]) -> int:
 
 
 async def sweep(link: Link, streams: Sequence[str]) -> int:
-    """Remove requests whose deadline passed more than SWEEP_GRACE_MS ago. Return how many there were."""
+    """Remove requests whose deadline passed more than SWEEP_GRACE_MS ago. Return how many were removed."""
     key_names = [keys.BOOKS, *streams]
     # One run looks at 100 entries of each stream at most, because the server does nothing else meanwhile. -1: the plain
     # variant has found work that it cannot do.

@@ -68,7 +68,7 @@ local request_words, words_to_store = words, #words
 --[[ room.lua ]]
 
 -- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once. A
--- row that somebody has overwritten counts as missing, until its replica writes it again (renew.lua).
+-- row that somebody has overwritten counts as absent, until its replica writes it again (renew.lua).
 local classes = {}
 local function class_of(n)
   if classes[n] == nil then classes[n] = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')[1] or false end
@@ -136,7 +136,7 @@ local queue_lengths, queue_waits_ms = {}, {}
 local function refused_by_queue(to, ttl)
   local length = queue_lengths[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
   if type(length) == 'table' then
-    -- If the Redis user of this sender may not read the key, the whole script fails, as after a lost lease.
+    -- If the Redis user of this sender may not read the key, the whole script fails.
     local why = tostring(length.err)
     if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
     return 'wrong-type', 'mesh:requests:' .. to
@@ -177,7 +177,7 @@ local function refused(first, last, only_reads)
       if code or with.known then return code, about end
     end
     if memory_is_full and not only_reads then return 'full', '' end
-    -- The most frequent case comes first, because it needs no function of submit_seldom.lua.
+    -- The most frequent case comes first.
     if live[to] and not with then
       code, about = refused_by_queue(to, ttl_and_options)
       if code then return code, about end

@@ -7,7 +7,7 @@
 -- to run the complete script
 local books_key, grace_ms, most_entries, removed_count = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
 -- How many lanes one sweep searches for places of requests that are gone, and how many places in all. A place takes about
--- 2 µs, so a sweep blocks the server for about 2 ms. Lanes are chosen at random, so later sweeps reach the others.
+-- 2 µs, so this blocks the server for at most about 2 ms. Lanes are chosen at random, so later sweeps reach the others.
 local MOST_LANES, MOST_PLACES = 100, 1000
 
 -- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need".

@@ -25,7 +25,7 @@ class Tasks:
         self._work_on = work_on
         self._forget = forget
         self._loop = asyncio.get_running_loop()
-        #: the operations whose handlers have waited or have changed context variables
+        #: operations whose requests get tasks of their own: one has waited, was cancelled, or changed context variables
         self._ops_with_own_tasks: set[str] = set()
 
     def begin(self, works: Sequence[Work]) -> None:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: The two of the request that the current task works for; "" if it has none.
+#: What the current task puts into the fields `call` and `traceparent` of the requests that it sends; "" for nothing.
 CALL: ContextVar[str] = ContextVar("mesh_call", default="")
 TRACEPARENT: ContextVar[str] = ContextVar("mesh_traceparent", default="")
 #: Collects the address and the fields of each reply to the requests of this call, for the journey that the HTTP answer

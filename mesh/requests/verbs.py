@@ -93,7 +93,7 @@ def score_of(word: Word | float) -> Word:
     return repr(number)
 
 
-# Each function from here to `_entry_args` is a `Check`.
+# Each function from `_no_args` to `_entry_args` is a `Check`.
 
 
 def _unix_ms(word: Word) -> int:
@@ -186,7 +186,7 @@ class Verb:
 
     `needs` has one item for each of its keys: the type that the key must have and then keeps, or another check of
     commit.lua. A verb without `needs` gives its key the type `makes`, or leaves its type as it is if `makes` is "".
-    `check` checks the arguments. A verb of Redis that `is_variadic` takes any number of arguments, so two writes in a
+    `check` checks the arguments. If a verb of Redis `is_variadic`, it takes any number of arguments, so two writes in a
     row on the same key become one command.
     """
 
