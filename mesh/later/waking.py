@@ -171,7 +171,7 @@ class Waking:
         return True
 
 
-async def cancel(link: Link, streams: Sequence[str], request_key: str) -> bool:
-    """Remove the request with this name, if it waits, is on a stream, or is worked on. Return False if it has ended."""
+async def cancel(link: Link, streams: Sequence[str], request_name: str) -> bool:
+    """Remove the request with this name if it waits, is on a stream, or is worked on. Return False if none is found."""
     key_names = [keys.LATER, keys.BOOKS, keys.CANCELLED + secrets.token_hex(8), *streams]
-    return bool(await link.script(CANCEL, key_names, request_key, MOST_SEARCHED, CANCELLATION_REMEMBERED_MS))
+    return bool(await link.script(CANCEL, key_names, request_name, MOST_SEARCHED, CANCELLATION_REMEMBERED_MS))
