@@ -262,9 +262,9 @@ async def _read_whole_body() -> bytes:
         raise RequestTimeout(f"the body did not arrive within {request.body_timeout:g} s") from error
 
 
-#: One body is parsed at a time, and `decode_quickly` reads one in a thread. Otherwise several bodies that arrive
-#: together would hold the event loop one after the other. Threads would hold it, too, because each keeps the
-#: interpreter's lock while it decodes.
+#: At most one long body is parsed at a time, and `decode_quickly` reads at most one in a thread. Otherwise several
+#: bodies that arrive together would hold the event loop one after the other. Threads would hold it, too, because each
+#: keeps the interpreter's lock while it decodes.
 _parsing_turn, _thread_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
 

@@ -35,7 +35,7 @@ UNREAD_S = 30.0
 #: same time, each for up to LINGER_S. Others are cut without it, because each waiting one costs a descriptor.
 MOST_TURNED_AWAY = 200
 #: Most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. Then the event loop runs other
-#: work before the next piece. A client can send very small pieces, such as chunks of one byte.
+#: work before the next piece. A body in chunks can consist of very small pieces: each blank line in it ends a piece.
 MOST_PIECES_IN_A_ROW = 1000
 #: More bytes than asyncio's stream reader can hold: so one read empties its buffer before we take the connection over.
 MORE_THAN_BUFFERED = 1 << 30
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
     # The request in progress calls these methods.
 
     def answer_is_last(self) -> bool:
-        """Return whether the server stops, or the connection has had as many requests as Hypercorn's settings allow."""
+        """Return whether the server stops, or the connection has had more requests than Hypercorn's setting says."""
         return self.config.is_stopping or self._request_count > self.config.keep_alive_max_requests
 
     def write(self, data: bytes) -> None:

@@ -28,7 +28,7 @@ from quart_app.http.request import BODY_HAS_ARRIVED
 from quart_app.http.request_log import RequestLog
 
 log = structlog.get_logger(__name__)
-#: Writes the log lines of the requests that this class answers itself, because the application does not.
+#: Writes the log lines of the requests that `Exchange` answers itself, because the application does not.
 server_answer_log = RequestLog()
 
 #: While the application has left this number of bytes of a body untaken, the connection parses no more, and soon reads

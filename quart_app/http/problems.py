@@ -142,8 +142,7 @@ def _status_of(error_class: type[mesh.MeshError]) -> int:
 def from_validation(error: ValidationError, first_index: int = 0) -> Problem:
     """Return a problem that names each wrong place with a JSON pointer (RFC 6901), up to 100 of them.
 
-    With more, the answer would be longer than a person reads. If only a slice of a list was checked, `first_index` is
-    the index of the slice's first item in the list.
+    If only a slice of a list was checked, `first_index` is the index of the slice's first item in the list.
     """
     errors = [
         {"pointer": pointer(_with_offset(item["loc"], first_index)), "message": item["msg"]}

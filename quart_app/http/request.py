@@ -25,8 +25,8 @@ class RequestBody(Body):
 
     The bound (MAX_CONTENT_LENGTH) holds for the whole body. In Quart's own class it holds only for the bytes that wait
     to be read. So a body of chunks has no bound there if it is read while it arrives. Quart also uses a task to receive
-    the body. Three attributes are Quart's: `_data` has the bytes that nobody has read, `_complete` is set at the end,
-    and `_must_raise` is the error with which the body was refused.
+    the body. Three attributes are Quart's: `_data` has the bytes that have arrived and were not taken out, `_complete`
+    is set at the end of the body or when it is refused, and `_must_raise` is the error of the refusal.
     """
 
     _receive: ASGIReceiveCallable

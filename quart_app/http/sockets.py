@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from quart_app.settings import AppSettings, host_and_port
 
-#: Connections that the kernel keeps for us until we accept them. Many clients may connect at the same moment, and with
-#: fewer places some would have to connect again.
+#: Connections that the kernel keeps for us until we accept them. Many clients may connect at the same moment. With
+#: fewer places, the kernel would drop the attempts of some, and TCP would repeat these attempts a second later.
 BACKLOG = 1024
 
 

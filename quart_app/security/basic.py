@@ -17,7 +17,7 @@ from quart_app.security.credentials import CredentialLimiter
 #: How long a right password is believed from the same address without asking Redis again.
 BELIEVED_S = 60.0
 #: Most pairs of an address and a password that are believed at once. If there is one more, all others are forgotten:
-#: each of them then costs one more question to Redis.
+#: the next request of each of them then asks Redis again.
 MOST_BELIEVED = 1024
 
 

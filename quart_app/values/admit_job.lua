@@ -35,7 +35,8 @@ if redis.call('EXISTS', kept_key) == 0 then
   kept_bytes = 0
   redis.call('DEL', kept_bytes_key)
 elseif redis.call('EXISTS', kept_bytes_key) == 1 then
-  -- A key that is gone stays gone here, because SET would make it without an expiry. Below, INCRBY makes it again.
+  -- A key that is gone stays gone here, because SET would make it without an expiry. If this job is admitted, INCRBY makes it
+  -- again, and PEXPIRE gives it an expiry.
   redis.call('SET', kept_bytes_key, as_text(kept_bytes), 'KEEPTTL')
 end
 
@@ -47,7 +48,7 @@ local unfinished_jobs = {}
 for _, other_id in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
   local found = redis.call('HMGET', job_prefix .. other_id, 'created', 'deadline', 'values', 'left', 'stage:A', 'stage:B',
     'stage:C', 'stage:D')
-  -- found[4] is "left": the values without a result.
+  -- found[4] is "left": how many values have neither factors nor an error yet.
   if found[4] == '0' then redis.call('ZREM', open_key, other_id) else unfinished_jobs[#unfinished_jobs + 1] = found end
 end
 if #unfinished_jobs >= most_unfinished then return {'open', as_text(now), unpack(unfinished_jobs)} end
@@ -55,8 +56,8 @@ if #unfinished_jobs >= most_unfinished then return {'open', as_text(now), unpack
 -- A job that alone is larger than the bound is admitted if no other job is kept.
 local bytes_missing = kept_bytes > 0 and kept_bytes + job_bytes - most_kept_bytes or 0
 if bytes_missing > 0 then
-  -- Finds out when enough of the jobs that expire next are gone. At most 1000 jobs are counted, to bound the time; then the
-  -- moment may be too early, and the caller asks again.
+  -- Finds out when enough of the jobs that expire next are gone. At most 1000 jobs are counted, to bound the time. If these
+  -- are too few, the moment is too early, and a client that tries again then is refused once more.
   local room_at, first_rank = now, 0
   while bytes_missing > 0 do
     local members_and_expiries = redis.call('ZRANGE', kept_key, first_rank, first_rank + 99, 'WITHSCORES')

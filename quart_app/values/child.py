@@ -20,8 +20,8 @@ from quart_app.values.factorise import Factoring
 #: The result of a slice: how far the factorisation is, and the checked factors as text if the factorisation is done.
 Slice = tuple[Factoring, str | None]
 
-#: About how long a slice of curves takes. Between two slices, the pool may stop the computation or show how far it is.
-#: With longer slices, both wait for longer; shorter ones cost more calls.
+#: About how long a slice of curves takes. The pool learns only after a slice how far the computation is, and a process
+#: that dies loses the work of its slice. Each slice costs a call into a process.
 SLICE_S = 0.5
 #: How long after the deadline the system kills a process that still computes, in case the pool is gone.
 GRACE_S = 5.0

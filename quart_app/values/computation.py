@@ -42,7 +42,7 @@ class Computation:
     found_factors: asyncio.Future[str]
     #: whether a job began it. If it is hard, it then goes into the lane "patient"
     patient: bool
-    #: a `Stage` of the engine; "waiting" until the first slice begins
+    #: a `Stage` of the engine, or "waiting" before the first one
     stage: str = "waiting"
     #: how many callers wait
     waiting: int = 0

@@ -72,8 +72,8 @@ class Computing:
 
     async def _compute(self, value: str, number: int, request: Request) -> str:
         """Return the factors of a value that takes the pool longer. Keep them for a later run of the request."""
-        # A request of a job has the field "job", and no client waits for its factors, so the pool puts it into its lane
-        # "patient". If no time is left, the pool gets 1 ms, and then raises DeadlineExceeded.
+        # A request of a job has the field "job". No client waits for its factors, so the pool factors a hard number of
+        # a job in its lane "patient". If no time is left, the pool gets 1 ms, and then raises DeadlineExceeded.
         try:
             factors = await self._pool.factorise(
                 number, max(self._left_s(request), 0.001), patient="job" in request.body

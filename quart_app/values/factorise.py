@@ -45,7 +45,7 @@ TRIAL_COUNT = 1000
 #: The square of the last of these primes. A number below the square is prime if none of these primes divides it.
 TRIAL_SQUARE = 7919**2
 
-WORD_BITS = 64  # a machine word: FLINT factors such a number in microseconds
+WORD_BITS = 64  # a machine word: FLINT factors such a number in 0.3 ms at most
 _WORD_END = 1 << WORD_BITS  # the first number that does not fit in a machine word
 #: From this size on, a number is tested first. If it is prime, the test takes half as long as a search for factors.
 _TEST_FIRST_FROM = 1 << 62

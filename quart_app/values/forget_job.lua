@@ -5,7 +5,7 @@ local function forget(job_key, kept_key, open_key, kept_bytes_key, id)
   if not job_bytes then return 0 end
   redis.call('UNLINK', job_key)
   redis.call('ZREM', open_key, id)
-  -- admit_job.lua may have removed the job from `kept` after its expiry. Then its bytes no longer count.
+  -- The bytes of a job count only as long as the job is in `kept`.
   if redis.call('ZREM', kept_key, id .. ' ' .. job_bytes) == 1 and redis.call('EXISTS', kept_bytes_key) == 1 then
     redis.call('DECRBY', kept_bytes_key, job_bytes)
   end

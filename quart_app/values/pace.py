@@ -70,6 +70,6 @@ class Pace:
             if not waiter.done():
                 waiter.set_result(None)
                 woken_count += 1
-        # Not only a piece that runs schedules the next turn: all woken pieces may be cancelled before they run.
+        # All woken pieces may be cancelled before they run. Then none of them schedules a turn for the other pieces.
         if self._waiting_pieces:
             self._schedule_next_turn()

@@ -146,7 +146,7 @@ class Primes:
             # Step 3.
             common_primes = await self._fill(replica, new_filter, last_expiry_ms)
         except BaseException:
-            # This includes a cancellation: puts must not set bits in a filter that nobody completes.
+            # Also after a cancellation: otherwise puts would go on setting bits in a filter that nobody completes.
             self._kept = kept_before
             raise
         new_filter = replace(new_filter, below=_first_without(common_primes))

@@ -32,7 +32,7 @@ from quart_app.values.settings import ValuesSettings
 #: memory at once.
 LARGE_CHUNK_BYTES = 1 << 19
 #: The most values not stored that a problem document names, and the most digits that these values have together. So the
-#: document stays short; it has the number of the values, too.
+#: document stays short. If it leaves values out, it has the number of all of them.
 MOST_NAMED_VALUES, MOST_NAMED_DIGITS = 1000, 20_000
 #: The Retry-After of a strict GET that needs databases whose replica is no longer expected back. It is long, because
 #: such a database needs a new replica first.

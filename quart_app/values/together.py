@@ -37,8 +37,8 @@ TURNS = 3
 #: (`refused_by_queue`) refuses a request if the next unread one of the class has waited for more than a tenth of its
 #: time limit.
 WAIT_FRACTION = 0.25
-#: Longest text of call ids that a request carries, in characters. A call id finds the request in logs and traces. The
-#: mesh sends no longer text in the field `call` (see `mesh.requests.tracing`).
+#: Longest text of call ids that a request carries, in characters. The mesh drops a longer text altogether
+#: (`tracing.about`).
 MOST_ID_CHARACTERS = 200
 
 #: Takes the place of an answer: the caller must send a request of its own.
@@ -182,6 +182,6 @@ class _Group(Generic[W, A]):
 
 
 def _as_one_text(call_ids: Sequence[str]) -> str:
-    """Return the ids of several calls, with commas between them. The ids beyond MOST_ID_CHARACTERS are left away."""
+    """Return the ids of several calls, with commas between them. The ids beyond MOST_ID_CHARACTERS are left out."""
     text = ",".join(filter(None, call_ids))
     return text if len(text) <= MOST_ID_CHARACTERS else text[: MOST_ID_CHARACTERS + 1].rpartition(",")[0]
