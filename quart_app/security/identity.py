@@ -10,7 +10,8 @@ import unicodedata
 
 from quart_app.security.guessable import is_guessable, without_padding
 
-#: Bounds of a new password, in characters. The upper one bounds the cost of hashing it.
+#: Bounds of a password, in characters. The lower one holds only for new passwords. The upper one bounds the cost of
+#: normalising and hashing a password.
 MIN_PASSWORD = 8
 MAX_PASSWORD = 256
 #: Most characters of an address. SMTP allows 256 for an address and the angle brackets around it (RFC 5321, section
