@@ -34,7 +34,6 @@ class KnownState:
         changes = entries.changes_of(entry)
         for user_id, changed_fields in changes.by_user:
             self.storage.merge(user_id, changed_fields)
-        # The identities of older logs whose changes this log may contain.
         if changes.continues:
             self.continues = union(self.continues, changes.continues)
 

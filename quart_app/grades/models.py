@@ -14,7 +14,10 @@ USER_ID_MAX = 255
 
 
 def _without_controls(text: str) -> str:
-    """Return the text. Raises ValueError for characters that would break lines of a backup or of the log output."""
+    """Return the text. Raises ValueError for control characters, line breaks and lone surrogates.
+
+    The first two would break lines of a backup or of the log output, and the last cannot be written as UTF-8.
+    """
     if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in text):
         raise ValueError("control characters and line breaks are not allowed")
     return text

@@ -1,8 +1,8 @@
-"""Keeps the grades of one replica: applies the log of all changes, and restores the records when the log was lost.
+"""Keeps the grades of one replica: restores the records at the start and after a gap, and applies the log of changes.
 
     closed --> restoring --> ready --> closed
                   ^            |
-                  +- entries are missing, or another log has taken the place of this one
+                  +- the log or some of its entries are gone, or another log has taken its place
 
 `restoring` finds a state from which the replica can follow the log. The replica then applies the log up to its end. If
 the replica or its disk has a state of an earlier log, the replica appends the changes in it that the present log lacks

@@ -29,7 +29,7 @@ AcceptHeader = Callable[[Header], Awaitable[None]]
 
 
 class Source(Protocol):
-    """Something that may have a backup. `open` raises NoBackup, OSError or httpx2.HTTPError."""
+    """Something that may have a backup. `open` raises NoBackup, OSError, httpx2.HTTPError or httpx2.InvalidURL."""
 
     #: for a label of the metrics: `disk` or `peer`
     kind: str
@@ -95,9 +95,9 @@ FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, T
 async def peers(
     roster: Callable[[], Awaitable[Sequence[Member]]], own_replica: str, settings: GradesSettings
 ) -> list[Source]:
-    """Return the other live replicas in random order: first the ready ones, and among these those with ready grades.
+    """Return the other live replicas, ready ones first; among equally ready ones those with ready grades come first.
 
-    The order is random, so that not all restoring replicas ask the same one.
+    The rest of the order is random, so that not all restoring replicas ask the same one.
     """
     other_members = [member for member in await roster() if member.replica != own_replica]
     reachable_members = [member for member in other_members if member.leased and member.private]

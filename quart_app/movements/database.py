@@ -37,7 +37,7 @@ PING_TIMEOUT_S = 1.0
 class MovementDatabase:
     """One database. The methods promise the same for PostgreSQL and SQLite.
 
-    `timeout_ms` bounds each wait: for a connection, a statement, or a lock.
+    `timeout_ms` bounds each wait for a connection or a lock, and in PostgreSQL also for a statement.
     """
 
     def __init__(self, url: URL, *, timeout_ms: int = 5000) -> None:

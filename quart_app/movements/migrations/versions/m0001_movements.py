@@ -1,4 +1,4 @@
-"""Create the tables `movements` and `warehouses`, and the trigger that adds each movement to the stock.
+"""Create the tables `movements` and `warehouses`, and the trigger that adds each event to the stock.
 
 `movements` has one row for each event, and `warehouses` one row for each product in a warehouse. Its `balance` is the
 sum of arrivals minus departures. `quantity` is the number of items there, and `deficit` is how many departed before
