@@ -18,8 +18,8 @@ import ctypes.util
 import os
 import platform
 
-#: How many free blocks of each size the C library keeps for a thread. Its default is 16; a larger number makes the
-#: server faster, and costs memory.
+#: How many free blocks of each size the C library keeps for a thread. Its default is small (7 in glibc 2.36); a larger
+#: number makes the server faster, and costs memory.
 THREAD_CACHE = "glibc.malloc.tcache_count=4000"
 
 

@@ -39,8 +39,8 @@ HOST = "127.0.0.1"
 #: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed. With a larger
 #: number, a replica that hangs delays Ctrl-C for longer.
 STOP_MARGIN_S = 10
-#: The setting DRAIN_MS of each replica, unless our environment has one: a replica that leaves alone serves this long,
-#: until Caddy sends it no more requests.
+#: The setting DRAIN_MS of each replica behind Caddy, unless our environment has one. A replica that leaves alone serves
+#: this long, until Caddy sends it no more requests.
 DRAIN_MS = "2000"
 #: How often the check of the environment is looked at, until it has ended. A longer pause delays the start; a shorter
 #: one takes more of the processor.
@@ -90,7 +90,7 @@ async def running_mesh(
         ports = replicas.choose_ports(count, front.first_private_port)
         front.set_page_url(ports)
         env = replicas.environment(redis_url, folder) | await _run_providers(stack, supervisor, logs, forks) | front.env
-        # The metrics of each replica compare this number with the replicas that run.
+        # The metrics of each replica show this number, so that an alert can compare it with the replicas that run.
         env["REPLICAS"] = str(count)
         programs = replicas.replica_programs(ports, env, logs, stop_wait_s, forks)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))

@@ -160,7 +160,7 @@ class Accounts:
 
 
 async def _with_problems_for_refusals(change: Awaitable[User]) -> User:
-    """Await a change of an account, and raise Problem in place of the errors of `Users`."""
+    """Await a change of an account, and raise Problem in place of EmailTaken and AccountChanged."""
     try:
         return await change
     except EmailTaken:

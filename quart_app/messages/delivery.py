@@ -94,8 +94,9 @@ class OutgoingMessage:
 class Turn:
     """The right to reserve a slot. One message of a replica has it at a time, until its whole request is sent.
 
-    So when a replica is killed, at most one slot is reserved and not used. Only the message with the turn asks Redis
-    again and again while a probe is on its way.
+    So when a replica is killed, at most one slot is reserved and not used. There may be more while the free provider is
+    unreachable: see `Delivery._free_is_reachable`. Only the message with the turn asks Redis again and again while a
+    probe is on its way.
     """
 
     def __init__(self, lock: asyncio.Lock) -> None:

@@ -33,7 +33,7 @@ ALGORITHM = "HS256"
 #: The claims (fields, RFC 7519) of every token. `sub` is the id of the account, `jti` that of the session or device.
 REQUIRED_CLAIMS = ["exp", "iat", "aud", "iss", "jti", "sub"]
 #: A token may be from this far in the future: after a failover, Redis's clock may be behind that of the old master.
-#: A larger clock step makes users log in again.
+#: After a larger step, users with newer tokens must log in again.
 MOST_CLOCK_STEP_S = 30
 #: How long a device is known after a login. Half a year, so that users who seldom log in keep attempts of their own.
 DEVICE_KNOWN_S = 180 * 86_400
@@ -137,7 +137,8 @@ class Sessions:
         except NotLoggedIn:
             return None
         # A change of the password raises the generation, so no device is known afterwards. The expiry is compared with
-        # the clock of this process. If that clock is wrong, the device at worst counts as a stranger.
+        # the clock of this process. If that clock is wrong, a device counts as a stranger too early or stays known too
+        # long. Neither gives anybody access.
         is_known = (
             user is not None
             and (claims["sub"], claims.get("generation")) == (user.id, user.generation)
