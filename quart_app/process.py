@@ -206,7 +206,7 @@ class Process:
         """End the process if the work of a lost membership does not stop: it might still act under the lost lease."""
         untrusted_since_s = math.inf
         while True:
-            # Ten looks in the time that the work has: so it gets at most a tenth more.
+            # Ten looks in the time that the work has: so it gets about a tenth more at most.
             await asyncio.sleep(LONGEST_END_OF_WORK_S / 10)
             mesh = self._app.context.membership
             if mesh is None or mesh.trusted:

@@ -59,7 +59,7 @@ class OperatorCheck:
         return True
 
     async def actor_of(self, request: Request, replica: Mesh) -> Actor:
-        """Return who acts, always the operator. Raises Problem if somebody else asks: 401, 403, 429."""
+        """Return who acts, always the operator. For anybody else, raises Problem (401, 403) or TooManyAttempts."""
         if is_foreign(request.method, request.headers, frozenset()):  # no other site is allowed
             raise Problem(403, "this request was made by a page of another site")
         if not self.has_password:

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "static"
 URL_PREFIX = "/assets"
 #: The files that the folder may have, by suffix, with their content types.
 CONTENT_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
-#: One year, the longest time that RFC 9111 caches are expected to honour.
+#: One year, the usual value for a file that never changes.
 CACHE_FOR_EVER = "public, max-age=31536000, immutable"
 #: A page may load only our own files and run nothing inline, and no page of another site may show it in a frame.
 CONTENT_SECURITY_POLICY = (

@@ -69,7 +69,7 @@ class LivePage:
         self._viewer_count = 0
 
     def routes(self) -> list[Blueprint]:
-        """Return the routes GET /mesh, its views and events, and the files that the pages load."""
+        """Return the routes of /mesh, its views, events and acts, and the files that the pages load."""
         blueprint = Blueprint("live", __name__)
 
         @blueprint.get("/mesh", defaults={"name": OVERVIEW})

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from quart_app.dashboard.figures import MOST_DEAD_READ, Figures, StreamFigures
 from quart_app.panels import counted, duration, shortened
 
-#: Age of the oldest waiting request from which a stream gets a note. With a lower one, short queues get notes; with a
-#: higher one, a long queue is seen later.
+#: A stream with waiting requests may get a note if its oldest entry is older than this. With a lower number, short
+#: delays get notes, too; with a higher one, a long delay is seen later.
 OLD_REQUEST_MS = 1000
 #: Seconds over which the rates of the summary are averaged; `Figures.rates` has one for each second.
 AVERAGED_S = 5
