@@ -31,7 +31,7 @@ UNSET_RECORD = RECORD_LAYOUT.pack(*(0,) * (2 * FIELD_COUNT))
 #: would take longer; with more, freezing would. `_shard_of` needs a power of two.
 SHARD_COUNT = 4096
 #: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another process
-#: has other hashes, and so other shards (see `changes_beyond`).
+#: may have other hashes, and so other shards (see `changes_beyond`).
 SHARD_SHIFT = 40
 
 #: Bytes of the hash of a record, and of the digest of all records.
