@@ -25,8 +25,9 @@ from quart_app.service import Service
 
 log = structlog.get_logger(__name__)
 
-#: Shortest and longest backoff before a failed service is opened again. With a longer backoff, a service that fails
-#: costs less, but is back later. If a service was ready for longer than MAX_PAUSE_S, its backoff is the shortest again.
+#: The first and the longest backoff before a failed service is opened again; `pauses` shortens each by up to a half.
+#: With longer ones, a service that fails costs less, but is back later. A service that was ready for longer than
+#: MAX_PAUSE_S begins with the first one again.
 MIN_PAUSE_S = 0.25
 MAX_PAUSE_S = 10.0
 
