@@ -126,7 +126,8 @@ class Contended(MeshError):
 class Refused(MeshError):
     """The handler refused the request; `facts` say why.
 
-    Two refusals come from no handler of the operation: `Unserved`, and what `from_wire` returns for an unknown code.
+    Some refusals come from no handler: `Unserved`, what `from_wire` returns for an unknown code, and what
+    `mesh.control` and `mesh.dead` raise for a wrong name or id.
 
     For its own refusals a program makes subclasses with a code. The code travels, so the caller gets the same class:
 

@@ -55,7 +55,7 @@ These keys are in the bus database (REDIS_DB), except for the claim. A replica's
     db{n}:written            zset, PX      the keys of the services there, by the time (ms) at which each expires
     db{n}:{service}:*        any           a service's data there
 
-Only scripts use the first four of these, so Python has no constants for them.
+Only scripts read and write the first four of these, so Python has no constants for them.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ MOST_DATABASES = 16
 DEAD_KEPT = 10_000
 #: For how many minutes `mesh:minutes` keeps the books: a day.
 MINUTES_KEPT = 1440
-#: About how many entries of the audit log are kept, about 2 MB; then each new one removes the oldest.
+#: About how many entries of the audit log are kept, about 2 MB; beyond this, new ones remove the oldest.
 AUDIT_KEPT = 10_000
 
 

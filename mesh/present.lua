@@ -6,7 +6,7 @@
 local client_key, replies_key = KEYS[1], KEYS[2]
 redis.call('SET', client_key, ARGV[1], 'PX', ARGV[2])
 if redis.call('EXISTS', replies_key) == 0 then
-  -- A stream exists only after an entry was added; this entry is no reply, so it is deleted at once.
+  -- XADD creates the stream. Its entry is no reply, so it is deleted at once; the empty stream stays.
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
 redis.call('PEXPIRE', replies_key, ARGV[2])

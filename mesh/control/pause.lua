@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Pauses an operation or resumes it, and adds an entry to the audit log. Each replica learns of the change with its next
--- renewal. When an operation is resumed, its parked requests are due since the time of their acceptance. So any replica wakes
--- them at once, in this order.
+-- renewal. When an operation is resumed, its parked requests are due since the time of their acceptance. So a replica
+-- wakes them, in this order, as soon as a renewal tells it that something is due.
 -- KEYS: paused operations, audit log, parked requests of the operation, later
 -- ARGV: 1 to pause or 0 to resume, operation, actor, address of the actor, most entries of the audit log
 -- Returns 1 if this changed the state of the operation, else 0
@@ -14,8 +14,8 @@ if is_pause then
   changed = redis.call('HSETNX', paused_key, op, now_ms .. ' ' .. actor)
 else
   changed = redis.call('HDEL', paused_key, op)
-  -- Each name, and the time (ms) of acceptance. This time is later than now if the server's clock has stepped back. Lua's `unpack`
-  -- fails at about 8000 words.
+  -- Each name, and the time (ms) of acceptance. This time is later than now if the server's clock has stepped back.
+  -- Lua's `unpack` fails at about 8000 words.
   local parked, MOST_UNPACKED = redis.call('ZRANGE', parked_key, 0, -1, 'WITHSCORES'), 4000
   for first = 1, #parked, MOST_UNPACKED do
     local words = {}

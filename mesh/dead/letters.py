@@ -43,7 +43,8 @@ MOST_PER_STEP = 250
 MOST_READ_PER_STEP = 1000
 #: Most bytes of each body that are read for a list of letters. More show more of a long body, and make the list larger.
 MOST_BODY_BYTES_SHOWN = 1000
-#: Most bytes of a body that are read for one letter. The body of a request is never longer; that of an event may be.
+#: Most bytes of a body that are read for one letter. A longer body is cut: that of an event, or that of a request
+#: with many characters beyond ASCII (`MOST_BODY` counts characters).
 MOST_BODY_BYTES = 16 * 2**20
 #: Matches the id of a stream's entry.
 ID = re.compile(r"\d{1,20}-\d{1,20}")

@@ -3,7 +3,8 @@
 -- schedules rest: no replica wakes for them.
 -- KEYS: operations, served, schedules
 -- ARGV: number of databases, digest of the replica's table of operations, 1 to overwrite definitions or 0 to write only
---       missing ones, then operation, definition, ... Without operations the script writes nothing of the replica's own.
+--       missing ones, then operation, definition, ... With 0 and without operations, the script writes nothing of the
+--       replica's own.
 -- Returns 1 if the table of this digest and the definition of each of its operations are in Redis, else 0
 local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
 local databases, digest, overwrite = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'

@@ -53,7 +53,7 @@ class Publication:
     async def _run_script(self, link: Link, overwrite: int, definitions: Mapping[str, str]) -> bool:
         """Run publish.lua; return whether Redis has this table of operations and the definitions of all of them.
 
-        `overwrite` is 1 or 0, as the script reads it. Without definitions the script only looks and removes.
+        `overwrite` is 1 or 0, as the script reads it. With 0 and without definitions the script only looks and removes.
         """
         words = [word for op_and_definition in definitions.items() for word in op_and_definition]
         key_names = [keys.OPERATIONS, keys.SERVED, keys.SCHEDULES]

@@ -20,8 +20,8 @@ FORGET = Script.beside(__file__, "forget.lua")
 #: Longest time for which a read blocks. A reader that is to stop needs this long at most. With a shorter time, idle
 #: readers cost Redis more reads.
 BLOCK_MS = 250
-#: If a consumer has no pending entries and has sent no command for this long, its process has ended. A running consumer
-#: reads again after at most BLOCK_MS.
+#: If a consumer has no pending entries and has sent no command for this long, it counts as dead. A running consumer
+#: reads again after at most BLOCK_MS while it can reach Redis.
 SILENCE_MS = 60_000
 #: Most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while. More
 #: would need a longer command, and the server does nothing else meanwhile.

@@ -38,7 +38,7 @@ _NAME_PATTERN = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d
 
 
 class Snapshots:
-    """The snapshots in one folder. Each method raises OSError if the disk refuses an operation.
+    """The snapshots in one folder. Each method but `hold_lock` raises OSError if the disk refuses an operation.
 
     `log` is always the identity of a log. A *part* is an unfinished file, which has no final name yet.
     """

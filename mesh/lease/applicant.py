@@ -136,7 +136,9 @@ class Applicant:
 
     async def survey(self, client: Redis) -> list[SurveyRow]:
         """Return the state of every database at one moment.
-        Raises SetupError if another mesh uses the server, or a newer release has written to it.
+
+        Raises SetupError if another mesh uses the server, or a newer release has written to it. Raises Unavailable if
+        the key `mesh:format` has a text that is no number.
         """
         key_names = (keys.CLAIM, keys.FORMAT)
         found_claim, newest_format, raw_rows = await SURVEY.run(

@@ -32,7 +32,7 @@ class SurveyRow:
 
     @property
     def unreadable_key(self) -> str:
-        """The key of the database whose text is none that the mesh writes, because somebody has changed it; or ""."""
+        """The key, class or format, whose text the mesh never writes: somebody has changed it. "" if both are valid."""
         if self.cls not in {"", *keys.CLASSES}:
             return f"{keys.own(self.database)}class"
         return "" if self.format.isdecimal() or not self.format else f"{keys.own(self.database)}format"

@@ -56,8 +56,9 @@ def check_claim(claim: str, our_claim: str) -> None:
 def check_format(text: str, what: str) -> None:
     """Raise SetupError if a newer release has written data that this release may misread.
 
-    `text` is the text of the key `mesh:format`, or "". Raises Unavailable if it is not a number. `what` completes the
-    sentence "a newer release has written …", such as "to this mesh" or "database 3".
+    `text` is the text of a key that has a format, or "". `what` completes the sentence "a newer release has written …",
+    such as "to this mesh" or "database 3". Raises Unavailable if the text of `mesh:format` is not a number; callers
+    never pass such a text of a database.
     """
     if text and not text.isdecimal():
         raise Unavailable(f"the key {keys.FORMAT} has {text!r:.100}, which is not a number; delete it")

@@ -139,7 +139,7 @@ class Mesh(Caller):
         await self.replica.confirm()
 
     def connect(self, **options: Any) -> Redis:
-        """Return a redis-py client with its own connection. The only option, `block_ms`, bounds how long it blocks."""
+        """Return a redis-py client with its own connection. Option `block_ms`: how long a command may block."""
         return self.replica.connect(**options)
 
     def now_ms(self) -> int:

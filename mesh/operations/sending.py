@@ -51,7 +51,7 @@ def ticket_of(op_name: str, once: Once | None) -> Ticket:
 
 
 def request_name_of(ticket: Ticket) -> str:
-    """Return the name that the sender gave to its request; no idempotency key. Raises UsageError without a ticket."""
+    """Return the name of the request of a ticket, not its idempotency key. Raises UsageError without a ticket."""
     if not isinstance(ticket, Ticket):
         raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")
     return ticket.key

@@ -139,7 +139,7 @@ class Transaction(Reads):
     def _writer(self, shared: bool) -> Writer:
         return self._effects.shared if shared else self._effects
 
-    # Later reads of this transaction return the `text`; None after a deletion.
+    # Later reads of this transaction return the `text`: None after a deletion. After `add` they raise ReadAfterWrite.
     def _remember(self, key: KeyOrField[Any], text: str | _Added | None) -> None:
         if self._known is None:
             self._known = {}

@@ -5,7 +5,7 @@
 --                taken             how many requests were granted a slot
 --                seen_ms           the latest time at which the provider is known to have seen one of them
 --                blocked_until_ms  the end of the block that the provider has told us of; 0 if it has told of none
---                caution           how many requests must still succeed one at a time, before several may be sent at once
+--                caution           how many requests must succeed one at a time, before several may be sent at once
 --                run               how many of these have succeeded so far; -1 if they were so slow that they prove
 --                                  nothing in this window
 --                run_since_ms      when the first of these was granted its slot

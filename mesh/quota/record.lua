@@ -20,7 +20,8 @@ local function note_success(reserved_at_ms)
   if run_length >= caution then caution, run_length, run_since_ms = 0, 0, 0 end
 end
 
--- Until when (ms of Redis's clock) the request may be sent. Nil if its outcome was recorded, or if its window is over.
+-- Until when (ms of Redis's clock) the request may be sent. Nil if its outcome was recorded, unless it was `uncertain`;
+-- or if its window is over.
 local send_by = tonumber(redis.call('ZSCORE', held_key, id) or nil)
 
 if outcome == 'refused' then

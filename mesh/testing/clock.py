@@ -37,7 +37,7 @@ class TaskNotThread:
     """Stands in for `LoopThread`: runs the coroutine in the caller's event loop, and not in a thread."""
 
     def __init__(self, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        # The name is for a thread, as the parameters of `LoopThread` are.
+        # The parameters are those of `LoopThread`. Here no thread needs the name.
         self._main = main
 
     async def run(self) -> None:
@@ -135,7 +135,7 @@ class Clock:
 
     def _select_or_jump(self, timeout: float | None = None) -> Any:
         """Stand in for the selector's `select`: return the events that are there, or let time pass."""
-        # A time-out of 0 or less: callbacks are ready, so the loop does not wait.
+        # A time-out of 0 or less: a callback is ready or a timer is due, so the loop does not wait.
         events = self._real_select(0)
         if events or (timeout is not None and timeout <= 0):
             return events

@@ -16,8 +16,8 @@ from mesh.settings import Isolation, RedisSettings
 from mesh.wire.clients import Connections, heeding_cancellation
 from mesh.wire.connection import RedisConnection, pack
 
-#: The answer to INFO over a connection: the lines that the mesh reads. `maxmemory:0`: the server has no limit. 7.0 is
-#: the oldest version that the mesh supports.
+#: The answer to INFO over a connection, such as that of `Memory`. `maxmemory:0`: the server has no limit. 7.0 is the
+#: oldest version that the mesh supports.
 INFO = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
 
 

@@ -32,7 +32,8 @@ class KitReplica:
         self._should_leave = asyncio.Event()
         #: done when this replica has its lease, or could not join
         self._replica_future: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
-        #: whether the test has killed or frozen this replica. Then an error may end its membership (see `check`).
+        #: whether the test has killed or frozen this replica. Then an error may end its membership, and
+        #: `raise_own_error` does not raise.
         self._may_end_by_error = False
         self._task = asyncio.create_task(self._run_membership(), name="kit-replica")
 

@@ -81,7 +81,7 @@ def carries_batch(command: Command) -> bool:
 
 
 def transactions(command: Sequence[Any]) -> list[list[Any]]:
-    """Return the words of each transaction that a command carries to commit.lua, in the order which that file says.
+    """Return the words of each transaction that a command carries to commit.lua. That file explains their order.
 
     In the batch, a number before each transaction says how many words it has, this number included. A null stands for
     a long word.

@@ -64,7 +64,7 @@ class Script:
     async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
         """Run the script over a client, and load it if the server does not know it. Raises redis-py's errors.
 
-        Without `decode` the reply is bytes, for replies that may be no text.
+        Without `decode` the texts in the reply are bytes, because they may not be UTF-8.
         """
         keys_and_arguments = (len(keys), *keys, *args)
         options = {} if decode else {"NEVER_DECODE": True}
