@@ -238,7 +238,7 @@ class Replica:
 
     def _make_link(self, commit_script: Script, other_scripts: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        # After an error the link repeats a batch for up to one ttl. Redis keeps the result of a batch longer: 10 ttls.
+        # After an error the link repeats a batch while the lease is trusted. Redis keeps its result for 10 ttls only.
         # The words are in the order in which submit.lua and commit.lua read KEYS and ARGV.
         common_arguments = (grant.holder, 10 * settings.lease_ttl_ms)
         submit_arguments = (

@@ -16,7 +16,7 @@ from mesh.wire.script import Script
 ROSTER = Script.beside(__file__, "roster.lua")
 MISSING = Script.beside(__file__, "missing.lua")
 
-#: How many seconds a caller should wait whose request needs a replica that is away: such a replica is back soon.
+#: How many seconds a caller should wait whose request needs a replica that is away and expected back.
 RETRY_AFTER_S = 1
 
 #: Fields of a row that are not part of `Member.load`. Each is an attribute of `Member`, except for `reads`, the highest

@@ -91,7 +91,7 @@ def _ref(*path: str) -> dict[str, str]:
 
 
 def _component_names(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield for each operation the name of its components, which has no other operation, and the operation's name.
+    """Yield for each operation the name of its components, which no other operation has, and the operation's name.
 
     AsyncAPI allows only letters, digits, "_", "." and "-" in the name of a component.
     """

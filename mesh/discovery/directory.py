@@ -4,8 +4,8 @@ The process of the caller refuses a request whose operation no live replica serv
 older release would misread, until the last live replica of that release has left.
 
 A replica's roster row has two fields for this. `serves` is the digest of its table of operations, and `reads` is the
-highest level of options that its release understands. A process reads the roster at most once a second, and only for an
-option, or for an operation that the process does not serve itself.
+highest level of options that its release understands. A process reads the roster only for an option, or for an
+operation that the process does not serve itself. What allows a request is used for a second, and then read again.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ HIGHEST_LEVEL = LIMITS
 #: Level -> its options, as callers write them.
 OPTION_NAMES = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
 
-#: For this long the result of a lookup is used. After that the roster is read again. A longer time saves lookups, but a
-#: replica that has just joined is noticed later.
+#: For this long the result of a lookup is used if it allows a request. Before each refusal the roster is read again. A
+#: longer time saves lookups, but it is noticed later that no replica serves an operation any more.
 LOOKUP_FRESH_S = 1.0
 #: Longest wait for the lookup. If there is no answer by then, no request is refused here. A longer wait delays calls
 #: while Redis is slow; after a shorter one, more of them go on unchecked.

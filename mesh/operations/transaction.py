@@ -148,7 +148,7 @@ class Transaction(Reads):
         if field is not None:
             self._note_write(shared, name)
 
-    # Later reads of the whole collection raise ReadAfterWrite. Those of one field know what was written.
+    # Later reads of the collection raise ReadAfterWrite, except `get` and `many` of single fields of a hash.
     def _note_write(self, shared: bool, name: str) -> None:
         if self._written_collections is None:
             self._written_collections = {}

@@ -28,7 +28,7 @@ local caution = tonumber(fields[4]) or 1
 local run_length = tonumber(fields[5]) or 0
 local run_since_ms = tonumber(fields[6]) or 0
 
--- Lua's own conversion would write a large number as 1.7e+12.
+-- Redis's own conversion may write a large round number with an exponent, such as 1.7e+12.
 local function to_text(number)
   return string.format('%.0f', number)
 end
