@@ -59,7 +59,7 @@ class Watcher:
 
     def _is_wanted(self, stream: str, fields: dict[str, str]) -> bool:
         """Return whether `mesh watch` shows this entry: its class and its operation are those that were asked for."""
-        stream_address = stream.removeprefix(keys.REQUESTS)
+        address = stream.removeprefix(keys.REQUESTS)
         is_request = stream.startswith(keys.REQUESTS)
         if self._address is not None and is_request and address != self._address:
             return False

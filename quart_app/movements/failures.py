@@ -31,7 +31,7 @@ REASONS = {
     "3D": "the database does not exist",
     "55P03": "another process keeps the database locked",
     "57P03": "the database is starting or stopping",
-    "57014": "the database cancelled the statement, such as because it took too long",
+    "57014": "the database cancelled the statement, perhaps because it took too long",
     "25006": "the database is read-only",
     "42501": "the user of the database lacks a right",
     "08": "the connection to the database broke",

@@ -79,7 +79,7 @@ async def test_the_overview_reads_the_newest_answers_every_ten_seconds(
     async with node(settings) as one:
         looks = Looks(one.app.context.mesh, [])
         for _ in range(3):
-            await looks.answers.newest()
+            await looks.overview_steps.newest()
         assert asked == 1
         for _ in range(3):
             await looks.steps.newest()
