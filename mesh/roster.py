@@ -65,13 +65,13 @@ class Member:
         return cls(
             database=int(database),
             cls=fields.get("class", ""),
-            epoch=int(fields.get("epoch", 0)),
+            epoch=_number(fields.get("epoch")),
             replica=fields.get("replica", ""),
-            pid=int(fields.get("pid", 0)),
+            pid=_number(fields.get("pid")),
             public=fields.get("public", ""),
             private=fields.get("private", ""),
             state=fields.get("state", ""),
-            since=int(fields.get("since", 0)),
+            since=_number(fields.get("since")),
             version=fields.get("version", ""),
             leased=bool(leased),
             not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
@@ -79,6 +79,11 @@ class Member:
             serves=fields.get("serves", ""),
             load={name: value for name, value in fields.items() if name not in _FIELDS_BESIDE_LOAD},
         )
+
+
+def _number(text: str | None) -> int:
+    """Return the number in a field; 0 if the field is missing, or if somebody has written another text into it."""
+    return int(text) if text and text.isdecimal() else 0
 
 
 @dataclass(frozen=True, slots=True)

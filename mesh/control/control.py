@@ -67,10 +67,10 @@ class Control:
 
     async def paused(self) -> list[PausedOperation]:
         """Return the operations that are paused."""
-        # operation -> "<ms> <actor>"
+        # operation -> "<ms> <actor>". If somebody has written another text by hand, nobody knows since when: 0.
         texts: Any = await self._redis.hgetall(keys.PAUSED)
         return [
-            PausedOperation(op, int(since), actor)
+            PausedOperation(op, int(since) if since.isdecimal() else 0, actor)
             for op, (since, _, actor) in sorted((op, text.partition(" ")) for op, text in texts.items())
         ]
 

@@ -24,7 +24,8 @@ local function look_for_missing()
   if expected then return end
   expected, left_out = {}, {}
   for _, n in ipairs(holding()) do
-    if not class_of(tonumber(n)) then
+    -- A member that is no number is not from the mesh.
+    if tonumber(n) and not class_of(tonumber(n)) then
       local is_expected = redis.call('EXISTS', 'mesh:expected:' .. n) == 1
       table.insert(is_expected and expected or left_out, n)
     end

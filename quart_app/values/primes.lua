@@ -19,7 +19,7 @@ local from = position == '' and '-' or '(' .. position .. ';'
 for i = 1, count do
   local member = redis.call('ZRANGEBYLEX', index_key, from, '+', 'LIMIT', 0, 1)[1]
   if not member then return {'', prefixed_primes} end
-  prefixed_primes[i] = string.match(member, '^[^:]+')
+  prefixed_primes[i] = string.match(member, '^[^:]*')
   from = '(' .. prefixed_primes[i] .. ';'
 end
 return {'z:' .. prefixed_primes[count], prefixed_primes}

@@ -180,14 +180,18 @@ class Primes:
 
 
 async def _read_primes(store: Store) -> AsyncIterator[set[str]]:
-    """Yield the primes of the index, some at a time. A prime may come more than once."""
+    """Yield the primes of the index, some at a time. A prime may come more than once.
+
+    What is no number is left out: somebody has written it by hand, and no GET looks for it.
+    """
     cursor = ""
     while True:
         cursor, prefixed_primes = await store.script(
             READ_PRIMES, [records.INDEX, records.ALONE], cursor, PRIMES_AT_ONCE
         )
         if prefixed_primes:
-            yield {records.without_prefix(prefixed_prime) for prefixed_prime in prefixed_primes}
+            primes = {records.without_prefix(prefixed_prime) for prefixed_prime in prefixed_primes if prefixed_prime}
+            yield {prime for prime in primes if prime.isdecimal()}
         if not cursor:
             return
 

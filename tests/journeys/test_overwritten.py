@@ -146,3 +146,24 @@ async def test_a_replica_that_cannot_start_beside_a_text_names_the_key(
         assert await replica.ended() == 78
     else:
         await replicas.ready(replica)
+
+
+@pytest.mark.timeout(120)
+async def test_members_and_fields_that_no_mesh_writes_change_no_answer(server: Server, replicas: Replicas) -> None:
+    """Somebody has written them by hand beside those of the mesh."""
+    (replica,) = await replicas(1, {"LOG_FORMAT": "json"})
+    assert await after(replicas.client, replica, 0.5) == {200}
+    with server.redis() as admin:
+        (row,) = admin.keys("mesh:replica:*")
+        number = row.rpartition(":")[2]
+        admin.zadd("mesh:written", {"overwritten": 9e15})
+        admin.hset("mesh:paused", "nobody.serves", "overwritten")
+        with server.redis(int(number)) as own:
+            own.zadd(f"db{number}:values:index", {"overwritten": 0, ":": 0, "a:b": 0, "": 0})
+            own.hset(f"db{number}:values:alone", "overwritten", "x")
+        for _ in range(16):
+            admin.hset(row, mapping={"since": "overwritten", "pid": "overwritten", "epoch": "overwritten"})
+            assert await after(replicas.client, replica, 0.5) == {200}
+    for page in ("/mesh", "/metrics"):
+        assert (await replicas.client.get(replica.private + page)).status_code == 200
+    assert '"exc_type"' not in replica.log.read_text()
