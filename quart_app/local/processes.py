@@ -163,6 +163,8 @@ class Child:
             pause_s = restart_pause_s(status, time.monotonic() - self._started_s, pause_s)
             self._say(f"{self._end_in_words(status)}; starting it again{f' in {pause_s:.1f} s' if pause_s else ''}")
             await asyncio.sleep(pause_s)
+            if self._is_stopping:
+                return
             try:
                 self.start()
             except OSError as error:

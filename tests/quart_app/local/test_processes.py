@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -145,6 +146,24 @@ async def test_a_child_that_ends_by_itself_is_told_with_its_last_line(tmp_path: 
     keeping.cancel()
     await child.stop()
     assert said[0] == "it ended (exit status 0): the disk is full; starting it again in 0.1 s"
+
+
+@pytest.mark.parametrize("end", [Child.kill, Child.tell_to_stop])
+async def test_a_child_that_is_told_to_stop_before_it_is_started_again_is_not_started(
+    tmp_path: Path, said: list[str], end: Callable[[Child], None]
+) -> None:
+    """A second Ctrl-C may come in the pause before a start; the process would outlive the mesh."""
+    child = Child(program(tmp_path, "print('the disk is full')"), said.append)
+    child.start()
+    keeping = asyncio.create_task(child.keep())
+
+    async def told() -> bool:
+        return bool(said)
+
+    await eventually(told)
+    end(child)
+    await asyncio.wait_for(keeping, 5)
+    assert child.pid is None
 
 
 async def test_a_child_that_does_not_stop_is_killed_and_said(tmp_path: Path, said: list[str]) -> None:
