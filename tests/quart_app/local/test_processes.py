@@ -153,7 +153,8 @@ async def test_a_child_that_is_told_to_stop_before_it_is_started_again_is_not_st
     tmp_path: Path, said: list[str], end: Callable[[Child], None]
 ) -> None:
     """A second Ctrl-C may come in the pause before a start; the process would outlive the mesh."""
-    child = Child(program(tmp_path, "print('the disk is full')"), said.append)
+    starts = tmp_path / "starts"
+    child = Child(program(tmp_path, f"open({str(starts)!r}, 'a').write('x')"), said.append)
     child.start()
     keeping = asyncio.create_task(child.keep())
 
@@ -163,7 +164,7 @@ async def test_a_child_that_is_told_to_stop_before_it_is_started_again_is_not_st
     await eventually(told)
     end(child)
     await asyncio.wait_for(keeping, 5)
-    assert child.pid is None
+    assert starts.read_text() == "x"
 
 
 async def test_a_child_that_does_not_stop_is_killed_and_said(tmp_path: Path, said: list[str]) -> None:
