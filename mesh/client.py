@@ -113,6 +113,7 @@ class Presence:
             bus=self._connections.bus,
             database=self._connections.bus,  # a client has no database of its own, so it runs nothing there
             trusted=lambda: self.trusted,
+            remembered_ms=self._ttl_ms,
             submit_script=(scripts.variants(scripts.SUBMIT), submit_arguments),
             commit_script=None,
             scripts=LINK_SCRIPTS,

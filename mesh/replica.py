@@ -238,9 +238,8 @@ class Replica:
 
     def _make_link(self, commit_script: Script, other_scripts: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        # After an error the link repeats a batch while the lease is trusted. Redis keeps its result for 10 ttls only.
-        # The words are in the order in which submit.lua and commit.lua read KEYS and ARGV.
-        common_arguments = (grant.holder, 10 * settings.lease_ttl_ms)
+        remembered_ms = 10 * settings.lease_ttl_ms  # for so long Redis keeps the result of the last batch
+        common_arguments = (grant.holder, remembered_ms)  # in the order in which submit.lua and commit.lua read them
         submit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: number of keys
             keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
@@ -254,6 +253,7 @@ class Replica:
             bus=self._connections.bus,
             database=self.database,
             trusted=lambda: self._lease.trusted,
+            remembered_ms=remembered_ms,
             submit_script=(scripts.variants(scripts.SUBMIT), submit_arguments),
             commit_script=(scripts.variants(commit_script), commit_arguments),
             scripts=other_scripts,

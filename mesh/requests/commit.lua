@@ -50,6 +50,11 @@ if not held then return redis.error_reply('LEASEGONE there is no lease at the mo
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 -- If this batch was applied before, only its answer was lost on the way: return the stored answer.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
+-- A batch with a lower number than the latest one comes late, over a connection that its sender has closed. It was sent again
+-- over another connection, and applied.
+if before and tonumber(ARGV[6]) < (tonumber(string.match(before, '^%d+')) or 0) then
+  return redis.error_reply('ERR this batch comes late: a later one was applied')
+end
 
 -- SELECT costs as much as any other command, so the script changes to the bus database as seldom as it can. It looks up the
 -- requests of all transactions before the first transaction, and writes all replies and acknowledgements after the last one.

@@ -53,6 +53,11 @@ local held, before, clock = unpack(redis.call('MGET', lease_key, submitted_key, 
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
+-- A batch with a lower number than the latest one comes late, over a connection that its sender has closed. It was sent again
+-- over another connection, and applied.
+if before and tonumber(ARGV[8]) < (tonumber(string.match(before, '^%d+')) or 0) then
+  return redis.error_reply('ERR this batch comes late: a later one was applied')
+end
 
 -- The number of the argument that has the batch, for batch.lua, which reads it into `words`.
 local BATCH_ARGUMENT = 9

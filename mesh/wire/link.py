@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -41,8 +42,8 @@ class Link:
 
     If the connection fails, the link sends the same round trip again for as long as `trusted` says that the lease
     holds; without a lease it sends nothing. Sending again is safe. Submissions and commits carry the number of the
-    round trip, by which the server recognises what it has done already. All other commands have the same effect when
-    they run twice.
+    round trip, by which the server recognises what it has done already. It remembers that for `remembered_ms`, so the
+    link ends before, as if the lease were lost. All other commands have the same effect when they run twice.
 
     `submit_script` and `commit_script` run the two batches. A client makes no commits, so its `commit_script` is None.
     After the first arguments of a script the link passes the number of the round trip and the batch, as `batch.lua`
@@ -58,6 +59,7 @@ class Link:
         bus: int,
         database: int,
         trusted: Callable[[], bool],
+        remembered_ms: int,
         submit_script: BatchScript,
         commit_script: BatchScript | None,
         scripts: Sequence[Script],
@@ -67,6 +69,7 @@ class Link:
         self._bus = bus
         self._database = database
         self._trusted = trusted
+        self._repeat_s = remembered_ms / 2000  # half, because the first sending comes before the first failure
         self._submit_script = submit_script
         self._commit_script = commit_script
         variant_sets = [batch_script[0] for batch_script in (submit_script, commit_script) if batch_script]
@@ -329,6 +332,7 @@ class Link:
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Make one round trip; repeat it until it succeeds. Raises LeaseLost, and lasting errors of Redis."""
+        failed_at: float | None = None  # the `time.monotonic()` of the first failure
         while True:
             if not self._trusted():
                 raise LeaseLost()
@@ -350,6 +354,9 @@ class Link:
                     self._down = False
                     return replies
             self._down = True
+            failed_at = failed_at or time.monotonic()
+            if time.monotonic() - failed_at > self._repeat_s:
+                raise LeaseLost("Redis did not answer for so long that it may have forgotten the last requests")
             await asyncio.sleep(RETRY_S)
 
     def _reasons_to_repeat(self, commands: list[tuple[Any, ...]], replies: list[Any]) -> tuple[list[str], bool]:

@@ -14,6 +14,7 @@ from mesh import Busy, Class, GivenUp, LeaseLost, keys
 from mesh.groups.reader import FORGET
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, join
 from mesh.requests import scripts, streams
+from mesh.wire.connection import RedisConnection
 from mesh.wire.script import Script
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
@@ -398,3 +399,32 @@ async def test_a_reply_stream_that_vanished_is_there_again_with_the_next_renewal
         await eventually(is_there, 5)
         assert await client.xlen(keys.replies(one.id)) == 0
     assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+
+
+async def test_a_batch_that_arrives_after_later_ones_changes_nothing(
+    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network may deliver what a closed connection has sent, when it was sent again over another one long ago."""
+    sent: list[Any] = []
+    send = RedisConnection.send
+
+    async def noted(self: RedisConnection, commands: Any) -> list[Any]:
+        sent.extend(command for command in commands if command[0] == "EVALSHA")
+        return await send(self, commands)
+
+    one = await backend.join(worker)
+    monkeypatch.setattr(RedisConnection, "send", noted)
+    for _ in range(3):
+        assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+        transaction = one.transaction()
+        transaction.shared.incrby("count", 1)
+        assert await one.commit(transaction)
+    batches = [c for c in sent if keys.submitted(one.id) in c or keys.committed(one.id) in c]
+    before, late = await one.books(), one._connections.connection("late")
+    for command in batches[:-3]:  # the last three are the latest submission and commits
+        (reply,) = await late.send([command])
+        assert isinstance(reply, redis_errors.ResponseError) and "this batch comes late" in str(reply)
+    assert len(batches) >= 9
+    assert await one.books() == before
+    assert await one.shared.get("shared:count") == "3"
+    await late.aclose()

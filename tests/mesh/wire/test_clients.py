@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import DataError, NoScriptError
 
-from mesh import Busy, Connections, RedisSettings, Unavailable
+from mesh import Busy, Connections, LeaseLost, RedisSettings, Unavailable
 from mesh.wire.batch import SendQueue
 from mesh.wire.clients import Credentials, heeding_cancellation
 from mesh.wire.connection import Command, RedisConnection, TooLarge, encode_words
@@ -99,15 +100,19 @@ async def test_what_waits_in_a_batch_fails_together() -> None:
     assert given_up.cancelled() and len(queue.items) == 0
 
 
+def link_over(connection: RedisConnection, **options: Any) -> Link:
+    """Return a link whose lease holds."""
+    usual: dict[str, Any] = {"remembered_ms": 60_000, "submit_script": UNUSED, "scripts": ()}
+    return Link(connection, bus=0, database=1, trusted=lambda: True, commit_script=None, **(usual | options))
+
+
 async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
     """The caller hears when to try again, and its request does not wait for a server that may stay away.
 
     Commands that were sent before wait, and fail when the link ends.
     """
     connection = Connections(RedisSettings(port=free_port())).connection("test")
-    link = Link(
-        connection, bus=0, database=1, trusted=lambda: True, submit_script=UNUSED, commit_script=None, scripts=()
-    )
+    link = link_over(connection)
     running = asyncio.create_task(link.run())
     asked = link.shared("PING")
 
@@ -127,9 +132,7 @@ async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
 async def test_a_command_that_cannot_be_sent_fails_alone(server: Server) -> None:
     """Those beside it in the same trip are answered, in both databases."""
     connection = Connections(server.settings).connection("test")
-    link = Link(
-        connection, bus=0, database=1, trusted=lambda: True, submit_script=UNUSED, commit_script=None, scripts=()
-    )
+    link = link_over(connection)
     wrong = [link.shared("SET", "key", None), link.own("SET", "key", [1])]
     right = [link.shared("SET", "key", "in 0"), link.own("SET", "key", "in 1"), link.shared("GET", "key")]
     running = asyncio.create_task(link.run())
@@ -139,6 +142,20 @@ async def test_a_command_that_cannot_be_sent_fails_alone(server: Server) -> None
     with server.redis(1) as admin:
         assert admin.get("key") == "in 1"
     running.cancel()
+    await connection.aclose()
+
+
+async def test_a_link_ends_before_redis_forgets_what_it_has_done() -> None:
+    """A trip that is sent again later would be done twice, although the lease may hold: others renew it."""
+    connection = Connections(RedisSettings(port=free_port())).connection("test")
+    link = link_over(connection, remembered_ms=400)
+    asked = link.shared("PING")
+    began = time.monotonic()
+    with pytest.raises(LeaseLost, match="may have forgotten"):
+        await link.run()
+    assert 0.2 <= time.monotonic() - began < 2
+    with pytest.raises(LeaseLost):
+        await asked
     await connection.aclose()
 
 
@@ -152,9 +169,7 @@ class Talkative(RedisConnection):
 async def test_an_answer_too_many_does_not_end_the_link(server: Server) -> None:
     """It belongs to no command, so nobody hears of it."""
     connection = Talkative(Connections(server.settings).client("test"), 5)
-    link = Link(
-        connection, bus=0, database=1, trusted=lambda: True, submit_script=UNUSED, commit_script=None, scripts=()
-    )
+    link = link_over(connection)
     running = asyncio.create_task(link.run())
     assert await link.shared("PING") == "PONG"
     assert await link.shared("ECHO", "still there") == "still there"
@@ -167,9 +182,7 @@ async def test_the_plain_variant_runs_a_batch_whose_items_are_all_plain(server: 
     variants = [Script(f"return cjson.encode({{'{name}', '{name}'}})") for name in ("complete", "plain", "full")]
     connection = Connections(server.settings).connection("test")
     submit = (Variants(*variants), (0,))
-    link = Link(
-        connection, bus=0, database=1, trusted=lambda: True, submit_script=submit, commit_script=None, scripts=()
-    )
+    link = link_over(connection, submit_script=submit)
     running = asyncio.create_task(link.run())
     for plain, name in ((True, "plain"), (False, "complete")):
         waiters = [_waiter(), _waiter()]
@@ -187,15 +200,7 @@ async def test_a_script_is_loaded_when_it_is_needed(server: Server) -> None:
     """
     connection = Connections(server.settings).connection("test")
     needed, other, unknown = Script("return KEYS[1]"), Script("return 'other'"), Script("return 'unknown'")
-    link = Link(
-        connection,
-        bus=0,
-        database=1,
-        trusted=lambda: True,
-        submit_script=UNUSED,
-        commit_script=None,
-        scripts=(needed, other),
-    )
+    link = link_over(connection, scripts=(needed, other))
     with server.redis() as admin:
         admin.script_flush()
         right, wrong = link.script(needed, ["a"]), link.script(unknown, [])
