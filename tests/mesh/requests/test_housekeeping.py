@@ -14,7 +14,6 @@ from mesh import Busy, Class, GivenUp, LeaseLost, keys
 from mesh.groups.reader import FORGET
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, join
 from mesh.requests import scripts, streams
-from mesh.wire.connection import RedisConnection
 from mesh.wire.script import Script
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
@@ -405,15 +404,15 @@ async def test_a_batch_that_arrives_after_later_ones_changes_nothing(
     backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network may deliver what a closed connection has sent, when it was sent again over another one long ago."""
-    sent: list[Any] = []
-    send = RedisConnection.send
-
-    async def noted(self: RedisConnection, commands: Any) -> list[Any]:
-        sent.extend(command for command in commands if command[0] == "EVALSHA")
-        return await send(self, commands)
-
     one = await backend.join(worker)
-    monkeypatch.setattr(RedisConnection, "send", noted)
+    sent: list[Any] = []
+    send = one._link._connection.send
+
+    async def noted(commands: Any) -> list[Any]:
+        sent.extend(command for command in commands if command[0] == "EVALSHA")
+        return await send(commands)
+
+    monkeypatch.setattr(one._link._connection, "send", noted)
     for _ in range(3):
         assert await one.call(Class("A"), "quick", {}) == {"answered": True}
         transaction = one.transaction()
