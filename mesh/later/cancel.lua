@@ -2,10 +2,10 @@
 -- Cancels a request that has not ended: removes it from mesh:later or from its stream. If a replica works on the request,
 -- its commit is refused from now on.
 -- KEYS: later, books, key that remembers this attempt, stream, ...   (all possible request streams)
--- ARGV: key of the request, most entries to look at on one stream, how long to remember this attempt (ms)
+-- ARGV: name of the request, most entries to look at on one stream, how long to remember this attempt (ms)
 -- Returns 1 if the request was removed, 0 if it was not found: it has ended, or too many other entries are before it
 local books_key, attempt_key = KEYS[2], KEYS[3]
-local key, most_searched, remembered_ms = unpack(ARGV)
+local request_name, most_searched, remembered_ms = unpack(ARGV)
 -- If the attempt is remembered, an earlier run of this script has removed the request, but its answer was lost.
 if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 
@@ -21,12 +21,12 @@ local CANCELLED = {status = 'cancelled', body = '{"detail":"the request was canc
 local function end_removed(fields)
   options.ended(options.named(fields), CANCELLED)
   redis.call('HINCRBY', books_key, 'cancelled', 1)
-  redis.call('SET', attempt_key, key, 'PX', remembered_ms)
+  redis.call('SET', attempt_key, request_name, 'PX', remembered_ms)
   return 1
 end
 
 --[[ left.lua ]]
-local fields = take_waiting(key)
+local fields = take_waiting(request_name)
 if fields then return end_removed(fields) end
 for k = 4, #KEYS do
   for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most_searched)) do

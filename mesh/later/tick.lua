@@ -22,13 +22,13 @@ local function has_moved(stream, request_name)
   if redis.call('ZSCORE', 'mesh:later', request_name) then return true end
   for _, entry in ipairs(redis.pcall('XRANGE', stream, '-', '+', 'COUNT', SEARCHED)) do
     for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'request' and entry[2][i + 1] == key then return true end
+      if entry[2][i] == 'request' and entry[2][i + 1] == request_name then return true end
     end
   end
 end
 
 -- Returns the name of the request of a tick. `target` is one address of the tick: a class or "db<n>".
-local function key_of(moment, target) return name .. '.' .. moment .. '.' .. target end
+local function request_name_of(moment, target) return name .. '.' .. moment .. '.' .. target end
 
 -- Returns whether a request of the last tick has not ended. The schedule notes the entries of these requests as
 -- "stream id stream id ...".
@@ -58,7 +58,7 @@ local entries, sent_count = {}, 0
 local function send(target)
   local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)
   local stream = 'mesh:requests:' .. target
-  local id = append(stream, 'op', op, 'request', key_of(tick, target), 'from', sender,
+  local id = append(stream, 'op', op, 'request', request_name_of(tick, target), 'from', sender,
     'reply_to', '', 'deadline', deadline, 'body', body)
   if type(id) == 'string' then
     sent_count = sent_count + 1

@@ -9,5 +9,5 @@ local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 -- stored[1] is the owner, stored[2] the state, and stored[3] until when the owner may work (ms).
 local stored = redis.call('HMGET', claim_key, 'owner', 'state', 'until_ms')
 if stored[1] ~= ARGV[1] or stored[2] == 'done' or tonumber(stored[3]) <= now_ms then return 0 end
-redis.call('HSET', claim, 'state', 'sending')
+redis.call('HSET', claim_key, 'state', 'sending')
 return 1

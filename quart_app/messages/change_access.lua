@@ -8,10 +8,10 @@
 -- ARGV     id of the account, id of the administrator, is_active ('0', '1' or ''), paid_access ('0', '1' or ''),
 --          length of the audit log, then the words of its entry
 -- Returns done | absent | forbidden | last (the only active administrator cannot be deactivated).
-local account, actor_account, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local account_key, actor_account_key, administrators_key, audit_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, actor_id, is_active, paid_access, audit_length = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
-local actor_flags = redis.call('HMGET', actor_account, 'is_admin', 'is_active')
+local actor_flags = redis.call('HMGET', actor_account_key, 'is_admin', 'is_active')
 if actor_flags[1] ~= '1' or actor_flags[2] ~= '1' then return 'forbidden' end
 -- The set may lack an administrator of an older release, so the script adds each one that it meets.
 redis.call('SADD', administrators_key, actor_id)
@@ -21,16 +21,16 @@ if not stored[2] then return 'absent' end
 
 if is_active == '0' and stored[2] == '1' then
   if stored[1] == '1' then
-    redis.call('SADD', administrators, id)
-    if redis.call('SCARD', administrators) == 1 then return 'last' end
-    redis.call('SREM', administrators, id)
+    redis.call('SADD', administrators_key, id)
+    if redis.call('SCARD', administrators_key) == 1 then return 'last' end
+    redis.call('SREM', administrators_key, id)
   end
   -- Tokens of an earlier generation stay invalid when the account is activated again.
-  redis.call('HINCRBY', account, 'generation', 1)
+  redis.call('HINCRBY', account_key, 'generation', 1)
 elseif is_active == '1' and stored[1] == '1' then
-  redis.call('SADD', administrators, id)
+  redis.call('SADD', administrators_key, id)
 end
-if is_active ~= '' then redis.call('HSET', account, 'is_active', is_active) end
-if paid_access ~= '' then redis.call('HSET', account, 'paid_access', paid_access) end
-redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 6))
+if is_active ~= '' then redis.call('HSET', account_key, 'is_active', is_active) end
+if paid_access ~= '' then redis.call('HSET', account_key, 'paid_access', paid_access) end
+redis.call('XADD', audit_key, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 6))
 return 'done'

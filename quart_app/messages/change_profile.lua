@@ -7,7 +7,7 @@
 -- KEYS[4]  hash    the first administrator: id, email
 -- ARGV     id, generation that the caller has seen, new address or '', hash of the new password or ''
 -- Returns done | taken | changed (by somebody else since the caller read it).
-local account, by_old_email, by_new_email, first_admin = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local account_key, old_email_key, new_email_key, first_admin_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, generation, email, password = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 if redis.call('HGET', account_key, 'generation') ~= generation then return 'changed' end
@@ -18,11 +18,11 @@ if email ~= '' and new_email_key ~= old_email_key then
   if first[1] == email and first[2] ~= id then return 'taken' end
 end
 if email ~= '' then
-  redis.call('DEL', by_old_email)
-  redis.call('SET', by_new_email, id)
-  redis.call('HSET', account, 'email', email)
+  redis.call('DEL', old_email_key)
+  redis.call('SET', new_email_key, id)
+  redis.call('HSET', account_key, 'email', email)
 end
-if password ~= '' then redis.call('HSET', account, 'password', password) end
+if password ~= '' then redis.call('HSET', account_key, 'password', password) end
 -- Sessions of an earlier generation are over.
-redis.call('HINCRBY', account, 'generation', 1)
+redis.call('HINCRBY', account_key, 'generation', 1)
 return 'done'

@@ -21,5 +21,5 @@ end
 
 redis.call('HSET', claim_key, 'body', fingerprint, 'owner', owner, 'state', 'claimed',
   'until_ms', string.format('%.0f', now_ms + work_ms))
-redis.call('PEXPIRE', claim, keep_ms)
+redis.call('PEXPIRE', claim_key, keep_ms)
 return { 'mine', owner }

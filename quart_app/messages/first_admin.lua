@@ -7,24 +7,24 @@
 -- ARGV     id, address, length of the audit log, number of words of its entry, those words,
 --          then the fields of the account. Without fields the address is only reserved: nobody can register it.
 -- Returns created | adopted | reserved | taken (by an account that is no administrator) | recorded (done before).
-local first_admin, by_email, account, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local first_admin_key, email_key, account_key, administrators_key, audit_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, email, audit_length, word_count = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
-if redis.call('HEXISTS', first_admin, 'id') == 1 then return 'recorded' end
-local owner_id = redis.call('GET', by_email)
+if redis.call('HEXISTS', first_admin_key, 'id') == 1 then return 'recorded' end
+local owner_id = redis.call('GET', email_key)
 local outcome = 'created'
 if owner_id then
   -- An older release made this account an administrator, and recorded no id. No other account is promoted.
-  if owner_id ~= id or redis.call('HGET', account, 'is_admin') ~= '1' then return 'taken' end
+  if owner_id ~= id or redis.call('HGET', account_key, 'is_admin') ~= '1' then return 'taken' end
   outcome = 'adopted'
 end
-redis.call('HSET', first_admin, 'email', email)
+redis.call('HSET', first_admin_key, 'email', email)
 if outcome == 'created' then
   if #ARGV == 4 + word_count then return 'reserved' end
-  redis.call('SET', by_email, id)
-  redis.call('HSET', account, unpack(ARGV, 5 + word_count))
+  redis.call('SET', email_key, id)
+  redis.call('HSET', account_key, unpack(ARGV, 5 + word_count))
 end
-redis.call('HSET', first_admin, 'id', id)
-if redis.call('HGET', account, 'is_active') == '1' then redis.call('SADD', administrators, id) end
-redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 5, 4 + word_count))
+redis.call('HSET', first_admin_key, 'id', id)
+if redis.call('HGET', account_key, 'is_active') == '1' then redis.call('SADD', administrators_key, id) end
+redis.call('XADD', audit_key, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 5, 4 + word_count))
 return outcome

@@ -3,6 +3,6 @@
 -- KEYS[1]  hash  the claim
 -- ARGV[1]  the owner
 -- Returns 1, or 0 if another request owns the claim.
-local claim = KEYS[1]
-if redis.call('HGET', claim, 'owner') ~= ARGV[1] then return 0 end
-return redis.call('DEL', claim)
+local claim_key = KEYS[1]
+if redis.call('HGET', claim_key, 'owner') ~= ARGV[1] then return 0 end
+return redis.call('DEL', claim_key)

@@ -4,11 +4,11 @@
 -- KEYS[3]  hash    the first administrator: id, email
 -- ARGV     id, address, then the fields of the account
 -- Returns done | taken.
-local by_email, account, first_admin = KEYS[1], KEYS[2], KEYS[3]
+local email_key, account_key, first_admin_key = KEYS[1], KEYS[2], KEYS[3]
 local id, email = ARGV[1], ARGV[2]
 
-if redis.call('EXISTS', by_email) == 1 then return 'taken' end
-if redis.call('HGET', first_admin, 'email') == email then return 'taken' end
-redis.call('SET', by_email, id)
-redis.call('HSET', account, unpack(ARGV, 3))
+if redis.call('EXISTS', email_key) == 1 then return 'taken' end
+if redis.call('HGET', first_admin_key, 'email') == email then return 'taken' end
+redis.call('SET', email_key, id)
+redis.call('HSET', account_key, unpack(ARGV, 3))
 return 'done'

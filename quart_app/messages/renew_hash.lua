@@ -2,5 +2,5 @@
 -- Replace the hash of a password by another one of the same password, unless the account has changed.
 -- KEYS[1]  hash  the account
 -- ARGV     the hash that the caller has compared, the new hash
-local account, old_hash, new_hash = KEYS[1], ARGV[1], ARGV[2]
-if redis.call('HGET', account, 'password') == old_hash then redis.call('HSET', account, 'password', new_hash) end
+local account_key, old_hash, new_hash = KEYS[1], ARGV[1], ARGV[2]
+if redis.call('HGET', account_key, 'password') == old_hash then redis.call('HSET', account_key, 'password', new_hash) end

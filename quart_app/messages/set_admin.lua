@@ -6,7 +6,7 @@
 -- KEYS[3]  stream  the audit log
 -- ARGV     id of the account, is_admin ('0' or '1'), length of the audit log, then the words of its entry
 -- Returns done | absent | unchanged | last (the only active administrator stays one).
-local account, administrators, audit = KEYS[1], KEYS[2], KEYS[3]
+local account_key, administrators_key, audit_key = KEYS[1], KEYS[2], KEYS[3]
 local id, is_admin, audit_length = ARGV[1], ARGV[2], ARGV[3]
 
 -- stored[1] is "1" for an administrator, and stored[2] for an active account; both are false if there is no account.
@@ -15,15 +15,15 @@ if not stored[1] then return 'absent' end
 if stored[1] == is_admin then return 'unchanged' end
 if stored[2] == '1' then
   if is_admin == '1' then
-    redis.call('SADD', administrators, id)
+    redis.call('SADD', administrators_key, id)
   else
-    redis.call('SREM', administrators, id)
-    if redis.call('SCARD', administrators) == 0 then
-      redis.call('SADD', administrators, id)
+    redis.call('SREM', administrators_key, id)
+    if redis.call('SCARD', administrators_key) == 0 then
+      redis.call('SADD', administrators_key, id)
       return 'last'
     end
   end
 end
-redis.call('HSET', account, 'is_admin', is_admin)
-redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 4))
+redis.call('HSET', account_key, 'is_admin', is_admin)
+redis.call('XADD', audit_key, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 4))
 return 'done'

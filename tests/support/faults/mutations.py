@@ -120,7 +120,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "own-pending-read": function(
         GroupConsumer, "_recover", "await self._take_over(", "self._recovered or await self._take_over("
     ),
-    "missing-databases": script(scripts.SUBMIT, "if not class_of(tonumber(n)) then", "if false then"),
+    "missing-databases": script(scripts.SUBMIT, "if tonumber(n) and not class_of(tonumber(n)) then", "if false then"),
     "mesh-clock": script(scripts.SUBMIT, "stamp = latest .. '-*'", "stamp = '*'"),
     "filter-bits": function(primes.Primes, "filters", "return self._kept", "return ()"),
     "drop-message": function(handlers, "_write", "transaction.send(", "(lambda *_: None)("),
