@@ -22,7 +22,7 @@ GIVEN = {
     *("redis", "KEYS", "ARGV", "cjson", "string", "table", "math", "unpack", "tonumber", "tostring", "type"),
     *("pairs", "ipairs", "next", "select", "pcall", "error"),
 }
-#: The plain variants of three scripts lack a part. They reach what this part defines only after a check that it is there.
+#: The plain variants of three scripts lack a part. They reach what it defines only after a check that it is there.
 OF_PARTS = {"make_seldom", "options", "make_options", "end_early"}
 #: Instructions of the virtual machine.
 GET_GLOBAL, SET_GLOBAL = 5, 7

@@ -10,10 +10,10 @@ When the log is lost (Redis was emptied or replaced), the first surviving replic
 with the state of this replica. If it has none, the log begins with a state from another replica or from its disk.
 
 If the founder dies, the only copy of that state may be lost. So a survivor that finds no state of the new log waits for
-`founder_patience_s`, and while any other replica has its grades ready. Then it founds the log again, with its own state
-and all changes that were appended to the log. The wait doubles with each log for which no state was found, because on a
-busy machine a founder may need longer to give its state. Survivors that replaced each other's logs too early would
-never be ready.
+`founder_patience_s`, and while any other replica has its grades ready or is expected back. Then it founds the log
+again, with its own state and all changes that were appended to the log. The wait doubles with each log for which no
+state was found, because on a busy machine a founder may need longer to give its state. Survivors that replaced each
+other's logs too early would never be ready.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -31,7 +31,7 @@ from mesh.journal import FOUNDED, Entry, Log, Position, View
 from quart_app.grades import entries
 from quart_app.grades.backup import BadBackup, Header
 from quart_app.grades.carry_over import CarryOver
-from quart_app.grades.known_state import KnownState, merge, union
+from quart_app.grades.known_state import KnownState, union
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.snapshot_keeper import SnapshotKeeper
@@ -116,15 +116,22 @@ class Restorer:
 
         Return None if something was appended meanwhile, or another replica was faster. `base` is unchanged then.
         """
-        changes = await _changes_since_founding(grades_log, view)
-        continues = union(base.lineage, changes.lineage)
-        latest = max(base.position, changes.position, key=lambda position: position.stamp)
-        position = await grades_log.found(body={"continues": continues}, after=latest, instead_of=changes.position)
+        whole = KnownState(base.storage.copy(), base.position, base.continues)
+        end = await _apply_whole_log(whole, grades_log, view)
+        if end.stamp > whole.position.stamp:
+            # No change of a state may be later than its position. It stays a position of the earlier log.
+            whole.position = replace(whole.position, id=end.id)
+        if not view.just_founded:
+            # From the founding on, the changes are in no log. If this replica dies before it has saved the state of the
+            # new log, they are on its disk: a later start carries them over.
+            await self._keeper.save_orphan(whole, grades_log)
+        continues = union(whole.lineage, (view.log,))
+        position = await grades_log.found(body={"continues": continues}, after=whole.position, instead_of=end)
         if position is None:
             return None
+        # From here on without a pause, so that a replica that leaves has either state.
         log.warning("log founded again", log=position.log, instead_of=view.log, continues=continues)
         self._carry_over.note_base(base)
-        whole = await asyncio.to_thread(merge, base, changes)
         # 0, as in `_begin_log`: the new log has no snapshot yet.
         return Restored(KnownState(whole.storage, position, continues), 0, must_save=True)
 
@@ -182,22 +189,23 @@ class Restorer:
         return await first_good(sources, self._settings, self._metrics, accept)
 
 
-async def _changes_since_founding(grades_log: Log, view: View) -> KnownState:
-    """Return what the entries of a log have set, without the state with which it began. The log must not be trimmed."""
-    changes = KnownState(Storage(), view.oldest.position)
-    _apply_all(changes, [view.oldest])
+async def _apply_whole_log(known: KnownState, grades_log: Log, view: View) -> Position:
+    """Apply all entries of a log to a state of an earlier log, and return the position of the last one.
+
+    No entry of the log may be deleted. The position of the state stays.
+    """
+    await asyncio.to_thread(_apply_all, known, [view.oldest])
     async with grades_log.follow(view.oldest.position) as tail:
-        while tail.position.number < view.newest.position.number:
-            await asyncio.to_thread(_apply_all, changes, await tail.read())
-    return changes
+        while not tail.at_end:
+            await asyncio.to_thread(_apply_all, known, await tail.read())
+        return tail.position
 
 
-def _apply_all(changes: KnownState, log_entries: Sequence[Entry]) -> None:
-    for entry in log_entries:
+def _apply_all(known: KnownState, batch: Sequence[Entry]) -> None:
+    for entry in batch:
         # Every replica skips an unreadable entry.
         with contextlib.suppress(entries.UnreadableEntry):
-            changes.apply(entry)
-        changes.position = entry.position
+            known.apply(entry)
 
 
 async def _accept_all(header: Header) -> None:

@@ -45,7 +45,7 @@ def create(context: Context) -> Service:
     @contextlib.asynccontextmanager
     async def lifespan(replica: Mesh) -> AsyncIterator[None]:
         async def other_replicas() -> list[Source]:
-            return await peers(replica.roster, replica.id, settings)
+            return await peers(replica.roster, replica.missing, replica.id, settings)
 
         routes.auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
         grades_log = Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id)

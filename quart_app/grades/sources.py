@@ -12,7 +12,7 @@ from typing import Protocol
 import httpx2
 import structlog
 
-from mesh import Member
+from mesh import Member, Missing
 from quart_app.grades.backup import BackupReader, BadBackup, Header
 from quart_app.grades.known_state import KnownState
 from quart_app.grades.metrics import GradesMetrics
@@ -35,7 +35,7 @@ class Source(Protocol):
     kind: str
     #: for the log
     name: str
-    #: whether it is a replica that says its grades are ready
+    #: whether it is a replica that says its grades are ready, or one that is expected back
     is_ready: bool
 
     def open(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
@@ -88,14 +88,32 @@ class Peer:
                 yield response.aiter_raw(CHUNK_BYTES)
 
 
+class Absent:
+    """A replica that is expected back. Perhaps it has a state that nobody else has, so its log is not founded again."""
+
+    kind = "peer"
+    is_ready = True
+
+    def __init__(self, database: int) -> None:
+        self.name = f"database {database}"
+
+    def open(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        raise NoBackup("the replica is away, and is expected back")
+
+
 #: The errors of a source after which the next source is tried; InvalidURL, because the roster may have a bad address.
 FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError)
 
 
 async def peers(
-    roster: Callable[[], Awaitable[Sequence[Member]]], own_replica: str, settings: GradesSettings
+    roster: Callable[[], Awaitable[Sequence[Member]]],
+    missing: Callable[[], Awaitable[Sequence[Missing]]],
+    own_replica: str,
+    settings: GradesSettings,
 ) -> list[Source]:
     """Return the other live replicas, ready ones first; among equally ready ones those with ready grades come first.
+
+    After them come the replicas that are expected back.
 
     The rest of the order is random, so that not all restoring replicas ask the same one.
     """
@@ -103,10 +121,11 @@ async def peers(
     reachable_members = [member for member in other_members if member.leased and member.private]
     random.shuffle(reachable_members)
     reachable_members.sort(key=lambda member: (member.state != "ready", "grades" in member.not_ready))
-    return [
+    live: list[Source] = [
         Peer(member.private, member.state == "ready" and "grades" not in member.not_ready, settings)
         for member in reachable_members
     ]
+    return live + [Absent(each.database) for each in await missing() if each.cls]
 
 
 async def first_good(

@@ -148,6 +148,13 @@ class Storage:
         self._owns_shard = bytearray(SHARD_COUNT)
         return FrozenRecords(list(self._shards), self.count, self.digest)
 
+    def copy(self) -> Storage:
+        """Return a storage with the same records. It shares each shard until one of both changes it."""
+        storage, records = Storage(), self.snapshot()
+        storage._shards, storage._owns_shard = records.shards, bytearray(SHARD_COUNT)
+        storage._digest, storage.count = self._digest, self.count
+        return storage
+
     def free(self) -> None:
         """Free all records in steps; the storage cannot be used afterwards.
 

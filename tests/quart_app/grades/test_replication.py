@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
-from mesh import Unavailable
+from mesh import Member, Missing, Unavailable
 from mesh.journal.journal import Log
 from mesh.journal.snapshots import Snapshots
 from quart_app.grades import backup
 from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import MOVES, GradesStage
+from quart_app.grades.sources import Source, peers
 from tests.support.grades import LOG_KEY, Node, Nodes, eventually, verified
 from tests.support.server import Server
 
@@ -480,6 +482,74 @@ async def test_a_log_is_not_founded_again_while_somebody_has_its_state(nodes: No
     one.spoil = bytes
     await two.start()
     await nodes.agree()
+
+
+async def test_a_log_is_not_founded_again_while_a_replica_is_expected_back(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The founder may be about to start again, with the state on its disk."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 3)
+    await nodes.agree()
+    await two.pause()
+    await nodes.redis.flushall()
+    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await one.set("new", spp=71)
+    present = one.replication._known.position.log
+    await one.kill()
+
+    async def missing() -> list[Missing]:
+        return [Missing(4, "", True), Missing(5, "A", True)]
+
+    async def nobody() -> list[Member]:
+        return []
+
+    async def away() -> Sequence[Source]:
+        return await peers(nobody, missing, "two", two.settings)
+
+    monkeypatch.setattr(two, "_peers", away)
+    assert [source.name for source in await away()] == ["database 5"]
+    await two.start(ready=False)
+    await eventually(lambda: "no peer and no snapshot" in two.replication.explanation, "it says why")
+    await asyncio.sleep(1)
+    assert not two.is_ready
+    await two.pause()
+    monkeypatch.undo()
+    await one.start()
+    await two.start()
+    await nodes.agree()
+    assert two.replication._known.position.log == present and two.replication.get("new").spp == 71
+
+
+async def test_who_dies_while_it_founds_a_log_again_loses_no_change(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new log takes the place of the entries, and the state with them is on the disk before."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 3)
+    await nodes.agree()
+    await two.pause()
+    await nodes.redis.flushall()
+    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await one.set("new", spp=71)
+    former = one.replication._known.position.log
+    await one.kill()
+    for path in one.snapshots():
+        path.unlink()
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(two.replication.keeper, "save", never)
+    await two.start(ready=False)
+    log = Log(nodes.redis, nodes.client, nodes.key, writer="test")
+    async with asyncio.timeout(10):
+        while (view := await log.view()) is None or view.log == former:
+            await asyncio.sleep(0.02)
+    await two.kill()
+    await asyncio.gather(one.start(), two.start())
+    await nodes.agree()
+    assert [one.replication.get(user).spp for user in ("new", "user-1")] == [71, 1]
 
 
 # The server is away, replies are lost
