@@ -21,7 +21,7 @@ for k = 3, #KEYS do
     -- XACK fails if the stream has no group. Then there is nothing to acknowledge.
     redis.pcall('XACK', stream, 'workers', id)
     redis.call('XDEL', stream, id)
-    redis.call('HINCRBY', books_key, 'cancelled', 1)
+    redis.pcall('HINCRBY', books_key, 'cancelled', 1)
     options.ended(fields, {status = status, body = body, from = actor, asked = id})
     local reply_to, op = fields.reply_to or '', fields.op or ''
     -- The field `reply_to` of an entry that was written by hand may name any key, so only a stream of replies gets the reply.

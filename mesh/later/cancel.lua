@@ -20,7 +20,7 @@ local CANCELLED = {status = 'cancelled', body = '{"detail":"the request was canc
 -- attempt.
 local function end_removed(fields)
   options.ended(options.named(fields), CANCELLED)
-  redis.call('HINCRBY', books_key, 'cancelled', 1)
+  redis.pcall('HINCRBY', books_key, 'cancelled', 1)
   redis.call('SET', attempt_key, request_name, 'PX', remembered_ms)
   return 1
 end
@@ -29,7 +29,8 @@ end
 local fields = take_waiting(request_name)
 if fields then return end_removed(fields) end
 for k = 4, #KEYS do
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most_searched)) do
+  -- The answer is an error, and has no entries, if somebody has overwritten the stream.
+  for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most_searched)) do
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'request' and entry[2][i + 1] == request_name then
         -- XACK fails if the stream has no group. Then there is nothing to acknowledge.

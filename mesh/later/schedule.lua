@@ -5,6 +5,8 @@
 -- Returns the next tick (ms)
 local schedules_key, schedule_key = KEYS[1], KEYS[2]
 local name, epoch, definition, first_tick = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+-- The replicas write all that the key has, so a key that somebody has overwritten is deleted and written anew.
+if redis.call('TYPE', schedule_key).ok ~= 'hash' then redis.call('DEL', schedule_key) end
 -- The definition that the schedule has now, the epoch of the replica that wrote it, and the next tick.
 local known, author_epoch, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
 

@@ -72,5 +72,5 @@ if must_send == '1' and not (skips_if_running == '1' and still_runs()) then
 end
 redis.call('HSET', schedule_key, 'next', following)
 redis.call('ZADD', schedules_key, following, name)
-if sent_count > 0 then redis.call('HINCRBY', books_key, 'accepted', sent_count) end
+if sent_count > 0 then redis.pcall('HINCRBY', books_key, 'accepted', sent_count) end
 return sent_count

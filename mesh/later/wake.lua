@@ -33,7 +33,7 @@ local function expire(name, about)
     options.once.moved(about, later_key, name, latest ~= '0' and latest - now or nil)
     return WAITS
   end
-  redis.call('HINCRBY', books_key, 'expired', 1)
+  redis.pcall('HINCRBY', books_key, 'expired', 1)
   return GONE
 end
 

@@ -37,7 +37,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- The epoch is at least the time in ms. So the same epoch is not granted again by a server that has lost its data, or whose
 -- key of the epoch was overwritten with another text.
-local epoch = math.max((tonumber(redis.call('GET', epoch_key) or 0) or 0) + 1, now)
+local last_epoch = redis.call('GET', epoch_key) or ''
+local epoch = math.max((#last_epoch < 16 and tonumber(string.match(last_epoch, '^%d+$')) or 0) + 1, now)
 
 -- Returns the class that the fewest replicas have; of several, the first in `classes`.
 local function rarest_class()

@@ -31,7 +31,7 @@ end
 local function end_waiting(name, outcome)
   local flat = take_waiting(name)
   if not flat then return end
-  redis.call('HINCRBY', books_key, outcome, 1)
+  redis.pcall('HINCRBY', books_key, outcome, 1)
   ended_count = ended_count + 1
   options.ended(options.named(flat))
 end
@@ -42,7 +42,7 @@ local function end_entry(stream, id, outcome, has_options)
   if redis.call('XDEL', stream, id) == 0 then return end
   -- The stream may have no group: then there is nothing to acknowledge.
   pcall(redis.call, 'XACK', stream, 'workers', id)
-  redis.call('HINCRBY', books_key, outcome, 1)
+  redis.pcall('HINCRBY', books_key, outcome, 1)
   ended_count = ended_count + 1
   if entry then end_early(stream, id, entry[2], outcome) end
 end

@@ -20,6 +20,6 @@ local function end_early(stream, id, flat, outcome)
   local new_id = append(stream, unpack(words))
   if type(new_id) == 'table' then return options.ended(fields) end
   -- end.lua or sweep.lua counts the removed entry as expired, so the new entry counts as accepted.
-  redis.call('HINCRBY', books_key, 'accepted', 1)
+  redis.pcall('HINCRBY', books_key, 'accepted', 1)
   options.moved(fields, stream, new_id, deadline ~= '0' and deadline - now_ms or nil)
 end

@@ -75,8 +75,16 @@ local request_words, words_to_store = words, #words
 -- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once. A
 -- row that somebody has overwritten counts as absent, until its replica writes it again (renew.lua).
 local classes = {}
+-- Returns the answer of a `pcall`. This is an error if the key has another type. If the Redis user of this sender may not read
+-- the key, the whole script fails.
+local function permitted(answer)
+  local why = type(answer) == 'table' and answer.err and tostring(answer.err)
+  if why and (string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true)) then error(why) end
+  return answer
+end
+
 local function class_of(n)
-  if classes[n] == nil then classes[n] = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')[1] or false end
+  if classes[n] == nil then classes[n] = permitted(redis.pcall('HMGET', 'mesh:replica:' .. n, 'class'))[1] or false end
   return classes[n]
 end
 
@@ -139,13 +147,8 @@ end
 -- early in a batch, but never too late.
 local queue_lengths, queue_waits_ms = {}, {}
 local function refused_by_queue(to, ttl)
-  local length = queue_lengths[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
-  if type(length) == 'table' then
-    -- If the Redis user of this sender may not read the key, the whole script fails.
-    local why = tostring(length.err)
-    if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
-    return 'wrong-type', 'mesh:requests:' .. to
-  end
+  local length = queue_lengths[to] or permitted(redis.pcall('XLEN', 'mesh:requests:' .. to))
+  if type(length) == 'table' then return 'wrong-type', 'mesh:requests:' .. to end
   length = length + 1
   queue_lengths[to] = length
   if length > most_on_stream then return 'busy', to end

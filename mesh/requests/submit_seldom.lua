@@ -46,7 +46,7 @@ local rows = {}
 local function row_of(n, field)
   local row = rows[field .. n]
   if not row then
-    row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', field)
+    row = permitted(redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', field))
     rows[field .. n], classes[n] = row, row[1] or false
   end
   return row[1], row[2]
@@ -111,7 +111,7 @@ end
 -- Returns why mesh:later takes no further request: a code, and what the code is about. Returns nothing if it takes one.
 -- pcall: if somebody has overwritten mesh:later with another type, only the present group is refused.
 function seldom.refused_by_later(most)
-  local number = redis.pcall('ZCARD', 'mesh:later')
+  local number = permitted(redis.pcall('ZCARD', 'mesh:later'))
   if type(number) == 'table' then return 'wrong-type', 'mesh:later' end
   if number >= tonumber(most) then return 'too-many', '' end
 end

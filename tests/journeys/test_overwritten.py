@@ -77,6 +77,7 @@ async def test_what_no_answer_needs_changes_no_answer(server: Server, replicas: 
             admin.delete(key)
             admin.execute_command(command, key, "overwritten")
         assert await after(replicas.client, replica, 7) == {200}
+        assert (await replicas.client.get(replica.private + "/metrics")).status_code == 200
         types = {key: admin.type(key) for key in SPARE}
         (other,) = await replicas(1, {"LOG_FORMAT": "json"})
         assert await after(replicas.client, other, 1) == {200}

@@ -10,7 +10,7 @@ import pytest
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from mesh import Busy, Class, GivenUp, LeaseLost, keys
+from mesh import Busy, Class, DeadlineExceeded, GivenUp, LeaseLost, keys
 from mesh.groups.reader import FORGET
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, join
 from mesh.requests import scripts, streams
@@ -428,3 +428,26 @@ async def test_a_batch_that_arrives_after_later_ones_changes_nothing(
     assert await one.books() == before
     assert await one.shared.get("shared:count") == "3"
     await late.aclose()
+
+
+async def test_overwritten_books_end_no_membership(backend: Backend, worker: Worker) -> None:
+    """A call that nobody answers in time is removed, although it cannot be counted."""
+    one = await backend.join(worker)
+    await backend.redis().set(keys.BOOKS, "overwritten")
+    with pytest.raises(DeadlineExceeded):
+        await one.call(Class("A"), "wait", {}, deadline_ms=200)
+
+    async def removed() -> bool:
+        return bool(await backend.redis().xlen(STREAM) == 0)
+
+    await eventually(removed, 5)
+    assert (await one.books())["accepted"] == 0
+    await backend.redis().delete(keys.BOOKS)
+    assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+
+
+async def test_an_overwritten_queue_does_not_keep_a_replica_from_leaving(backend: Backend, worker: Worker) -> None:
+    """Its successor need not wait for the end of the lease."""
+    async with join(worker, backend.settings, connections=backend.connections) as one:
+        await backend.redis().set(keys.database_requests(one.database), "overwritten")
+    assert not await backend.redis().exists(keys.lease(one.database))
