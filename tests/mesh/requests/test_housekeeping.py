@@ -10,7 +10,7 @@ import pytest
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from mesh import Busy, Class, DeadlineExceeded, GivenUp, LeaseLost, keys
+from mesh import Busy, Class, GivenUp, LeaseLost, keys
 from mesh.groups.reader import FORGET
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, join
 from mesh.requests import scripts, streams
@@ -398,56 +398,3 @@ async def test_a_reply_stream_that_vanished_is_there_again_with_the_next_renewal
         await eventually(is_there, 5)
         assert await client.xlen(keys.replies(one.id)) == 0
     assert await one.call(Class("A"), "quick", {}) == {"answered": True}
-
-
-async def test_a_batch_that_arrives_after_later_ones_changes_nothing(
-    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The network may deliver what a closed connection has sent, when it was sent again over another one long ago."""
-    one = await backend.join(worker)
-    sent: list[Any] = []
-    send = one._link._connection.send
-
-    async def noted(commands: Any) -> list[Any]:
-        sent.extend(command for command in commands if command[0] == "EVALSHA")
-        return await send(commands)
-
-    monkeypatch.setattr(one._link._connection, "send", noted)
-    for _ in range(3):
-        assert await one.call(Class("A"), "quick", {}) == {"answered": True}
-        transaction = one.transaction()
-        transaction.shared.incrby("count", 1)
-        assert await one.commit(transaction)
-    before, late = await one.books(), one._connections.connection("late")
-    for key in (keys.submitted(one.id), keys.committed(one.id)):
-        *earlier_batches, _ = [command for command in sent if key in command]
-        assert len(earlier_batches) >= 2
-        for command in earlier_batches:
-            (reply,) = await late.send([command])
-            assert isinstance(reply, redis_errors.ResponseError) and "this batch comes late" in str(reply)
-    assert await one.books() == before
-    assert await one.shared.get("shared:count") == "3"
-    await late.aclose()
-
-
-async def test_overwritten_books_end_no_membership(backend: Backend, worker: Worker) -> None:
-    """A call that nobody answers in time is removed, although it cannot be counted."""
-    one = await backend.join(worker)
-    await backend.redis().set(keys.BOOKS, "overwritten")
-    with pytest.raises(DeadlineExceeded):
-        await one.call(Class("A"), "wait", {}, deadline_ms=200)
-
-    async def removed() -> bool:
-        return bool(await backend.redis().xlen(STREAM) == 0)
-
-    await eventually(removed, 5)
-    assert (await one.books())["accepted"] == 0
-    await backend.redis().delete(keys.BOOKS)
-    assert await one.call(Class("A"), "quick", {}) == {"answered": True}
-
-
-async def test_an_overwritten_queue_does_not_keep_a_replica_from_leaving(backend: Backend, worker: Worker) -> None:
-    """Its successor need not wait for the end of the lease."""
-    async with join(worker, backend.settings, connections=backend.connections) as one:
-        await backend.redis().set(keys.database_requests(one.database), "overwritten")
-    assert not await backend.redis().exists(keys.lease(one.database))

@@ -1,0 +1,86 @@
+"""What comes late over a closed connection, and overwritten keys, end no membership and double nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis import exceptions as redis_errors
+
+from mesh import Class, DeadlineExceeded, keys
+from mesh.raw import Body, Effects, Request, Store, Worker, join
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
+
+STREAM = "mesh:requests:A"
+
+
+@pytest.fixture
+def worker() -> Worker:
+    """Two operations: one that takes long, and one that answers at once."""
+    table = Worker()
+
+    @table.handles("wait")
+    async def wait(request: Request, store: Store, effects: Effects) -> Body:
+        await asyncio.sleep(30)
+        return {}
+
+    @table.handles("quick")
+    async def quick(request: Request, store: Store, effects: Effects) -> Body:
+        return {"answered": True}
+
+    return table
+
+
+async def test_a_batch_that_arrives_after_later_ones_changes_nothing(
+    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network may deliver what a closed connection has sent, when it was sent again over another one long ago."""
+    one = await backend.join(worker)
+    sent: list[Any] = []
+    send = one._link._connection.send
+
+    async def noted(commands: Any) -> list[Any]:
+        sent.extend(command for command in commands if command[0] == "EVALSHA")
+        return await send(commands)
+
+    monkeypatch.setattr(one._link._connection, "send", noted)
+    for _ in range(3):
+        assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+        transaction = one.transaction()
+        transaction.shared.incrby("count", 1)
+        assert await one.commit(transaction)
+    before, late = await one.books(), one._connections.connection("late")
+    for key in (keys.submitted(one.id), keys.committed(one.id)):
+        *earlier_batches, _ = [command for command in sent if key in command]
+        assert len(earlier_batches) >= 2
+        for command in earlier_batches:
+            (reply,) = await late.send([command])
+            assert isinstance(reply, redis_errors.ResponseError) and "this batch comes late" in str(reply)
+    assert await one.books() == before
+    assert await one.shared.get("shared:count") == "3"
+    await late.aclose()
+
+
+async def test_overwritten_books_end_no_membership(backend: Backend, worker: Worker) -> None:
+    """A call that nobody answers in time is removed, although it cannot be counted."""
+    one = await backend.join(worker)
+    await backend.redis().set(keys.BOOKS, "overwritten")
+    with pytest.raises(DeadlineExceeded):
+        await one.call(Class("A"), "wait", {}, deadline_ms=200)
+
+    async def removed() -> bool:
+        return bool(await backend.redis().xlen(STREAM) == 0)
+
+    await eventually(removed, 5)
+    assert (await one.books())["accepted"] == 0
+    await backend.redis().delete(keys.BOOKS)
+    assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+
+
+async def test_an_overwritten_queue_does_not_keep_a_replica_from_leaving(backend: Backend, worker: Worker) -> None:
+    """Its successor need not wait for the end of the lease."""
+    async with join(worker, backend.settings, connections=backend.connections) as one:
+        await backend.redis().set(keys.database_requests(one.database), "overwritten")
+    assert not await backend.redis().exists(keys.lease(one.database))
