@@ -311,7 +311,7 @@ class Client:
                 await presence.end()
             await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def wait_for_first_attempt(self) -> None:
+    async def begun(self) -> None:
         """Wait until the first attempt to become present has ended. Raises SetupError if it failed for good."""
         await self._first_attempt_ended.wait()
         if self._presence is None and isinstance(self._absence_error, SetupError):
@@ -370,7 +370,7 @@ async def connect(
     client = Client(settings, connections or Connections(settings.redis))
     run_task = asyncio.create_task(client.run(), name="mesh-client")
     try:
-        await client.wait_for_first_attempt()
+        await client.begun()
         yield client
         await client.leave()
     finally:

@@ -126,14 +126,14 @@ class Memory:
         """Whether new data are refused."""
         return self.room is not None and self.room <= 0
 
-    def store(self, byte_count: int = 0) -> None:
+    def store(self, amount: int = 0) -> None:
         """Count bytes that the caller is about to store: this stores nothing. Raises Busy if there is no room for them.
 
         Without a number, only refuse if the memory is full.
         """
         room = self.room
-        if room is None or byte_count < room:
-            self._stored += byte_count
+        if room is None or amount < room:
+            self._stored += amount
             return
         raise Busy(
             f"Redis is full ({self.used} of {self.limit} bytes are used): nothing new is stored, reads go on; "

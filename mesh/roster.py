@@ -83,7 +83,7 @@ class Member:
 
 def _number(text: str | None) -> int:
     """Return the number in a field; 0 if the field is missing, or if somebody has written another text into it."""
-    return int(text) if text and text.isdecimal() else 0
+    return int(text) if text and text.isdecimal() and len(text) < 20 else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ if ARGV[2] ~= '1' and type(waiting_count) == 'number' and waiting_count > 0 then
 redis.call('DEL', lease_key, replies_key, submitted_key, committed_key, expected_key)
 redis.call('HSET', row_key, 'state', 'left')
 
--- Returns whether another replica stays. A row that somebody has overwritten (`pcall`) counts as missing. If all replicas leave together, all of them are expected back when the mesh starts
--- again.
+-- Returns whether another replica stays. If all replicas leave together, all of them are expected back when the mesh starts
+-- again. A row that somebody has overwritten (`pcall`) counts as missing.
 local function is_outlived()
   for n = 0, database_count - 1 do
     local state = n ~= database and redis.pcall('HMGET', 'mesh:replica:' .. n, 'state')[1]

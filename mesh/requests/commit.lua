@@ -52,7 +52,7 @@ if held ~= holder then return redis.error_reply('LEASELOST another replica holds
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 -- A batch with a lower number than the latest one comes late, over a connection that its sender has closed. It was sent again
 -- over another connection, and applied.
-if before and tonumber(ARGV[6]) < (tonumber(string.match(before, '^%d+')) or 0) then
+if before and tonumber(ARGV[6]) < (tonumber(string.match(before, '^(%d+) %[')) or 0) then
   return redis.error_reply('ERR this batch comes late: a later one was applied')
 end
 

@@ -185,26 +185,25 @@ local function make_limits(options)
   -- mesh:later takes no request beyond `most_waiting`. Before this request, the caller will place `earlier_count` requests with
   -- the same limit.
   function limits.refusal(limit, deadline, most_waiting, earlier_count)
-    -- Returns why the request cannot wait; or nil, nil, true.
-    local function wait()
-      local later_count = redis.pcall('ZCARD', 'mesh:later')
-      local code, about = read_error(later_count, 'mesh:later')
-      if not code and later_count >= most_waiting then code, about = 'too-many', '' end
-      return code, about, not code
-    end
+    -- Looked at first, even if the request need not wait: a caller may place it in spite of another refusal.
+    local later_count = redis.pcall('ZCARD', 'mesh:later')
+    local code, about = read_error(later_count, 'mesh:later')
+    if code then return code, about end
+    local later_is_full = later_count >= most_waiting
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
     if lane then
       local running_count = redis.pcall('HLEN', 'mesh:running:' .. lane)
       local waiting_count = redis.pcall('LLEN', 'mesh:lane:' .. lane)
-      local code, about = read_error(running_count, 'mesh:running:' .. lane)
+      code, about = read_error(running_count, 'mesh:running:' .. lane)
       if not code then code, about = read_error(waiting_count, 'mesh:lane:' .. lane) end
       if code then return code, about end
-      if waiting_count > 0 or running_count + (earlier_count or 0) >= tonumber(concurrency) then return wait() end
-      return nil, nil, false
+      local waits = waiting_count > 0 or running_count + (earlier_count or 0) >= tonumber(concurrency)
+      if waits and later_is_full then return 'too-many', '' end
+      return nil, nil, waits
     end
     local interval_us, burst, excess
     interval_us, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
-    local code, about = read_error(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
+    code, about = read_error(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
     if code then return code, about end
     local begins_us = start_after_accepted(tonumber(interval_us), tonumber(burst), excess, lane)
       + (earlier_count or 0) * interval_us
@@ -214,7 +213,8 @@ local function make_limits(options)
     if excess == 'refuse' or (deadline ~= '0' and begins_ms >= tonumber(deadline)) then
       return 'limited', string.format('%.0f ', begins_ms - now_ms) .. lane
     end
-    return wait()
+    if later_is_full then return 'too-many', '' end
+    return nil, nil, true
   end
 
   -- Frees the place of a request that has ended, or removes its name from the list. An error here must not undo the end of the

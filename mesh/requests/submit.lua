@@ -55,7 +55,7 @@ if held ~= holder then return redis.error_reply('LEASELOST another replica holds
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 -- A batch with a lower number than the latest one comes late, over a connection that its sender has closed. It was sent again
 -- over another connection, and applied.
-if before and tonumber(ARGV[8]) < (tonumber(string.match(before, '^%d+')) or 0) then
+if before and tonumber(ARGV[8]) < (tonumber(string.match(before, '^(%d+) %[')) or 0) then
   return redis.error_reply('ERR this batch comes late: a later one was applied')
 end
 
@@ -77,9 +77,9 @@ local request_words, words_to_store = words, #words
 local classes = {}
 -- Returns the answer of a `pcall`. This is an error if the key has another type. If the Redis user of this sender may not read
 -- the key, the whole script fails.
+local function is_denied(why) return string.find(tostring(why), 'NOPERM', 1, true) or string.find(tostring(why), 'ACL', 1, true) end
 local function permitted(answer)
-  local why = type(answer) == 'table' and answer.err and tostring(answer.err)
-  if why and (string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true)) then error(why) end
+  if type(answer) == 'table' and answer.err and is_denied(answer.err) then error(answer.err) end
   return answer
 end
 

@@ -111,8 +111,11 @@ end
 -- Returns why mesh:later takes no further request: a code, and what the code is about. Returns nothing if it takes one.
 -- pcall: if somebody has overwritten mesh:later with another type, only the present group is refused.
 function seldom.refused_by_later(most)
-  local number = permitted(redis.pcall('ZCARD', 'mesh:later'))
-  if type(number) == 'table' then return 'wrong-type', 'mesh:later' end
+  local number = redis.pcall('ZCARD', 'mesh:later')
+  if type(number) == 'table' then
+    if is_denied(number.err) then return 'forbidden', tostring(number.err) end
+    return 'wrong-type', 'mesh:later'
+  end
   if number >= tonumber(most) then return 'too-many', '' end
 end
 

@@ -121,10 +121,10 @@ class Restorer:
         if end.stamp > whole.position.stamp:
             # No change of a state may be later than its position. It stays a position of the earlier log.
             whole.position = replace(whole.position, id=end.id)
-        if not view.just_founded:
-            # From the founding on, the changes are in no log. If this replica dies before it has saved the state of the
-            # new log, they are on its disk: a later start carries them over.
-            await self._keeper.save_orphan(whole, grades_log)
+        # From the founding on, the changes of the log are in no log. If this replica dies before it has saved the state
+        # of the new log, they are on its disk: a later start carries them over.
+        if not view.just_founded and not await self._keeper.save_orphan(whole, grades_log):
+            return None
         continues = union(whole.lineage, (view.log,))
         position = await grades_log.found(body={"continues": continues}, after=whole.position, instead_of=end)
         if position is None:
@@ -181,7 +181,10 @@ class Restorer:
         if any(source.is_ready for source in await peers()):
             return None
         base = self._carry_over.lost_log_state or await self._any_state(peers)
-        return None if base is None else await self._begin_log_again(grades_log, view, base)
+        if base is None:
+            return None
+        self._stateless_log = None  # if the log is not replaced now, this replica waits again before it tries again
+        return await self._begin_log_again(grades_log, view, base)
 
     async def _first_accepted(
         self, sources: Sequence[Source], accept: Callable[[Header], Awaitable[None]]

@@ -122,12 +122,14 @@ class SnapshotKeeper:
         if len(kept_snapshots) == KEPT:
             await grades_log.trim(kept_snapshots[-1])
 
-    async def save_orphan(self, known: KnownState, grades_log: Log) -> None:
+    async def save_orphan(self, known: KnownState, grades_log: Log) -> bool:
         """Write to disk a state whose log was not found. Perhaps no other replica has this state."""
         header, records = known.header_and_records(grades_log.now_ms(), orphaned=True)
         try:
             async with asyncio.timeout(ORPHAN_TIMEOUT_S):
                 await self.snapshots.save(header.position, backup_chunks(header, records))
-            log.warning("log not found; its state was written to disk", number=header.number)
+            log.warning("state of a former log written to disk", log=header.log, number=header.number)
         except (OSError, TimeoutError) as error:
             log.error("last snapshot failed", reason=str(error))
+            return False
+        return True

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import httpx2
 import structlog
+from redis.exceptions import RedisError
 
 from mesh import Member, Missing
 from quart_app.grades.backup import BackupReader, BadBackup, Header
@@ -125,7 +126,15 @@ async def peers(
         Peer(member.private, member.state == "ready" and "grades" not in member.not_ready, settings)
         for member in reachable_members
     ]
-    return live + [Absent(each.database) for each in await missing() if each.cls]
+    # The roster row of a replica outlives its lease for some seconds. After that, the database counts as missing.
+    absent = {member.database for member in other_members if not member.leased and member.state != "left"}
+    try:
+        absent |= {each.database for each in await missing() if each.cls}
+    except RedisError as error:
+        # Somebody has overwritten a key. A backup of a live replica is still good.
+        log.warning("nobody knows which replicas are expected back", reason=str(error))
+        absent |= {-1}
+    return live + [Absent(database) for database in sorted(absent)]
 
 
 async def first_good(

@@ -501,14 +501,15 @@ async def test_a_log_is_not_founded_again_while_a_replica_is_expected_back(
     async def missing() -> list[Missing]:
         return [Missing(4, "", True), Missing(5, "A", True)]
 
-    async def nobody() -> list[Member]:
-        return []
+    async def roster() -> list[Member]:
+        # The row of a replica whose lease has just ended.
+        return [Member(6, "A", 1, "six", 1, "", "127.0.0.1:6", "ready", 0, "", leased=False)]
 
     async def away() -> Sequence[Source]:
-        return await peers(nobody, missing, "two", two.settings)
+        return await peers(roster, missing, "two", two.settings)
 
     monkeypatch.setattr(two, "_peers", away)
-    assert [source.name for source in await away()] == ["database 5"]
+    assert [(source.name, source.is_ready) for source in await away()] == [("database 5", True), ("database 6", True)]
     await two.start(ready=False)
     await eventually(lambda: "no peer and no snapshot" in two.replication.explanation, "it says why")
     await asyncio.sleep(1)
@@ -519,6 +520,33 @@ async def test_a_log_is_not_founded_again_while_a_replica_is_expected_back(
     await two.start()
     await nodes.agree()
     assert two.replication._known.position.log == present and two.replication.get("new").spp == 71
+
+
+async def test_without_a_disk_no_log_with_changes_is_founded_again(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entries of the log are the only copy of these changes, so they stay."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 3)
+    await nodes.agree()
+    await two.pause()
+    await nodes.redis.flushall()
+    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await one.set("new", spp=71)
+    present = one.replication._known.position.log
+    await one.kill()
+
+    async def full(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(two.replication.keeper, "save_orphan", full)
+    await two.start(ready=False)
+    await asyncio.sleep(1.5)
+    view = await Log(nodes.redis, nodes.client, nodes.key, writer="test").view()
+    assert not two.is_ready and view is not None and view.log == present
+    monkeypatch.undo()
+    await two.start()
+    assert two.replication.get("new").spp == 71
 
 
 async def test_who_dies_while_it_founds_a_log_again_loses_no_change(
