@@ -18,7 +18,8 @@ local time = redis.call('TIME')
 local due = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + pause)
 local entry_key = later_key .. ':' .. name
 redis.call('HSET', entry_key, unpack(flat))
-redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', by_name.first, 'try', failed_tries, 'error', reason)
+redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', by_name.first, 'try', failed_tries, 'error',
+  reason)
 redis.call('ZADD', later_key, due, name)
 remove_entry(stream, id)
 -- The idempotency key of the request, if it has one, lives at least for the pause and the time `keep` from now on.

@@ -72,19 +72,22 @@ local request_words, words_to_store = words, #words
 
 --[[ room.lua ]]
 
+-- Ends the script if the error of a `pcall` says that the Redis user of this sender may not read the key. Any other error says
+-- that somebody has overwritten the key with another type.
+local function fail_if_denied(failure)
+  local why = tostring(failure.err)
+  if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
+end
+
 -- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once. A
 -- row that somebody has overwritten counts as absent, until its replica writes it again (renew.lua).
 local classes = {}
--- Returns the answer of a `pcall`. This is an error if the key has another type. If the Redis user of this sender may not read
--- the key, the whole script fails.
-local function is_denied(why) return string.find(tostring(why), 'NOPERM', 1, true) or string.find(tostring(why), 'ACL', 1, true) end
-local function permitted(answer)
-  if type(answer) == 'table' and answer.err and is_denied(answer.err) then error(answer.err) end
-  return answer
-end
-
 local function class_of(n)
-  if classes[n] == nil then classes[n] = permitted(redis.pcall('HMGET', 'mesh:replica:' .. n, 'class'))[1] or false end
+  if classes[n] == nil then
+    local row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')
+    if row.err then fail_if_denied(row) end
+    classes[n] = row[1] or false
+  end
   return classes[n]
 end
 
@@ -147,8 +150,11 @@ end
 -- early in a batch, but never too late.
 local queue_lengths, queue_waits_ms = {}, {}
 local function refused_by_queue(to, ttl)
-  local length = queue_lengths[to] or permitted(redis.pcall('XLEN', 'mesh:requests:' .. to))
-  if type(length) == 'table' then return 'wrong-type', 'mesh:requests:' .. to end
+  local length = queue_lengths[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
+  if type(length) == 'table' then
+    fail_if_denied(length)
+    return 'wrong-type', 'mesh:requests:' .. to
+  end
   length = length + 1
   queue_lengths[to] = length
   if length > most_on_stream then return 'busy', to end

@@ -46,7 +46,8 @@ local rows = {}
 local function row_of(n, field)
   local row = rows[field .. n]
   if not row then
-    row = permitted(redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', field))
+    row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', field)
+    if row.err then fail_if_denied(row) end
     rows[field .. n], classes[n] = row, row[1] or false
   end
   return row[1], row[2]
@@ -113,7 +114,8 @@ end
 function seldom.refused_by_later(most)
   local number = redis.pcall('ZCARD', 'mesh:later')
   if type(number) == 'table' then
-    if is_denied(number.err) then return 'forbidden', tostring(number.err) end
+    local why = tostring(number.err)
+    if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then return 'forbidden', why end
     return 'wrong-type', 'mesh:later'
   end
   if number >= tonumber(most) then return 'too-many', '' end
