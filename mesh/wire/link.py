@@ -69,7 +69,7 @@ class Link:
         self._bus = bus
         self._database = database
         self._trusted = trusted
-        self._repeat_s = remembered_ms / 2000  # half, because the first sending comes before the first failure
+        self._repeat_s = remembered_ms / 2000  # half: the last attempt may reach Redis later
         self._submit_script = submit_script
         self._commit_script = commit_script
         variant_sets = [batch_script[0] for batch_script in (submit_script, commit_script) if batch_script]
@@ -332,11 +332,11 @@ class Link:
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Make one round trip; repeat it until it succeeds. Raises LeaseLost, and lasting errors of Redis."""
-        failed_at: float | None = None  # the `time.monotonic()` of the first failure
+        spent_s = 0.0  # on attempts that failed
         while True:
             if not self._trusted():
                 raise LeaseLost()
-            self.trips += 1
+            self.trips, began_at = self.trips + 1, time.monotonic()
             try:
                 replies = await self._connection.send(commands)
             except redis_errors.RedisError as error:
@@ -354,8 +354,8 @@ class Link:
                     self._down = False
                     return replies
             self._down = True
-            failed_at = failed_at or time.monotonic()
-            if time.monotonic() - failed_at > self._repeat_s:
+            spent_s += time.monotonic() - began_at + RETRY_S
+            if spent_s > self._repeat_s:
                 raise LeaseLost("Redis did not answer for so long that it may have forgotten the last requests")
             await asyncio.sleep(RETRY_S)
 
