@@ -170,15 +170,7 @@ local function make_limits(options)
     return place_by_rate(name, to, words, tonumber(interval_us), tonumber(burst), excess, lane)
   end
 
-  -- Returns a code and a text if `found` is an error: the Redis user may not read the key, or the key has another type.
-  local function read_error(found, key)
-    if type(found) ~= 'table' then return end
-    local why = tostring(found.err)
-    if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then
-      return 'forbidden', why
-    end
-    return 'wrong-type', key
-  end
+--[[ read_error.lua ]]
 
   -- Returns why a request cannot be placed now: a code, and the key, lane or error that it is about. If the request can be
   -- placed, returns nil, nil, and whether it will wait.

@@ -15,7 +15,7 @@ from mesh.requests import filters
 from mesh.wire.script import Script, Variants
 
 #: The parts that are in every script that adds, moves or ends requests with options.
-OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
+OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua", "read_error.lua")
 #: Matches the text of SUBMIT, COMMIT and SWEEP that is seldom needed: their plain variants lack it.
 SELDOM = r"-- What few (?:batches|transactions|sweeps) need\..*-- End of what few need\.\n"
 SUBMIT = Script.beside(

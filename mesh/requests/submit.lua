@@ -72,20 +72,17 @@ local request_words, words_to_store = words, #words
 
 --[[ room.lua ]]
 
--- Ends the script if the error of a `pcall` says that the Redis user of this sender may not read the key. Any other error says
--- that somebody has overwritten the key with another type.
-local function fail_if_denied(failure)
-  local why = tostring(failure.err)
-  if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then error(why) end
-end
+--[[ read_error.lua ]]
 
 -- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once. A
--- row that somebody has overwritten counts as absent, until its replica writes it again (renew.lua).
+-- row that somebody has overwritten counts as absent, until its replica writes it again (renew.lua). If this sender may not
+-- read the row, the script ends.
 local classes = {}
 local function class_of(n)
   if classes[n] == nil then
     local row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')
-    if row.err then fail_if_denied(row) end
+    local code, about = read_error(row)
+    if code == 'forbidden' then error(about) end
     classes[n] = row[1] or false
   end
   return classes[n]
@@ -151,10 +148,9 @@ end
 local queue_lengths, queue_waits_ms = {}, {}
 local function refused_by_queue(to, ttl)
   local length = queue_lengths[to] or redis.pcall('XLEN', 'mesh:requests:' .. to)
-  if type(length) == 'table' then
-    fail_if_denied(length)
-    return 'wrong-type', 'mesh:requests:' .. to
-  end
+  local code, about = read_error(length, 'mesh:requests:' .. to)
+  if code == 'forbidden' then error(about) end
+  if code then return code, about end
   length = length + 1
   queue_lengths[to] = length
   if length > most_on_stream then return 'busy', to end

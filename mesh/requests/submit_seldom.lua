@@ -47,7 +47,8 @@ local function row_of(n, field)
   local row = rows[field .. n]
   if not row then
     row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', field)
-    if row.err then fail_if_denied(row) end
+    local code, about = read_error(row)
+    if code == 'forbidden' then error(about) end
     rows[field .. n], classes[n] = row, row[1] or false
   end
   return row[1], row[2]
@@ -113,11 +114,8 @@ end
 -- pcall: if somebody has overwritten mesh:later with another type, only the present group is refused.
 function seldom.refused_by_later(most)
   local number = redis.pcall('ZCARD', 'mesh:later')
-  if type(number) == 'table' then
-    local why = tostring(number.err)
-    if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then return 'forbidden', why end
-    return 'wrong-type', 'mesh:later'
-  end
+  local code, about = read_error(number, 'mesh:later')
+  if code then return code, about end
   if number >= tonumber(most) then return 'too-many', '' end
 end
 

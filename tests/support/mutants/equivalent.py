@@ -87,7 +87,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "local MOST_INTEGER = 2 ^ 63 - 4097",
     ): "both are the same double",
     (
-        "mesh/requests/limits.lua",
+        "mesh/requests/read_error.lua",
         "if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then",
         "if string.find(why, 'NOPERM', 1, false) or string.find(why, 'ACL', 1, true) then",
     ): "NOPERM means the same as a pattern and as plain text",
