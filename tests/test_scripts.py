@@ -29,7 +29,7 @@ GET_GLOBAL, SET_GLOBAL = 5, 7
 
 
 class Chunk:
-    """A compiled chunk of Lua 5.1, of which the names of globals are read."""
+    """Reads a compiled chunk of Lua 5.1: `globals` are the names of its global variables."""
 
     def __init__(self, code: bytes) -> None:
         self._code, self._at = code, 12

@@ -90,7 +90,7 @@ class Peer:
 
 
 class Absent:
-    """A replica that is expected back. Perhaps it has a state that nobody else has, so its log is not founded again."""
+    """A replica that is expected back. The log is not founded again, because this replica may have the only state."""
 
     kind = "peer"
     is_ready = True
@@ -114,9 +114,8 @@ async def peers(
 ) -> list[Source]:
     """Return the other live replicas, ready ones first; among equally ready ones those with ready grades come first.
 
-    After them come the replicas that are expected back.
-
-    The rest of the order is random, so that not all restoring replicas ask the same one.
+    The rest of their order is random, so that not all restoring replicas ask the same one. Last come the replicas that
+    are expected back.
     """
     other_members = [member for member in await roster() if member.replica != own_replica]
     reachable_members = [member for member in other_members if member.leased and member.private]

@@ -440,7 +440,7 @@ async def test_a_founder_that_died_is_replaced(nodes: Nodes) -> None:
 
 
 async def test_changes_after_the_founding_do_not_keep_a_dead_founder_s_log(nodes: Nodes) -> None:
-    """The founder dies with a state that nobody else has: neither a change in its log nor what its disk has is lost."""
+    """Only the founder has the state. When it dies, the changes in its log and the state on its disk are not lost."""
     one, two, three = await nodes.up("one", "two", "three")
     await fill(one, 3)
     await nodes.agree()
@@ -463,8 +463,8 @@ async def test_changes_after_the_founding_do_not_keep_a_dead_founder_s_log(nodes
     assert [two.replication.get(user).spp for user in ("user-0", "user-1", "only-one-knows")] == [8, 70, 9]
 
 
-async def test_a_log_is_not_founded_again_while_somebody_has_its_state(nodes: Nodes) -> None:
-    """A replica that is ready but gives no backup keeps its log: the others wait for it, and say so."""
+async def founder_and_survivor(nodes: Nodes) -> list[Node]:
+    """Return two nodes after the log was lost: one has founded a new log and made a change; the other is paused."""
     one, two = await nodes.up("one", "two")
     await fill(one, 3)
     await nodes.agree()
@@ -472,6 +472,12 @@ async def test_a_log_is_not_founded_again_while_somebody_has_its_state(nodes: No
     await nodes.redis.flushall()
     await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
     await one.set("new", spp=71)
+    return [one, two]
+
+
+async def test_a_log_is_not_founded_again_while_somebody_has_its_state(nodes: Nodes) -> None:
+    """A replica that is ready but gives no backup keeps its log: the others wait for it, and say so."""
+    one, two = await founder_and_survivor(nodes)
     present = one.replication._known.position.log
     one.spoil = lambda data: data[:100]
     await two.start(ready=False)
@@ -488,13 +494,7 @@ async def test_a_log_is_not_founded_again_while_a_replica_is_expected_back(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The founder may be about to start again, with the state on its disk."""
-    one, two = await nodes.up("one", "two")
-    await fill(one, 3)
-    await nodes.agree()
-    await two.pause()
-    await nodes.redis.flushall()
-    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
-    await one.set("new", spp=71)
+    one, two = await founder_and_survivor(nodes)
     present = one.replication._known.position.log
     await one.kill()
 
@@ -526,13 +526,7 @@ async def test_without_a_disk_no_log_with_changes_is_founded_again(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The entries of the log are the only copy of these changes, so they stay."""
-    one, two = await nodes.up("one", "two")
-    await fill(one, 3)
-    await nodes.agree()
-    await two.pause()
-    await nodes.redis.flushall()
-    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
-    await one.set("new", spp=71)
+    one, two = await founder_and_survivor(nodes)
     present = one.replication._known.position.log
     await one.kill()
 
@@ -553,13 +547,7 @@ async def test_who_dies_while_it_founds_a_log_again_loses_no_change(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new log takes the place of the entries, and the state with them is on the disk before."""
-    one, two = await nodes.up("one", "two")
-    await fill(one, 3)
-    await nodes.agree()
-    await two.pause()
-    await nodes.redis.flushall()
-    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
-    await one.set("new", spp=71)
+    one, two = await founder_and_survivor(nodes)
     former = one.replication._known.position.log
     await one.kill()
     for path in one.snapshots():
