@@ -47,7 +47,7 @@ class OneAtATime:
 
     @classmethod
     def of(cls, client: Redis) -> OneAtATime:
-        """Return an object that runs commands over the one connection of a redis-py client, which nobody else uses."""
+        """Return an object that runs commands over one connection: a redis-py client keeps it for this object alone."""
         return cls(RedisConnection(client, BLOCK_MS / 1000 + READ_GRACE_S, errors="surrogateescape"))
 
     # With these three methods it is an `Executor` for scripts, and a `CommandRunner` for the GroupReader.

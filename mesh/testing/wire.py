@@ -130,7 +130,7 @@ class KitConnection(RedisConnection):
         return answers
 
     async def _send_batches(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands of which some carry batches, with the faults that the test has asked for."""
+        """Send commands; some of them carry batches. Here the faults happen that the test has asked for."""
         self._faults.lose_request()
         reduced = [self._without_failed(command) if is_commit(command) else command for command in commands]
         with self._observed.trip():
