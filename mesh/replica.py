@@ -37,6 +37,7 @@ from mesh.requests.consumer import Consumer, load_of
 from mesh.requests.durations import Durations
 from mesh.requests.effects import Effects
 from mesh.requests.filters import Among, Filters
+from mesh.requests.in_place import InPlace
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
 from mesh.requests.refusals import commit_error
 from mesh.requests.settlement import CONFLICT, DONE
@@ -92,14 +93,20 @@ class Replica:
         self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, know_delays)
         self._lease.on_due = self._waking.note_due  # each renewal tells when a request or a schedule is due next
         self.durations = Durations()
-        self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)  # a class promises no order
-        self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
+        host = Host(
+            self.id, self.database, self.cls, self._link, settings, self._lease.now_ms,
+            lambda: self._lease.paused_ops, self._waking.note_due, self._directory, self.durations,
+        )  # fmt: skip
+        self._class_consumer = self._make_consumer(host, Class(self.cls), worker, ordered=False)  # it promises no order
+        self._database_consumer = self._make_consumer(host, Database(self.database), worker, ordered=True)
         self.filters = Filters(self._link, self.database, grant.holder)
         self.memory = Memory(self._link, settings.memory_reserve)
         self._durability = self._make_durability()
         replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
         only_reads = worker.readers.__contains__  # `worker.readers`: the names of operations that only read
-        self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound)
+        # The spans of a call and of its delivery need both trips.
+        in_place = None if tracing.is_on() else InPlace(host, worker, self._class_consumer, keys.replies(self.id))
+        self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound, in_place)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a redis-py client with a pool, for `shared:*` and `events:*` in the bus database, which services share
         self.shared: Redis = self._client("shared", shared=True)
@@ -259,14 +266,10 @@ class Replica:
             scripts=other_scripts,
         )
 
-    def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
+    def _make_consumer(self, host: Host, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
         reader = RequestReader(
             self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
-        host = Host(
-            self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms,
-            lambda: self._lease.paused_ops, self._waking.note_due, self._directory, self.durations,
-        )  # fmt: skip
         return Consumer(host, reader, worker, ordered=ordered)
 
     def _make_durability(self) -> Durability | None:

@@ -33,6 +33,8 @@ class Ask:
     #: Names of shared keys, without spaces and commas. submit.lua reads these keys, and the handler gets their values
     #: in `Request.found`. Such a request is sent without others.
     read: Sequence[str] = ()
+    #: whether this replica may run its handler itself, before the submission: see `mesh.requests.in_place`
+    in_place: bool = False
 
     @property
     def level(self) -> int:

@@ -39,6 +39,7 @@ from mesh.requests import streams, tracing
 from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
 from mesh.requests.deadlines import Deadlines
 from mesh.requests.filters import Among
+from mesh.requests.in_place import InPlace
 from mesh.requests.protocol import Address, Decode, Reply, decode_object, encode_body
 from mesh.requests.refusals import incomplete_error, refusal
 from mesh.requests.streams import ReplyReader
@@ -72,6 +73,7 @@ class Calls:
         durability: Durability | None,
         only_reads: Callable[[str], bool] = lambda _: False,
         later_bound: int = 0,
+        in_place: InPlace | None = None,
     ) -> None:
         self._link = link
         self._reader = reader
@@ -82,6 +84,7 @@ class Calls:
         self._only_reads = only_reads
         #: how many requests may wait in `mesh:later`; submit.lua refuses more. 0: none may wait
         self._later_bound = later_bound
+        self._in_place = in_place
         self._loop = asyncio.get_running_loop()
         self._key_numbers = itertools.count(1)
         #: by the key of each request, or of a gather: the call that waits for it
@@ -137,7 +140,8 @@ class Calls:
             group += (target, op, request_key, ttl_and_options, body_text)
         group[0] = -len(asks) if all_only_read else len(asks)
         call = CallInProgress("", answers, self._remove_unanswered, decode, self._loop.create_future())
-        return self._wait_for(call, answers, group, deadline_ms, without_options)
+        in_place = self._in_place if asks and asks[0].in_place and without_options and len(asks) == 1 else None
+        return self._wait_for(call, answers, group, deadline_ms, without_options, in_place)
 
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
         """Send a request whose reply nobody waits for. `due` says when it begins; `key` is the sender's name for it.
@@ -208,6 +212,7 @@ class Calls:
         group: Sequence[str | int],
         deadline_ms: int,
         without_options: bool = False,
+        in_place: InPlace | None = None,
     ) -> list[Answer]:
         """Submit a call and wait until it is complete. `reply_keys` are the keys by which `_take` finds the call.
 
@@ -224,7 +229,10 @@ class Calls:
             self._in_progress[reply_key] = call
         expiring_together = self._deadlines.add(call, deadline_ms / 1000)  # all calls that share its timer
         try:
-            self._link.submit(words, call)
+            if in_place is None:
+                self._link.submit(words, call)
+            else:
+                in_place.submit(group, words, call)
             await call.completed
             # If the settings ask for it, copies of Redis confirm the effect before the caller gets the answers.
             if self._durability is not None:

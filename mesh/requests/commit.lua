@@ -14,7 +14,8 @@
 -- ARGV: holder, how long to keep the result of the batch (ms), database, bus database, consumer, number of the batch, and
 --       the words of all transactions, as batch.lua reads them. The first word of a transaction is the number of its words.
 --       The others are:
---   stream, id            of the request; both are "" for a transaction that the replica makes without a request
+--   stream, id            of the request; both are "" for a transaction that the replica makes without a request. The stream
+--                         alone is "" if the request ran in place: then the transaction has the verb `pass`.
 --   reply stream, name, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits. The name is
 --                         the caller's name of the request, and `forwards` says how many more replies follow from elsewhere.
 --   number of groups of expectations, number of writes, number of sends
@@ -34,6 +35,7 @@
 --                   "field"     the field is absent, or the command can increase it; the key is a hash
 --                   "bounded"   the key is the sorted set of waiting requests, and has room
 --                   "placed"    the limit and the idempotency key of a request that the verb `place` sends allow it now
+--                   "passable"  the request of the transaction may run in place: see the verb `pass`
 --                   "any"       no check
 --   send          to, op, name, reply stream, deadline, body, from, and further fields in one word: see further_fields.lua
 -- Returns a JSON list with one text per transaction: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
@@ -119,8 +121,8 @@ local function wrong_type(key, wanted)
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
 end
 
--- How many requests the sends of the batch have put on streams: the books count these as accepted.
-local accepted = 0
+-- How many requests the batch has put on streams, and how many it has answered, as the books count them.
+local accepted, answered = 0, 0
 -- The words of the verb `ends` of the present transaction: the options of its request (see options.lua). It is nil if the
 -- transaction has no such verb. The verb is the last one of its transaction, so `commit` always takes these words over:
 -- no write can fail after it and leave them to the next transaction.
@@ -176,7 +178,7 @@ local function check_writes(first, count)
         for name in string.gmatch(word, '%a+') do
           each[#each + 1] = name
           -- These are the names in `special_checks` of commit_checks.lua, which the plain variant lacks.
-          if string.find(' bounded placed integer field stream any ', ' ' .. name .. ' ', 1, true) then
+          if string.find(' bounded placed passable integer field stream any ', ' ' .. name .. ' ', 1, true) then
             each.is_special = true
           end
         end
@@ -264,14 +266,13 @@ local function commit(number)
   endings[number], ending = ending, nil
 end
 
-local outcomes, ids_of, answered, expired = {}, {}, 0, 0
+local outcomes, ids_of, expired = {}, {}, 0
 for number = 1, #heads do outcomes[number] = commit(number) or 'done' end
--- NX gives an expiry to a key that has none; GT moves an expiry that is there, but only to a later moment.
+-- GT moves an expiry that is there, but only to a later moment; NX gives one to a key that has none.
 for of_database, expiry_of in pairs(expiries) do
   go_to(of_database)
   for key, ms in pairs(expiry_of) do
-    redis.call('PEXPIREAT', key, ms, 'NX')
-    redis.call('PEXPIREAT', key, ms, 'GT')
+    if redis.call('PEXPIREAT', key, ms, 'GT') == 0 then redis.call('PEXPIREAT', key, ms, 'NX') end
   end
 end
 if unnamed_until or next(named_keys) then

@@ -72,8 +72,21 @@ local function wrong_place(k)
   return wrong_stream('mesh:requests:' .. tx[k + 5])
 end
 
+-- Checks that the request of the verb `pass` may run: its deadline has not passed, no other request of its class is on the
+-- stream, and its id is in order. The replica has chosen the id by an estimate of the server's clock. An id that is too far
+-- ahead would keep the mesh's clock there: see append.lua.
+local MOST_AHEAD_MS = 10
+local function not_passable(k)
+  local clock, time = redis.call('MGET', 'mesh:clock')[1], redis.call('TIME')
+  local now, ms = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(string.match(tx[head + 2], '^%d+'))
+  -- XLEN has an error, which is a table, if somebody has overwritten the key.
+  local is_passable = redis.pcall('XLEN', tx[k]) == 0 and tonumber(tx[k + 1]) > now
+    and ms >= ms_of_clock(clock) and ms <= now + MOST_AHEAD_MS
+  if not is_passable then return 'not-passable' end
+end
+
 local special_checks = {
-  bounded = no_room, placed = wrong_place, integer = wrong_integer, field = wrong_field,
+  bounded = no_room, placed = wrong_place, passable = not_passable, integer = wrong_integer, field = wrong_field,
   stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
 }
 -- Makes the check `wanted` of the key tx[k] and of the words after it. Returns the reason if the check fails.

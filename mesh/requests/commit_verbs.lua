@@ -22,6 +22,9 @@
 --       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains. The
 --       verb puts the request on its stream, or lets it wait. Only a request with a limit of concurrency gets a
 --       place in a lane.
+--   pass, stream, deadline, body, further fields
+--       Put the request of the transaction on the stream of its class, and take it off again: it has run in place, before
+--       it was submitted. The further fields are one word: see further_fields.lua.
 --   ends, name, value, ...
 --       End the options of the request that the transaction belongs to: answer the other calls with its idempotency
 --       key, free this key or keep the answer in it, and free the place in a lane. The names and values are fields of
@@ -93,6 +96,17 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
+  -- The check has found the stream empty. So this read, which moves the group past the entry, gets no other entry.
+  local function pass(first)
+    local stream, deadline, body, further = unpack(tx, first + 1, first + 4)
+    local id = redis.pcall('XADD', stream, 'NOMKSTREAM', tx[head + 2], 'op', tx[head + 5], 'request', tx[head + 4],
+      'from', consumer, 'reply_to', tx[head + 3], 'deadline', deadline, 'body', body, unpack(further_fields(further)))
+    redis.pcall('XREADGROUP', 'GROUP', 'workers', consumer, 'COUNT', 1, 'NOACK', 'STREAMS', stream, '>')
+    if type(id) == 'string' then redis.pcall('XDEL', stream, id) end
+    redis.call('SET', 'mesh:clock', string.match(tx[head + 2], '^%d+'))
+    accepted, answered = accepted + 1, answered + 1
+  end
+
   local function note_ending(first, last) ending = {unpack(tx, first + 1, last)} end
 
   -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An
@@ -127,7 +141,7 @@ local function make_verbs(keep)
 
   local verbs = {
     ends = note_ending, ['set-all'] = set_all, keep = keep, mark = mark, later = send_later,
-    place = place_request,
+    place = place_request, pass = pass,
   }
   --[[ verbs of services ]]
   return verbs

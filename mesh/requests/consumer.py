@@ -104,6 +104,16 @@ class Consumer(GroupConsumer[Work]):
         return len(self._works)
 
     @property
+    def has_room(self) -> bool:
+        """Whether it works, and could take a request now."""
+        return self._recovered and self._room_now() > 0
+
+    def count_done(self, work_us: int) -> None:
+        """Count a request of its class that was done in place, and how long its handler worked."""
+        self.counters.done += 1
+        self._runner.last_durations_us.append(work_us)
+
+    @property
     def last_durations_us(self) -> Iterable[int]:
         """How long this consumer worked on each of the last requests, in microseconds."""
         return self._runner.last_durations_us

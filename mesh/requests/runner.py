@@ -260,7 +260,7 @@ class Runner:
             # `is_answered`), nobody would learn of this error, and the effect of the request would be lost. So then the
             # sends go out unchecked, and a send whose operation nobody serves becomes a dead letter.
             if request.is_answered:
-                _add_answer(handler, transaction, body)
+                add_answer(handler, transaction, body)
                 if transaction.sent_ops:
                     await self._host.directory.check(transaction.sent_ops, transaction.level)
         except LeaseLost:  # is a MeshError, but not an answer
@@ -332,7 +332,7 @@ class Runner:
         return Outcome.TRY_FAILED, reason
 
 
-def _add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
+def add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
     """Make what a handler returned the answer of its transaction. Raises InvalidReply."""
     if handler.encode is not None:
         # If only other addresses answer, our reply has no body: it only says how many replies the caller gets.

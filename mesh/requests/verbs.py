@@ -225,6 +225,7 @@ VERBS: dict[str, Verb] = {
     "mark": Verb((), _no_args, makes="string"),
     "later": Verb(("bounded", "hash"), _no_args),
     "place": Verb(("placed", "hash"), _no_args),
+    "pass": Verb(("passable",), _no_args),
 }
 
 

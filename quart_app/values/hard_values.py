@@ -43,12 +43,13 @@ _ONE_AT_A_TIME = Limit(by="of", concurrency=1)
 def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
     """Return the put of a chunk, which the caller sends. If its values are large, its answer may have null for some.
 
-    The submission of the request also reads the shared keys `read`. The values of a chunk are all small or all large.
+    The submission of the request also reads the shared keys `read`. With these, the handler of small values needs no
+    trip, so it may run in place. The values of a chunk are all small or all large.
     """
     body: dict[str, Any] = {"items": items}
     if not is_small(items[0]["value"]):
         body[APART] = True
-    return Ask(Class(cls), PUT, body, read=read)
+    return Ask(Class(cls), PUT, body, read=read, in_place=bool(read))
 
 
 def put_in_lane(item: ItemAsked) -> Ask:
