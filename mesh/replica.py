@@ -105,7 +105,9 @@ class Replica:
         replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
         only_reads = worker.readers.__contains__  # `worker.readers`: the names of operations that only read
         # The spans of a call and of its delivery need both trips.
-        in_place = None if tracing.is_on() else InPlace(host, worker, self._class_consumer, keys.replies(self.id))
+        in_place = (
+            None if tracing.is_on() else InPlace(host, worker, self._class_consumer, replies, keys.replies(self.id))
+        )
         self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound, in_place)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a redis-py client with a pool, for `shared:*` and `events:*` in the bus database, which services share

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from mesh.discovery import LIMITS, ONCE
 from mesh.errors import InvalidReply, MeshError
+from mesh.groups.reader import fields_of
 from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.once import Once
-from mesh.requests.protocol import OK, Address, Body, Decode, decode_object, error_of_reply
+from mesh.requests.protocol import OK, Address, Body, Decode, Reply, decode_object, error_of_reply
 from mesh.requests.refusals import refusal
 from mesh.wire.codec import encode
 
@@ -144,7 +145,7 @@ class CallInProgress:
 
     __slots__ = (
         "_answers_after", "_first_open", "_gather_key", "_remove_unanswered", "abandoned", "answers", "asked_at",
-        "completed", "decode", "left_out", "span", "submitted", "trail",
+        "completed", "decode", "left_out", "span", "submitted", "trail", "waits_for_replies",
     )  # fmt: skip
 
     def __init__(
@@ -167,6 +168,8 @@ class CallInProgress:
         self.span = tracing.current()
         #: submit.lua has accepted its requests
         self.submitted = False
+        #: its requests are with the link, so their replies will be on the reply stream
+        self.waits_for_replies = False
         #: its caller no longer waits, so its requests are removed as soon as they are accepted
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back
@@ -209,6 +212,18 @@ class CallInProgress:
     def set_exception(self, error: BaseException) -> None:
         """Receive the error that prevented the submission."""
         self.fail(error)
+
+    def take(self, reply: Reply, flat: Sequence[str]) -> None:
+        """Add a reply to the answer of its request; `flat` is the entry of the reply."""
+        request_key, status, forwards, body_text = reply
+        answer = self.answer(request_key)
+        answer.take(status, forwards, body_text, self.decode)
+        # `trail` and `span` are from the context of the caller.
+        if self.trail is not None:  # the caller wants the fields of each reply
+            self.trail.append((answer.to, fields_of(flat)))
+        if self.span is not None:
+            self.span.add_event("reply", tracing.replying(status, fields_of(flat)))
+        self.complete_if_answered()
 
     def answer(self, key: str) -> Answer:
         """Return the answer to the request of this name. Add one if a gather has no answer of this name yet.

@@ -28,12 +28,10 @@ from mesh.errors import (
     DeadlineExceeded,
     Incomplete,
     InvalidBody,
-    LeaseLost,
     MeshError,
     Unavailable,
     UsageError,
 )
-from mesh.groups.reader import fields_of
 from mesh.later.due import Due
 from mesh.requests import streams, tracing
 from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
@@ -46,7 +44,6 @@ from mesh.requests.streams import ReplyReader
 from mesh.roster import Missing
 from mesh.wire.connection import Encoded, encode_words
 from mesh.wire.durability import Durability
-from mesh.wire.failures import PASSING, is_fenced
 from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
@@ -54,8 +51,6 @@ log = structlog.get_logger(__name__)
 #: While calls take longer than this, the roster is read at this interval, to see whether their addresses are live. Most
 #: calls are faster, so they cost no read.
 WATCH_AFTER_S = 0.25
-#: Pause after replies could not be read. Callers wait meanwhile, so it is short.
-READ_PAUSE_S = 0.1
 #: Stands for every live database at once, in place of the name of an address.
 EVERY = "*"
 #: Most requests of one process that wait for replies. This bounds the memory; no process can serve nearly as many.
@@ -224,15 +219,12 @@ class Calls:
             raise Busy(
                 f"{MOST_AWAITED} requests of this replica already wait for replies; retry after 1 s", retry_after=1
             )
-        words = _words_of(group, without_options)
         for reply_key in reply_keys:
             self._in_progress[reply_key] = call
         expiring_together = self._deadlines.add(call, deadline_ms / 1000)  # all calls that share its timer
         try:
-            if in_place is None:
-                self._link.submit(words, call)
-            else:
-                in_place.submit(group, words, call)
+            if in_place is None or not in_place.begin(group, call, lambda: self._submit(group, call, without_options)):
+                self._submit(group, call, without_options)
             await call.completed
             # If the settings ask for it, copies of Redis confirm the effect before the caller gets the answers.
             if self._durability is not None:
@@ -242,9 +234,17 @@ class Calls:
             self._abandon(call)
             raise
         finally:
+            if call.waits_for_replies:
+                self._reader.remove_waiting()
             expiring_together.discard(call)
             for reply_key in reply_keys:
                 self._in_progress.pop(reply_key, None)
+
+    def _submit(self, group: Sequence[str | int], call: CallInProgress, without_options: bool) -> None:
+        words = _words_of(group, without_options)
+        call.waits_for_replies = True
+        self._reader.add_waiting()
+        self._link.submit(words, call)
 
     def _abandon(self, call: CallInProgress) -> None:
         """Remove the requests of a cancelled call.
@@ -284,7 +284,7 @@ class Calls:
         """Read replies, watch the roster, and remove requests that nobody waits for."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._listen())
+                tasks.create_task(self._reader.listen(self._take))
                 tasks.create_task(self._watch())
                 tasks.create_task(self._remove_requests())
         finally:
@@ -296,37 +296,14 @@ class Calls:
         for call in list(self._in_progress.values()):
             call.fail(error)
 
-    async def _listen(self) -> None:
-        while True:
-            try:
-                await self._reader.read(self._take)
-            # An error of Redis does not end the reading; only a lost lease does.
-            except (*PASSING, redis_errors.ResponseError) as error:
-                if is_fenced(error):
-                    raise LeaseLost("the Redis user of this lease is gone") from error
-                log.warning("replies could not be read", error=str(error))
-                await asyncio.sleep(READ_PAUSE_S)
-                continue
-            # Two turns of the event loop: the callers go on, and the link sends their next requests. Then read again.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-
     def _take(self, reply: Reply, flat: Sequence[str]) -> None:
         """Give a reply to the call that waits for it. `ReplyReader.read` calls this; `flat` is the whole entry."""
-        request_key, status, forwards, body_text = reply
+        request_key = reply[0]
         # A request of a gather has the key "<key of the gather>.db<n>". Other keys have no dot: the names of replicas
         # and clients, with which they begin, are a word, "-" and hexadecimal digits.
         call = self._in_progress.get(request_key) or self._in_progress.get(request_key.rpartition(".")[0])
-        if call is None:
-            return
-        answer = call.answer(request_key)
-        answer.take(status, forwards, body_text, call.decode)
-        # `CallInProgress` takes trail and span from the context of its caller.
-        if call.trail is not None:  # the caller wants the fields of each reply
-            call.trail.append((answer.to, fields_of(flat)))
-        if call.span is not None:
-            call.span.add_event("reply", tracing.replying(status, fields_of(flat)))
-        call.complete_if_answered()
+        if call is not None:
+            call.take(reply, flat)
 
     async def _watch(self) -> None:
         """Read the roster while calls are old, and let them stop waiting for addresses that are no longer live."""

@@ -175,8 +175,8 @@ class Effects(Writer):
     """
 
     __slots__ = (
-        "_answer", "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "dues",
-        "expects", "forwards", "sends", "sent_ops", "writes",
+        "_keeps_answer", "_later_bound", "_level", "_replica", "_request", "_sha_by_key", "_shared", "answer",
+        "dues", "expects", "forwards", "sends", "sent_ops", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -202,8 +202,8 @@ class Effects(Writer):
         self.sends: list[Any] = []
         #: a count: to how many addresses it forwards the request; each of them sends a reply of its own
         self.forwards = 0
-        #: the answer to the request: status and body of the reply
-        self._answer = (OK, "{}")
+        #: the answer to the request: status and body of the reply; the body is "" if the commit writes it
+        self.answer = (OK, "{}")
         #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
         self._keeps_answer = True
         #: The highest level of the options of its sends. `refuse` leaves it: a refused transaction sends nothing, so
@@ -329,13 +329,13 @@ class Effects(Writer):
         if not isinstance(body, dict):
             raise InvalidReply(f"the reply cannot be sent: a handler returns a dict or None, not {type(body).__name__}")
         try:
-            self._answer = (OK, encode_body(body))
+            self.answer = (OK, encode_body(body))
         except ValueError as error:
             raise InvalidReply(f"the reply cannot be sent: {error}") from error
 
     def reply_json(self, body: bytes) -> None:
         """Answer the request with a JSON text."""
-        self._answer = (OK, body.decode())
+        self.answer = (OK, body.decode())
 
     def answer_with(self, verb: str, names: Sequence[str], words: Sequence[Word]) -> None:
         """Answer the request with data that a verb of a service reads from our own database in the commit.
@@ -344,6 +344,7 @@ class Effects(Writer):
         are the keys of the verb.
         """
         check_words(words)
+        self.answer = (OK, "")
         self.writes.add_read(verb, [self._prefix + name for name in names], words)
 
     def refuse(self, error: MeshError) -> None:
@@ -355,10 +356,10 @@ class Effects(Writer):
             collection.clear()
         self.forwards = 0
         try:
-            self._answer = (error.code, encode_body(error_body(error)))
+            self.answer = (error.code, encode_body(error_body(error)))
         except ValueError as cause:
             replacement = InvalidReply(f"the handler raised {type(error).__name__}, which cannot be sent: {cause}")
-            self._answer = (replacement.code, encode_body(error_body(replacement)))
+            self.answer = (replacement.code, encode_body(error_body(replacement)))
         self._keeps_answer = is_kept(error)
 
     def wire(self, took_us: int = 0) -> Encoded:
@@ -368,7 +369,7 @@ class Effects(Writer):
         """
         request = self._request or _NO_REQUEST
         reply_to, options = request.reply_to, request.options
-        status, body = self._answer
+        status, body = self.answer
         expectations, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         if options:
             # The verb `ends` tells commit.lua how to end a request with options, such as to keep the answer.

@@ -16,7 +16,7 @@ first wait. So `Ask.in_place` is for requests whose handler needs no wait, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from time import perf_counter
 from typing import Any
@@ -27,13 +27,13 @@ from mesh.requests.answers import CallInProgress
 from mesh.requests.consumer import Consumer
 from mesh.requests.effects import Effects
 from mesh.requests.handling import steps_of
-from mesh.requests.protocol import Request
+from mesh.requests.protocol import Request, reply_of
 from mesh.requests.runner import add_answer
 from mesh.requests.settlement import DONE
 from mesh.requests.store import Store
+from mesh.requests.streams import ReplyReader
 from mesh.requests.work import Host
 from mesh.requests.worker import Handler, Worker
-from mesh.wire.codec import encode
 from mesh.wire.connection import Encoded
 
 #: After a try without success, so many requests are submitted without a try. With fewer, a replica whose requests cannot
@@ -45,43 +45,43 @@ ID_STEP = keys.MOST_DATABASES
 
 
 class InPlace:
-    """Tries requests to the own class of a replica in place, and submits those for which a try has no success.
+    """Tries requests to the own class of a replica in place.
 
-    `consumer` is the one of the class's stream, and `reply_to` is the stream of replies to this replica.
+    `consumer` is the one of the class's stream. `replies` reads the stream `reply_to`, on which the replies to this
+    replica are.
     """
 
-    def __init__(self, host: Host, worker: Worker, consumer: Consumer, reply_to: str) -> None:
+    def __init__(self, host: Host, worker: Worker, consumer: Consumer, replies: ReplyReader, reply_to: str) -> None:
         self._host = host
         self._worker = worker
         self._consumer = consumer
+        self._replies = replies
         self._reply_to = reply_to
         self._store = Store(host.link, host.database, host.cls)
-        #: how many more requests are submitted without a try
+        #: how many more requests get no try
         self._left_to_skip = 0
         #: time (ms) and second number of the latest id that was given
         self._latest_id = (0, 0)
 
-    def submit(self, group: Sequence[Any], words: Encoded, call: CallInProgress) -> None:
-        """Try the one request of a call in place, or submit it. The call gets the result of a submission in both cases.
+    def begin(self, group: Sequence[Any], call: CallInProgress, submit: Callable[[], None]) -> bool:
+        """Try the one request of a call in place. Return False if it is to be submitted at once.
 
-        `group` and `words` are what `Calls` would submit. Raises what `Link.submit` raises.
+        `group` has the words of its submission: see `Calls`. `submit` submits it, if the try has no success later.
         """
         handler = self._handler_for(group)
-        link = self._host.link
         if handler is None:
-            link.submit(words, call)
-            return
-        began = perf_counter()
+            return False
         # The handler gets a context of its own, as in a task: what it sets there does not reach the caller.
-        transaction = copy_context().run(self._transaction_of, handler, group, began)
-        if transaction is None:
+        done = copy_context().run(self._run, handler, group)
+        if done is None:
             self._left_to_skip = SKIPPED
-            link.submit(words, call)
-        else:
-            link.commit(transaction, _Try(self, handler.op, perf_counter() - began, words, call))
+            return False
+        encoded, reply, work_s = done
+        self._host.link.commit(encoded, _Try(self, call, submit, reply, work_s))
+        return True
 
     def _handler_for(self, group: Sequence[Any]) -> Handler | None:
-        """Return the handler of a request that may run in place; None if the request is submitted without a try."""
+        """Return the handler of a request that may run in place, else None."""
         if self._left_to_skip:
             self._left_to_skip -= 1
             return None
@@ -91,46 +91,63 @@ class InPlace:
             return None
         return handler if self._consumer.has_room and not host.link.down else None
 
-    def _transaction_of(self, handler: Handler, group: Sequence[Any], began: float) -> Encoded | None:
-        """Run a handler, and return its transaction for the link. Return None if the handler waits or raises.
+    def _run(self, handler: Handler, group: Sequence[Any]) -> tuple[Encoded, list[str], float] | None:
+        """Run a handler. Return its transaction, the entry of its reply, and how long it worked (s).
 
-        Also return None if it sends requests: a lookup, which waits, would have to show that somebody serves them.
+        Return None if it waits or raises, or if the process lacks something: whether somebody serves the requests that
+        it sends, or the body of a reply that the commit writes.
         """
+        began = perf_counter()
+        host = self._host
+        try:
+            request, further = self._request_of(handler, group)
+            effects = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
+            steps = steps_of(handler.handle(request, self._store, effects))
+            try:
+                steps.send(None)
+            except StopIteration as end:
+                add_answer(handler, effects, end.value)
+            else:
+                steps.close()
+                return None
+            status, body = effects.answer
+            if effects.sends or effects.sent_ops or not body:
+                return None
+            effects.writes.add(0, "pass", (request.stream,), (request.deadline, group[-1], further))
+            request.stream = ""  # so that commit.lua does not look for the request: no consumer has it
+            work_s = perf_counter() - began
+            took_us = int(work_s * 1e6)
+            encoded = effects.wire(took_us)
+            effects.end()
+        except BaseException:  # whatever it is, the attempt after the submission meets it again, and deals with it
+            return None
+        # commit.lua writes this entry, too.
+        reply = [
+            "request", request.key, "op", request.op, "from", host.replica, "status", status, "forwards", "0",
+            "body", body, "asked", request.id, "took_us", str(took_us), "db", str(host.database),
+            *(("call", request.call) if request.call else ()),
+        ]  # fmt: skip
+        return encoded, reply, work_s
+
+    def _request_of(self, handler: Handler, group: Sequence[Any]) -> tuple[Request, str]:
+        """Return a request as its handler gets it, and the further fields of its entry in one word."""
         _, further, _, op, key, ttl_ms, body_text = group
-        host, worker = self._host, self._worker
         further_words = further.split()
         fields = dict(zip(further_words[::2], further_words[1::2], strict=True))
         # The submission would read these keys. Here they count as absent, and the handler expects that in its commit.
         shared_keys = fields.pop("read", "")
-        most_keys = shared_keys.count(",") + 1
-        found = None if not shared_keys else "" if most_keys == 1 else encode([""] * most_keys)
-        now_ms = host.now_ms()
-        deadline = now_ms + int(ttl_ms)
-        stream = keys.class_requests(host.cls)
-        try:
-            request = Request(
-                stream, self._next_id(now_ms), op, key, host.replica, self._reply_to, deadline,
-                handler.decode(body_text), 1, fields.get("call", ""), fields.get("traceparent", ""), found=found,
-            )  # fmt: skip
-            transaction = Effects(host.database, host.replica, request, worker.verbs, host.settings.later_bound)
-            steps = steps_of(handler.handle(request, self._store, transaction))
-            try:
-                steps.send(None)
-            except StopIteration as end:
-                add_answer(handler, transaction, end.value)
-            else:
-                steps.close()
-                return None
-            if transaction.sent_ops:
-                return None
-            further = " ".join(f"{name} {value}" for name, value in fields.items())
-            transaction.writes.add(0, "pass", (stream,), (deadline, body_text, further))
-            request.stream = ""  # so that commit.lua does not look for the request: no consumer has it
-            encoded = transaction.wire(int((perf_counter() - began) * 1e6))
-            transaction.end()
-        except BaseException:  # whatever it is, the attempt after the submission meets it again, and deals with it
-            return None
-        return encoded
+        found = None
+        if shared_keys:
+            key_count = shared_keys.count(",") + 1
+            found = "" if key_count == 1 else "[" + ",".join(['""'] * key_count) + "]"
+            further = further.partition("read ")[0].rstrip()
+        now_ms = self._host.now_ms()
+        request = Request(
+            keys.class_requests(self._host.cls), self._next_id(now_ms), op, key, self._host.replica, self._reply_to,
+            now_ms + int(ttl_ms), handler.decode(body_text), 1, fields.get("call", ""), fields.get("traceparent", ""),
+            found=found,
+        )  # fmt: skip
+        return request, further
 
     def _next_id(self, now_ms: int) -> str:
         """Return an id that no other request of the mesh has, and that is above those given before."""
@@ -142,32 +159,29 @@ class InPlace:
         return "{}-{}".format(*self._latest_id)
 
     def ended(self, op: str, work_s: float) -> None:
-        """Count a request that a commit has ended, as the consumer counts its own."""
+        """Count a request that was done in place, as the consumer counts its own."""
         self._consumer.count_done(int(work_s * 1e6))
         self._host.durations.add(op, work_s, work_s)
+        self._replies.note_in_place()
 
-    def submit_after_all(self, words: Encoded, call: CallInProgress) -> None:
-        """Submit the request of a try that had no success."""
+    def failed(self) -> None:
+        """Note a try without success."""
         self._left_to_skip = SKIPPED
-        if call.completed.done():  # cancelled, or its deadline has passed
-            return
-        try:
-            self._host.link.submit(words, call)
-        except MeshError as error:
-            call.fail(error)
 
 
 class _Try:
     """A request in place, from the end of its handler on. The link passes it the answer of the commit."""
 
-    __slots__ = ("_call", "_in_place", "_op", "_work_s", "_words")
+    __slots__ = ("_call", "_in_place", "_reply", "_submit", "_work_s")
 
-    def __init__(self, in_place: InPlace, op: str, work_s: float, words: Encoded, call: CallInProgress) -> None:
+    def __init__(
+        self, in_place: InPlace, call: CallInProgress, submit: Callable[[], None], reply: list[str], work_s: float
+    ) -> None:
         self._in_place = in_place
-        self._op = op
-        self._work_s = work_s
-        self._words = words
         self._call = call
+        self._submit = submit
+        self._reply = reply
+        self._work_s = work_s
 
     def done(self) -> bool:
         """Return False: only the link passes a result to it, and only once."""
@@ -175,15 +189,27 @@ class _Try:
 
     def set_result(self, answer: str) -> None:
         """Receive what commit.lua answers."""
-        if answer == DONE:
-            self._in_place.ended(self._op, self._work_s)
-            self._call.set_result([""])  # the request is on no stream any more, so it has no id that matters
-        else:
-            self._in_place.submit_after_all(self._words, self._call)
+        if answer != DONE:
+            self._submit_after_all()
+            return
+        self._in_place.ended(self._reply[3], self._work_s)
+        self._call.set_result([""])  # as after a submission; but its entry is gone already, so it has no id
+        reply = reply_of(self._reply)
+        if reply is not None:
+            self._call.take(reply, self._reply)
 
     def set_exception(self, error: BaseException) -> None:
         """Receive the error that prevented the commit."""
         if isinstance(error, MeshError):  # the membership is over
             self._call.fail(error)
         else:  # only this transaction is at fault
-            self._in_place.submit_after_all(self._words, self._call)
+            self._submit_after_all()
+
+    def _submit_after_all(self) -> None:
+        self._in_place.failed()
+        if self._call.completed.done():  # cancelled, or its deadline has passed
+            return
+        try:
+            self._submit()
+        except MeshError as error:
+            self._call.fail(error)

@@ -11,15 +11,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.exceptions import RedisError
+import structlog
+from redis.exceptions import RedisError, ResponseError
 
 from mesh import keys
+from mesh.errors import LeaseLost
 from mesh.groups.reader import BLOCK_MS, GroupReader, entries_of, pause_if_not_blocked
 from mesh.requests.protocol import Body, Reply, reply_of
 from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, PLAIN_SWEEP, REDELIVER, SWEEP
 from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
+from mesh.wire.failures import PASSING, is_fenced
 from mesh.wire.link import Link
+
+log = structlog.get_logger(__name__)
 
 #: About REPLIES_KEPT replies stay on the stream after they were read, so that people can look at them. But if the
 #: bodies of the replies since the last trim have more than REPLY_CHARACTERS_KEPT characters, the next trim leaves only
@@ -27,6 +32,8 @@ from mesh.wire.link import Link
 REPLIES_KEPT, REPLY_CHARACTERS_KEPT = 256, 1 << 20
 #: After parsing replies for this long, the reader lets the event loop run other tasks: a longer time makes them wait.
 PARSE_S = 0.004
+#: Pause after replies could not be read. Callers wait meanwhile, so it is short.
+READ_PAUSE_S = 0.1
 #: A sweep removes a request this long after its deadline. Until then its caller or its worker can end it.
 SWEEP_GRACE_MS = 2000
 
@@ -112,7 +119,12 @@ def to_books(counts: Sequence[Any]) -> dict[str, int]:
 
 
 class ReplyReader:
-    """The reader of the stream of replies to this replica."""
+    """The reader of the stream of replies to this replica. `listen` reads while somebody waits for replies.
+
+    The reply to a request in place is on the stream only so that people can read it: its caller has it from the commit.
+    After such a reply, nothing is read until somebody waits or as many replies are unread as the stream keeps. So
+    replies in place wake nobody.
+    """
 
     def __init__(self, connection: RedisConnection, stream: str) -> None:
         self._connection = connection
@@ -123,10 +135,51 @@ class ReplyReader:
         self._kept_ids: list[str] = []
         #: how long the bodies of the replies that were read since the last trim are together, in characters
         self._characters_since_trim = 0
+        #: how many calls wait for replies
+        self._waiting_count = 0
+        #: how many replies to requests in place came since the last read
+        self._in_place_count = 0
+        #: set if `listen` is to read
+        self._is_needed = asyncio.Event()
+        self._is_needed.set()
+
+    def add_waiting(self) -> None:
+        """Note that one more call waits for replies."""
+        self._waiting_count += 1
+        self._is_needed.set()
+
+    def remove_waiting(self) -> None:
+        """Note that a call of `add_waiting` no longer waits."""
+        self._waiting_count -= 1
+
+    def note_in_place(self) -> None:
+        """Note that a reply is on the stream which its caller has already."""
+        self._in_place_count += 1
+        if not self._waiting_count and self._in_place_count < REPLIES_KEPT:
+            self._is_needed.clear()
+        else:
+            self._is_needed.set()
+
+    async def listen(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
+        """Read replies until cancelled. Raises LeaseLost."""
+        while True:
+            await self._is_needed.wait()
+            try:
+                await self.read(take)
+            # An error of Redis does not end the reading; only a lost lease does.
+            except (*PASSING, ResponseError) as error:
+                if is_fenced(error):
+                    raise LeaseLost("the Redis user of this lease is gone") from error
+                log.warning("replies could not be read", error=str(error))
+                await asyncio.sleep(READ_PAUSE_S)
+                continue
+            # Two turns of the event loop: the callers go on, and the link sends their next requests. Then read again.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
         """Wait for new replies, at most BLOCK_MS; call `take` with each and the words of its entry; trim old ones."""
-        read_began = time.monotonic()
+        read_began, self._in_place_count = time.monotonic(), 0
         # At most 512 replies at once, to bound the memory of one answer.
         commands: list[tuple[Any, ...]] = [
             ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last_id)
