@@ -6,8 +6,8 @@
 
 A presence is a key that expires and that the client renews, like the lease of a replica. While the key is missing,
 Redis refuses each request of the client. If the client could not renew the key in time, its link ends, and does not
-repeat a failed batch. A client that dies leaves three keys, and all three expire. Replicas still answer its requests,
-or the requests expire. Nobody reads the answers.
+repeat a failed batch. A client that dies leaves three keys: its presence, its reply stream and the result of its latest
+batch. All three expire. Replicas still answer its requests, or the requests expire. Nobody reads the answers.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ LINK_SCRIPTS = (
     roster.ROSTER, roster.MISSING, READ_SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
 )  # fmt: skip
 #: A presence holds for this number of lease ttls, and is renewed once in each ttl. It may hold for longer than a lease:
-#: no replica waits for its end, because a client holds no database.
+#: no replica waits for its end, because a client holds no database. With a larger number, the keys of a dead client
+#: stay for longer; with a smaller one, the presence survives only shorter failures of Redis.
 PRESENCE_TTLS = 10
 #: The client stops trusting its presence when this share of the presence's time is left. So it stops before Redis ends
-#: the presence. With a larger share, fewer late renewals are survived.
+#: the presence. With a larger share, fewer late renewals are survived; with a smaller one, the client may send requests
+#: that Redis refuses, because the presence has just ended there.
 SAFETY_SHARE = 0.1
 #: Wait, in seconds, before a new presence is written after the last one has ended or could not be written. A longer
 #: wait keeps the program without a presence for longer; a shorter one costs Redis more attempts.
@@ -75,10 +77,10 @@ class Presence:
         self._host_and_pid = f"{socket.gethostname()}:{os.getpid()}"
         #: when the last renewal that succeeded was sent (`time.monotonic()`)
         self._renewed_at = 0.0
-        #: names of operations that only read, from the roster: they can be called even while Redis is full
+        #: names of operations that only read, from the latest roster: they can be called even while Redis is full
         self._reading_ops: frozenset[str] = frozenset()
         #: what `end` will close
-        self._opened: list[Redis | RedisConnection] = []
+        self._closed_at_end: list[Redis | RedisConnection] = []
         #: a client of redis-py that renews the presence
         self._presence_client = self._close_at_end(connections.client(f"keeper-{self.id}"))
         self.link = self._make_link()
@@ -92,7 +94,7 @@ class Presence:
 
     def _close_at_end(self, opened: Any) -> Any:
         """Return a client of redis-py or a RedisConnection, which `end` will close."""
-        self._opened.append(opened)
+        self._closed_at_end.append(opened)
         return opened
 
     def _connection(self, name: str, block_ms: int = 0) -> RedisConnection:
@@ -103,8 +105,10 @@ class Presence:
 
     def _make_link(self) -> Link:
         settings = self._settings
+        # First the number of keys (3), the keys and ARGV 1: what the presence holds. Then ARGV 2 to 7 of submit.lua.
+        # `concurrency` is taken for that of each replica, to judge how full a queue is.
         submit_arguments = (
-            3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._host_and_pid,  # 3: number of keys
+            3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._host_and_pid,
             self._ttl_ms, keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
             settings.concurrency,
         )  # fmt: skip
@@ -113,9 +117,9 @@ class Presence:
             bus=self._connections.bus,
             database=self._connections.bus,  # a client has no database of its own, so it runs nothing there
             trusted=lambda: self.trusted,
-            remembered_ms=self._ttl_ms,
+            remembered_ms=self._ttl_ms,  # the result of a batch is needed only while this presence can repeat the batch
             submit_script=(scripts.variants(scripts.SUBMIT), submit_arguments),
-            commit_script=None,
+            commit_script=None,  # a client handles no requests
             scripts=LINK_SCRIPTS,
         )
 
@@ -137,13 +141,17 @@ class Presence:
         return time.monotonic() - self._renewed_at < self._ttl_ms / 1000 * (1 - SAFETY_SHARE)
 
     async def begin(self) -> None:
-        """Check the server, and that no other mesh uses it; write the presence. Raises MeshError, redis-py's errors."""
+        """Check the server, and that no other mesh uses it; write the presence. `run` then renews it.
+
+        Raises MeshError, and redis-py's errors.
+        """
         await server.check(self._presence_client)
         await self._check_mesh()
         await self._renew()
 
     async def _check_mesh(self) -> None:
         bus = self._connections.bus
+        # The claim is in database 0, so that meshes with different bus databases see each other's.
         claim_client = self._connections.client(f"claim-{self.id}", db=0)
         try:
             server.check_claim(str(await claim_client.get(keys.CLAIM) or ""), f"{self._settings.name} {bus}")
@@ -163,29 +171,31 @@ class Presence:
     async def run(self) -> None:
         """Stay present until cancelled. Raises an exception group; a LeaseLost in it says that the presence is over."""
         async with asyncio.TaskGroup() as tasks:
-            for run in (
-                self._keep_presence,
+            for activity in (
+                self._renew_on_time,
                 self.link.run,
                 self.calls.run,
                 *([self._durability.run] if self._durability else []),
             ):
-                tasks.create_task(run())
+                tasks.create_task(activity())
 
-    async def _keep_presence(self) -> None:
+    async def _renew_on_time(self) -> None:
         while True:
             await asyncio.sleep(self._settings.lease_ttl_ms / 1000)
             try:
                 await self._renew()
             except failures.ANY as error:
+                # A lasting error ends the presence at once. Callers get the cause, not this text: `_error_of_absence`.
                 if not self.trusted or not failures.is_passing(error):
                     raise LeaseLost("Redis could not be reached for too long") from error
                 log.warning("presence not renewed", client=self.id, error=failures.text_of(error))
 
     async def end(self) -> None:
         """Remove what Redis keeps of this client, and close its connections."""
-        with contextlib.suppress(*failures.ANY):
+        with contextlib.suppress(*failures.ANY):  # without the deletion, the keys expire
             await self._presence_client.delete(keys.client(self.id), keys.replies(self.id), keys.submitted(self.id))
-        for opened in self._opened:
+        for opened in self._closed_at_end:
+            # Closing sends no command, so Redis cannot refuse it: only the connection can fail.
             with contextlib.suppress(*failures.PASSING):
                 await opened.aclose()
 
@@ -201,7 +211,7 @@ class Client:
         self._connections = connections
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._presence: Presence | None = None
-        #: why there is no presence: what calls raise until there is one
+        #: what calls raise while there is no presence; after a SetupError, no new presence is tried
         self._absence_error: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         #: set when the first attempt to become present has ended
         self._first_attempt_ended = asyncio.Event()
@@ -278,7 +288,7 @@ class Client:
             return await streams.read_books(self._require_presence().link, self._streams)
 
     async def _presence_for(self, ops: Sequence[str], level: int = 0) -> Presence:
-        """Return the presence, for requests of these operations whose options have at most this level.
+        """Return the presence if the live replicas serve these operations and know options of this level.
 
         Raises Unserved if no live replica serves one of the operations, and OlderRelease if a live replica does not
         know the level. Without a presence, raises `_absence_error`.
@@ -318,15 +328,18 @@ class Client:
             raise self._absence_error
 
     def close(self) -> None:
-        """Let every later call raise Unavailable. `run` must have ended."""
+        """Let every later call raise Unavailable. `run` must have ended, because it sets the error of calls, too."""
         self._absence_error = Unavailable("this client has left the mesh: the block of connect() is over")
 
     async def leave(self) -> None:
-        """Wait until the calls in progress are answered, but no longer than the default deadline. Nothing is closed."""
+        """Wait until the calls in progress are answered, but no longer than the default deadline.
+
+        This closes nothing: a call that another task makes meanwhile still works.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.deadline_ms / 1000):
                 while self._presence is not None and self._presence.calls.unanswered:
-                    await asyncio.sleep(0.01)  # seconds; then look again
+                    await asyncio.sleep(0.01)  # a longer sleep delays the end of the block of `connect`
 
 
 @contextlib.contextmanager
@@ -343,6 +356,7 @@ def _lease_lost_as_unavailable() -> Iterator[None]:
 
 def _error_of_absence(error: BaseException) -> MeshError:
     """Return the error for calls after a presence has ended: Unavailable if a new one may succeed, else SetupError."""
+    # The group comes from the TaskGroup of a presence. The first error has ended the presence; others followed from it.
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     # The cause says why Redis could not be reached; LeaseLost does not.

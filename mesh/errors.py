@@ -21,7 +21,7 @@ class MeshError(Exception):
     def __init__(self, detail: str | None = None, /, **facts: Any) -> None:
         #: what a user reads
         self.detail = detail or ((type(self).__doc__ or "").strip() or type(self).__name__).splitlines()[0]
-        #: what a program reads, such as `retry_after`; they can be JSON
+        #: what a program reads, such as `retry_after`; the values can be written as JSON
         self.facts: dict[str, Any] = facts
         super().__init__(self.detail)
 
@@ -52,6 +52,7 @@ class Busy(MeshError):
 
 def redis_is_full() -> Busy:
     """Return the error for a request that would store something while Redis has no memory left."""
+    # Memory gets free only when keys expire or requests end: a shorter time would only make callers ask more often.
     return Busy("Redis is full: nothing new is stored, reads go on; retry after 5 s", retry_after=5)
 
 
@@ -155,7 +156,7 @@ class Refused(MeshError):
         fact_names = _fact_names_of(type(self))
         if absent := sorted(fact_names - facts.keys()):
             raise UsageError(f"{type(self).__qualname__} needs {', '.join(f'{name}=' for name in absent)}")
-        for name in fact_names:
+        for name in fact_names:  # facts that no annotation names stay in `facts` only
             setattr(self, name, facts[name])
 
 
@@ -245,6 +246,9 @@ class SetupError(MeshError):
     code = "setup"
 
 
+# The kinds of SetupError need no code of their own: they are raised while a process joins, and answer no request.
+
+
 class WrongCredentials(SetupError):
     """Redis refuses the user or the password."""
 
@@ -326,14 +330,18 @@ def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
 
 
 def _with_types(cls: type[Refused], facts: dict[str, Any]) -> dict[str, Any]:
-    """Convert facts to the types that the class annotates. Leave out facts that another release wrote differently."""
+    """Convert facts, which travelled as JSON, to the types that the class annotates.
+
+    Leave out facts that another release wrote differently.
+    """
     try:
         fact_types = get_type_hints(cls)
-    except NameError:  # the class is defined in a function, with types that only this function knows
+    except NameError:  # as in `refusals_of`
         return facts
     typed_facts = dict(facts)
     for name in _fact_names_of(cls) & facts.keys():
         try:
+            # Not strict, so that a text can become a number: the keys of a JSON object are always texts.
             typed_facts[name] = msgspec.convert(facts[name], fact_types[name], strict=False)
         except (msgspec.ValidationError, TypeError):
             del typed_facts[name]

@@ -1,7 +1,7 @@
 -- Begins a log if there is none. A caller may also name a log that is to be replaced, because that log began empty or because
 -- nobody has the state with which it began. The caller's state has all entries of that log up to one that it names. The log
 -- is replaced only if this is still the newest entry, so no entry is lost.
--- KEYS: log
+-- KEYS: the stream of the log
 -- ARGV: identity of the new log, number of its founding entry, least ms of the id of this entry, writer, body, identity of
 --       the log that may be replaced or "", number of the newest entry that the caller has of it or ""
 -- Returns {id}, or {} if there is a log already

@@ -3,7 +3,7 @@
 Each entry has the identity of the log and a number; the numbers have no gaps. The stream id of an entry is its time.
 The newest entry tells the identity and the length of the log. So the log needs no other key, which could be lost alone.
 
-    position    how far a reader has read, or a snapshot reaches: identity, number and stream id of an entry
+    position    of an entry: identity of its log, number and stream id. It says how far a reader or a snapshot has come.
     founding    the first entry of the log. With number 1 the log begins with an empty state. With number 2 it begins
                 with the state of its founder, which stands for entry 1 and is in a snapshot only.
     gap         the last entry that a reader has read is gone, or a later number is missing: the reader restores
@@ -42,7 +42,7 @@ TRIM = Script.beside(__file__, "trim.lua")
 
 #: The operation of the first entry of a log.
 FOUNDED = "founded"
-#: Most entries in one answer of Redis. More entries would keep the server busy for longer.
+#: Most entries in one answer of Redis. More entries would keep the server busy for longer; fewer cost more trips.
 MOST_ENTRIES = 256
 #: How long a reader waits for new entries before it checks that the log is still the same. A lost or replaced log is
 #: noticed within this time even if nobody appends. A shorter time costs Redis more reads.
@@ -124,7 +124,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Whether the log began with an empty state, and none of its entries was deleted."""
+        """Whether the log began with an empty state and still has all entries: a reader needs no snapshot."""
         return self.oldest.position.number == 1
 
     @property
@@ -134,7 +134,7 @@ class View:
 
 
 def new_identity() -> str:
-    """Return an identity that no other log has: 64 random bits, as 16 characters, which names of snapshots contain."""
+    """Return an identity that no other log has: 64 random bits, so that no two are equal, as 16 characters."""
     return secrets.token_hex(8)
 
 
@@ -160,7 +160,10 @@ class Log:
         return view
 
     async def holds(self, position: Position) -> bool:
-        """Return whether a reader can go on from this position: it is in this log, and no later entry is gone."""
+        """Return whether a reader can go on from this position: its entry is still in the log, so all later ones are.
+
+        Entries are deleted from the oldest end only.
+        """
         view, entries = await self._look(self._redis, position.id, 1)
         try:
             check_continuity(view, entries, position)
@@ -178,11 +181,11 @@ class Log:
         """
         identity = new_identity()
         number = 1 if after is None else 2  # a founder with a state founds with number 2, see the top of this module
-        # above the ms of the founder's last entry
-        floor_ms = 0 if after is None else (after.stamp >> SEQUENCE_BITS) + 1
+        # one ms above the last entry that the founder knows
+        least_ms = 0 if after is None else (after.stamp >> SEQUENCE_BITS) + 1
         text = json.dumps(body, ensure_ascii=False)
         end_of_former = ("", "") if instead_of is None else (instead_of.log, instead_of.number)
-        answer = await self._run(FOUND, identity, number, floor_ms, self.writer, text, *end_of_former)
+        answer = await self._run(FOUND, identity, number, least_ms, self.writer, text, *end_of_former)
         return Position(identity, number, answer[0]) if answer else None
 
     async def append(
@@ -197,11 +200,11 @@ class Log:
         does not have), Late, and redis-py's errors.
         """
         # the first ms after the stream id `floor`
-        floor_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
-        not_after = await self._last_moment(within_ms)
+        least_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
+        append_until_ms = await self._to_redis_time(within_ms)
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         answer = await self._run(
-            APPEND, reader_at.log, reader_at.number, floor_ms, not_after, op, self.writer, write, text
+            APPEND, reader_at.log, reader_at.number, least_ms, append_until_ms, op, self.writer, write, text
         )
         # {now in ms, reason}, or {now in ms, "done", id, number}
         self._note_clock(answer[0])
@@ -236,18 +239,21 @@ class Log:
             await self._reader_client.aclose()
 
     def now_ms(self) -> int | None:
-        """Return the server's clock in ms as estimated since the last answer, or None before the first one."""
+        """Return the estimated time on Redis's clock (ms), or None before Redis's first answer to a read or an append.
+
+        Each such answer corrects the estimate.
+        """
         if self._clock_ahead_ms is None:
             return None
         return round(_loop_ms() + self._clock_ahead_ms)
 
-    async def _last_moment(self, within_ms: int) -> int:
-        """Return until when (ms of Redis's clock) append.lua may append; 0 if there is no limit."""
+    async def _to_redis_time(self, within_ms: int) -> int:
+        """Return the time on Redis's clock (ms) that is `within_ms` from now. 0 stays 0: it means no limit."""
         if not within_ms:
             return 0
         if self._clock_ahead_ms is None:
             await self.view()  # its answer has the time of Redis
-        return cast(int, self.now_ms()) + within_ms
+        return cast(int, self.now_ms()) + within_ms  # not None after an answer
 
     def _note_clock(self, now_ms: Any) -> None:
         self._clock_ahead_ms = int(now_ms) - _loop_ms()
@@ -290,6 +296,7 @@ class Tail:
     async def _read_new(self) -> list[Entry]:
         """Wait for new entries, for at most BLOCK_MS, without a check of the log."""
         reply = await self._reader_client.xread({self._log.key: self.position.id}, count=MOST_ENTRIES, block=BLOCK_MS)
+        # The entries by stream: a dict under RESP3, pairs under RESP2.
         entry_lists = list(reply.values()) if isinstance(reply, dict) else [pair[1] for pair in reply or []]
         entries = [read_entry(raw_entry) for raw_entries in entry_lists for raw_entry in _without_wrapping(raw_entries)]
         self.at_end = len(entries) < MOST_ENTRIES
@@ -310,7 +317,7 @@ def check_continuity(view: View | None, entries: Sequence[Entry], position: Posi
         raise NoLog()
     if view.log != position.log:
         raise Replaced(f"the log is {view.log} now, not {position.log}")
-    if position.number == 0:  # before the first entry, so no entry is at this position
+    if position.number == 0:  # A reader without a state needs all entries. No entry is at this position.
         if not view.whole:
             raise Gap(f"the log begins at {view.oldest.position.number}, not at 1")
         return list(entries)
@@ -343,9 +350,12 @@ def read_entry(raw: Sequence[Any]) -> Entry:
 
 def _without_wrapping(entries: Any) -> Any:
     """Remove the list that redis-py puts around the entries of a stream under RESP3."""
-    wrapped = bool(entries) and isinstance(entries[0], list) and bool(entries[0]) and isinstance(entries[0][0], tuple)
-    return entries[0] if wrapped else entries
+    is_wrapped = (
+        bool(entries) and isinstance(entries[0], list) and bool(entries[0]) and isinstance(entries[0][0], tuple)
+    )
+    return entries[0] if is_wrapped else entries
 
 
 def _loop_ms() -> float:
+    # No step of the machine's clock changes it.
     return asyncio.get_running_loop().time() * 1000

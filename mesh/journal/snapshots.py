@@ -28,7 +28,8 @@ from mesh.journal.position import Position, Snapshot
 #: How many snapshots of one log are kept. The log keeps all entries after the oldest of them, so a replica can still
 #: restore when the newest snapshot is damaged. More snapshots would need more room on the disk and in the log.
 KEPT = 2
-#: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted.
+#: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted. A longer
+#: time keeps such a file for longer; a shorter one may delete the file of a writer that waits for its disk.
 STALE_PART_S = 3600
 #: Pause between two attempts to lock the folder. A longer pause delays the process that waits; a shorter one costs more
 #: attempts.
@@ -54,16 +55,17 @@ class Snapshots:
 
     async def check(self) -> None:
         """Raise OSError if no snapshot could be written now."""
-        await asyncio.to_thread(self._try_to_write)
+        await asyncio.to_thread(self._check_writable)
 
     @contextlib.asynccontextmanager
     async def hold_lock(self) -> AsyncIterator[None]:
         """Hold the lock of the folder, so that only one process at a time writes a snapshot there.
 
-        If the process ends, its lock ends too. On a disk without locks, nothing is locked, and the block runs anyway.
+        If the process ends, its lock ends too. On a disk without locks, nothing is locked, and the block runs anyway:
+        each writer has a file of its own, so writing twice only costs work.
         """
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the disk has no locks, or refuses the file; then `save` raises, too
                 while (lock_file := await asyncio.to_thread(self._try_to_lock)) is None:
                     await asyncio.sleep(LOCK_RETRY_S)
                 stack.enter_context(lock_file)
@@ -101,7 +103,7 @@ class Snapshots:
 
     @staticmethod
     def _as_snapshot(path: Path) -> Snapshot | None:
-        """Return the snapshot that a file with this name is; None if the name is no final name."""
+        """Return the snapshot in this file, or None if the name of the file is no final name."""
         name_match = _NAME_PATTERN.match(path.name)
         if name_match is None:
             return None
@@ -110,7 +112,7 @@ class Snapshots:
     def _new_part_path(self) -> Path:
         return self.folder / f".{secrets.token_hex(8)}.part"
 
-    def _try_to_write(self) -> None:
+    def _check_writable(self) -> None:
         """Make an empty file and delete it. Raises OSError."""
         self._prepare()
         part = self._new_part_path()
@@ -128,7 +130,7 @@ class Snapshots:
     def _try_to_lock(self) -> BinaryIO | None:
         """Lock the folder; return the lock file, or None if another process has the lock. Closing the file unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # All replicas must lock the same file, so another name would let two releases write at once.
+        # All replicas must lock the same file, so another name (".lock") would let two releases write at once.
         lock_file = (self.folder / ".turn").open("ab")
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)

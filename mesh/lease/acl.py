@@ -74,6 +74,7 @@ def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]
     arguments = ["reset", "on", f">{password}", "resetchannels", "-@all", *CONNECTION_COMMANDS.split()]
     if dialect.knows_7_2_commands:
         arguments += COMMANDS_SINCE_7_2.split()
+    # ~ in a rule allows reads and writes of the keys that match, %R~ only reads.
     own_patterns, bus_patterns = [f"~{keys.own(database)}*"], _bus_patterns(database)
     if not dialect.has_database_rules:
         arguments += KEY_COMMANDS.split()
@@ -98,8 +99,7 @@ def _bus_patterns(database: int) -> list[str]:
     The server compares each key of a command with one pattern after the other. So the patterns for keys that every call
     uses come first: if they come last, a call costs the server 3 µs more.
     """
-    # ~ in a rule allows reads and writes of the keys that match, %R~ only reads.
-    per_call = [
+    used_by_every_call = [
         f"~{keys.REQUESTS}*",
         f"~{keys.BOOKS}",
         f"~{keys.lease(database)}",
@@ -133,7 +133,11 @@ def _bus_patterns(database: int) -> list[str]:
         keys.WRITTEN,
     )
     only_read = (f"{keys.LEASES}*", f"{keys.EXPECTED}*")
-    return [*per_call, *(f"~{pattern}" for pattern in read_and_written), *(f"%R~{pattern}" for pattern in only_read)]
+    return [
+        *used_by_every_call,
+        *(f"~{pattern}" for pattern in read_and_written),
+        *(f"%R~{pattern}" for pattern in only_read),
+    ]
 
 
 async def find_dialect(client: Redis, version: tuple[int, ...]) -> Dialect:
@@ -141,7 +145,7 @@ async def find_dialect(client: Redis, version: tuple[int, ...]) -> Dialect:
     # Not a transaction, because Redis 7 allows none when its memory is full.
     async with client.pipeline(transaction=False) as pipeline:
         # A server without selectors for one database refuses "(db=0)". DELUSER follows in any case: a refusal of it
-        # shows that these credentials may not manage users.
+        # shows that these credentials may not manage users. With `raise_on_error=False`, a refusal is an answer.
         pipeline.execute_command("ACL", "SETUSER", TRIAL_USER, "reset", "off", "(db=0)")
         pipeline.execute_command("ACL", "DELUSER", TRIAL_USER)
         answer_to_setuser, answer_to_deluser = await pipeline.execute(raise_on_error=False)

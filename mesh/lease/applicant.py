@@ -47,7 +47,7 @@ POLL_S = 0.1
 class Grant:
     """What this replica was granted: a database, with its class, under a new epoch.
 
-    `sent_s` is when the replica sent the grant, by `time.monotonic()`; `granted_ms` is when Redis ran it, in ms of
+    `sent_at` is when the replica sent the grant, by `time.monotonic()`; `granted_ms` is when Redis ran it, in ms of
     Redis's clock. `credentials` is None if the server does not enforce isolation.
     """
 
@@ -56,7 +56,7 @@ class Grant:
     epoch: int
     replica: str
     credentials: Credentials | None
-    sent_s: float
+    sent_at: float
     granted_ms: int
 
     @property
@@ -121,7 +121,7 @@ class Applicant:
         acl_dialect = None
         if self._settings.isolation is Isolation.ACL:
             acl_dialect = await acl.find_dialect(client, version)
-        # Only a comparison with earlier surveys shows which leases are renewed.
+        # Only a comparison of surveys shows which leases are renewed. After an error, `apply` begins a new comparison.
         observation = Observation(self._settings.lease_ttl_ms)
         while True:
             rows = await self.survey(client)
@@ -130,7 +130,7 @@ class Applicant:
                 self._note_wait(choice.reason)
                 await asyncio.sleep(POLL_S)
                 continue
-            grant = await self._take(client, choice.database, acl_dialect)
+            grant = await self._try_to_take(client, choice.database, acl_dialect)
             if grant is not None:
                 return grant
 
@@ -159,25 +159,26 @@ class Applicant:
             log.error("database not taken: one of its keys has a text that the mesh does not write", key=key)
             self._unreadable_keys.add(key)
 
-    async def _take(self, client: Redis, database: int, acl_dialect: acl.Dialect | None) -> Grant | None:
+    async def _try_to_take(self, client: Redis, database: int, acl_dialect: acl.Dialect | None) -> Grant | None:
         """Grant this replica the database; return None if another replica was faster.
 
         If the server does not enforce isolation, `acl_dialect` is None, and no Redis user is made.
         """
         credentials = acl.new_credentials(database, self._connections.bus)
-        sent_s = time.monotonic()
+        sent_at = time.monotonic()
         # `Script.run` cannot run a script in a transaction. So the grant sends its source, with the number of its KEYS.
         commands: list[Command] = [
             ("EVAL", GRANT.source, 7, *self._grant_keys(database), *self._grant_arguments(database))
         ]
         if acl_dialect is not None:
             rules = acl.rules(database, self._connections.bus, credentials.password or "", acl_dialect)
+            # Deleting the former user cuts its connections: the fence. It comes before the new user, of the same name.
             commands += [("ACL", "DELUSER", credentials.username), ("ACL", "SETUSER", credentials.username, *rules)]
         try:
-            answers = await self._together(client, database, commands)
+            answers = await self._run_in_transaction(client, database, commands)
         except redis_errors.OutOfMemoryError:
-            answers = await self._one_by_one(client, commands)
-        if not answers or not answers[0]:
+            answers = await self._run_one_by_one(client, commands)
+        if not answers or not answers[0]:  # the answer of grant.lua
             return None  # another replica, another mesh or a newer release came first; the next survey shows which
         epoch, cls, granted_ms = answers[0]
         return Grant(
@@ -186,12 +187,12 @@ class Applicant:
             epoch=int(epoch),
             replica=self._replica,
             credentials=credentials if acl_dialect is not None else None,
-            sent_s=sent_s,
+            sent_at=sent_at,
             granted_ms=int(granted_ms),
         )
 
     @staticmethod
-    async def _together(client: Redis, database: int, commands: list[Command]) -> list[Any]:
+    async def _run_in_transaction(client: Redis, database: int, commands: list[Command]) -> list[Any]:
         """Run the commands of a grant in one transaction; return an empty list if another replica holds the database.
 
         The transaction watches the lease. If another replica is granted the lease meanwhile, no command runs, so this
@@ -210,7 +211,7 @@ class Applicant:
                 return []
 
     @staticmethod
-    async def _one_by_one(client: Redis, commands: list[Command]) -> list[Any]:
+    async def _run_one_by_one(client: Redis, commands: list[Command]) -> list[Any]:
         """Run the commands of a grant without a transaction, because Redis 7 allows none when its memory is full.
 
         The script grants only a database that is free, so only the replica that gets the database changes its Redis

@@ -12,14 +12,14 @@ from mesh import keys
 class SurveyRow:
     """One database as a survey found it; not a row of the roster.
 
-    `lease` is "<epoch> <replica>", or empty if no replica holds the database; `left_ms` is the remaining time of the
-    lease. `cls` is the database's class, or empty if it never had one. `state` is the holder's state in the roster, and
-    `format` the text of the newest format that a holder has written there.
+    `lease` is "<epoch> <replica>", or empty if no replica holds the database; `remaining_ms` is the remaining time of
+    the lease. `cls` is the database's class, or empty if it never had one. `state` is the holder's state in the roster.
+    `format` is the text of the key that says in which format of data the holders write there.
     """
 
     database: int
     lease: str
-    left_ms: int
+    remaining_ms: int
     cls: str
     key_count: int
     state: str
@@ -56,21 +56,21 @@ class KeepWaiting:
     reason: str
 
 
-def choose(rows: Sequence[SurveyRow], alive_databases: set[int], bus: int) -> Take | KeepWaiting:
-    """Decide which database to take. `alive_databases` are those whose leases were seen to be granted or renewed.
+def choose(rows: Sequence[SurveyRow], renewed_databases: set[int], bus: int) -> Take | KeepWaiting:
+    """Decide which database to take. `renewed_databases` are those whose leases were seen to be granted or renewed.
 
     A free database that has a class comes first, because its data become readable again. A database that was never used
     comes second: the lowest number first, the bus last. The replica takes an unused database only if all leased ones
-    are in `alive_databases`. The holder of any other lease may be dead, such as the former process of this replica. So
-    the replica waits for that database, which would otherwise stay without a holder.
+    are in `renewed_databases`. The holder of any other lease may be dead, such as the former process of this replica.
+    So the replica waits for that database, which would otherwise stay without a holder.
     """
     free_rows = sorted(
         (row for row in rows if row.is_free and not row.is_foreign(bus) and not row.unreadable_key),
         key=lambda row: (not row.cls, row.database == bus, row.database),
-    )
+    )  # in the order of preference
     if free_rows and free_rows[0].cls:
         return Take(free_rows[0].database)
-    doubtful_databases = [row.database for row in rows if not row.is_free and row.database not in alive_databases]
+    doubtful_databases = [row.database for row in rows if not row.is_free and row.database not in renewed_databases]
     if free_rows and doubtful_databases:
         return KeepWaiting(
             f"database {doubtful_databases[0]} may become free: its lease has not been renewed since we started to look"
@@ -83,6 +83,7 @@ def choose(rows: Sequence[SurveyRow], alive_databases: set[int], bus: int) -> Ta
             f"{', '.join(unreadable_keys)}; restore these keys, or delete them"
         )
     foreign_databases = [row.database for row in rows if row.is_foreign(bus)]
+    # Only if all free databases are foreign, emptying one of them is the way out.
     if foreign_databases and len(foreign_databases) == sum(row.is_free for row in rows):
         return KeepWaiting(
             f"the only free databases ({', '.join(map(str, foreign_databases))}) hold keys that are not the mesh's; "
@@ -92,7 +93,7 @@ def choose(rows: Sequence[SurveyRow], alive_databases: set[int], bus: int) -> Ta
 
 
 class Observation:
-    """Compares surveys, and tells which leases are alive: they were granted or renewed after the first survey.
+    """Compares surveys, and tells which leases were granted or renewed after the first survey.
 
     One survey is not enough: a lease with nearly its whole ttl left can still have a dead holder. A replica can be
     killed and started again within a tenth of the ttl.
@@ -103,23 +104,29 @@ class Observation:
         #: database -> its row in the survey before
         self._last_rows: dict[int, SurveyRow] = {}
         #: database -> the lease that was seen to be granted or renewed
-        self._alive: dict[int, str] = {}
+        self._renewed_leases: dict[int, str] = {}
 
     def update(self, rows: Sequence[SurveyRow]) -> set[int]:
-        """Note one more survey and return the databases whose leases are alive."""
+        """Note one more survey; return the databases whose present leases were seen to be granted or renewed."""
         for row in rows:
             last_row = self._last_rows.get(row.database)
             was_granted = last_row is not None and last_row.lease != row.lease
-            was_renewed = last_row is not None and last_row.lease == row.lease and row.left_ms > last_row.left_ms
+            was_renewed = (
+                last_row is not None and last_row.lease == row.lease and row.remaining_ms > last_row.remaining_ms
+            )
             # A holder that drains leaves soon, so its database counts as one that may become free.
             if row.lease and row.state != "draining" and (was_renewed or was_granted):
-                self._alive[row.database] = row.lease
-            elif self._alive.get(row.database) != row.lease or row.state == "draining" or self._has_missed_renewal(row):
-                self._alive.pop(row.database, None)
+                self._renewed_leases[row.database] = row.lease
+            elif (
+                self._renewed_leases.get(row.database) != row.lease
+                or row.state == "draining"
+                or self._has_missed_renewal(row)
+            ):
+                self._renewed_leases.pop(row.database, None)
             self._last_rows[row.database] = row
-        return set(self._alive)
+        return set(self._renewed_leases)
 
     def _has_missed_renewal(self, row: SurveyRow) -> bool:
-        # A holder renews six times in a ttl, so less than five sixths of the ttl are left only after a missed renewal.
-        # Three quarters allow for a late one. The holder may have died since the last survey.
-        return row.left_ms < self._ttl_ms * 3 // 4
+        # The holder may have died since the last survey. A holder renews six times in a ttl, so less than five sixths
+        # of the ttl remain only after a missed renewal. Three quarters allow for a late one.
+        return row.remaining_ms < self._ttl_ms * 3 // 4

@@ -10,25 +10,26 @@ local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KE
 local format_key, claim_key, expected_key = KEYS[5], KEYS[6], KEYS[7]
 local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local classes, wanted_class, random_number, database_count = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local claim, format, missing_ms = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+local our_claim, our_format, missing_ms = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 
 -- The text of written.lua takes the place of the next line. It defines MOST_NAMED, `note_keys` and `note_database`.
 --[[ written.lua ]]
 
--- Each SELECT of another database is followed by one of the bus, where all keys in KEYS but the claim are.
+-- Each SELECT of another database is followed by one of the bus, where all keys in KEYS but the claim are. All checks come
+-- before the first write, so a refused grant changes nothing.
 if redis.call('EXISTS', lease_key) == 1 then return {} end
 redis.call('SELECT', 0)
 local found_claim = redis.call('GET', claim_key)
 redis.call('SELECT', bus)
-if found_claim and found_claim ~= claim then return {} end
-if (tonumber(redis.call('GET', format_key) or 0) or 0) > format then return {} end
+if found_claim and found_claim ~= our_claim then return {} end
+if (tonumber(redis.call('GET', format_key) or 0) or 0) > our_format then return {} end
 redis.call('SELECT', database)
 local data_format = tonumber(redis.call('GET', 'db' .. database .. ':format') or 0) or 0
 redis.call('SELECT', bus)
-if data_format > format then return {} end
+if data_format > our_format then return {} end
 if not found_claim then
   redis.call('SELECT', 0)
-  redis.call('SET', claim_key, claim)
+  redis.call('SET', claim_key, our_claim)
   redis.call('SELECT', bus)
 end
 redis.call('SET', format_key, ARGV[10])
@@ -36,22 +37,24 @@ redis.call('SET', format_key, ARGV[10])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- The epoch is at least the time in ms. So the same epoch is not granted again by a server that has lost its data, or whose
--- key of the epoch was overwritten with another text.
+-- key of the epoch was overwritten with another text. A text of 16 or more characters is not the mesh's, and may be a number
+-- that Lua cannot hold exactly.
 local last_epoch = redis.call('GET', epoch_key) or ''
 local epoch = math.max((#last_epoch < 16 and tonumber(string.match(last_epoch, '^%d+$')) or 0) + 1, now)
 
 -- Returns the class that the fewest replicas have; of several, the first in `classes`.
 local function rarest_class()
-  local holder_count = {}
+  local holder_count = {}  -- by class
   for n = 0, database_count - 1 do
+    -- `pcall`: a row that somebody has overwritten counts as none.
     local class = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class')[1]
     if class then holder_count[class] = (holder_count[class] or 0) + 1 end
   end
-  local best_class
+  local rarest
   for class in string.gmatch(classes, '.') do
-    if not best_class or (holder_count[class] or 0) < (holder_count[best_class] or 0) then best_class = class end
+    if not rarest or (holder_count[class] or 0) < (holder_count[rarest] or 0) then rarest = class end
   end
-  return best_class
+  return rarest
 end
 
 redis.call('SELECT', database)
@@ -62,7 +65,7 @@ if not class then
   if wanted_class ~= '' then
     class = wanted_class
   elseif random_number > 0 then
-    local index = random_number % #classes + 1
+    local index = random_number % #classes + 1  -- Lua counts from 1
     class = string.sub(classes, index, index)
   else
     class = rarest_class()

@@ -40,7 +40,8 @@ _LOST, _RESTORED = 0, 2
 _REQUESTS_WAIT = -1
 
 #: The holder stops trusting its lease when this part of the ttl is left. So it stops before the server ends the lease.
-#: With a larger share, fewer late renewals are survived.
+#: With a larger share, fewer late renewals are survived. With a smaller one, a holder whose clock is slow may trust a
+#: lease that has ended.
 SAFETY_SHARE = 0.1
 #: Pause between attempts to release while requests wait for the database. A longer pause delays the end of a drain; a
 #: shorter one costs Redis more tries.
@@ -55,8 +56,9 @@ class _Renewal:
     """The result of the last renewal that succeeded. Two threads read it, so each renewal makes a new object."""
 
     #: when it was sent, by `time.monotonic()`
-    sent_s: float
-    #: the end of the lease, in ms of Redis's clock; renew.lua restores a missing lease only before this time
+    sent_at: float
+    #: the end of the lease as far as the holder knows, in ms of Redis's clock; renew.lua restores a missing lease only
+    #: before this time
     known_until_ms: int
     #: Redis's clock minus `time.monotonic()`
     clock_offset_ms: float
@@ -65,9 +67,9 @@ class _Renewal:
 class Lease:
     """A lease that this replica holds. `run` keeps it; `trusted` says whether the replica may still act as the holder.
 
-    The lease's thread and the replica's event loop share `_renewal`, `_lost`, `_loop_ran_at`, `_release_within_s`,
-    `_released`, `_row_extras`, `paused_ops` and `state`. Each attribute has one writer, which replaces the value in one
-    assignment. So no lock is needed.
+    The lease's thread and the replica's event loop share `_renewal`, `_lost`, `_loop_ran_at`, `_release_wait_s`,
+    `_released`, `_extra_row_fields`, `paused_ops` and `state`. Each attribute has one writer, which replaces the value
+    in one assignment. So no lock is needed.
 
     Two kinds of standstill end the lease:
 
@@ -85,7 +87,7 @@ class Lease:
         #: waiting request or schedule is due
         self.on_due: Callable[[int], None] = lambda _: None
         #: what `describe` returned last
-        self._row_extras: Mapping[str, str] = {}
+        self._extra_row_fields: Mapping[str, str] = {}
         self._settings = settings
         self._fixed_row_fields = {
             **row,
@@ -96,7 +98,7 @@ class Lease:
         }
         self._connections = connections
         self._renewal = _Renewal(
-            sent_s=grant.sent_s,
+            sent_at=grant.sent_at,
             known_until_ms=grant.granted_ms + settings.lease_ttl_ms,
             # This neglects the time that the grant was on the network. The first renewal corrects it.
             clock_offset_ms=grant.granted_ms - time.monotonic() * 1000,
@@ -104,25 +106,25 @@ class Lease:
         #: why the lease is lost; None while it is held
         self._lost: MeshError | None = None
         self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
-        #: set to end the wait between two renewals
-        self._end_of_wait = asyncio.Event()
+        #: set to renew or release now, before the next renewal is due
+        self._must_act_now = asyncio.Event()
         #: when the replica's event loop last ran a call from the lease's thread, by `time.monotonic()`
         self._loop_ran_at = time.monotonic()
         #: the operations that were paused at the last renewal
         self.paused_ops: frozenset[str] = frozenset()
         #: called in the replica's event loop when an operator asks it to drain
         self.on_drain: Callable[[], None] = lambda: None
-        #: how late (ms) the replica's event loop ran the last call from the lease's thread
+        #: how late (ms) the replica's event loop ran the last call from the lease's thread; the roster row shows it
         self.loop_ms = 0.0
         #: how long the release may wait for requests on the stream; None: keep the lease
-        self._release_within_s: float | None = None
+        self._release_wait_s: float | None = None
         self._released = False
         self._run_ended = asyncio.Event()
 
     @property
     def trusted(self) -> bool:
         """Whether this replica may still act as the holder."""
-        since_renewal_ms = (time.monotonic() - self._renewal.sent_s) * 1000
+        since_renewal_ms = (time.monotonic() - self._renewal.sent_at) * 1000
         return self._lost is None and since_renewal_ms < self._settings.lease_ttl_ms * (1 - SAFETY_SHARE)
 
     def now_ms(self) -> int:
@@ -131,13 +133,13 @@ class Lease:
 
     def set_state(self, state: str) -> None:
         """Put a new state into the roster row by a renewal that is sent at once."""
-        self._row_extras = self.describe()
+        self._extra_row_fields = self.describe()
         self.state = state
         self.renew()
 
     def renew(self) -> None:
         """Ask the lease's thread to renew now, before the next renewal is due."""
-        self._thread.call(self._end_of_wait.set)
+        self._thread.call(self._must_act_now.set)
 
     async def run(self) -> None:
         """Keep the lease until it is released or this task is cancelled. Raises LeaseLost."""
@@ -152,8 +154,8 @@ class Lease:
 
         While requests are on the database's stream, the release waits for them, but no longer than `wait_s`.
         """
-        self._release_within_s = wait_s
-        self._thread.call(self._end_of_wait.set)
+        self._release_wait_s = wait_s
+        self._thread.call(self._must_act_now.set)
         await self._run_ended.wait()
         return self._released
 
@@ -163,10 +165,10 @@ class Lease:
         """Renew the lease until `release` asks for its end; then release it."""
         client = self._connections.client(f"lease-{self.grant.replica}")
         try:
-            while self._release_within_s is None:
+            while self._release_wait_s is None:
                 pause_s = await self._renew_or_lose(client)
                 await self._wait_until_due(pause_s)
-            self._released = await self._release(client, self._release_within_s)
+            self._released = await self._try_to_release(client, self._release_wait_s)
         finally:
             with contextlib.suppress(*failures.ANY):  # the connection is broken already
                 await client.aclose()
@@ -178,12 +180,12 @@ class Lease:
         self._check_trust()
         self._check_loop()
         try:
-            await self._renew(client)
+            await self._send_renewal(client)
         except failures.ANY as error:
             if failures.is_fenced(error):
                 self._raise_lost(LeaseLost("the Redis user of this lease was deleted"), error)
             log.warning("lease renewal failed", database=self.grant.database, error=failures.text_of(error))
-            self._check_trust()
+            self._check_trust()  # the attempt may have taken the rest of the time
             return min(interval_s, POLL_S)
         # If this process was stopped after it sent the renewal, even this renewal can be too old.
         self._check_trust()
@@ -194,8 +196,8 @@ class Lease:
         # `asyncio.wait_for` would lose a cancellation that comes together with the event (Python 3.11).
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._end_of_wait.wait()
-        self._end_of_wait.clear()
+                await self._must_act_now.wait()
+        self._must_act_now.clear()
 
     def _check_trust(self) -> None:
         if not self.trusted:
@@ -215,7 +217,7 @@ class Lease:
         """Note that the replica's event loop runs, and how late it ran this call, which was made at `called_at` (s)."""
         self._loop_ran_at = time.monotonic()
         self.loop_ms = (self._loop_ran_at - called_at) * 1000
-        self._row_extras = self.describe()
+        self._extra_row_fields = self.describe()
 
     def _raise_lost(self, error: LeaseLost, cause: BaseException | None = None) -> None:
         """Note that the lease is lost, and raise the error."""
@@ -223,11 +225,11 @@ class Lease:
         self._lost = error
         raise error from cause
 
-    async def _renew(self, client: Redis) -> None:
+    async def _send_renewal(self, client: Redis) -> None:
         """Renew once, and do what the answer says. Raises LeaseLost, or an error of redis-py or of the network."""
         grant = self.grant
-        sent_s = time.monotonic()
-        row_fields = [word for pair in {**self._fixed_row_fields, **self._row_extras}.items() for word in pair]
+        sent_at = time.monotonic()
+        row_fields = [word for pair in {**self._fixed_row_fields, **self._extra_row_fields}.items() for word in pair]
         key_names = (
             keys.lease(grant.database),
             keys.row(grant.database),
@@ -252,10 +254,10 @@ class Lease:
         if outcome == _RESTORED:
             log.error("lease restored on an emptied server", database=grant.database, epoch=grant.epoch)
         self._renewal = _Renewal(
-            sent_s=sent_s,
+            sent_at=sent_at,
             known_until_ms=int(now_ms) + self._settings.lease_ttl_ms,
             # Redis read its clock about halfway between the sending and the answer.
-            clock_offset_ms=int(now_ms) - (sent_s + time.monotonic()) / 2 * 1000,
+            clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) / 2 * 1000,
         )
         # renew.lua also answers when work is due next (ms, or ""), whether to drain, and the paused operations.
         due_ms, must_drain, *paused_ops = rest_of_answer or ["", 0]
@@ -266,8 +268,8 @@ class Lease:
             log.info("an operator asks this replica to drain", database=grant.database)
             self._thread.call_back(self.on_drain)
 
-    async def _release(self, client: Redis, wait_s: float) -> bool:
-        """Release the lease; return whether it was released.
+    async def _try_to_release(self, client: Redis, wait_s: float) -> bool:
+        """Release the lease; return whether it was released. If Redis refuses, the lease ends with its ttl.
 
         Requests on the database's stream delay this by at most `wait_s`. Then they stay there for the next holder.
         """
@@ -281,12 +283,12 @@ class Lease:
             keys.committed(grant.replica),
             keys.expected(grant.database),
         )
-        last_arguments = (self._connections.bus, grant.database, keys.MOST_DATABASES)
-        until = time.monotonic() + wait_s
+        other_arguments = (self._connections.bus, grant.database, keys.MOST_DATABASES)
+        until = time.monotonic() + wait_s  # then `force` releases the lease even if requests wait
         while self.trusted:
             force = time.monotonic() >= until
             try:
-                outcome = await RELEASE.run(client, key_names, grant.holder, int(force), *last_arguments)
+                outcome = await RELEASE.run(client, key_names, grant.holder, int(force), *other_arguments)
             except failures.ANY as error:
                 log.warning("lease release failed", database=grant.database, error=failures.text_of(error))
                 return False
