@@ -9,7 +9,8 @@ B. A key with "PX" expires. In `mesh:replies:` and `mesh:submitted:`, a client's
     mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
     mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, state, filters…
     mesh:expected:{n}        string, PX    class of database n, while its holder is there or is expected back
-    mesh:clock               string        the time (ms) of the latest request; no later request gets an id below it
+    mesh:clock               string        the time (ms) of the latest request; no later request gets an id below it,
+                                           even if the server's clock steps back
     mesh:written             zset, PX      databases that hold data, by the time (ms) at which the last key expires
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
@@ -63,7 +64,7 @@ from __future__ import annotations
 from functools import cache
 
 # A value that ends with ":" is the beginning of several keys. Every other "mesh:" value is one whole key. The functions
-# below return the keys that have a variable part.
+# below return the keys that have a variable part. Names such as ROWS and `row` belong together: prefix and key.
 CLAIM = "mesh:claim"
 FORMAT = "mesh:format"
 EPOCH = "mesh:epoch"
@@ -99,7 +100,7 @@ COMMITTED = "mesh:committed:"
 EVENTS = "events:"
 DRAIN = "mesh:drain:"
 
-#: The beginning of every client's name.
+#: The beginning of every client's name. So its keys are never those of a replica.
 CLIENT_NAME_PREFIX = "client-"
 
 #: The one consumer group of every request stream.
@@ -113,9 +114,11 @@ MOST_DATABASES = 16
 #: About how many dead letters are kept; then each new one removes the oldest. With a larger number, people could read
 #: older letters, but all letters together would take more of Redis's memory.
 DEAD_KEPT = 10_000
-#: For how many minutes `mesh:minutes` keeps the books: a day.
+#: For how many minutes `mesh:minutes` keeps the books: a day. A larger number would show a longer past, and take more of
+#: Redis's memory.
 MINUTES_KEPT = 1440
-#: About how many entries of the audit log are kept, about 2 MB; beyond this, new ones remove the oldest.
+#: About how many entries of the audit log are kept, about 2 MB; beyond this, new ones remove the oldest. A larger number
+#: would keep acts for longer, and take more memory.
 AUDIT_KEPT = 10_000
 
 
@@ -181,7 +184,7 @@ def committed(replica: str) -> str:
     return f"{COMMITTED}{replica}"
 
 
-@cache
+@cache  # handlers ask for each key that they use
 def own(database: int) -> str:
     """Return the prefix of every key that the holder of a database owns."""
     return f"db{database}:"

@@ -1,8 +1,8 @@
--- Reads a dead letter; `fields` are its names and values in turn. The letter's own fields come first, and `deliveries` is the
+-- Reads a dead letter; `fields` has its names and values in turn. The letter's own fields come first, and `deliveries` is the
 -- last of them. All other fields are those of the request or event. A letter of an older release has no field `kind`: its
 -- stream tells whether this was a request or event. Returns the letter's own fields by name, and the position of the first
 -- other field.
-local function parse(fields)
+local function parse_letter(fields)
   local letter, i = {}, 1
   while i < #fields do
     local name = fields[i]
@@ -11,7 +11,7 @@ local function parse(fields)
     if name == 'deliveries' then break end
   end
   local stream = letter.stream or ''
-  -- 14 is the length of the prefix.
+  -- 14 is the length of the prefix of request streams.
   letter.kind = letter.kind or (string.sub(stream, 1, 14) == 'mesh:requests:' and 'request' or 'event')
   return letter, i
 end

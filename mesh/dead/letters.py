@@ -41,10 +41,12 @@ MOST_PER_STEP = 250
 #: Most letters that one step reads to find those of its group. Without this bound, a step would read all letters if few
 #: of them are of the group, and the server does nothing else meanwhile.
 MOST_READ_PER_STEP = 1000
-#: Most bytes of each body that are read for a list of letters. More show more of a long body, and make the list larger.
+#: Most bytes of each body that are read for a list of letters. More would show more of a long body, and make the list
+#: larger.
 MOST_BODY_BYTES_SHOWN = 1000
 #: Most bytes of a body that are read for one letter. A longer body is cut: that of an event, or that of a request
-#: with many characters beyond ASCII (`MOST_BODY` counts characters).
+#: with many characters beyond ASCII (`MOST_BODY` in mesh/requests counts characters). With a larger number, one read
+#: would keep the server and this process busy for longer.
 MOST_BODY_BYTES = 16 * 2**20
 #: Matches the id of a stream's entry.
 ID = re.compile(r"\d{1,20}-\d{1,20}")
@@ -54,7 +56,8 @@ ID = re.compile(r"\d{1,20}-\d{1,20}")
 class DeadLetter:
     """One dead letter. It was given up at `at_ms`, in ms of Redis's clock. `kind` is "request" or "event".
 
-    `body` may be only the beginning of the body; `size` is the number of bytes of the whole.
+    `body` may be only the beginning of the body; `size` is the number of bytes of the whole body. `deliveries` is the
+    text of a number. Fields that a letter lacks are "".
     """
 
     id: str
@@ -95,7 +98,7 @@ class Actor:
 
 @dataclass(slots=True)
 class Report:
-    """What an act did. `problem` says why it stopped early, or is ""; the letters after that one are left."""
+    """What an act did. `problem` says at which letter it stopped early and why, or is ""; the rest is left."""
 
     #: how many letters were moved or dropped
     done: int = 0
@@ -166,6 +169,7 @@ class DeadLetters:
     async def _act(
         self, script: Script, key_names: Sequence[str], chosen: ChosenLetters, script_words: Sequence[int], actor: Actor
     ) -> Report:
+        """Run the steps of an act until no letters are left or a step meets a problem. `script_words` follow ARGV 6."""
         report = Report()
         words_after_walk = [*script_words, actor.name, actor.source, keys.AUDIT_KEPT]
         for walk_words in await self._walks(chosen):
@@ -204,6 +208,7 @@ class DeadLetters:
 
 
 def _checked_id(id: str) -> str:
+    """Return the id. Raises Refused for a text that is not an id."""
     if not ID.fullmatch(id):
         raise Refused(f"{id!r:.50} is not the id of a dead letter, such as 1700000000000-0")
     return id
@@ -214,7 +219,8 @@ def _ids_by_step(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _parse_letter(values: Sequence[Any]) -> DeadLetter:
-    *words, size, body_bytes = values
-    id, kind, stream, reason, op, deliveries, original, request = (word.decode("utf-8", "replace") for word in words)
+    """Return the letter whose values look.lua has returned. All but the size are bytes, as the body may be cut."""
+    *texts, size, body_bytes = values
+    id, kind, stream, reason, op, deliveries, original, request = (text.decode("utf-8", "replace") for text in texts)
     body, at_ms = body_bytes.decode("utf-8", "replace"), int(id.partition("-")[0])
     return DeadLetter(id, at_ms, kind, stream, reason, op, deliveries, int(size), body, original, request)

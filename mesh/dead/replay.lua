@@ -18,11 +18,11 @@ local most_on_stream = tonumber(ARGV[7])
 --[[ record.lua ]]
 -- Returns the fields of the new entry of a request, as XADD takes them. requests/bury.lua keeps at most 4000 words of an
 -- entry. Lua's `unpack` can pass them all: it fails only at about 8000.
--- `first_other` is the position of the first field that is not the letter's own.
-local function words_of_request(fields, first_other)
+-- `first_other` is the position in `flat` of the first field that is not the letter's own.
+local function words_of_request(flat, first_other)
   local words = {}
-  for i = first_other, #fields, 2 do
-    local name, value = fields[i], fields[i + 1]
+  for i = first_other, #flat, 2 do
+    local name, value = flat[i], flat[i + 1]
     if name == 'reply_to' then value = '' elseif name == 'deadline' then value = '0' end
     -- The field `limit` names the place in a lane that the request had until it was given up. The replica that reads the
     -- request gets a new place for it.
@@ -33,9 +33,9 @@ end
 
 -- Returns the fields of the new entry of an event. If the event had other fields than `body`, the letter has all of them as
 -- one JSON object (`encoded`, see events/bury.lua). They are sorted, because the order of `pairs` is not fixed.
-local function words_of_event(letter, fields, first_other)
-  if letter.encoded ~= 'fields' then return {unpack(fields, first_other)} end
-  local names, words, values = {}, {}, cjson.decode(fields[first_other + 1])
+local function words_of_event(letter, flat, first_other)
+  if letter.encoded ~= 'fields' then return {unpack(flat, first_other)} end
+  local names, words, values = {}, {}, cjson.decode(flat[first_other + 1])
   for name in pairs(values) do names[#names + 1] = name end
   table.sort(names)
   for _, name in ipairs(names) do
@@ -50,36 +50,36 @@ end
 --[[ ../requests/options.lua ]]
 local options = make_options()
 -- Returns why the request of the letter `id` is not replayed: a later request has used its idempotency key. Returns nothing
--- if it may be replayed. `by_name` has the fields of the request by name.
-local function refusal_for_key(id, by_name)
-  if by_name.once and by_name.op and options.once.find(by_name.op, by_name.once) then
-    return id .. ' has the idempotency key ' .. by_name.once .. ', which a later request has used'
+-- if it may be replayed. `flat` has the fields of a letter in turn, and `fields` has them by name.
+local function refusal_for_key(id, fields)
+  if fields.once and fields.op and options.once.find(fields.op, fields.once) then
+    return id .. ' has the idempotency key ' .. fields.once .. ', which a later request has used'
   end
 end
 
 -- Lets the replayed request, the entry `id` of a stream, hold its idempotency key if it has one.
-local function hold_key(by_name, stream, id)
-  if not (by_name.once and by_name.op) then return end
-  options.once.open(by_name.op, by_name.once, by_name.sha or '', by_name.request or '', stream, id, by_name.keep)
-  -- The request counts as sent, so no caller waits: it has no name, no deadline and no stream.
-  options.once.wait(by_name.op, by_name.once, '', '0', '')
+local function hold_key(fields, stream, id)
+  if not (fields.once and fields.op) then return end
+  options.once.open(fields.op, fields.once, fields.sha or '', fields.request or '', stream, id, fields.keep)
+  -- The entry of a waiter with no name, no deadline ('0') and no stream: the request counts as sent, and no caller waits.
+  options.once.wait(fields.op, fields.once, '', '0', '')
 end
 
 local stream_lengths, request_count, replayed_ids = {}, 0, {}
-local function replay(id, fields)
-  local letter, first_other = parse(fields)
-  local by_name = options.named(fields)
+local function replay(id, flat)
+  local letter, first_other = parse_letter(flat)
+  local fields = options.named(flat)
   local stream, is_request = letter.stream or '', letter.kind == 'request'
   local prefix = is_request and 'mesh:requests:' or 'events:'
   if string.sub(stream, 1, #prefix) ~= prefix then return id .. ' is of no stream that can be replayed to' end
   if is_request then
-    local refusal = refusal_for_key(id, by_name)
+    local refusal = refusal_for_key(id, fields)
     if refusal then return refusal end
     stream_lengths[stream] = stream_lengths[stream] or redis.call('EXISTS', stream) == 1 and redis.call('XLEN', stream) or 0
     if stream_lengths[stream] >= most_on_stream then return stream .. ' is full' end
     stream_lengths[stream] = stream_lengths[stream] + 1
   end
-  local words = is_request and words_of_request(fields, first_other) or words_of_event(letter, fields, first_other)
+  local words = is_request and words_of_request(flat, first_other) or words_of_event(letter, flat, first_other)
   if #words == 0 then return id .. ' has no fields to replay' end
   local new_id = append(stream, unpack(words))
   -- A table is the error of Redis, for example because the stream's key holds another type.
@@ -87,7 +87,7 @@ local function replay(id, fields)
   redis.call('XDEL', dead_key, id)
   if is_request then
     request_count = request_count + 1
-    hold_key(by_name, stream, new_id)
+    hold_key(fields, stream, new_id)
   end
   replayed_ids[#replayed_ids + 1] = id
 end

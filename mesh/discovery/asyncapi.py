@@ -16,7 +16,9 @@ from mesh import keys
 #: A JSON schema.
 Schema = dict[str, Any]
 
-_NOT_IN_COMPONENT_NAME = re.compile(r"[^\w.-]")
+#: What the name of a component cannot have: "_" takes its place.
+_FORBIDDEN_CHARACTER = re.compile(r"[^\w.-]")
+#: How a schema refers to one of its own definitions.
 _DEFS_PREFIX = "#/$defs/"
 #: Keywords whose value is an object: name -> schema. The user chose these names, so they are not read as keywords.
 _KEYWORDS_OF_NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
@@ -67,8 +69,8 @@ def document(
         messages |= reply_messages
         reply_refs |= {name: _ref("components", "messages", name) for name in reply_messages}
         for channel in ("class", "database"):
-            name = component if channel == "class" else f"{component}.database"
-            operations[name] = _make_operation(channel, component, list(reply_messages), definition)
+            operation_name = component if channel == "class" else f"{component}.database"
+            operations[operation_name] = _make_operation(channel, component, list(reply_messages), definition)
     return {
         "asyncapi": "3.0.0",
         # AsyncAPI demands a version; "0" stands for an unknown one.
@@ -97,17 +99,17 @@ def _component_names(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]
     """
     taken_names: set[str] = set()
     for op in sorted(definitions):
-        component = base_name = _NOT_IN_COMPONENT_NAME.sub("_", op) or "_"
-        number = 2
+        component = base_name = _FORBIDDEN_CHARACTER.sub("_", op) or "_"
+        suffix = 2
         while component in taken_names:
-            component, number = f"{base_name}-{number}", number + 1
+            component, suffix = f"{base_name}-{suffix}", suffix + 1
         taken_names.add(component)
         yield component, op
 
 
 def _make_channels(request_refs: Schema, reply_refs: Schema, classes: str, databases: int) -> dict[str, Any]:
     """Return the channels of the document: a class, a database, and the replies."""
-    numbers = [str(number) for number in range(databases)]
+    database_numbers = [str(number) for number in range(databases)]
     return {
         "class": {
             "address": keys.class_requests("{class}"),
@@ -118,7 +120,7 @@ def _make_channels(request_refs: Schema, reply_refs: Schema, classes: str, datab
         "database": {
             "address": f"{keys.REQUESTS}db{{database}}",
             "title": "Requests to the replica that holds a database; a gather puts one on each",
-            "parameters": {"database": {"enum": numbers, "description": "the number of the database"}},
+            "parameters": {"database": {"enum": database_numbers, "description": "the number of the database"}},
             "messages": request_refs,
         },
         # The address is null, because each request names it: AsyncAPI demands that.
@@ -151,12 +153,12 @@ def _make_operation(
 
 def _request_message(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
     """Return the message that describes the requests of an operation."""
-    no_body = {"type": "object", "description": "no body"}
-    schema = definition.get("request")
+    no_body_schema = {"type": "object", "description": "no body"}
+    schema = definition.get("request")  # None: the operation takes no body
     return _make_message(
         f"{op}: request",
         _make_headers(op, _REQUEST_FIELDS, optional_fields=_OPTIONAL_FIELDS),
-        no_body if schema is None else schemas.add(f"{op}.request", schema),
+        no_body_schema if schema is None else schemas.add(f"{op}.request", schema),
     )
 
 
@@ -173,7 +175,7 @@ def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[st
         facts = {name: schemas.add(f"{code}.{name}", schema) for name, schema in error["facts"].items()}
         payload = {"type": "object", "properties": {"detail": _STRING, **facts}, "required": ["detail", *facts]}
         headers = _make_headers(None, _REPLY_FIELDS, {"const": code})
-        messages[_NOT_IN_COMPONENT_NAME.sub("_", code)] = {
+        messages[_FORBIDDEN_CHARACTER.sub("_", code)] = {
             **_make_message(code, headers, payload),
             "summary": error["detail"],
         }
@@ -181,7 +183,7 @@ def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[st
     # needs a message of its own.
     other_status = {"not": {"enum": ["ok", *errors]}, **_STRING}
     payload = {"type": "object", "properties": {"detail": _STRING}, "required": ["detail"]}
-    service = _NOT_IN_COMPONENT_NAME.sub("_", str(definition.get("service") or "")) if errors else ""
+    service = _FORBIDDEN_CHARACTER.sub("_", str(definition.get("service") or "")) if errors else ""
     messages[f"{service}.failure" if service else "failure"] = {
         **_make_message("another failure", _make_headers(None, _REPLY_FIELDS, other_status), payload),
         "summary": "`status` is the code of an error, `detail` says what happened, and further fields are its facts.",
@@ -206,6 +208,11 @@ def _make_headers(
     status: Schema | None = None,
     optional_fields: Mapping[str, str] | None = None,
 ) -> Schema:
+    """Return the schema of an entry's fields but the body. `fields` and `optional_fields` are name -> description.
+
+    `op` is None for an error, which several operations can answer. `status` is the schema of that field; None for a
+    request, which has no status.
+    """
     properties: Schema = {"op": {"const": op, **_STRING} if op else _STRING}
     properties |= {name: {**_STRING, "description": text} for name, text in fields.items()}
     if status is not None:
@@ -243,9 +250,9 @@ class _Schemas:
         content = json.dumps(
             {reached: definitions[reached] for reached in sorted(_reachable_names(name, definitions))}, sort_keys=True
         )
-        new_name = _NOT_IN_COMPONENT_NAME.sub("_", name)
+        new_name = _FORBIDDEN_CHARACTER.sub("_", name)
         if self._content_of.setdefault(new_name, content) != content:
-            new_name = f"{_NOT_IN_COMPONENT_NAME.sub('_', owner)}.{new_name}"
+            new_name = f"{_FORBIDDEN_CHARACTER.sub('_', owner)}.{new_name}"
             self._content_of[new_name] = content
         return new_name
 
@@ -253,7 +260,7 @@ class _Schemas:
 def _reachable_names(name: str, definitions: Mapping[str, Any]) -> set[str]:
     """Return the names of a definition and of all that it refers to, directly or through others."""
     reached_names, unvisited = {name}, [name]
-    while unvisited:
+    while unvisited:  # each name is visited once, so definitions that refer to each other end this, too
         for target in re.findall(r'"#/\$defs/([^"]*)"', json.dumps(definitions[unvisited.pop()])):
             if target in definitions and target not in reached_names:
                 reached_names.add(target)
@@ -262,7 +269,10 @@ def _reachable_names(name: str, definitions: Mapping[str, Any]) -> set[str]:
 
 
 def _translate_to_draft_7(schema: Any, new_names: Mapping[str, str]) -> Any:
-    """Return a JSON Schema of version 2020-12 as one of draft 7. `new_names` are the new names of its definitions."""
+    """Return a JSON Schema of version 2020-12 as one of draft 7. `new_names` are the new names of its definitions.
+
+    This goes down into each part, but follows no `$ref`. So it ends, even if a definition refers to itself.
+    """
     if isinstance(schema, list):
         return [_translate_to_draft_7(part, new_names) for part in schema]
     if not isinstance(schema, dict):
@@ -275,12 +285,12 @@ def _translate_to_draft_7(schema: Any, new_names: Mapping[str, str]) -> Any:
             target = value.removeprefix(_DEFS_PREFIX)
             translated[keyword] = f"#/components/schemas/{new_names.get(target, target)}"
         elif keyword in ("const", "enum", "default", "examples"):
-            translated[keyword] = value
+            translated[keyword] = value  # data, not a schema
         # `discriminator` is left out: it means something else in AsyncAPI, and `anyOf` suffices without it.
         elif keyword != "discriminator":
             translated[keyword] = _translate_to_draft_7(value, new_names)
     # Draft 7 calls the schemas of the first elements `items`, and that of all further elements `additionalItems`.
     if "prefixItems" in translated:
-        other_items = translated.pop("items", True)
+        other_items = translated.pop("items", True)  # True: any further element is valid
         translated["items"], translated["additionalItems"] = translated.pop("prefixItems"), other_items
     return translated

@@ -58,27 +58,27 @@ class Directory:
         self._served: frozenset[str] = frozenset()
         #: whether `_served` has all operations that live replicas serve
         self._served_is_complete = False
-        #: level, replica, database and version of the live replica with the lowest level
+        #: the live replica with the lowest level: first this level, then its name, its database and its version
         self._lowest: tuple[int, str, str, str] = (0, "", "", "")
         #: when the roster was read last, on this process's monotonic clock
-        self._read_at_s = float("-inf")
+        self._read_at = float("-inf")
         #: the last lookup of the roster, which all callers share that come before its result
         self._lookup: asyncio.Future[Any] | None = None
 
-    def needs_no_lookup(self, ops: Iterable[str], level: int = 0) -> bool:
-        """Return whether a request may be sent without a lookup.
+    def is_known_to_allow(self, ops: Iterable[str], level: int = 0) -> bool:
+        """Return whether a request may be sent without a lookup, because what this process knows allows it.
 
-        This process must know that the operations are served, and that all live replicas understand the level. The
+        The process must know that the operations are served, and that all live replicas understand the level. The
         level 0 stands for a request without options, which every release understands.
         """
-        if level and (level > self._lowest[0] or time.monotonic() - self._read_at_s > LOOKUP_FRESH_S):
+        if level and (level > self._lowest[0] or time.monotonic() - self._read_at > LOOKUP_FRESH_S):
             return False
         return all(map(self.knows, ops))
 
     def knows(self, op: str) -> bool:
-        """Return whether no lookup is needed: it is known that the operation is served."""
+        """Return whether this process knows, without a lookup, that the operation is served."""
         return op in self._own_operations or (
-            op in self._served and time.monotonic() - self._read_at_s <= LOOKUP_FRESH_S
+            op in self._served and time.monotonic() - self._read_at <= LOOKUP_FRESH_S
         )
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
@@ -86,8 +86,9 @@ class Directory:
 
         Raises OlderRelease if the release of a live replica does not understand the level.
         """
-        asked_ops = list(ops)
-        if self.needs_no_lookup(asked_ops, level) or not await self._read_roster():
+        asked_ops = list(ops)  # an iterator could be read only once
+        # If the roster cannot be read, the request goes on unchecked.
+        if self.is_known_to_allow(asked_ops, level) or not await self._read_roster():
             return
         if level > self._lowest[0]:
             raise _older_release(level, *self._lowest[1:])
@@ -98,7 +99,7 @@ class Directory:
 
     async def all_understand(self, level: int) -> bool:
         """Return whether every live replica understands this level; False if the roster cannot be read."""
-        return self.needs_no_lookup((), level) or (await self._read_roster() and level <= self._lowest[0])
+        return self.is_known_to_allow((), level) or (await self._read_roster() and level <= self._lowest[0])
 
     async def is_served(self, op: str, cls: str, *, counts_expected: bool) -> bool:
         """Look up whether a live replica of a class serves an operation.
@@ -131,7 +132,7 @@ class Directory:
         is_complete, level, replica, database, version, *served_ops = lookup.result()
         self._served_is_complete, self._served = bool(is_complete), frozenset(served_ops)
         self._lowest = (int(level), replica, database, version)
-        self._read_at_s = time.monotonic()
+        self._read_at = time.monotonic()
         return True
 
 

@@ -7,13 +7,14 @@
 --       replica's own.
 -- Returns 1 if the table of this digest and the definition of each of its operations are in Redis, else 0
 local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
-local databases, digest, overwrite = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
+local database_count, digest, overwrite = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 
 -- The replicas write all that these keys have, so a key that somebody has overwritten is deleted and written anew.
 for key, wanted_type in pairs({[operations_key] = 'hash', [served_key] = 'hash', [schedules_key] = 'zset'}) do
   if redis.call('TYPE', key).ok ~= wanted_type then redis.call('DEL', key) end
 end
 
+-- Calls `visit` with each operation of a table. The text of a table has the names with spaces between them.
 local function each_op(text, visit)
   for op in string.gmatch(text, '%S+') do visit(op) end
 end
@@ -31,7 +32,7 @@ if #own_ops > 0 or overwrite then redis.call('HSET', served_key, digest, table.c
 
 -- `live_digests` names the tables of live replicas, and `live_ops` has the operations in these tables.
 local live_digests, live_ops, gone_tables, all_are_known = {[digest] = true}, {}, {}, true
-for n = 0, databases - 1 do
+for n = 0, database_count - 1 do
   local replica, row_digest = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
   if row_digest then live_digests[row_digest] = true end
   -- A replica of an older release does not say what it serves. A replica that has just joined has not said it yet.

@@ -31,12 +31,13 @@ class Publication:
         self._readers = readers
         self._definitions = dict(sorted(definitions.items()))
         table_text = "\n".join(f"{op} {definition}" for op, definition in self._definitions.items())
-        #: names this table of operations in roster rows; any change of a definition changes it
+        #: names this table of operations in roster rows; any change of a definition changes it. 12 digits (48 bits) are
+        #: enough: a mesh has few tables at a time, and a longer digest would make each roster row longer
         self.digest = hashlib.sha1(table_text.encode(), usedforsecurity=False).hexdigest()[:12]
 
     @property
     def row(self) -> dict[str, str]:
-        """The fields of the roster row that say what this replica serves and understands."""
+        """Those fields of the roster row that say what this replica serves and understands."""
         return {"serves": self.digest, "reads": str(HIGHEST_LEVEL), "readers": self._readers}
 
     # The replica calls `publish` when it joins, and `restore` with each sweep.

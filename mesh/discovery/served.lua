@@ -5,6 +5,7 @@
 --       this release: replica, database and version; then each operation}
 -- The keys are not in KEYS, because the server refuses the whole script to a user that may not read one of its KEYS. The
 -- Redis user of an older client may not read `mesh:operations:served`. For such a client no operations are known.
+-- `oldest` has the level, replica, database and version of the live replica with the lowest level so far.
 local all_are_known, oldest, is_listed, ops = 1, {math.huge, '', '', ''}, {}, {}
 local digests_and_tables = redis.pcall('HGETALL', 'mesh:operations:served')
 if digests_and_tables.err then digests_and_tables = {} end
@@ -32,8 +33,8 @@ for n = 0, tonumber(ARGV[1]) - 1 do
     end
   end
 end
--- Lua's `unpack` cannot return many more. Operations beyond 4000 are left out.
+-- Lua's `unpack` fails at about 8000 values. Operations beyond 4000 are left out, and the answer says that some are unknown.
 if #ops > 4000 then all_are_known = 0 end
--- If no replica is live, no release is too old for any level.
+-- If no replica is live, no release is too old for any level: 2 ^ 31 is above all levels.
 if not any_is_live then all_are_known, oldest[1] = 0, 2 ^ 31 end
 return {all_are_known, oldest[1], oldest[2], oldest[3], oldest[4], unpack(ops, 1, 4000)}

@@ -30,7 +30,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mesh.errors import Unavailable
-from mesh.events.reader import READ_GRACE_S, DeliveredEvent, EventReader, OneAtATime
+from mesh.events.reader import READ_GRACE_S, DeliveredEvent, EventReader, SerialConnection
 from mesh.groups.consumer import COMMAND_ERRORS, GroupConsumer
 from mesh.groups.deliveries import is_last, is_overdelivered
 from mesh.groups.reader import Delivered, fields_of
@@ -41,8 +41,8 @@ log = structlog.get_logger(__name__)
 #: The longest backoff while Redis cannot be reached. No caller waits for an event, so it may be long.
 LONGEST_PAUSE_S = 5.0
 
-#: The handler: makes the effects of these events durable, all or none. Returns the reason of each refused event, by id.
-#: It may get an event again. Raises Unavailable if a later try may succeed.
+#: The handler: makes the effects of these events durable, all or none. Returns a dict from the id of each refused event
+#: to the reason. It may get an event again. Raises Unavailable if a later try may succeed.
 Handle = Callable[[Sequence[DeliveredEvent]], Awaitable[Mapping[str, str]]]
 
 #: Returns whether the effect of an event exists. Raises Unavailable if a later try may succeed.
@@ -79,7 +79,10 @@ class Events(GroupConsumer[DeliveredEvent]):
     other live consumer has. `handle` gets at most `batch` events, and at most `handle_timeout_ms` for them. Another
     consumer takes over events that a dead one has not kept alive for `claim_idle_ms`. After `max_deliveries` deliveries
     an event becomes a dead letter. The exit waits at most `drain_ms` for the batch. `on_buried` is called for each dead
-    letter. Before an event is buried because its consumers died, `is_done` is called once.
+    letter, with the reason. Before an event is buried because its consumers died, `is_done` is called once.
+
+    The defaults are trades: a larger batch costs fewer steps for each event, but an event that fails or kills delays
+    more others. A shorter idle time moves the events of a dead consumer sooner, but also those of one that stalls.
     """
 
     _reader: EventReader
@@ -100,7 +103,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         on_buried: Callable[[DeliveredEvent, str], None] = lambda event, reason: None,
         is_done: IsDone = effect_unknown,
     ) -> None:
-        self._connection = OneAtATime.of(connect())
+        self._connection = SerialConnection.of(connect())
         super().__init__(
             EventReader(self._connection, stream, group, consumer),
             batch,
@@ -137,7 +140,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         events = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in entries]
         self._works = {event.id: event for event in events}  # GroupConsumer keeps these events alive
         try:
-            # All entries of one read or claim have had equally many deliveries.
+            # All entries of one read or claim have had equally many deliveries, so the first event stands for all.
             if not is_overdelivered(events[0].deliveries, self._max_deliveries):
                 await self._settle(events)
                 return
@@ -148,7 +151,7 @@ class Events(GroupConsumer[DeliveredEvent]):
 
     async def _abandon(self) -> bool:
         self._task.cancel()
-        await asyncio.wait({self._task}, timeout=self._drain_s)
+        await asyncio.wait({self._task}, timeout=self._drain_s)  # a handler may ignore its cancellation
         return True  # the cancelled task may have left events pending: `stop` hands them back
 
     async def _hand_back(self) -> None:
@@ -166,7 +169,10 @@ class Events(GroupConsumer[DeliveredEvent]):
             log.exception("events consumer failed, starting again", stream=self.stream, exc_info=error)
 
     async def _bury_unless_done(self, event: DeliveredEvent) -> None:
-        """Bury an event whose consumers died, unless its effect exists. Check once only: the check may kill, too."""
+        """Bury an event whose consumers died, unless its effect exists.
+
+        The effect is looked for at the first delivery beyond the most only, because the look may kill the process, too.
+        """
         if event.deliveries == self._max_deliveries + 1:
             async with asyncio.timeout(self._handle_timeout_s):
                 if await self._is_done(event):
@@ -177,7 +183,10 @@ class Events(GroupConsumer[DeliveredEvent]):
     # What becomes of the events of a batch.
 
     async def _settle(self, events: Sequence[DeliveredEvent]) -> None:
-        """Call the handler for these events; then acknowledge those that are done, and bury those that are refused."""
+        """Call the handler for these events; then acknowledge those that are done, and bury those that are refused.
+
+        If the handler raises, `_isolate` calls this again for each half of the events, until they are single.
+        """
         try:
             refusals = await self._attempt(events)
         except Exception as error:
@@ -218,6 +227,7 @@ class Events(GroupConsumer[DeliveredEvent]):
             await self._bury(event, reason)
 
     async def _bury(self, event: DeliveredEvent, reason: str) -> None:
+        # A reason may quote bytes of the event that are not UTF-8 (see DeliveredEvent).
         printable = reason.encode("utf-8", "backslashreplace").decode()
         if await self._reader.bury(event, printable):
             log.warning("event is a dead letter", stream=self.stream, id=event.id, reason=printable)

@@ -34,10 +34,11 @@ class DeliveredEvent:
     deliveries: int = 1
 
 
-class OneAtATime:
+class SerialConnection:
     """Runs the commands of several tasks over one connection, one after the other.
 
-    While a read blocks, for at most BLOCK_MS, all other commands wait. They may: keep-alives have much more time.
+    While a read blocks, for at most BLOCK_MS, all other commands wait. This does no harm: the most urgent ones are the
+    keep-alives, and they have much more time.
     """
 
     def __init__(self, connection: RedisConnection) -> None:
@@ -46,8 +47,8 @@ class OneAtATime:
         self.aclose = connection.aclose
 
     @classmethod
-    def of(cls, client: Redis) -> OneAtATime:
-        """Return an object that runs commands over one connection: a redis-py client keeps it for this object alone."""
+    def of(cls, client: Redis) -> SerialConnection:
+        """Take a connection out of a redis-py client, and return an object that runs commands over it."""
         return cls(RedisConnection(client, BLOCK_MS / 1000 + READ_GRACE_S, errors="surrogateescape"))
 
     # With these three methods it is an `Executor` for scripts, and a `CommandRunner` for the GroupReader.
@@ -56,7 +57,7 @@ class OneAtATime:
         async with self._lock:
             return await self._connection.execute(*command)
 
-    shared = execute_command
+    shared = execute_command  # all its commands are for one database, so none needs a choice
 
     async def script(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
         return await script.run(self, keys, *args)
@@ -65,7 +66,7 @@ class OneAtATime:
 class EventReader(GroupReader):
     """The commands of one consumer on its stream of events and its group."""
 
-    def __init__(self, commands: OneAtATime, stream: str, group: str, consumer: str) -> None:
+    def __init__(self, commands: SerialConnection, stream: str, group: str, consumer: str) -> None:
         super().__init__(commands.shared, commands, stream, group, consumer)
 
     async def finish(self, ids: Sequence[str]) -> None:

@@ -150,7 +150,7 @@ class GroupConsumer(ABC, Generic[W]):
                 await self._stopped_within(next(delays))
 
     async def _recover(self) -> None:
-        """Take over the entries that are pending for this consumer. If it is alone, take over all at its start.
+        """Take over the entries that are pending for this consumer. If it is `alone`, take over all at its start.
 
         At the start, the entries may have killed the process that had them before, so this delivery counts. After a
         later error, this process still runs: the entries have not killed it, so this delivery does not count.
@@ -178,7 +178,8 @@ class GroupConsumer(ABC, Generic[W]):
         """Claim and accept pending entries, the oldest first. If `mine`, claim only those of this consumer.
 
         One claim sets one number of deliveries (XCLAIM with RETRYCOUNT). So it takes only entries that have had equally
-        many deliveries. `count` is no number: it says whether the claim counts as one more delivery.
+        many deliveries. `count` is no number: it says whether the claim counts as one more delivery. Each page begins
+        after the entries before it, so this ends when it has passed all pending entries.
         """
         range_start = "-"  # as in XPENDING: from the first entry on; "(" and an id: after this id
         while room := await self._wait_for_room():
@@ -187,10 +188,10 @@ class GroupConsumer(ABC, Generic[W]):
                 return
             claimable = [entry for entry in page if entry.id not in self._works]
             # If all entries of the page are in progress here, none is claimed, and the next page comes after them.
-            dealt_with = next_to_claim(claimable, self._most_per_claim(claimable[0].deliveries)) if claimable else page
-            range_start = f"({dealt_with[-1].id}"
+            passed = next_to_claim(claimable, self._most_per_claim(claimable[0].deliveries)) if claimable else page
+            range_start = f"({passed[-1].id}"
             if claimable:
-                ids, deliveries = [entry.id for entry in dealt_with], dealt_with[0].deliveries + count
+                ids, deliveries = [entry.id for entry in passed], passed[0].deliveries + count
                 if entries := await self._reader.claim(ids, idle_ms, deliveries):
                     await self._accept(entries)
 

@@ -19,7 +19,7 @@ class Pending(NamedTuple):
 
 
 def is_last(deliveries: int, most_deliveries: int) -> bool:
-    """Return whether an entry is given up, because this delivery has failed.
+    """Return whether this delivery is the last one: if it fails, the entry is given up.
 
     `deliveries` is their number, this one included. Consumers ask this after the work on the entry.
     """

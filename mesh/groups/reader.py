@@ -21,7 +21,8 @@ FORGET = Script.beside(__file__, "forget.lua")
 #: readers cost Redis more reads.
 BLOCK_MS = 250
 #: If a consumer has no pending entries and has sent no command for this long, it counts as dead. A running consumer
-#: reads again after at most BLOCK_MS while it can reach Redis.
+#: reads again after at most BLOCK_MS while it can reach Redis. A longer time keeps the names of dead consumers for
+#: longer. If a shorter one deletes a running consumer, its next read creates it again.
 SILENCE_MS = 60_000
 #: Most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while. More
 #: would need a longer command, and the server does nothing else meanwhile.
@@ -112,7 +113,8 @@ class GroupReader:
         """Let other consumers claim the entries of this one at once. Their delivery to this consumer does not count.
 
         This consumer claims its own entries once more, because XCLAIM can set their idle time and their number of
-        deliveries. `idle_ms` is the idle time from which other consumers claim an entry.
+        deliveries. One command sets one number, so each number of deliveries needs a command. `idle_ms` is the idle
+        time from which other consumers claim an entry.
         """
         own_entries = sorted(await self.pending(MOST_HANDED_BACK, mine=True), key=attrgetter("deliveries"))
         for deliveries, same_deliveries in itertools.groupby(own_entries, key=attrgetter("deliveries")):
@@ -126,7 +128,7 @@ def fields_of(flat: Sequence[str]) -> Fields:
     """Return an entry's fields as a dict. Redis sends their names and values in turn."""
     # `zip` reads the one iterator twice for each pair: a name, then its value.
     names_and_values = iter(flat)
-    return dict(zip(names_and_values, names_and_values))  # noqa: B905
+    return dict(zip(names_and_values, names_and_values))  # noqa: B905 (Redis sends no name without its value)
 
 
 def entries_of(answer: Any) -> list[Any]:
@@ -140,7 +142,8 @@ def entries_of(answer: Any) -> list[Any]:
 async def pause_if_not_blocked(sent_at: float, block_ms: int = BLOCK_MS) -> None:
     """Pause if a read returned nothing and did not block either, so that its loop does not use the whole processor.
 
-    A read counts as one that did not block if it took less than a quarter of its BLOCK time.
+    `sent_at` is when the read was sent, by `time.monotonic()`. A read counts as one that did not block if it took less
+    than a quarter of its BLOCK time.
     """
     if time.monotonic() - sent_at < block_ms / 4000:  # a quarter, in seconds
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # seconds: at most 100 such reads in a second

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from mesh import Refused, keys
 from mesh.dead import letters
 from mesh.dead.letters import DISCARD, LOOK, REPLAY, Actor, DeadLetters, LetterGroup, Report
-from mesh.events.reader import DeliveredEvent, EventReader, OneAtATime
+from mesh.events.reader import DeliveredEvent, EventReader, SerialConnection
 from mesh.groups.reader import fields_of
 from mesh.requests.scripts import BOOKS, BURY, OPEN
 from tests.support.backend import Backend
@@ -171,7 +171,7 @@ async def test_an_event_gets_its_own_fields_back(
     backend: Backend, redis: Any, dead: DeadLetters, fields: dict[str, str]
 ) -> None:
     """The group that gave it up reads it again; events are not in the books."""
-    connection = OneAtATime(backend.connections.connection("events"))
+    connection = SerialConnection(backend.connections.connection("events"))
     reader = EventReader(connection, EVENTS, "ledger", "consumer")
     await reader.open()
     await redis.xadd(EVENTS, fields)

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from mesh.errors import Unavailable
 from mesh.events.consumer import Events, batch_size_after
-from mesh.events.reader import DeliveredEvent, EventReader, OneAtATime
+from mesh.events.reader import DeliveredEvent, EventReader, SerialConnection
 from mesh.groups import reader as module
 from mesh.groups.reader import fields_of
 from mesh.wire.clients import heeding_cancellation
@@ -393,7 +393,7 @@ async def test_a_consumer_begins_with_what_is_already_its_own(connect: Any, redi
 async def test_a_sleeper_does_not_take_back_what_another_took_over(connect: Any, redis: Redis) -> None:
     """It did not run during the idle time. When it then keeps its events alive, it must not take them back."""
     ids = await publish(redis, "a", "b")
-    connections = [OneAtATime.of(connect()), OneAtATime.of(connect())]
+    connections = [SerialConnection.of(connect()), SerialConnection.of(connect())]
     sleeper = EventReader(connections[0], STREAM, GROUP, "sleeper")
     heir = EventReader(connections[1], STREAM, GROUP, "heir")
     await sleeper.open()
@@ -409,7 +409,7 @@ async def test_a_sleeper_does_not_take_back_what_another_took_over(connect: Any,
 async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
     """A second attempt changes nothing, and an event that was handled meanwhile is not buried."""
     await publish(redis, "a", "b")
-    connection = OneAtATime.of(connect())
+    connection = SerialConnection.of(connect())
     reader = EventReader(connection, STREAM, GROUP, "digger")
     await reader.open()
     bad, good = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in await reader.read(10, 100)]
@@ -422,7 +422,7 @@ async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
 async def test_a_buried_event_is_acknowledged_too(connect: Any, redis: Redis) -> None:
     """An event that somebody has deleted is acknowledged, or one consumer after the other would claim it."""
     gone, _ = await publish(redis, "a", "b")
-    connection = OneAtATime.of(connect())
+    connection = SerialConnection.of(connect())
     reader = EventReader(connection, STREAM, GROUP, "digger")
     await reader.open()
     taken = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in await reader.read(10, 100)]
