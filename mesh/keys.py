@@ -114,11 +114,11 @@ MOST_DATABASES = 16
 #: About how many dead letters are kept; then each new one removes the oldest. With a larger number, people could read
 #: older letters, but all letters together would take more of Redis's memory.
 DEAD_KEPT = 10_000
-#: For how many minutes `mesh:minutes` keeps the books: a day. A larger number would show a longer past, and take more of
-#: Redis's memory.
+#: For how many minutes `mesh:minutes` keeps the books: a day. A larger number would show a longer past, and take more
+#: of Redis's memory.
 MINUTES_KEPT = 1440
-#: About how many entries of the audit log are kept, about 2 MB; beyond this, new ones remove the oldest. A larger number
-#: would keep acts for longer, and take more memory.
+#: About how many entries of the audit log are kept, about 2 MB; beyond this, new ones remove the oldest. A larger
+#: number would keep acts for longer, and take more memory.
 AUDIT_KEPT = 10_000
 
 

@@ -1,8 +1,8 @@
 """What an operator does to a running mesh, and how one looks at its requests."""
 
 from mesh.control.control import Control, PausedOperation
-from mesh.control.journeys import MOST_REPLIES_SEARCHED, Journeys, JourneyStep, grouped, within_ms
-from mesh.control.operations import OperationState, OperationStates, definitions, states
+from mesh.control.journeys import MOST_REPLIES_SEARCHED, Journeys, JourneyStep, grouped, percentile_ms
+from mesh.control.operations import OperationState, OperationStates, read_definitions, read_states
 from mesh.control.waiting import LaterRequest, ScheduledOperation, Waiting, read_waiting
 
 __all__ = [
@@ -16,9 +16,9 @@ __all__ = [
     "PausedOperation",
     "ScheduledOperation",
     "Waiting",
-    "definitions",
     "grouped",
+    "percentile_ms",
+    "read_definitions",
+    "read_states",
     "read_waiting",
-    "states",
-    "within_ms",
 ]

@@ -31,7 +31,8 @@ DRAIN = Script.beside(__file__, "drain.lua")
 #: The key that asks a replica to drain expires after this time. A live replica reads it with its next renewal. A
 #: shorter time could miss a replica whose renewals fail for a while.
 DRAIN_HOLDS_MS = 60_000
-#: Longest name of an operation that an operator can pause, so that `mesh:paused` and the audit log stay small.
+#: Longest name of an operation that an operator can pause, so that `mesh:paused` and the audit log stay small. An
+#: operation with a longer name cannot be paused.
 MOST_NAME_CHARACTERS = 200
 
 

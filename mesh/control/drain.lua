@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Asks a replica to drain and leave. The replica reads this demand with its next renewal. If there is no renewal in
+-- Asks a replica to drain and leave. The replica's next renewal reads this demand, and deletes it. If there is no renewal in
 -- time, the demand expires.
 -- KEYS: audit log. The roster row is not in KEYS: EVALSHA needs the right to write all KEYS, and a replica may only
 --       read the rows of others.

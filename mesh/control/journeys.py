@@ -30,8 +30,9 @@ from mesh.settings import MeshSettings
 
 #: A search reads this many replies to each replica, the newest ones. A stream of replies never has many more.
 MOST_REPLIES_SEARCHED = 512
-#: A search reads at most this many entries of each request stream, and this many dead letters. So a long queue does not
-#: make it slow; it may then miss a request.
+#: A search reads at most this many entries of each request stream, the oldest ones, and this many of the newest dead
+#: letters. So a long queue does not make it slow; it may then miss a request. A larger number would miss fewer, and make
+#: each search slower.
 MOST_ENTRIES_SEARCHED = 200
 
 
@@ -96,16 +97,18 @@ class Journeys:
         steps = await self._read_matching(
             lambda step: reference in (step.id, step.key, step.group, step.call, *step.call.split(","))
         )
-        gathers = {step.group for step in steps if step.key != step.group}
-        if gathers:
-            steps += await self._read_matching(lambda step: step.group in gathers)
+        gather_names = {step.group for step in steps if step.key != step.group}
+        if gather_names:
+            steps += await self._read_matching(lambda step: step.group in gather_names)
         # The search reads only the first entries of each stream. A direct look-up of an id also finds a later entry.
         if ID.fullmatch(reference):
             steps += [step for step in await self._read_unanswered(reference, reference, 1) if step not in steps]
+        # Both searches may have found the same request.
         by_identity = {(step.stream, step.id, step.key): step for step in steps}
         return sorted(by_identity.values(), key=lambda step: (step.accepted_ms or step.answered_ms, step.key))
 
     async def _read_matching(self, matches: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
+        """Read all places of a search, and return the requests for which `matches` returns True."""
         members = await roster.read_directly(self._redis)
         unanswered, replies, given_up = await asyncio.gather(
             self._read_unanswered("-", "+", MOST_ENTRIES_SEARCHED),
@@ -191,10 +194,10 @@ def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
     return list(groups.values())
 
 
-def within_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
-    """Return a percentile of the times from acceptance to answer (ms): `percent` of the requests took no longer.
+def percentile_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
+    """Return a percentile of the times from acceptance to answer (ms): about `percent` of the requests took no longer.
 
-    Return None if no time is known.
+    100 stands for the longest time. Return None if no time is known.
     """
     times_ms = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
     return times_ms[min(len(times_ms) * percent // 100, len(times_ms) - 1)] if times_ms else None

@@ -25,7 +25,7 @@ TALLY = Script.beside(__file__, "tally.lua")
 #: many. More would count longer queues to the end, and hold up the server for longer.
 MOST_COUNTED = 1000
 #: The count of a stream stops after entries whose bodies have this many bytes together, because the script reads whole
-#: entries.
+#: entries: more would hold up the server for longer.
 MOST_BYTES = 1 << 20
 
 
@@ -81,7 +81,7 @@ class OperationStates:
         return [state for _, state in sorted(self.by_name.items())]
 
 
-async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
+async def read_definitions(redis: Redis) -> dict[str, dict[str, Any]]:
     """Return the definitions in `mesh:operations`, by operation.
 
     An entry that is no JSON object is left out: only a person can have written it.
@@ -95,7 +95,7 @@ async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
     return definition_of
 
 
-async def states(redis: Redis, settings: MeshSettings, answers: Sequence[JourneyStep]) -> OperationStates:
+async def read_states(redis: Redis, settings: MeshSettings, answers: Sequence[JourneyStep]) -> OperationStates:
     """Return the state of each operation. `answers` are replies to requests of any operation.
 
     `redis` is a client of the bus database that decodes answers.
@@ -103,7 +103,7 @@ async def states(redis: Redis, settings: MeshSettings, answers: Sequence[Journey
     all_states = OperationStates()
     for answer in answers:
         all_states.get_or_add(answer.op).answers.append(answer)
-    for op, definition in (await definitions(redis)).items():
+    for op, definition in (await read_definitions(redis)).items():
         all_states.get_or_add(op).definition = definition
     # The hash maps the digest of each table of operations to these operations. `Member.serves` is such a digest.
     ops_by_digest: Any = await redis.hgetall(keys.SERVED)
@@ -134,6 +134,5 @@ async def _count_later(redis: Redis, all_states: OperationStates) -> None:
     for name in request_names[:MOST_COUNTED]:
         pipeline.hget(keys.later(name), "op")
     for op in await pipeline.execute():
-        # None: the request has left `mesh:later` in the meantime.
-        if op is not None:
+        if op is not None:  # None: the request has left `mesh:later` in the meantime
             all_states.get_or_add(op).later += 1

@@ -15,7 +15,7 @@ if is_pause then
 else
   changed = redis.call('HDEL', paused_key, op)
   -- Each name, and the time (ms) of acceptance. This time is later than now if the server's clock has stepped back.
-  -- Lua's `unpack` fails at about 8000 words.
+  -- Lua's `unpack` fails at about 8000 words, so ZADD gets a part of them at a time.
   local parked, MOST_UNPACKED = redis.call('ZRANGE', parked_key, 0, -1, 'WITHSCORES'), 4000
   for first = 1, #parked, MOST_UNPACKED do
     local words = {}
@@ -23,6 +23,7 @@ else
       words[#words + 1] = string.format('%.0f', math.min(parked[k + 1], now_ms))
       words[#words + 1] = parked[k]
     end
+    -- XX: only a request that is still in mesh:later gets a new time.
     redis.call('ZADD', later_key, 'XX', unpack(words))
   end
   redis.call('DEL', parked_key)

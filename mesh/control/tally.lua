@@ -17,6 +17,7 @@ if not pending.err then
   for _, delivered in ipairs(pending) do is_in_hand[delivered[1]] = true end
 end
 
+-- `waits` and `runs` have their counts by operation; `ops` lists the operations.
 local waits, runs, ops, from_id, is_complete = {}, {}, {}, '-', 0
 while entries_left > 0 and bytes_left > 0 do
   local entries = redis.call('XRANGE', stream, from_id, '+', 'COUNT', math.min(PORTION, entries_left))

@@ -51,13 +51,13 @@ class ScheduledOperation:
 class Waiting:
     """What is due first in `mesh:later` and in `mesh:schedules`.
 
-    `count` is the number of all waiting requests, and `requests` has the first of them. `scheduled` is the number of
-    all schedules, and `schedules` has those with the first ticks.
+    `request_count` is the number of all waiting requests, and `requests` has the first of them. `schedule_count` is the
+    number of all schedules, and `schedules` has those with the first ticks.
     """
 
-    count: int
+    request_count: int
     requests: list[LaterRequest]
-    scheduled: int
+    schedule_count: int
     schedules: list[ScheduledOperation]
 
 
@@ -70,19 +70,21 @@ async def read_waiting(redis: Redis, most: int) -> Waiting:
     for sorted_set in (keys.LATER, keys.SCHEDULES):
         pipeline.zcard(sorted_set)
         pipeline.zrange(sorted_set, 0, most - 1, withscores=True)
-    count, first_requests, scheduled, first_schedules = await pipeline.execute()
+    # The first ones of each sorted set, as pairs of a name and its score.
+    request_count, first_requests, schedule_count, first_schedules = await pipeline.execute()
     pipeline = redis.pipeline(transaction=False)
     for name, _ in first_requests:
         pipeline.hmget(keys.later(name), "op", "to", "try", "error", "parked", "limit")
     for op, _ in first_schedules:
         pipeline.hmget(keys.schedule(op), "definition", "last")
-    stored_fields: list[Any] = await pipeline.execute() if first_requests or first_schedules else []
-    requests = [_later_request(name, score, *stored_fields.pop(0)) for name, score in first_requests]
-    schedules = [_scheduled_operation(op, int(score), *stored_fields.pop(0)) for op, score in first_schedules]
-    return Waiting(count, requests, scheduled, schedules)
+    # The answers come in the order of the commands: first those for the requests, then those for the schedules.
+    answers: list[Any] = await pipeline.execute() if first_requests or first_schedules else []
+    requests = [_to_later_request(name, score, *answers.pop(0)) for name, score in first_requests]
+    schedules = [_to_scheduled_operation(op, int(score), *answers.pop(0)) for op, score in first_schedules]
+    return Waiting(request_count, requests, schedule_count, schedules)
 
 
-def _later_request(
+def _to_later_request(
     name: str,
     score: float,
     op: str | None,
@@ -101,7 +103,7 @@ def _later_request(
     return LaterRequest(name, op or "", to or "", due_ms, int(tries or 0), error or "", waits_for)
 
 
-def _scheduled_operation(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:
+def _to_scheduled_operation(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:
     # The rest says what happens to missed and overlapping ticks.
     cron, tz, each, *_ = json.loads(definition) if definition else ("", "", False)
     return ScheduledOperation(op, cron, tz, bool(each), next_ms, int(last or 0))

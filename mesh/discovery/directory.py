@@ -77,9 +77,7 @@ class Directory:
 
     def knows(self, op: str) -> bool:
         """Return whether this process knows, without a lookup, that the operation is served."""
-        return op in self._own_operations or (
-            op in self._served and time.monotonic() - self._read_at <= LOOKUP_FRESH_S
-        )
+        return op in self._own_operations or (op in self._served and time.monotonic() - self._read_at <= LOOKUP_FRESH_S)
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
         """Raise Unserved if one of the operations has no live replica that serves it.

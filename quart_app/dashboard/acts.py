@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from quart import Request
 
 from mesh import Mesh, Refused
-from mesh.control import Control, definitions
+from mesh.control import Control, read_definitions
 from mesh.dead import Actor, ChosenLetters, DeadLetters, LetterGroup, Report
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
@@ -176,7 +176,9 @@ def _control(replica: Mesh) -> Control:
 async def _ask_pause(replica: Mesh, fields: ActFields) -> ActQuestion:
     """Return the question that the page asks before it pauses an operation."""
     op = fields.get("op", "")
-    warning = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
+    warning = (
+        "" if op in await read_definitions(replica.shared) else " No replica serves an operation of this name now."
+    )
     return ActQuestion(
         f"Pause {shortened(op, MOST_CHARACTERS)}?",
         "Every replica will refuse its calls with 503 until you resume it. Requests to a class wait until then if no "

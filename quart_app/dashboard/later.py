@@ -21,8 +21,8 @@ def panel(waiting: Waiting, now_ms: int) -> Panel:
         "Later",
         note="requests that wait for their time, and operations that run by themselves",
         figures=[
-            PanelFigure("requests wait", f"{waiting.count:,}", _note_if_cut(waiting.count)),
-            PanelFigure("schedules", f"{waiting.scheduled:,}", _note_if_cut(waiting.scheduled)),
+            PanelFigure("requests wait", f"{waiting.request_count:,}", _note_if_cut(waiting.request_count)),
+            PanelFigure("schedules", f"{waiting.schedule_count:,}", _note_if_cut(waiting.schedule_count)),
         ],
         items=items,
     )

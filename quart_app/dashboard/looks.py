@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mesh import Mesh, MeshError, keys
-from mesh.control import Journeys, JourneyStep, OperationStates, read_waiting, states
+from mesh.control import Journeys, JourneyStep, OperationStates, read_states, read_waiting
 from mesh.dead import DeadLetter, DeadLetters
 from quart_app.dashboard import later, minutes
 from quart_app.dashboard.figures import Figures, FiguresReader
@@ -119,7 +119,7 @@ class Looks:
         return minutes.answered_per_minute(newest_first[::-1])
 
     async def _read_operations(self) -> OperationStates:
-        return await states(self.replica.shared, self.replica.settings, await self.steps.newest())
+        return await read_states(self.replica.shared, self.replica.settings, await self.steps.newest())
 
     async def _read_services(self) -> ServicesView:
         redis = self.replica.shared

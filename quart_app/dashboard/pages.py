@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mesh.control import JourneyStep, OperationStates, within_ms
+from mesh.control import JourneyStep, OperationStates, percentile_ms
 from mesh.dead import DeadLetter
 from quart_app.dashboard import activity
 from quart_app.dashboard import words as sentences
@@ -202,7 +202,7 @@ def _milliseconds(microseconds: str) -> str:
 
 def _answered_within(steps: Sequence[JourneyStep], percent: int) -> str:
     """Return the time within which this share of the requests was answered; "–" if it is not known."""
-    time_ms = within_ms(steps, percent)
+    time_ms = percentile_ms(steps, percent)
     return "–" if time_ms is None else f"{time_ms:,} ms"
 
 

@@ -26,9 +26,9 @@ from mesh.control import (
     JourneyStep,
     OperationState,
     OperationStates,
-    definitions,
-    states,
-    within_ms,
+    percentile_ms,
+    read_definitions,
+    read_states,
 )
 from mesh.dead import ID, Actor, ChosenLetters, DeadLetter, DeadLetters, LetterGroup, Report
 from mesh.discovery import document
@@ -103,12 +103,12 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
     At most the first 1,000 requests of each stream are counted, and the last few hundred answers to each replica.
     """
     if as_asyncapi:
-        click.echo(json.dumps(_asyncapi(on_redis(redis_url, data, definitions)), indent=2))
+        click.echo(json.dumps(_asyncapi(on_redis(redis_url, data, read_definitions)), indent=2))
         return
 
     async def read(redis: Redis) -> OperationStates:
         settings = MeshSettings()
-        return await states(redis, settings, await Journeys(redis, settings).newest(MOST_REPLIES_SEARCHED))
+        return await read_states(redis, settings, await Journeys(redis, settings).newest(MOST_REPLIES_SEARCHED))
 
     operations = on_redis(redis_url, data, read)
     facts_in_order = [_operation_facts(state) for state in operations.in_order()]
@@ -140,7 +140,7 @@ def _operation_facts(state: OperationState) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
         "later": state.later, "answered": len(state.answers), "failed": state.failed,
-        "longest_ms": within_ms(state.answers, 100) or 0, "limit": state.limit, "paused": state.paused is not None,
+        "longest_ms": percentile_ms(state.answers, 100) or 0, "limit": state.limit, "paused": state.paused is not None,
     }  # fmt: skip
     facts |= {name: state.definition.get(name, "") for name in ("service", "version", "summary")}
     if state.paused is not None:
@@ -168,7 +168,7 @@ def pause(redis_url: str | None, data: Path, op: str) -> None:
     """Pause an operation, such as values.put: calls are refused, and requests that no caller waits for are parked."""
 
     async def pause_op(redis: Redis) -> tuple[bool, bool]:
-        return await _control(redis).pause(op, current_actor()), op in await definitions(redis)
+        return await _control(redis).pause(op, current_actor()), op in await read_definitions(redis)
 
     is_new_pause, is_served = on_redis(redis_url, data, pause_op)
     # Replicas learn of a pause at their next renewal: every 0.5 s with the default of MESH_LEASE_TTL_MS.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mesh import Class, Limit, Mesh, MeshSettings, Operations, Query, Transaction, keys
-from mesh.control import Control, JourneyStep, OperationStates, operations, states
+from mesh.control import Control, JourneyStep, OperationStates, operations, read_states
 from mesh.dead import Actor
 from tests.support.backend import Backend
 
@@ -41,7 +41,7 @@ async def seen(backend: Backend, mesh: Mesh, op: str, **numbers: int) -> Operati
     async with asyncio.timeout(10):
         while any(getattr(found.get_or_add(op), name) != number for name, number in numbers.items()):
             await asyncio.sleep(0.05)
-            found = await states(mesh.shared, backend.settings, [])
+            found = await read_states(mesh.shared, backend.settings, [])
     return found
 
 
@@ -89,7 +89,7 @@ async def test_operations_are_told_with_their_replicas_and_requests(backend: Bac
 async def test_what_nobody_serves_is_told_while_it_has_requests(backend: Backend) -> None:
     mesh = await backend.mesh(Operations("other"))
     await put_by_hand(mesh, 1)
-    found = await states(mesh.shared, backend.settings, [])
+    found = await read_states(mesh.shared, backend.settings, [])
     assert found.by_name.keys() == {"gone.put"}
     gone = found.by_name["gone.put"]
     assert (gone.kind, gone.served_by, gone.waits) == ("", {}, 1)
@@ -103,7 +103,7 @@ async def test_the_work_of_counting_is_bounded(
     monkeypatch.setattr(operations, name, bound)
     mesh = await backend.mesh(Operations("other"))
     await put_by_hand(mesh, 100)
-    found = await states(mesh.shared, backend.settings, [])
+    found = await read_states(mesh.shared, backend.settings, [])
     assert not found.complete
     assert 10 <= found.by_name["gone.put"].waits <= 16
 
@@ -118,13 +118,13 @@ async def test_what_waits_for_its_time_is_counted_up_to_the_bound(
     mesh = await backend.mesh(work.table)
     for hours in range(1, waiting + 1):
         await mesh.send(work.do, after=timedelta(hours=hours))
-    found = await states(mesh.shared, backend.settings, [])
+    found = await read_states(mesh.shared, backend.settings, [])
     assert (found.get_or_add("work.do").later, found.complete) == (3, complete)
 
 
 async def test_a_mesh_without_replicas_has_no_operations_of_its_own(backend: Backend) -> None:
     mesh = await backend.mesh(Operations("other"))
-    assert (await states(mesh.shared, MeshSettings(), [])).by_name == {}
+    assert (await read_states(mesh.shared, MeshSettings(), [])).by_name == {}
 
 
 def answer(op: str, status: str = "ok") -> JourneyStep:
@@ -135,7 +135,7 @@ async def test_answers_belong_to_their_operations(backend: Backend) -> None:
     """An operation that nobody serves any more keeps its answers."""
     mesh = await published(backend, Work())
     answers = [answer("work.do"), answer("gone.put", "refused"), answer("work.do")]
-    found = await states(mesh.shared, backend.settings, answers)
+    found = await read_states(mesh.shared, backend.settings, answers)
     assert [(state.op, len(state.answers), state.failed) for state in found.in_order()] == [
         ("gone.put", 1, 1), ("work.do", 2, 0), ("work.look", 0, 0),
     ]  # fmt: skip
@@ -145,4 +145,4 @@ async def test_what_is_no_definition_hides_nothing(backend: Backend) -> None:
     """Anybody with access to Redis may write it."""
     mesh = await published(backend, Work())
     await mesh.shared.hset(keys.OPERATIONS, mapping={"bad.text": "{", "bad.list": "[]"})
-    assert (await states(mesh.shared, backend.settings, [])).by_name.keys() == {"work.do", "work.look"}
+    assert (await read_states(mesh.shared, backend.settings, [])).by_name.keys() == {"work.do", "work.look"}

@@ -38,7 +38,7 @@ async def test_requests_and_schedules_are_read_in_the_order_of_their_times(backe
 
     await eventually(scheduled, 10)
     found = await read_waiting(mesh.shared, 2)
-    assert (found.count, found.scheduled) == (3, 2)
+    assert (found.request_count, found.schedule_count) == (3, 2)
     assert [round(((each.due_ms or 0) - mesh.now_ms()) / 60_000) for each in found.requests] == [3, 6]
     assert {(each.op, each.tries, each.error) for each in found.requests} == {("notes.put", 0, "")}
     ticks = found.schedules
@@ -71,4 +71,4 @@ async def test_nothing_waits_on_a_new_server(backend: Backend) -> None:
     """No key is there yet."""
     mesh = await backend.mesh()
     found = await read_waiting(mesh.shared, 5)
-    assert (found.count, found.requests, found.scheduled, found.schedules) == (0, [], 0, [])
+    assert (found.request_count, found.requests, found.schedule_count, found.schedules) == (0, [], 0, [])
