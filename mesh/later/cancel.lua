@@ -18,16 +18,16 @@ local options = make_options()
 local CANCELLED = {status = 'cancelled', body = '{"detail":"the request was cancelled"}', from = '', asked = ''}
 -- Ends the removed request: frees its idempotency key and its place in a lane, counts it as cancelled, and remembers the
 -- attempt.
-local function end_removed(fields)
-  options.ended(options.named(fields), CANCELLED)
+local function end_removed(flat)
+  options.ended(options.named(flat), CANCELLED)
   redis.pcall('HINCRBY', books_key, 'cancelled', 1)
   redis.call('SET', attempt_key, request_name, 'PX', remembered_ms)
   return 1
 end
 
 --[[ left.lua ]]
-local fields = take_waiting(request_name)
-if fields then return end_removed(fields) end
+local flat = take_waiting(request_name)
+if flat then return end_removed(flat) end
 for k = 4, #KEYS do
   -- The answer is an error, and has no entries, if somebody has overwritten the stream.
   for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most_searched)) do

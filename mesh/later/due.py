@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from mesh.errors import UsageError
 
 _ONE_MS = timedelta(milliseconds=1)
-#: Longest delay: a hundred years of ms are exact in Lua and in a sorted set.
+#: Longest delay: a hundred years. Lua and a sorted set compute exactly with the ms of such a moment. `at=` may name a
+#: later one: its bound is only what Lua can compute with.
 LONGEST_DELAY = timedelta(days=36500)
 
 

@@ -16,14 +16,14 @@ local id, consumer, limit, later_bound = unpack(ARGV)
 local options = make_options()
 local entry = redis.call('XRANGE', stream, id, id)[1]
 if not entry then return {'not-mine', ''} end
-local request = options.named(entry[2])
-local deadline = request.deadline or '0'
+local entry_fields = options.named(entry[2])
+local deadline = entry_fields.deadline or '0'
 local code, subject = options.limits().refusal(limit, deadline, tonumber(later_bound))
 -- A request without a caller that comes too soon is not refused but waits, because nobody would learn of a refusal.
-if code and not (code == 'limited' and (request.reply_to or '') == '') then return {code, subject} end
-local flat, by_name, name = read_pending(stream, id, consumer)
+if code and not (code == 'limited' and (entry_fields.reply_to or '') == '') then return {code, subject} end
+local flat, fields, name = read_pending(stream, id, consumer)
 if not flat then return {'not-mine', ''} end
-if not request.first then flat[#flat + 1], flat[#flat + 2] = 'first', id end
+if not entry_fields.first then flat[#flat + 1], flat[#flat + 2] = 'first', id end
 local to = string.match(stream, '[^:]+$')
 -- The id of the new entry (an error if the stream takes no entry); nothing if the request waits.
 local new_id = options.limits().place(limit, name, to, flat, deadline)
@@ -31,5 +31,5 @@ local new_id = options.limits().place(limit, name, to, flat, deadline)
 if type(new_id) == 'table' then return {'wrong-type', stream} end
 remove_entry(stream, id)
 -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
-if by_name.once then options.once.moved(by_name, new_id and stream or later_key, new_id or name, 0) end
+if fields.once then options.once.moved(fields, new_id and stream or later_key, new_id or name, 0) end
 return {'placed', ''}

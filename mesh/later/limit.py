@@ -16,7 +16,8 @@ import msgspec
 from mesh.errors import InvalidBody, UsageError
 from mesh.wire.codec import encode
 
-#: A value with more characters is replaced by its beginning and its hash, because it is a part of keys in Redis.
+#: A value with more characters is replaced by its beginning and its hash, because it is a part of keys in Redis. With a
+#: larger number, such keys would take more memory.
 MOST_VALUE_CHARACTERS = 100
 #: Longest `per` of a rate: its µs are exact in Lua.
 LONGEST_PER = timedelta(days=366)
@@ -50,6 +51,7 @@ class Limit:
             raise UsageError("a Limit has either concurrency=… or rate=… and per=…")
         for name in ("concurrency", "rate", "burst"):
             number = getattr(self, name)
+            # `type`, because `isinstance` would take True for 1.
             if number is not None and (type(number) is not int or not 1 <= number <= 1_000_000):
                 raise UsageError(f"Limit({name}=) is a number from 1 to 1000000, not {number!r:.100}")
         if self.when not in ("delay", "refuse"):
@@ -76,13 +78,16 @@ class Limit:
         return 0 if self.rate is None or self.per is None else -(-(self.per // _ONE_US) // (self.rate * 1000))
 
     def words(self, op: str, body: Any) -> str:
-        """Return the limit of a request with this body as one text, for limits.lua. Raises InvalidBody."""
+        """Return the limit of a request with this body as one text of several words, for limits.lua.
+
+        Raises InvalidBody.
+        """
         # A rate has no lane, but limits.lua counts its requests under a name of the same form.
         lane_name = f"{op}:{self._value_of(body)}" if self.by else f"{op}:"
         if self.concurrency is not None:
             return f"lane {self.concurrency} {lane_name}"
         assert self.rate is not None and self.per is not None  # for mypy: `__post_init__` makes sure of this
-        interval_us = -(-(self.per // _ONE_US) // self.rate)
+        interval_us = -(-(self.per // _ONE_US) // self.rate)  # rounded up, as in `interval_ms`
         return f"rate {interval_us} {self.burst or self.rate} {self.when} {lane_name}"
 
     def _value_of(self, body: Any) -> str:

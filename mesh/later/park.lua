@@ -15,15 +15,16 @@ if redis.call('ZCARD', later_key) >= tonumber(later_bound) then return 'full' en
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]
-local flat, by_name, name = read_pending(stream, id, consumer)
+local flat, fields, name = read_pending(stream, id, consumer)
 if not flat then return 'not-mine' end
-local entry_key, deadline = later_key .. ':' .. name, by_name.deadline or '0'
+local entry_key, deadline = later_key .. ':' .. name, fields.deadline or '0'
 redis.call('HSET', entry_key, unpack(flat))
-redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', by_name.first, 'parked', op)
+redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', fields.first, 'parked', op)
+-- The request is due at its deadline, so that it can expire although the operation is paused.
 redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
 -- The score is the time of acceptance (ms). For a request that was sent for later, it is the time at which it was woken.
-redis.call('ZADD', parked_key, string.match(by_name.first, '^%d+'), name)
+redis.call('ZADD', parked_key, string.match(fields.first, '^%d+'), name)
 remove_entry(stream, id)
 -- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
-make_options().moved(by_name, later_key, name, 0)
+make_options().moved(fields, later_key, name, 0)
 return 'parked'

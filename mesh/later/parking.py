@@ -21,7 +21,7 @@ class Parked(StrEnum):
     GOES_ON = "goes-on"
     #: too many requests wait already; the request is still on its stream
     FULL = "full"
-    #: another consumer has the request, or it is over
+    #: another consumer has the request, or it has ended
     NOT_MINE = "not-mine"
 
 

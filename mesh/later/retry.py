@@ -25,9 +25,10 @@ class Retry:
     """How often, and after which pauses, a request is tried again when its handler raises one of `on`.
 
     The pause after the n-th try is `first` times `factor` to the power of n - 1, at most `longest`. It is multiplied by
-    a random number between 1 - `jitter` and 1. `most` is the number of all tries, the first included. A handler that
-    raises a MeshError refuses the request: this is an answer, and no reason for another try. The death of a replica and
-    a conflict do not count as tries. Raises UsageError.
+    a random number between 1 - `jitter` and 1, so that requests that failed together do not return together. `most` is
+    the number of all tries, the first included. A handler that raises a MeshError refuses the request: this is an
+    answer, and no reason for another try. The death of a replica and a conflict do not count as tries. Raises
+    UsageError.
     """
 
     most: int = 3
@@ -49,7 +50,10 @@ class Retry:
             raise UsageError("Retry(factor=) is at least 1, and Retry(jitter=) between 0 and 1")
 
     def pause_ms(self, tries: int, chance: Callable[[], float] = random.random) -> int | None:
-        """Return the pause after this number of tries, in ms; None if there is no further try."""
+        """Return the pause after this number of tries, in ms; None if there is no further try.
+
+        `chance` returns a random number from 0 to 1.
+        """
         if tries >= self.most:
             return None
         longest_s = self.longest.total_seconds()
@@ -57,6 +61,7 @@ class Retry:
             unreduced_s = min(self.first.total_seconds() * self.factor ** (tries - 1), longest_s)
         except OverflowError:  # the power is too large for a float
             unreduced_s = longest_s
+        # A `jitter` of 1 must not make the pause 0.
         return max(1, round(1000 * unreduced_s * (1 - self.jitter * chance())))
 
 

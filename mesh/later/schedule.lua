@@ -10,18 +10,20 @@ if redis.call('TYPE', schedule_key).ok ~= 'hash' then redis.call('DEL', schedule
 -- The definition that the schedule has now, the epoch of the replica that wrote it, and the next tick.
 local known, author_epoch, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
 
--- Returns whether the replica with this epoch is live. It wrote the present definition. A row that somebody has overwritten
--- (`pcall`) counts as not live.
-local function is_live(epoch_of_author)
+-- Returns whether the replica with this epoch (a text) is live. A row that somebody has overwritten (`pcall`) counts as not
+-- live.
+local function is_live(epoch_text)
   for n = 0, tonumber(ARGV[5]) - 1 do
     local row_epoch, state = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))
-    if row_epoch == epoch_of_author and state ~= 'left' then return true end
+    if row_epoch == epoch_text and state ~= 'left' then return true end
   end
 end
 
 -- publish.lua gives the schedule an expiry when no live replica serves it any more. Now a replica does.
 redis.call('PERSIST', schedule_key)
 if next and (known == definition or tonumber(author_epoch) > epoch and is_live(author_epoch)) then
+  -- The replica with the highest epoch becomes the author: while it is live, no replica with a lower epoch may replace the
+  -- definition.
   if known == definition and tonumber(author_epoch) < epoch then redis.call('HSET', schedule_key, 'epoch', ARGV[2]) end
   redis.call('ZADD', schedules_key, next, name)
   return next

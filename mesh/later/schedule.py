@@ -15,7 +15,8 @@ from mesh.errors import UsageError
 #: A tick that no replica has sent for this long counts as missed, even if the next tick is not due yet. After a shorter
 #: time the tick may only be late, such as while the replicas restart.
 LATE_MS = 60_000
-#: Missed ticks are counted up to this number, because each costs the event loop some microseconds.
+#: Missed ticks are counted up to this number, because each costs the event loop some microseconds. So `Tick.missed` is
+#: never higher, even after a longer absence.
 MOST_COUNTED = 1000
 
 
@@ -65,8 +66,9 @@ class Schedule:
     """When an operation runs by itself: what the arguments of `Operations.every` say.
 
     `cron` has five fields (or six, with seconds first), as Debian's cron reads them, in the time zone `tz`. With `each`
-    a tick goes to every live database, else to one replica. `missed` says what becomes of missed ticks. Without
-    `overlap` a tick is left out while a request of the one before has not ended. Raises UsageError.
+    a tick goes to every live database, else to one replica. `missed` says what becomes of missed ticks; it is no number
+    as `Tick.missed` is. Without `overlap` a tick is left out while a request of the one before has not ended. Raises
+    UsageError.
     """
 
     cron: str
@@ -114,6 +116,7 @@ class Schedule:
         # The count has reached its bound: leave out the ticks that are not counted.
         if following_ms <= now_ms:
             following_ms = self.first_after(now_ms)
+        # Only a tick that is on time, or a little late, has not been missed.
         if self.missed is MissedPolicy.SKIP and (missed_count or now_ms - due_ms > LATE_MS):
             return Plan(False, missed_count, following_ms)
         return Plan(True, missed_count, following_ms)

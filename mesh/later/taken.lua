@@ -14,17 +14,17 @@ local function read_pending(stream, id, consumer)
   if not entry then return remove_entry(stream, id) end
   -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
   local flat = {unpack(entry[2], 1, 4000)}
-  local by_name = {}
-  for i = 1, #flat, 2 do by_name[flat[i]] = flat[i + 1] end
-  if not string.match(by_name.first or '', '^%d+%-%d+$') then by_name.first = id end
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  if not string.match(fields.first or '', '^%d+%-%d+$') then fields.first = id end
   -- This name begins with the name that the sender gave the request (`request`). The parts of a request that was forwarded have
   -- the same `request`, so the name of each part also has the part's first id. The `request` of a request without a caller
   -- differs from all others, so it is the whole name.
-  local name = by_name.request or ''
-  if (by_name.reply_to or '') ~= '' or name == '' then name = name .. '@' .. by_name.first end
+  local name = fields.request or ''
+  if (fields.reply_to or '') ~= '' or name == '' then name = name .. '@' .. fields.first end
   -- A name has no spaces, because the field `limit` has the name as one word.
   name = string.gsub(name, '%s', '_')
-  -- Two requests may have the same name by now, if they were written by hand with the same `request`, or with spaces in it.
+  -- Another request may have this name, if both were written by hand with the same `request`, or with spaces in it.
   if redis.call('EXISTS', 'mesh:later:' .. name) == 1 then name = name .. '@' .. id end
-  return flat, by_name, name
+  return flat, fields, name
 end

@@ -15,12 +15,12 @@ local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
 -- The noted entry of a request may be gone although the request has not ended: its limit appended it again, or lets it wait.
--- So it is also looked for by its name: in mesh:later, and in at most SEARCHED entries of its stream. More would hold up the
--- server for longer; a request behind them is not found.
-local SEARCHED = 1000
+-- So it is also looked for by its name: in mesh:later, and in at most MOST_SEARCHED entries of its stream. More would hold up
+-- the server for longer, at each tick; a request behind them is not found, and the next one may run beside it.
+local MOST_SEARCHED = 1000
 local function has_moved(stream, request_name)
   if redis.call('ZSCORE', 'mesh:later', request_name) then return true end
-  for _, entry in ipairs(redis.pcall('XRANGE', stream, '-', '+', 'COUNT', SEARCHED)) do
+  for _, entry in ipairs(redis.pcall('XRANGE', stream, '-', '+', 'COUNT', MOST_SEARCHED)) do
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'request' and entry[2][i + 1] == request_name then return true end
     end
@@ -60,6 +60,7 @@ local function send(target)
   local stream = 'mesh:requests:' .. target
   local id = append(stream, 'op', op, 'request', request_name_of(tick, target), 'from', sender,
     'reply_to', '', 'deadline', deadline, 'body', body)
+  -- If the stream takes no entry, because its key holds another type, this target gets no request of this tick.
   if type(id) == 'string' then
     sent_count = sent_count + 1
     entries[#entries + 1] = stream .. ' ' .. id

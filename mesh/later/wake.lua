@@ -69,9 +69,9 @@ end
 -- Moves a waiting request that was due at `due` (ms) to its stream, ends it, or lets it wait on. Returns an outcome, and what
 -- the loop below calls `more`. `about` has the fields of the hash by name, and `words` those of the new entry as a list.
 local function wake(name, due)
-  local words, about, fields = {}, {}, redis.call('HGETALL', later_key .. ':' .. name)
-  for i = 1, #fields, 2 do
-    local field, value = fields[i], fields[i + 1]
+  local words, about, flat = {}, {}, redis.call('HGETALL', later_key .. ':' .. name)
+  for i = 1, #flat, 2 do
+    local field, value = flat[i], flat[i + 1]
     about[field] = value
     if not NOT_ON_STREAM[field] then words[#words + 1], words[#words + 2] = field, value end
   end
@@ -107,6 +107,6 @@ for i = 1, #names_and_times, 2 do
 end
 
 --[[ next_due.lua ]]
--- The next run of this script finds the schedules beyond the first 100.
+-- The next run of this script finds the schedules beyond the first 100. A bound is needed, because `unpack` fails at about 8000 words.
 local due_schedules = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
 return {#names_and_times / 2, next_due(later_key, schedules_key), unmovable, reason, unpack(due_schedules)}

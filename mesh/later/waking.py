@@ -39,13 +39,14 @@ TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
 
 #: Most requests that one run of wake.lua moves. The server does nothing else during a run: to move this number takes
-#: some milliseconds.
+#: some milliseconds. A smaller number needs more runs.
 MOST_WOKEN = 256
 #: The replica on database n waits n times this long before it wakes what is due. So usually a single replica does it:
 #: the one on the lowest database. A longer time delays the wake when that replica is away; with a shorter one, several
 #: replicas do the same work.
 STAGGER_MS = 2
-#: Longest sleep. A renewal of the lease ends the sleep if something is due earlier.
+#: Longest sleep. A renewal of the lease ends the sleep if something is due earlier. A longer one would delay the next
+#: writing of the schedules (REWRITE_S); a shorter one would end more often for nothing.
 LONGEST_SLEEP_S = 1.0
 #: How often a replica writes its schedules into Redis again, in case somebody has deleted them. Until then a deleted
 #: schedule sends no ticks; a shorter time costs Redis more scripts.
@@ -54,9 +55,11 @@ REWRITE_S = 30.0
 #: often.
 OVERWRITTEN_PAUSE_S = 5.0
 #: Most entries of each stream among which a cancellation looks for its request. More would hold up the server longer.
-#: A request behind this number of other entries is not found.
+#: A request behind this number of other entries is not found. A cancellation is rare, so it may read more entries than
+#: tick.lua does.
 MOST_SEARCHED = 10_000
-#: For how long Redis remembers that a cancellation succeeded, so that the link's repetition gets the same answer.
+#: For how long Redis remembers that a cancellation succeeded, so that the link's repetition gets the same answer. After
+#: a shorter time, a late repetition would be told that the request has ended already.
 CANCELLATION_REMEMBERED_MS = 60_000
 
 
@@ -132,23 +135,26 @@ class Waking:
     async def _wake_due(self) -> None:
         """Move due requests to their streams, and send the ticks of due schedules that this replica serves."""
         answer = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_WOKEN)
-        # `unmovable` is the name of a request that could not be put on its stream, or "". `following_ms` is when
-        # something is due next, or "".
-        _, following_ms, unmovable, reason, *due_schedules = answer
+        # `unmovable` is the name of a request that could not be put on its stream, or "". `next_due_ms` is when
+        # something is due next, or "". `due_schedules` are names.
+        _, next_due_ms, unmovable, reason, *due_schedules = answer
         if unmovable:
             log.warning("request cannot be put on its stream and waits on", request=unmovable, reason=reason)
         # Only a replica that serves an operation sends its ticks.
         served_schedules = [name for name in due_schedules if name in self._schedules]
         if served_schedules and not await self._all_know_schedules():
             served_schedules = []
-        dealt_with = [await self._send_tick(name, self._schedules[name]) for name in served_schedules]
+        ticks_are_settled = [await self._send_tick(name, self._schedules[name]) for name in served_schedules]
         # A replica may not send a tick if another release has defined the schedule, or if a live replica of an earlier
         # release does not know schedules. Then the schedule stays due, and the replica would look again at once, for
-        # ever. So it waits until the next renewal says when to look.
-        self._next_ms = int(following_ms) if following_ms and (any(dealt_with) or not due_schedules) else None
+        # ever. So it waits until the next renewal says when to look. One settled tick is progress, so it looks again.
+        self._next_ms = int(next_due_ms) if next_due_ms and (any(ticks_are_settled) or not due_schedules) else None
 
     async def _send_tick(self, name: str, schedule: Schedule) -> bool:
-        """Send the tick of a schedule if it is due. Return False if Redis had another definition of the schedule."""
+        """Send the tick of a schedule if it is due. Return whether it is settled, by this replica or another.
+
+        It is not if Redis had another definition of the schedule: then only the definition is written.
+        """
         tick_ms, definition = await self._link.shared("HMGET", keys.schedule(name), "next", "definition")
         now_ms = self._now_ms()
         if definition != schedule.definition:
@@ -161,7 +167,7 @@ class Waking:
         # "*" and the number of databases stand for every live database.
         target_words: Sequence[str | int] = ("*", self._database_count) if schedule.each else (self._grant.cls,)
         # tick.lua names these words. A schedule has the name of its operation. The 0: the request has no deadline.
-        sent = await self._link.script(
+        sent = await self._link.script(  # a number of requests
             TICK, [keys.SCHEDULES, keys.schedule(name), keys.BOOKS],
             name, tick_ms, plan.following_ms, int(plan.sends), name, self._grant.replica, 0,
             encode(asdict(Tick(int(tick_ms), plan.missed_count))), int(not schedule.overlap), definition, *target_words,
