@@ -90,6 +90,7 @@ class Presence:
         self.directory = Directory(self.link, ())  # empty, because a client serves no operation itself
 
     def _only_reads(self, op: str) -> bool:
+        """Return whether an operation is known to have no effect."""
         return op in self._reading_ops
 
     def _close_at_end(self, opened: Any) -> Any:
@@ -312,7 +313,7 @@ class Client:
                 self._presence = presence
                 self._first_attempt_ended.set()
                 await presence.run()
-            except Exception as error:
+            except Exception as error:  # of any kind: the next presence begins with new connections
                 self._absence_error = _error_of_absence(error)
                 log.warning("the client is absent", client=presence.id, reason=str(self._absence_error))
             finally:
@@ -322,7 +323,10 @@ class Client:
             await asyncio.sleep(RETRY_PAUSE_S)
 
     async def begun(self) -> None:
-        """Wait until the first attempt to become present has ended. Raises SetupError if it failed for good."""
+        """Wait until the first attempt to become present has ended. Raises SetupError if it failed for good.
+
+        `connect` calls this before its block begins.
+        """
         await self._first_attempt_ended.wait()
         if self._presence is None and isinstance(self._absence_error, SetupError):
             raise self._absence_error

@@ -4,7 +4,8 @@
 -- of this when it next keeps its entries alive.
 -- KEYS: books, audit log, stream, ...   (all possible request streams)
 -- ARGV: id, actor, address of the actor, most entries of the audit log, status and body of the reply
--- Returns {stream, op}; nothing if no stream has an entry with this id
+-- Returns {stream, op}; nothing if no stream has an entry with this id. Streams can have entries with the same id: then the
+--       first of these streams counts
 local books_key, audit_key = KEYS[1], KEYS[2]
 
 --[[ ../requests/append.lua ]]

@@ -66,7 +66,9 @@ class GroupConsumer(ABC, Generic[W]):
         self._recovered = False
         #: when to look for entries of other consumers again, on the monotonic clock, in seconds
         self._take_over_at = 0.0
+        #: set when `stop` was called
         self._stopping = asyncio.Event()
+        #: set when `run` has ended
         self._ended = asyncio.Event()
 
     @abstractmethod

@@ -82,7 +82,7 @@ class UnreadableLog(LogError):
     code: ClassVar[str] = "log-unreadable"
 
 
-class Late(MeshError):
+class Late(MeshError):  # no LogError: the reader need not restore
     """The append reached Redis after its time limit; nothing was appended."""
 
     code: ClassVar[str] = "log-late"
@@ -162,7 +162,7 @@ class Log:
     async def holds(self, position: Position) -> bool:
         """Return whether a reader can go on from this position: its entry is still in the log, so all later ones are.
 
-        Entries are deleted from the oldest end only.
+        `trim` deletes only from the oldest entry on.
         """
         view, entries = await self._look(self._redis, position.id, 1)
         try:
@@ -202,7 +202,7 @@ class Log:
         # the first ms after the stream id `floor`
         least_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
         append_until_ms = await self._to_redis_time(within_ms)
-        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))  # without blanks: there are many entries
         answer = await self._run(
             APPEND, reader_at.log, reader_at.number, least_ms, append_until_ms, op, self.writer, write, text
         )

@@ -67,7 +67,7 @@ class _Renewal:
 class Lease:
     """A lease that this replica holds. `run` keeps it; `trusted` says whether the replica may still act as the holder.
 
-    The lease's thread and the replica's event loop share `_renewal`, `_lost`, `_loop_ran_at`, `_release_wait_s`,
+    The lease's thread and the replica's event loop share `_renewal`, `_loss`, `_loop_ran_at`, `_release_wait_s`,
     `_released`, `_extra_row_fields`, `paused_ops` and `state`. Each attribute has one writer, which replaces the value
     in one assignment. So no lock is needed.
 
@@ -80,7 +80,9 @@ class Lease:
 
     def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
         self.grant = grant
+        #: what the roster row says: "starting", then "ready", then "draining"; release.lua writes "left"
         self.state = "starting"
+        # The replica sets `describe`, `on_due` and `on_drain`.
         #: returns further fields of the roster row. The replica's event loop calls it at each renewal, for the next one
         self.describe: Callable[[], Mapping[str, str]] = dict
         #: called in the replica's event loop after a renewal, with the time (ms of Redis's clock) at which the next
@@ -104,7 +106,7 @@ class Lease:
             clock_offset_ms=grant.granted_ms - time.monotonic() * 1000,
         )
         #: why the lease is lost; None while it is held
-        self._lost: MeshError | None = None
+        self._loss: MeshError | None = None
         self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
         #: set to renew or release now, before the next renewal is due
         self._must_act_now = asyncio.Event()
@@ -118,6 +120,7 @@ class Lease:
         self.loop_ms = 0.0
         #: how long the release may wait for requests on the stream; None: keep the lease
         self._release_wait_s: float | None = None
+        #: whether the release has succeeded
         self._released = False
         self._run_ended = asyncio.Event()
 
@@ -125,7 +128,7 @@ class Lease:
     def trusted(self) -> bool:
         """Whether this replica may still act as the holder."""
         since_renewal_ms = (time.monotonic() - self._renewal.sent_at) * 1000
-        return self._lost is None and since_renewal_ms < self._settings.lease_ttl_ms * (1 - SAFETY_SHARE)
+        return self._loss is None and since_renewal_ms < self._settings.lease_ttl_ms * (1 - SAFETY_SHARE)
 
     def now_ms(self) -> int:
         """Return the time in ms of Redis's clock. The last renewal told it; `time.monotonic()` counts since then."""
@@ -222,7 +225,7 @@ class Lease:
     def _raise_lost(self, error: LeaseLost, cause: BaseException | None = None) -> None:
         """Note that the lease is lost, and raise the error."""
         # The event loop reads this in `trusted`, even before the error has ended `run`.
-        self._lost = error
+        self._loss = error
         raise error from cause
 
     async def _send_renewal(self, client: Redis) -> None:
