@@ -190,6 +190,6 @@ def own(database: int) -> str:
     return f"db{database}:"
 
 
-def request_streams(classes: str, databases: int) -> list[str]:
+def request_streams(classes: str, database_count: int) -> list[str]:
     """Return the key of every request stream that the mesh can have."""
-    return [class_requests(cls) for cls in classes] + [database_requests(n) for n in range(databases)]
+    return [class_requests(cls) for cls in classes] + [database_requests(n) for n in range(database_count)]

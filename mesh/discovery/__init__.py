@@ -1,6 +1,6 @@
 """Which operations there are, which replicas serve them, and what each release understands."""
 
-from mesh.discovery.asyncapi import document
+from mesh.discovery.asyncapi import make_document
 from mesh.discovery.directory import (
     ASK_SERVES,
     HIGHEST_LEVEL,
@@ -23,6 +23,6 @@ __all__ = [
     "READ_SERVED",
     "Directory",
     "Publication",
-    "document",
+    "make_document",
     "suggestion_for",
 ]

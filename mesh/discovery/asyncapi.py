@@ -52,8 +52,8 @@ _REPLY_FIELDS: Mapping[str, str] = {
 }
 
 
-def document(
-    definitions: Mapping[str, Mapping[str, Any]], *, title: str, version: str, classes: str, databases: int
+def make_document(
+    definitions: Mapping[str, Mapping[str, Any]], *, title: str, version: str, classes: str, database_count: int
 ) -> dict[str, Any]:
     """Return the AsyncAPI document of these operations, on the streams of these classes and databases."""
     schemas, messages, operations = _Schemas(), dict[str, Any](), dict[str, Any]()
@@ -76,7 +76,7 @@ def document(
         # AsyncAPI demands a version; "0" stands for an unknown one.
         "info": {"title": title, "version": version or "0", "description": _DESCRIPTION},
         "defaultContentType": "application/json",
-        "channels": _make_channels(request_refs, reply_refs, classes, databases),
+        "channels": _make_channels(request_refs, reply_refs, classes, database_count),
         "operations": operations,
         "components": {"messages": messages, "schemas": schemas.by_name},
     }
@@ -107,9 +107,9 @@ def _component_names(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]
         yield component, op
 
 
-def _make_channels(request_refs: Schema, reply_refs: Schema, classes: str, databases: int) -> dict[str, Any]:
+def _make_channels(request_refs: Schema, reply_refs: Schema, classes: str, database_count: int) -> dict[str, Any]:
     """Return the channels of the document: a class, a database, and the replies."""
-    database_numbers = [str(number) for number in range(databases)]
+    database_numbers = [str(number) for number in range(database_count)]
     return {
         "class": {
             "address": keys.class_requests("{class}"),

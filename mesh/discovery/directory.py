@@ -55,8 +55,8 @@ class Directory:
     def __init__(self, link: Link, own_operations: Collection[str]) -> None:
         self._link = link
         self._own_operations = frozenset(own_operations)
-        self._served: frozenset[str] = frozenset()
-        #: whether `_served` has all operations that live replicas serve
+        self._served_ops: frozenset[str] = frozenset()
+        #: whether `_served_ops` has all operations that live replicas serve
         self._served_is_complete = False
         #: the live replica with the lowest level: first this level, then its name, its database and its version
         self._lowest: tuple[int, str, str, str] = (0, "", "", "")
@@ -77,7 +77,9 @@ class Directory:
 
     def knows(self, op: str) -> bool:
         """Return whether this process knows, without a lookup, that the operation is served."""
-        return op in self._own_operations or (op in self._served and time.monotonic() - self._read_at <= LOOKUP_FRESH_S)
+        return op in self._own_operations or (
+            op in self._served_ops and time.monotonic() - self._read_at <= LOOKUP_FRESH_S
+        )
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
         """Raise Unserved if one of the operations has no live replica that serves it.
@@ -90,10 +92,10 @@ class Directory:
             return
         if level > self._lowest[0]:
             raise _older_release(level, *self._lowest[1:])
-        known = self._own_operations | self._served
+        known_ops = self._own_operations | self._served_ops
         for op in asked_ops:
-            if op not in known and self._served_is_complete:
-                raise unserved_error(op, known)
+            if op not in known_ops and self._served_is_complete:
+                raise unserved_error(op, known_ops)
 
     async def all_understand(self, level: int) -> bool:
         """Return whether every live replica understands this level; False if the roster cannot be read."""
@@ -128,7 +130,7 @@ class Directory:
         if error is not None:
             return False
         is_complete, level, replica, database, version, *served_ops = lookup.result()
-        self._served_is_complete, self._served = bool(is_complete), frozenset(served_ops)
+        self._served_is_complete, self._served_ops = bool(is_complete), frozenset(served_ops)
         self._lowest = (int(level), replica, database, version)
         self._read_at = time.monotonic()
         return True

@@ -31,7 +31,7 @@ from mesh.control import (
     read_states,
 )
 from mesh.dead import ID, Actor, ChosenLetters, DeadLetter, DeadLetters, LetterGroup, Report
-from mesh.discovery import document
+from mesh.discovery import make_document
 from quart_app.local import discovery  # finds a mesh on this machine; `mesh.discovery` describes operations
 from quart_app.local.redis_server import address_of, cause_of
 from quart_app.panels import counted
@@ -127,8 +127,12 @@ def _asyncapi(definition_by_op: dict[str, dict[str, Any]]) -> dict[str, Any]:
     settings = MeshSettings()
     # Operations may be of programs with different versions, but the document has one version: the last as text.
     version = max((str(definition.get("version", "")) for definition in definition_by_op.values()), default="")
-    return document(
-        definition_by_op, title=settings.name, version=version, classes=settings.classes, databases=settings.databases
+    return make_document(
+        definition_by_op,
+        title=settings.name,
+        version=version,
+        classes=settings.classes,
+        database_count=settings.databases,
     )
 
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from pydantic import BaseModel, Field
 
 from mesh import Operations, Query, Refused, Transaction
-from mesh.discovery import document
+from mesh.discovery import make_document
 from mesh.raw import Worker
 from tests.support.greetings import greetings
 
@@ -82,7 +82,7 @@ def made(*workers: Worker) -> dict[str, Any]:
     for worker in workers:
         whole.include(worker)
     known = {op: json.loads(text) for op, text in whole.definitions("1.2.3").items()}
-    return document(known, title="mesh", version="1.2.3", classes="ABCD", databases=16)
+    return make_document(known, title="mesh", version="1.2.3", classes="ABCD", database_count=16)
 
 
 def raw() -> Worker:
@@ -200,5 +200,6 @@ def test_each_operation_is_on_two_channels() -> None:
 def test_a_component_has_a_name_of_its_own_that_links_can_hold() -> None:
     """Names of operations that differ only in other characters are numbered; an empty one has a name, too."""
     names = ["a b", "a/b", "a~b", "c", ""]
-    found = document({name: {} for name in names}, title="t", version="1", classes="A", databases=1)["operations"]
+    document = make_document({name: {} for name in names}, title="t", version="1", classes="A", database_count=1)
+    found = document["operations"]
     assert {name for name in found if not name.endswith(".database")} == {"a_b", "a_b-2", "a_b-3", "c", "_"}
