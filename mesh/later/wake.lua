@@ -107,6 +107,7 @@ for i = 1, #names_and_times, 2 do
 end
 
 --[[ next_due.lua ]]
--- The next run of this script finds the schedules beyond the first 100. A bound is needed, because `unpack` fails at about 8000 words.
+-- The next run of this script finds the schedules beyond the first 100. There is a bound because `unpack` fails at about
+-- 8000 words.
 local due_schedules = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
 return {#names_and_times / 2, next_due(later_key, schedules_key), unmovable, reason, unpack(due_schedules)}

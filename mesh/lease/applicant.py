@@ -235,7 +235,8 @@ class Applicant:
     def _grant_arguments(self, database: int) -> list[str]:
         """Return the ARGV of grant.lua, in its order; the fields of the roster row come last."""
         settings = self._settings
-        # A number chooses a class at random. 0 lets grant.lua choose the class that the fewest replicas have.
+        # A number chooses a class at random. Its bound is far above the number of classes, so all are about as likely.
+        # 0 lets grant.lua choose the class that the fewest replicas have.
         random_number = random.randrange(1, 1 << 30) if settings.class_policy == "random" else 0
         arguments: list[Any] = [
             self._connections.bus,

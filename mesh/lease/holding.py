@@ -189,7 +189,7 @@ class Lease:
                 self._raise_lost(LeaseLost("the Redis user of this lease was deleted"), error)
             log.warning("lease renewal failed", database=self.grant.database, error=failures.text_of(error))
             self._check_trust()  # the attempt may have taken the rest of the time
-            return min(interval_s, POLL_S)
+            return min(interval_s, POLL_S)  # sooner than after a success, but not later if the ttl is short
         # If this process was stopped after it sent the renewal, even this renewal can be too old.
         self._check_trust()
         return interval_s

@@ -200,6 +200,7 @@ def test_each_operation_is_on_two_channels() -> None:
 def test_a_component_has_a_name_of_its_own_that_links_can_hold() -> None:
     """Names of operations that differ only in other characters are numbered; an empty one has a name, too."""
     names = ["a b", "a/b", "a~b", "c", ""]
-    document = make_document({name: {} for name in names}, title="t", version="1", classes="A", database_count=1)
-    found = document["operations"]
+    found = make_document({name: {} for name in names}, title="t", version="1", classes="A", database_count=1)[
+        "operations"
+    ]
     assert {name for name in found if not name.endswith(".database")} == {"a_b", "a_b-2", "a_b-3", "c", "_"}
