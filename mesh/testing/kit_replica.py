@@ -127,7 +127,7 @@ class KitReplica:
                 server.sync_client.pexpire(key, left_ms + round(seconds * 1000))
         lease._renewal = dataclasses.replace(
             lease._renewal,
-            sent_s=lease._renewal.sent_s + seconds,
+            sent_at=lease._renewal.sent_at + seconds,
             known_until_ms=lease._renewal.known_until_ms + round(seconds * 1000),
         )
         # Otherwise the lease would believe that the event loop was blocked while the clock jumped.

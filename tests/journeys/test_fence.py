@@ -24,7 +24,7 @@ ENV = {"MESH_LEASE_TTL_MS": str(int(TTL_S * 1000))}
 BELIEVING = """
 from mesh.lease.holding import Lease
 
-Lease.trusted = property(lambda self: self._lost is None)
+Lease.trusted = property(lambda self: self._loss is None)
 """
 
 #: The grant no longer deletes the former holder's user.

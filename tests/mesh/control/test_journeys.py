@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mesh import Class, GivenUp, Refused, keys
-from mesh.control.journeys import Journeys, JourneyStep, grouped, within_ms
+from mesh.control.journeys import Journeys, JourneyStep, grouped, percentile_ms
 from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker
 from mesh.requests.tracing import CALL
 from tests.support.backend import Backend
@@ -106,6 +106,6 @@ def test_times_are_of_the_answers_that_tell_them() -> None:
         return JourneyStep(key="r-1", op="x", status="ok", stream="", id="", sender="r", **times)  # type: ignore[arg-type]
 
     unknown = [step(0, 5), step(1000, 0)]
-    assert within_ms(unknown, 50) is None
+    assert percentile_ms(unknown, 50) is None
     known = [step(1000, 1000 + number) for number in range(200, 0, -1)]
-    assert [within_ms([*unknown, *known], percent) for percent in (50, 99, 100)] == [101, 199, 200]
+    assert [percentile_ms([*unknown, *known], percent) for percent in (50, 99, 100)] == [101, 199, 200]

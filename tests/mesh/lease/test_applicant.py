@@ -165,7 +165,7 @@ async def test_grants_without_a_transaction_give_each_replica_its_own_database(
     async def refused(*_: object) -> list[object]:
         raise redis_errors.OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
 
-    monkeypatch.setattr(Applicant, "_together", staticmethod(refused))
+    monkeypatch.setattr(Applicant, "_run_in_transaction", staticmethod(refused))
     async with contextlib.AsyncExitStack() as stack:
         joining = [join(Worker(), MeshSettings(redis=server.settings)) for _ in range(4)]
         async with asyncio.timeout(30):
@@ -187,7 +187,7 @@ async def test_a_replica_that_was_slower_leaves_the_holders_user_alone(answer: l
 
     commands: list[Any] = [("EVAL",), ("ACL", "DELUSER"), ("ACL", "SETUSER")]
     client: Any = Client()
-    answers = await Applicant._one_by_one(client, commands)
+    answers = await Applicant._run_one_by_one(client, commands)
     assert (answers[0], sent) == (answer, said)
 
 
@@ -283,14 +283,14 @@ async def test_the_claim_outlives_its_replicas_and_ends_with_the_data(server: Se
 
 async def test_a_claim_between_the_look_and_the_grant_counts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The grant looks again. The claim is in database 0, wherever the bus is."""
-    take = Applicant._take
+    take = Applicant._try_to_take
 
     async def late(self: Applicant, *words: Any) -> Any:
         with server.redis() as admin:
             admin.set(keys.CLAIM, "another 3")
         return await take(self, *words)
 
-    monkeypatch.setattr(Applicant, "_take", late)
+    monkeypatch.setattr(Applicant, "_try_to_take", late)
     with pytest.raises(SetupError, match="the mesh 'another' uses this server"):
         async with join(Worker(), MeshSettings(redis=server.settings.model_copy(update={"db": 3}))):
             pass
