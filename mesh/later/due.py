@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from mesh.errors import UsageError
 
 _ONE_MS = timedelta(milliseconds=1)
-#: Longest delay: a hundred years. Lua and a sorted set compute exactly with the ms of such a moment. `at=` may name a
-#: later one: its bound is only what Lua can compute with.
+#: Longest delay: a hundred years. Lua and a sorted set hold the ms of such a moment exactly. `at=` may name a later
+#: moment: its bound is far below 2**53 ms, up to which they are exact.
 LONGEST_DELAY = timedelta(days=36500)
 
 

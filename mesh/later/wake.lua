@@ -9,7 +9,8 @@ local later_key, schedules_key, books_key, most_woken = KEYS[1], KEYS[2], KEYS[3
 -- After this time a request that could not be put on its stream is tried again. Until then it does not hold up the others. With
 -- less, each run would meet the same requests again; with more, a request waits for longer after its stream was repaired.
 local POSTPONED_MS = 1000
--- Fields of the hash of a waiting request that its entry on the stream does not have.
+-- Fields of the hash of a waiting request that its entry on the stream does not have. limits.lua says what `wants` and `rate`
+-- are.
 local NOT_ON_STREAM = {to = true, ttl = true, parked = true, wants = true, rate = true}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
