@@ -80,7 +80,7 @@ class Replica:
         self.cls = grant.cls
         self.epoch = grant.epoch
         self.settings = settings
-        self._grant = grant
+        self._grant = grant  # without credentials if the server enforces no isolation: then the settings' stay in use
         self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
         self._lease = Lease(grant, settings, self._connections, row_fields)
         self._opened: list[Redis | RedisConnection] = []  # what `_close` closes
@@ -92,26 +92,23 @@ class Replica:
         know_delays = functools.partial(self._directory.all_understand, LATER)  # returns whether all replicas do
         self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, know_delays)
         self._lease.on_due = self._waking.note_due  # each renewal tells when a request or a schedule is due next
-        self.durations = Durations()
+        self.durations = Durations()  # both consumers add to it, and the metrics read it
         host = Host(
             self.id, self.database, self.cls, self._link, settings, self._lease.now_ms,
             lambda: self._lease.paused_ops, self._waking.note_due, self._directory, self.durations,
         )  # fmt: skip
         self._class_consumer = self._make_consumer(host, Class(self.cls), worker, ordered=False)  # it promises no order
         self._database_consumer = self._make_consumer(host, Database(self.database), worker, ordered=True)
-        self.filters = Filters(self._link, self.database, grant.holder)
-        self.memory = Memory(self._link, settings.memory_reserve)
+        self.filters = Filters(self._link, self.database, grant.holder)  # services make and name filters with it
+        self.memory = Memory(self._link, settings.memory_reserve)  # services ask it before they store new data
         self._durability = self._make_durability()
         replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
         only_reads = worker.readers.__contains__  # `worker.readers`: the names of operations that only read
-        # The spans of a call and of its delivery need both trips.
-        in_place = (
-            None if tracing.is_on() else InPlace(host, worker, self._class_consumer, replies, keys.replies(self.id))
-        )
+        # With spans, each request takes both trips, because a call and a delivery have a span each.
+        in_place = None if tracing.is_on() else InPlace(host, worker, self._class_consumer, replies)
         self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound, in_place)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        #: a redis-py client with a pool, for `shared:*` and `events:*` in the bus database, which services share
-        self.shared: Redis = self._client("shared", shared=True)
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by name; `_close` cancels them
+        self.shared: Redis = self._client("shared", shared=True)  # with a pool, for the keys that services share
 
     # For services
 
@@ -186,7 +183,7 @@ class Replica:
         outcome_future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome_future)
         outcome = await outcome_future
-        for due in transaction.dues:  # when its requests for later are due; this replica wakes each at that time
+        for due in transaction.dues:  # to wake its requests in time; after a conflict there is nothing to wake
             self._waking.note_due(due.moment_ms(self.now_ms()))
         if outcome == DONE or outcome.startswith(CONFLICT):
             return outcome == DONE
@@ -247,11 +244,12 @@ class Replica:
 
     def _make_link(self, commit_script: Script, other_scripts: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        remembered_ms = 10 * settings.lease_ttl_ms  # for so long Redis keeps the result of the last batch
+        remembered_ms = 10 * settings.lease_ttl_ms  # Redis keeps the last result so long; the link repeats for half
         common_arguments = (grant.holder, remembered_ms)  # in the order in which submit.lua and commit.lua read them
         submit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: number of keys
-            keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
+            keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
+            settings.concurrency,  # so submit.lua knows how many requests the replicas of a class work on at most
         )  # fmt: skip
         commit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common_arguments,
@@ -315,7 +313,7 @@ class Replica:
     ) -> None:
         """Write into the roster that this replica is ready, and with each renewal how busy it is.
 
-        Each renewal asks `not_ready` for the names of services that are not ready, and `facts` for further fields.
+        Each renewal asks `not_ready` for services that are not ready, and `facts` for further fields (default: none).
         """
         lease, consumers = self._lease, (self._class_consumer, self._database_consumer)
         lease.describe = lambda: {"not_ready": ",".join(not_ready()), **load_of(consumers, lease.loop_ms), **facts()}
@@ -336,9 +334,9 @@ class Replica:
         # Only the class's stream has other readers, so the database's consumer works on until the lease is released.
         await self._class_consumer.stop(deadline_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(deadline_s):  # a second wait: services may still wait for replies
                 while self._calls.unanswered:
-                    await asyncio.sleep(0.01)  # seconds; then look again
+                    await asyncio.sleep(0.01)  # seconds; no event tells when the last call ends
         released = await self._lease.release(RELEASE_WAIT_S)
         log.info("lease released" if released else "lease not released", database=self.database)
         await self._database_consumer.stop(0)  # without a wait: the lease is over
@@ -402,4 +400,4 @@ def _most_telling_error(group: BaseExceptionGroup[BaseException]) -> BaseExcepti
     error: BaseException | None = lease_lost or other_errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error or group
+    return error or group  # a group has an error, but the type checker cannot know it

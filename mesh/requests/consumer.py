@@ -163,7 +163,7 @@ class Consumer(GroupConsumer[Work]):
 
     def _abandon_work(self, work: Work) -> None:
         """Stop working on a request: another consumer has it or will get it, or its deadline has passed."""
-        work.abandoned = True
+        work.abandoned = True  # all that is done while its transaction is with the link: `committed` then removes it
         if self._turns.leave(work):
             self._remove_work(work)
         elif work.task is not None and work.task.cancel():
@@ -243,7 +243,7 @@ class Consumer(GroupConsumer[Work]):
             else:
                 self._begin(work)
         for work in works:
-            if work.ended_future is not None:
+            if work.ended_future is not None:  # always; this line is for the type checker
                 await work.ended_future
 
     async def _serve(self, work: Work, outcome_and_reason: OutcomeAndReason | None = None, after_s: float = 0) -> None:
@@ -255,7 +255,7 @@ class Consumer(GroupConsumer[Work]):
                     if not work.late:  # the cancellation has another reason than the deadline
                         raise
                     outcome_and_reason = Outcome.LATE, ""
-                if outcome_and_reason is None or not await self._settle(work, *outcome_and_reason):
+                if outcome_and_reason is None or not await self._settle(work, *outcome_and_reason):  # None: committing
                     return
                 self._turns.leave(work)  # so that no other request waits during the pause
                 outcome_and_reason = await self._redeliver(work)
@@ -299,7 +299,7 @@ class Consumer(GroupConsumer[Work]):
             return
         if isinstance(error, LeaseLost | redis_errors.RedisError):
             self._make_run_raise(error)
-        self._remove_work(work)
+        self._remove_work(work)  # if the link is closed, the request stays pending until a consumer claims it
 
     def _remove_work(self, work: Work) -> None:
         if work.conflicts:
@@ -347,7 +347,7 @@ class Consumer(GroupConsumer[Work]):
     async def _defer(self, work: Work, failed_tries: int, reason: str) -> None:
         request, host = work.request, self._host
         due_ms = await defer(host.link, request.stream, request.id, host.replica, work.pause_ms, failed_tries, reason)
-        if due_ms:
+        if due_ms:  # 0: the request is not this consumer's any more
             host.note_due(due_ms)
 
     async def _redeliver(self, work: Work) -> OutcomeAndReason | None:
@@ -392,7 +392,7 @@ class Consumer(GroupConsumer[Work]):
             work = self._works.get(id)
             if work is not None and not work.abandoned:
                 work.late = work.request.is_late(self._host.now_ms())
-                if work.late and self._turns.leave(work):
+                if work.late and self._turns.leave(work):  # while it waits for a turn, it has no task to cancel
                     self._begin(work, (Outcome.LATE, ""))
                 elif work.late or id in lost:
                     self._abandon_work(work)

@@ -47,16 +47,14 @@ ID_STEP = keys.MOST_DATABASES
 class InPlace:
     """Tries requests to the own class of a replica in place.
 
-    `consumer` is the one of the class's stream. `replies` reads the stream `reply_to`, on which the replies to this
-    replica are.
+    `consumer` is the one of the class's stream, and `replies` reads the replies to this replica.
     """
 
-    def __init__(self, host: Host, worker: Worker, consumer: Consumer, replies: ReplyReader, reply_to: str) -> None:
+    def __init__(self, host: Host, worker: Worker, consumer: Consumer, replies: ReplyReader) -> None:
         self._host = host
         self._worker = worker
         self._consumer = consumer
         self._replies = replies
-        self._reply_to = reply_to
         self._store = Store(host.link, host.database, host.cls)
         #: how many more requests get no try
         self._left_to_skip = 0
@@ -143,7 +141,7 @@ class InPlace:
             further = further.partition("read ")[0].rstrip()
         now_ms = self._host.now_ms()
         request = Request(
-            keys.class_requests(self._host.cls), self._next_id(now_ms), op, key, self._host.replica, self._reply_to,
+            keys.class_requests(self._host.cls), self._next_id(now_ms), op, key, self._host.replica, self._replies.stream,
             now_ms + int(ttl_ms), handler.decode(body_text), 1, fields.get("call", ""), fields.get("traceparent", ""),
             found=found,
         )  # fmt: skip

@@ -128,7 +128,7 @@ class ReplyReader:
 
     def __init__(self, connection: RedisConnection, stream: str) -> None:
         self._connection = connection
-        self._stream = stream
+        self.stream = stream
         #: id of the last reply that was read. "0" reads from the start: each membership or client has a new stream
         self._last_id = "0"
         #: ids of the replies that were read and are still on the stream
@@ -182,13 +182,13 @@ class ReplyReader:
         read_began, self._in_place_count = time.monotonic(), 0
         # At most 512 replies at once, to bound the memory of one answer.
         commands: list[tuple[Any, ...]] = [
-            ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last_id)
+            ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self.stream, self._last_id)
         ]
         most_kept = 0 if self._characters_since_trim > REPLY_CHARACTERS_KEPT else REPLIES_KEPT
         # A trim is due when more than twice `most_kept` replies are on the stream, so that few reads need a trim. It
         # keeps one more than `most_kept`: MINID needs the id of a reply that stays, also when `most_kept` is 0.
         if is_trim_due := len(self._kept_ids) > 2 * most_kept:
-            commands.insert(0, ("XTRIM", self._stream, "MINID", self._kept_ids[-most_kept - 1]))
+            commands.insert(0, ("XTRIM", self.stream, "MINID", self._kept_ids[-most_kept - 1]))
         answers = await self._connection.send(commands)
         for answer in answers:  # `send` returns errors of single commands in place of their answers
             if isinstance(answer, RedisError):
