@@ -35,7 +35,8 @@ log = structlog.get_logger(__name__)
 #: With a longer pause, replicas may together store more before they notice; a shorter one costs more commands.
 LOOK_S = 0.5
 #: A server may not name its policy. After it has deleted a key for room, it counts as one that deletes keys for this
-#: time, in seconds.
+#: time, in seconds. A longer time keeps replicas from being ready for longer after the last deletion. With a shorter
+#: one, they may be ready between two deletions.
 EVICTING_S = 60.0
 #: How many seconds a refused caller should wait. Expired data, which may make room, are removed within seconds.
 RETRY_AFTER_S = 5

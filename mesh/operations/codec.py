@@ -82,7 +82,9 @@ def _classes_of(kind: Any) -> tuple[type, ...] | None:
     if origin in (Union, UnionType):
         member_classes = [_classes_of(member) for member in get_args(kind)]
         return (
-            None if None in member_classes else tuple(cls for classes in member_classes if classes for cls in classes)
+            None
+            if None in member_classes
+            else tuple(member_class for classes in member_classes if classes for member_class in classes)
         )
     if origin is Any or not isinstance(origin, type):
         return None
@@ -104,7 +106,7 @@ def type_name_of(kind: Any) -> str:
 
 
 def _has_model(kind: Any) -> bool:
-    """Return whether a type is a pydantic model or a container of one."""
+    """Return whether a type is a pydantic model or a container of one, however deep the containers are."""
     if any(map(_has_model, get_args(kind))):
         return True
     # The attribute shows a dataclass of pydantic.

@@ -93,7 +93,7 @@ class Mesh(Caller):
         used before for the same operation and body, nothing is sent; KeyReused says that the body was another one.
         Raises UsageError, InvalidBody, Busy, KeyReused, or another MeshError.
         """
-        # A transaction that belongs to no request. The send is its only effect.
+        # A transaction that belongs to no request. It has only this send, and no expectation: no conflict is possible.
         effects, address = self.replica.transaction(), Class(self.cls) if to is None else to
         ticket = add_send(effects, op, body, address, Due.of(after, at), Once.of(key, keep))
         await self.replica.commit(effects)

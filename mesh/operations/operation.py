@@ -88,8 +88,8 @@ class Operation(Generic[B, R]):
         # Most bodies are of the usual class. Then `accepts`, which takes longer, is not called.
         if body.__class__ is not codec.usual_class and not codec.accepts(body):
             type_name = type_name_of(self.body)
-            actual = "and there is none" if body is None else f"not {class_and_value(body)}"
-            raise InvalidBody(f"the body of {self.name} is a {type_name}, {actual}; write {type_name}(...)")
+            what_came = "and there is none" if body is None else f"not {class_and_value(body)}"
+            raise InvalidBody(f"the body of {self.name} is a {type_name}, {what_came}; write {type_name}(...)")
         try:
             return codec.encode(body)
         except (TypeError, ValueError, RecursionError) as error:
@@ -119,14 +119,15 @@ class Operation(Generic[B, R]):
                 f"{class_and_value(reply)}; correct the annotation or the return"
             )
         try:
-            text = codec.encode(reply)
+            reply_json = codec.encode(reply)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidReply(f"the reply of {self.name} cannot be written as JSON: {error}") from error
-        if len(text) > MOST_BODY:
+        # All other bodies are checked by `protocol.encode_body`. This JSON is sent without a further check.
+        if len(reply_json) > MOST_BODY:
             raise InvalidReply(
-                f"the reply of {self.name} is {len(text)} bytes of JSON; at most {MOST_BODY} can be sent"
+                f"the reply of {self.name} is {len(reply_json)} bytes of JSON; at most {MOST_BODY} can be sent"
             )
-        return text
+        return reply_json
 
     def decode_reply(self, text: str) -> R:
         """Return the reply that a JSON text holds. Raises ValueError if it is of another type."""

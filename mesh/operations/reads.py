@@ -17,7 +17,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 K = TypeVar("K", str, int)
 
-#: Most elements that a guarded read may return, because the commit reads and compares all of them again.
+#: Most elements that a guarded read may return, because the commit reads and compares all of them again. With a larger
+#: number, one commit may hold the server for longer.
 MOST_ELEMENTS = 1000
 #: Methods of a transaction that queries and snapshots do not have.
 _WRITES = frozenset({"set", "add", "delete", "insert", "put", "remove", "send", "forward"})
@@ -94,8 +95,8 @@ class Reads:
         if count is not None and (type(count) is not int or count < 0):
             raise UsageError(f"count= is a number of members, not {count!r:.100}")
         # One more than a guarded read may return, so that a longer range raises GuardTooLarge and is not cut silently.
-        at_most = MOST_ELEMENTS + 1 if count is None else count
-        command = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, at_most)
+        most_members = MOST_ELEMENTS + 1 if count is None else count
+        command = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, most_members)
         return [of.decode(text) for text in await self._read_answer(*command)]
 
     async def score(self, of: SortedSet[T], member: T) -> float | None:

@@ -125,6 +125,7 @@ class Hash(_Collection, Generic[K, T]):
 
     def read(self, flat: list[str]) -> dict[K, T]:
         """Return the hash as a dict. `flat` is the answer to HGETALL: field, value, field, value, ..."""
+        # `self[...]` is the Field, whose `decode` names itself in its error.
         return {
             self._field_type(name): self[self._field_type(name)].decode(text)
             for name, text in zip(flat[::2], flat[1::2], strict=True)

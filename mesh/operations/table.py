@@ -87,7 +87,7 @@ class Operations:
         description = f"value of {type_name_of(kind)}" + (
             "" if default is _NO_DEFAULT else f" with the default {default!r:.100}"
         )
-        key = self._key(name, description, shared)
+        key = self._define_key(name, description, shared)
         if default is _NO_DEFAULT:
             return Field(key, StoredCodec(kind), shared)
         return Key(key, StoredCodec(kind), shared, default)
@@ -96,30 +96,32 @@ class Operations:
         """Define values of one type. Each value has its own key, and may have a ttl. `ids` is the type of the ids."""
         if ids not in (str, int):
             raise UsageError(f"values are named by str or int, not by {type_name_of(ids)}")
-        return Values(self._key(name, f"family of {type_name_of(kind)}", shared), ids, StoredCodec(kind), shared)
+        return Values(self._define_key(name, f"family of {type_name_of(kind)}", shared), ids, StoredCodec(kind), shared)
 
     def hash(self, name: str, fields: type[K], kind: type[T], *, shared: bool = False) -> Hash[K, T]:
         """Define a hash. `fields` is the type of its fields' names: str or int. `kind` is the type of its values."""
         if fields not in (str, int):
             raise UsageError(f"the fields of a hash are named by str or int, not by {type_name_of(fields)}")
-        return Hash(self._key(name, f"hash of {type_name_of(kind)}", shared), fields, StoredCodec(kind), shared)
+        return Hash(self._define_key(name, f"hash of {type_name_of(kind)}", shared), fields, StoredCodec(kind), shared)
 
     def set(self, name: str, kind: type[T], *, shared: bool = False) -> Set[T]:
         """Define a set."""
-        return Set(self._key(name, f"set of {type_name_of(kind)}", shared), StoredCodec(kind), shared)
+        return Set(self._define_key(name, f"set of {type_name_of(kind)}", shared), StoredCodec(kind), shared)
 
     def sorted_set(self, name: str, kind: type[T], *, shared: bool = False) -> SortedSet[T]:
         """Define a sorted set: members in the order of their scores."""
-        return SortedSet(self._key(name, f"sorted set of {type_name_of(kind)}", shared), StoredCodec(kind), shared)
+        return SortedSet(
+            self._define_key(name, f"sorted set of {type_name_of(kind)}", shared), StoredCodec(kind), shared
+        )
 
-    def _key(self, name: str, description: str, shared: bool) -> str:
+    def _define_key(self, name: str, description: str, shared: bool) -> str:
         """Return a key's full name, and remember its description. Raises UsageError."""
         if not isinstance(name, str) or not name or any(character.isspace() for character in name):
             raise UsageError(f"a key is named by text without spaces, not by {name!r:.100}")
         # One key may be defined several times, as long as the definitions agree on its type and default.
-        earlier = self._descriptions.setdefault((shared, name), description)
-        if earlier != description:
-            raise UsageError(f"{self.name}:{name} is a {earlier}, and cannot be a {description}, too")
+        known_description = self._descriptions.setdefault((shared, name), description)
+        if known_description != description:
+            raise UsageError(f"{self.name}:{name} is a {known_description}, and cannot be a {description}, too")
         return f"{self.name}:{name}"
 
     # Operations
@@ -216,8 +218,8 @@ class Operations:
             )
 
         def decorate(handler: Any) -> Operation[Any, Any]:
-            first_parameter_type, body, reply = _types_of(handler)
-            if (body, reply) != (op.body, op.reply):
+            first_parameter_type, body_type, reply_type = _types_of(handler)
+            if (body_type, reply_type) != (op.body, op.reply):
                 raise UsageError(f"the types of {_full_name(handler)} are not those of {op!r}")
             self._add_handler(op, handler, first_parameter_type)
             return op
@@ -230,14 +232,16 @@ class Operations:
         """Register a handler whose first parameter must be of the type `wanted_type`: Transaction or Query."""
         if not isinstance(name, str):
             raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
-        first_parameter_type, body, reply = _types_of(handler)
+        first_parameter_type, body_type, reply_type = _types_of(handler)
         if first_parameter_type is not wanted_type:
             noun, other_noun = ("command", "query") if wanted_type is Transaction else ("query", "command")
             raise UsageError(
                 f"{_full_name(handler)}: a {noun} gets a {wanted_type.__name__}, and this one asks for a "
                 f"{type_name_of(first_parameter_type)}; change the annotation, or make it a {other_noun}"
             )
-        op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply, limit=limit)
+        op: Operation[Any, Any] = Operation(
+            f"{self.name}.{name or handler.__name__}", body_type, reply_type, limit=limit
+        )
         self._add_handler(op, handler, wanted_type, retry)
         return op
 
@@ -293,13 +297,13 @@ def _types_of(handler: Any) -> tuple[Any, Any, Any]:
     untyped_names = [name for name in [*names, "return"] if name not in hints]
     if untyped_names:
         raise UsageError(f"{_full_name(handler)}: write the type of {', '.join(untyped_names)}; the mesh needs it")
-    first_parameter_type, *body = (hints[name] for name in names)
+    first_parameter_type, *body_type_if_any = (hints[name] for name in names)
     if first_parameter_type not in (Transaction, Query):
         raise UsageError(
             f"{_full_name(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, "
             f"not {type_name_of(first_parameter_type)}"
         )
-    return first_parameter_type, body[0] if body else None, hints["return"]
+    return first_parameter_type, body_type_if_any[0] if body_type_if_any else None, hints["return"]
 
 
 def _command_handle(handler: Any, op: Operation[Any, Any]) -> Handle:

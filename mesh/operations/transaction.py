@@ -56,7 +56,8 @@ class Transaction(Reads):
         self.request = request
         self._effects = effects
         #: (is shared, key, field) -> the text that was read or written there last, or `_ADDED`. Also for commands that
-        #: read hashes, sets and sorted sets: (is shared, verb, key, argument, ...) -> the answer.
+        #: read hashes, sets and sorted sets: (is shared, verb, key, argument, ...) -> the answer. None before the first
+        #: entry, because many transactions need no dict.
         self._known: dict[Any, Any] | None = None
         #: (is shared, key) of each hash, set and sorted set that this transaction has written to -> whether the
         #: transaction has deleted the whole of it
@@ -227,7 +228,9 @@ class Transaction(Reads):
         check_type(into, SortedSet, "put() is for a sorted set")
         check_type(scores, Mapping, "put() takes scores by their members, such as {member: 1.5}")
         if scores:
-            self._writer(into.shared).zadd(into.name, {into.encode(m): _score_text(s) for m, s in scores.items()})
+            self._writer(into.shared).zadd(
+                into.name, {into.encode(member): _score_text(score) for member, score in scores.items()}
+            )
             self._note_write(into.shared, into.name)
 
     def remove(self, of: Set[T] | SortedSet[T], *members: T) -> None:

@@ -106,7 +106,7 @@ class Answer:
             if further_replies and not text:  # this reply has no body: it only says how many replies follow
                 self.outstanding += further_replies - 1
                 return
-            body = (decode if status == OK else decode_object)(text)
+            body = (decode if status == OK else decode_object)(text)  # `decode` is for the operation's own type
         except ValueError as error:
             further_replies, status, body = 0, InvalidReply.code, {"detail": f"the reply cannot be read: {error}"}
         self.outstanding += further_replies - 1  # this reply is one of those that were to come
@@ -180,12 +180,12 @@ class CallInProgress:
         self._gather_key = gather_key
         #: removes the unanswered requests of a call from their streams; the second argument is "expired" or "cancelled"
         self._remove_unanswered = remove_unanswered
-        #: the first open answer (its replies are not all there), and the answers after it
+        #: the first open answer (its replies are not all there), and the answers after it; `set_result` sets both
         self._first_open: Answer | None = None
         self._answers_after = _NO_ANSWERS
 
     def done(self) -> bool:
-        """Return False: only the link passes a result or an error to the call, and only once."""
+        """Return False. The link asks this before it passes a result or an error, which it does only once."""
         return False
 
     def set_result(self, result: Any) -> None:

@@ -100,7 +100,9 @@ class Writer:
         self._write_variadic("HDEL", key, fields)
 
     def zadd(self, key: str, scores: Mapping[str, Word]) -> None:
-        self._write_variadic("ZADD", key, [word for name, value in scores.items() for word in (score_of(value), name)])
+        self._write_variadic(
+            "ZADD", key, [word for member, score in scores.items() for word in (score_of(score), member)]
+        )
 
     def write_with(self, verb: str, names: Sequence[str], words: Sequence[Word], lead: Sequence[Word] = ()) -> None:
         """Write with a verb that a service has added to its worker. `names` are its keys, all different.
@@ -109,7 +111,7 @@ class Writer:
         """
         if verb not in self._writes.verbs:
             raise ValueError(f"no service of this worker has added the verb {verb}")
-        if len(set(names)) < len(names):
+        if len(set(names)) < len(names):  # `Writes` finds the check of a key by the key itself
             raise ValueError(f"{verb} takes different keys, not {names}")
         check_words(lead)
         check_words(words)
@@ -206,8 +208,7 @@ class Effects(Writer):
         self.answer = (OK, "{}")
         #: whether the answer is stored, so that later calls with the idempotency key of the request get it, too
         self._keeps_answer = True
-        #: The highest level of the options of its sends. `refuse` leaves it: a refused transaction sends nothing, so
-        #: nothing reads the level any more.
+        #: The highest level of the options of its sends. `refuse` leaves it: a refused transaction sends nothing.
         self._level = 0
         #: By operation and idempotency key: the SHA-1 of the body that this transaction sends with the key. `refuse`
         #: leaves it, because a refused transaction sends nothing more.
@@ -385,12 +386,13 @@ class Effects(Writer):
                 *options,
             ]
             writes = [*writes, ["0", len(ending_words), *ending_words]]
+        # Without a caller and without options, nobody gets the answer, so its body is not sent.
         words: list[Word] = [
             request.stream, request.id, reply_to, request.key, request.op, status, self.forwards,
             body if reply_to or options else "", len(expectations), len(writes), len(sends), took_us, request.call,
         ]  # fmt: skip
-        groups = [*expectations, *writes, *sends]
-        words += [word if word.__class__ is str else text_of(word) for group in groups for word in group]
+        word_lists = [*expectations, *writes, *sends]
+        words += [word if word.__class__ is str else text_of(word) for word_list in word_lists for word in word_list]
         # The second argument says whether the plain variant of commit.lua, which makes no sends, can run it.
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 

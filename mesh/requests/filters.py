@@ -112,14 +112,14 @@ class Filters:
         self._holder = holder
         self._keys = [keys.lease(database), keys.row(database)]
 
-    async def name(self, kind: str, filter: Filter | None) -> bool:
+    async def put_in_row(self, kind: str, filter: Filter | None) -> bool:
         """Make our roster row name a complete filter; None: name none. Return False if the lease or the row is gone."""
         if filter is None:
             return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(kind), ""))
         words = (self._holder, _row_field(kind), filter.name, filter.bits)
         return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
 
-    async def named(self, kind: str) -> Filter | None:
+    async def read_from_row(self, kind: str) -> Filter | None:
         """Return the filter of this kind that our roster row names; None if it names none."""
         key_and_bits = await self._link.shared("HGET", self._keys[1], _row_field(kind))
         if key_and_bits is None:
@@ -127,16 +127,17 @@ class Filters:
         key, bits = key_and_bits.rsplit(" ", 1)
         return Filter(key.removeprefix(keys.SHARED), int(bits))
 
-    async def bits_set(self, filter: Filter) -> int:
+    async def count_set_bits(self, filter: Filter) -> int:
         """Return how many bits of a filter are set; 0 if the key holds something else."""
         return await self._integer_reply("BITCOUNT", keys.SHARED + filter.key)
 
-    async def counts(self, filter: Filter) -> bool:
+    async def is_valid(self, filter: Filter) -> bool:
         """Return whether a filter that was named is still valid: its key has not expired, and nobody has deleted it."""
         # Numbers set the bits 0 to `bits` - 1. The bit after them is the last one, which NAME sets.
         return await self._integer_reply("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
 
     async def _integer_reply(self, *command: str | int) -> int:
+        """Return the number that a command answers; 0 if its key has another type."""
         try:
             return int(await self._link.shared(*command))
         except ResponseError:

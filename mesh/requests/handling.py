@@ -30,8 +30,10 @@ def steps_of(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
     try:
         return awaitable.__await__()
     except AttributeError as error:
-        kind = type(awaitable).__name__
-        raise HandlerMistake(f"the handler returned {kind}, not an awaitable; define it with async def") from error
+        class_name = type(awaitable).__name__
+        raise HandlerMistake(
+            f"the handler returned {class_name}, not an awaitable; define it with async def"
+        ) from error
 
 
 class RemainingSteps(Generic[T]):

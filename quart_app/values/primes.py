@@ -103,12 +103,12 @@ class Primes:
             self._replica_id, self._kept = replica.id, ()
         key_names = [records.ALONE, records.INDEX, records.RECORDS]
         named_filter, state = await asyncio.gather(
-            replica.filters.named(FILTER_NAME), replica.store().script(READ_STATE, key_names)
+            replica.filters.read_from_row(FILTER_NAME), replica.store().script(READ_STATE, key_names)
         )
         alone_count, index_count, last_expiry_ms = map(int, state)
         current = next((kept for kept in self._kept if kept == named_filter), None)
         if current is None and named_filter is not None:
-            await replica.filters.name(FILTER_NAME, None)
+            await replica.filters.put_in_row(FILTER_NAME, None)
         elif current is not None:
             await self._keep_only(replica, current)
         # An estimate: nearly each rare prime is in ALONE, and there are COMMON_COUNT other primes.
@@ -123,9 +123,9 @@ class Primes:
     async def _must_be_replaced(self, replica: Replica, filter: Filter, prime_count: int) -> bool:
         """Return whether a new filter must replace this one; the database has about `prime_count` primes."""
         # A filter does not count if its key is gone.
-        if prime_count and not await replica.filters.counts(filter):
+        if prime_count and not await replica.filters.is_valid(filter):
             return True
-        bits_set = await replica.filters.bits_set(filter)
+        bits_set = await replica.filters.count_set_bits(filter)
         # A young filter may have twice as many bits set: one in four.
         one_in = TOO_FULL_ONE_IN / 2 if time.monotonic() < self._young_until_s else TOO_FULL_ONE_IN
         is_too_large = filter.bits > TOO_LARGE_TIMES * Filter.size_for(prime_count)
@@ -152,7 +152,7 @@ class Primes:
         new_filter = replace(new_filter, below=_first_without(common_primes))
         self._kept, self._young_until_s = (*kept_before, new_filter), time.monotonic() + YOUNG_S
         # Step 4. If the answer is lost, puts set bits in both filters, until the next check reads which one is named.
-        if await replica.filters.name(FILTER_NAME, new_filter):
+        if await replica.filters.put_in_row(FILTER_NAME, new_filter):
             await self._keep_only(replica, new_filter)
 
     async def _keep_only(self, replica: Replica, named: Filter) -> None:

@@ -36,7 +36,7 @@ async def have(replica: Replica, *numbers: str) -> None:
     transaction.shared.mark(filter_of(replica), numbers)
     transaction.set("filters:data", " ".join(numbers))
     assert await replica.commit(transaction)
-    assert await replica.filters.name(NAME, filter_of(replica))
+    assert await replica.filters.put_in_row(NAME, filter_of(replica))
 
 
 async def asked(replica: Replica, number: str) -> set[int]:
@@ -49,7 +49,7 @@ async def test_only_databases_that_may_have_it_are_asked(backend: Backend) -> No
     one, two, three, four = await backend(4, WORKER)
     await have(one, "7", "101")
     await have(two, "11", "101")
-    assert await four.filters.name(NAME, filter_of(four))
+    assert await four.filters.put_in_row(NAME, filter_of(four))
     assert await asked(one, "7") == {one.database, three.database}
     transaction = four.transaction()
     transaction.set("filters:data", "x")
@@ -106,11 +106,11 @@ async def test_a_filter_that_somebody_has_replaced_keeps_nobody_from_being_asked
     transaction.shared.mark(filter_of(one), ["13"])
     assert await one.commit(transaction)
     assert await asked(one, "11") == {one.database}
-    assert not await one.filters.counts(filter_of(one))
+    assert not await one.filters.is_valid(filter_of(one))
     await client.delete(f"shared:{filter_of(one).key}")
     await client.hset(f"shared:{filter_of(one).key}", "a", "b")
     assert await asked(one, "11") == {one.database}
-    assert await one.filters.bits_set(filter_of(one)) == 0 and not await one.filters.counts(filter_of(one))
+    assert await one.filters.count_set_bits(filter_of(one)) == 0 and not await one.filters.is_valid(filter_of(one))
     await have(one, "13")
     await client.aclose()
 
@@ -118,12 +118,12 @@ async def test_a_filter_that_somebody_has_replaced_keeps_nobody_from_being_asked
 async def test_what_a_row_names_can_be_read_and_taken_back(backend: Backend) -> None:
     """The holder reads and removes what its row names."""
     (one,) = await backend(1, WORKER)
-    assert await one.filters.named(NAME) is None
+    assert await one.filters.read_from_row(NAME) is None
     await have(one, *map(str, range(1000, 1020)))
-    assert await one.filters.named(NAME) == filter_of(one)
-    assert 30 < await one.filters.bits_set(filter_of(one)) <= 41
-    assert await one.filters.name(NAME, None)
-    assert await one.filters.named(NAME) is None
+    assert await one.filters.read_from_row(NAME) == filter_of(one)
+    assert 30 < await one.filters.count_set_bits(filter_of(one)) <= 41
+    assert await one.filters.put_in_row(NAME, None)
+    assert await one.filters.read_from_row(NAME) is None
     assert await asked(one, "11") == {one.database}
 
 

@@ -74,7 +74,7 @@ async def test_nothing_is_left_of_a_filter_after_the_last_record(backend: Backen
     one = await backend.join(worker())
     kept = Primes(Pace())
     await kept.refresh(one)
-    filter = await one.filters.named(FILTER_NAME)
+    filter = await one.filters.read_from_row(FILTER_NAME)
     assert filter is not None and not await one.shared.exists(f"shared:{filter.key}")
     await put(one, kept, 10, ms=90_000)
     await put(one, kept, 6, ms=30_000)
@@ -97,12 +97,12 @@ async def test_a_filter_grows_with_its_primes_and_shrinks_after_them(backend: Ba
     one = await backend.join(worker())
     kept = Primes(Pace())
     await kept.refresh(one)
-    small = await one.filters.named(FILTER_NAME)
+    small = await one.filters.read_from_row(FILTER_NAME)
     values = [RANDOM.randrange(2**62, 2**63) for _ in range(400)]
     await put(one, kept, *values)
     await kept.refresh(one)
     await kept.refresh(one)
-    large = await one.filters.named(FILTER_NAME)
+    large = await one.filters.read_from_row(FILTER_NAME)
     assert small is not None and large is not None
     assert large.bits > 4 * small.bits and large.bits / 8 < 20 * len(values)
     assert not await one.shared.exists(f"shared:{small.key}"), "the former one is deleted"
@@ -116,7 +116,7 @@ async def test_a_filter_grows_with_its_primes_and_shrinks_after_them(backend: Ba
     assert await one.commit(transaction)
     for _ in range(2):
         await kept.refresh(one)
-    assert await one.filters.named(FILTER_NAME) == small
+    assert await one.filters.read_from_row(FILTER_NAME) == small
     assert await lacks(one, values[:1]) == set()
 
 
@@ -152,7 +152,7 @@ async def test_a_filter_that_the_row_does_not_name_is_made_again(backend: Backen
     kept = Primes(Pace())
     await put(one, kept, 6)
     await kept.refresh(one)
-    await one.filters.name(FILTER_NAME, None)
+    await one.filters.put_in_row(FILTER_NAME, None)
     assert await has(one, "11")
     await kept.refresh(one)
     assert not await has(one, "11") and await lacks(one, [6]) == set()
@@ -218,7 +218,7 @@ async def test_a_filter_that_somebody_deletes_or_overwrites_hides_nothing(backen
     kept = Primes(Pace())
     await put(one, None, 6)
     await kept.refresh(one)
-    filter = await one.filters.named(FILTER_NAME)
+    filter = await one.filters.read_from_row(FILTER_NAME)
     assert filter is not None
     client = backend.redis()
     await client.delete(f"shared:{filter.key}")
