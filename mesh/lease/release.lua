@@ -24,6 +24,7 @@ local function is_outlived()
   end
 end
 if is_outlived() then
+  -- While this key is there, grant.lua does not expect a holder of the database back.
   redis.call('SELECT', database)
   redis.call('SET', 'db' .. database .. ':left', '1')
   redis.call('SELECT', bus)

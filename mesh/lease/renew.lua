@@ -16,7 +16,7 @@ local holder, ttl, state, is_enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARG
 local bus, database, class, known_until = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local now = string.format('%.0f', now_ms)
+local now = string.format('%.0f', now_ms)  -- the same as text, for the answer
 local found_holder, outcome = redis.call('GET', lease_key), 1
 if not found_holder and is_enforced and now_ms < known_until then
   redis.call('SET', lease_key, holder)
@@ -29,8 +29,8 @@ elseif found_holder ~= holder then
   return {0, now}
 end
 redis.call('PEXPIRE', lease_key, ttl)
-local written = redis.pcall('HSET', row_key, 'state', state, unpack(ARGV, 10))
-if type(written) == 'table' then
+local count_or_error = redis.pcall('HSET', row_key, 'state', state, unpack(ARGV, 10))
+if type(count_or_error) == 'table' then
   -- Somebody has overwritten the row with a value of another type. All of its fields are known here.
   redis.call('DEL', row_key)
   redis.call('HSET', row_key, 'state', state, unpack(ARGV, 10))
@@ -49,6 +49,7 @@ redis.call('PEXPIRE', replies_key, 10 * ttl)
 
 --[[ ../later/next_due.lua ]]
 
+-- DEL answers 1 if the key was there: an operator has asked this replica to drain, and is told so only once.
 local answer = {outcome, now, next_due(later_key, schedules_key), redis.call('DEL', drain_key)}
 -- No operation is paused while somebody has overwritten the key.
 for _, op in ipairs(redis.pcall('HKEYS', paused_key)) do answer[#answer + 1] = op end

@@ -9,7 +9,7 @@ local bus, database_count = tonumber(ARGV[1]), tonumber(ARGV[2])
 redis.call('SELECT', 0)
 local claim = redis.call('GET', claim_key)
 redis.call('SELECT', bus)
-local newest_format = redis.call('GET', format_key)
+local bus_format = redis.call('GET', format_key)
 local rows = {}
 for n = 0, database_count - 1 do
   redis.call('SELECT', bus)
@@ -26,4 +26,4 @@ for n = 0, database_count - 1 do
   rows[#rows + 1] = {n, lease or '', left_ms, class or '', key_count, state or '', data_format or ''}
 end
 redis.call('SELECT', bus)
-return {claim or '', newest_format or '', rows}
+return {claim or '', bus_format or '', rows}

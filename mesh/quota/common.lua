@@ -47,7 +47,8 @@ end
 
 -- Returns when (ms) the provider takes requests again; 0 while it takes them. The block begins when the provider sees the
 -- last request that it takes. We know only the latest possible moment of this: when the answer to the request came; or, if
--- the request has no outcome, when it can no longer be sent.
+-- the request has no outcome, when it can no longer be sent. While it can still be sent,
+-- `now_ms` stands for this moment.
 local function reopens_at_ms()
   if blocked_until > 0 then return blocked_until end
   if taken < limit then return 0 end
@@ -62,8 +63,9 @@ local function open_window()
   local told = blocked_until > 0
   local doubts = redis.call('ZREMRANGEBYSCORE', held_key, '-inf', to_text(now_ms))
   if not told then doubts = doubts + math.max(caution - 1, 0) end
+  -- No more than `limit` requests can succeed in one window.
   if told or doubts > 0 then caution = math.min(limit, doubts + 1) end
-  taken = redis.call('ZCARD', held_key)
+  taken = redis.call('ZCARD', held_key)  -- requests that may still be sent keep their slots
   seen_ms, blocked_until, run_length, run_since_ms = 0, 0, 0, 0
 end
 

@@ -24,6 +24,7 @@ end
 -- or if its window is over.
 local send_by = tonumber(redis.call('ZSCORE', held_key, id) or nil)
 
+-- A refusal counts even if its window is over: the provider is closed now. All other outcomes are about one window.
 if outcome == 'refused' then
   redis.call('ZREM', held_key, id)
   blocked_until = math.max(blocked_until, now_ms + retry_ms)

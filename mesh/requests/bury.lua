@@ -21,15 +21,15 @@ redis.call('XACK', stream, 'workers', id)
 if not entry then return 0 end
 -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more. Of such an entry, the dead
 -- letter has the first 4000 words.
-local fields, request_name, op = {unpack(entry[2], 1, 4000)}, '', ''
-for i = 1, #fields, 2 do
-  if fields[i] == 'request' then request_name = fields[i + 1] end
-  if fields[i] == 'op' then op = fields[i + 1] end
+local flat, request_name, op = {unpack(entry[2], 1, 4000)}, '', ''
+for i = 1, #flat, 2 do
+  if flat[i] == 'request' then request_name = flat[i + 1] end
+  if flat[i] == 'op' then op = flat[i + 1] end
 end
 -- `pcall` here and below: if a key holds another type, the request ends without its letter, its reply or its count.
 redis.pcall('XADD', dead_key, 'MAXLEN', '~', most_letters, '*', 'kind', 'request', 'stream', stream, 'id', id, 'reason', reason,
-  'deliveries', deliveries, unpack(fields))
-options.ended(options.named(fields), {status = status, body = body, from = consumer, asked = id})
+  'deliveries', deliveries, unpack(flat))
+options.ended(options.named(flat), {status = status, body = body, from = consumer, asked = id})
 if replies_key then
   redis.pcall('XADD', replies_key, 'NOMKSTREAM', '*', 'request', request_name, 'op', op, 'from', consumer, 'status', status,
     'forwards', '0', 'body', body, 'asked', id)

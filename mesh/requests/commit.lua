@@ -116,6 +116,7 @@ for stream, number in pairs(number_of) do
   look_up(stream, first_of[stream], last_of[stream], 2 * number)
 end
 
+-- Returns a text that says so if a key exists and has another type than `wanted`; nothing otherwise.
 local function wrong_type(key, wanted)
   local found = redis.call('TYPE', key).ok
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
@@ -145,7 +146,7 @@ end
 -- if a value has changed or the key is not a hash. Redis answers false for an absent key or field, so `wanted` is false, too.
 local function check_expectations(i)
   local hash, name_count, value_count, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
-  local last_name = i + 3 + name_count
+  local last_name = i + 3 + name_count  -- writes.py makes groups of at most 4000 names, because `unpack` takes about 8000
   if hash == '' then
     found = redis.call('MGET', unpack(tx, i + 4, last_name))
   else
@@ -306,6 +307,8 @@ for number = 1, #heads do
     end
   end
 end
+-- These commands do not fail, because XPENDING has found each of the entries. `unpack` takes all ids: the link puts at most
+-- 20,000 words into a batch, and a transaction has at least HEAD_WORDS.
 for stream, ids in pairs(ids_of) do
   redis.call('XACK', stream, 'workers', unpack(ids))
   redis.call('XDEL', stream, unpack(ids))

@@ -11,12 +11,12 @@ local function make_answer_check()
   -- such as that of a key which holds another type by now, counts as a change. So does an error of the reading command below.
   local function has_as_many(verb, key, element_count)
     if not count_command[verb] then return true end
-    local members = redis.pcall(count_command[verb], key)
-    return type(members) == 'number' and members * elements_per_member[verb] == element_count
+    local member_count = redis.pcall(count_command[verb], key)
+    return type(member_count) == 'number' and member_count * elements_per_member[verb] == element_count
   end
 
-  -- Each function compares an answer with as many elements of tx, which stand after `position`. A set or hash has
-  -- nothing twice. So it is enough to find all that the answer has among these elements.
+  -- Each function compares an answer with as many elements of tx, which stand after `position`: those of the handler's answer.
+  -- A set or hash has nothing twice. So it is enough to find all that the answer has among these elements.
   local compare = {}
   function compare.list(answer, position)
     for k = 1, #answer do
@@ -26,19 +26,19 @@ local function make_answer_check()
   end
 
   function compare.set(answer, position)
-    local known = {}
-    for k = 1, #answer do known[tx[position + k]] = true end
+    local expected = {}
+    for k = 1, #answer do expected[tx[position + k]] = true end
     for k = 1, #answer do
-      if not known[answer[k]] then return false end
+      if not expected[answer[k]] then return false end
     end
     return true
   end
 
   function compare.hash(answer, position)
-    local known = {}
-    for k = 1, #answer, 2 do known[tx[position + k]] = tx[position + k + 1] end
+    local expected = {}
+    for k = 1, #answer, 2 do expected[tx[position + k]] = tx[position + k + 1] end
     for k = 1, #answer, 2 do
-      if known[answer[k]] ~= answer[k + 1] then return false end
+      if expected[answer[k]] ~= answer[k + 1] then return false end
     end
     return true
   end

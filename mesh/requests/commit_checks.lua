@@ -25,7 +25,8 @@ local function wrong_field(k)
   return wrong or wrong_counter(name, redis.call('HGET', tx[k], tx[k + 1]), tx[k + 2])
 end
 
--- A stream takes no more entries when its last id is the highest possible id.
+-- A stream takes no more entries when its last id is the highest possible id. This check gets the name of the key: the words
+-- of the verb `place` name only the address, not the stream.
 local function wrong_stream(key)
   local wrong = wrong_type(key, 'stream')
   if wrong or redis.call('EXISTS', key) == 0 then return wrong end
@@ -38,12 +39,12 @@ local function wrong_stream(key)
 end
 
 -- How many requests of this transaction that were checked so far will wait in mesh:later.
-local delayed = 0
+local waiting_count = 0
 -- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, which may have tx[k + 2] members.
-local function no_room(k)
+local function wrong_size(k)
   local wrong = wrong_type(tx[k], 'zset')
-  if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
-  delayed = delayed + 1
+  if wrong or redis.call('ZCARD', tx[k]) + waiting_count >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
+  waiting_count = waiting_count + 1
 end
 
 -- By limit: how many requests of this transaction with this limit were checked so far. Nil until a limit is checked.
@@ -53,21 +54,22 @@ local function wrong_limit(k, limit)
   local earlier_count = count_by_limit[limit] or 0
   count_by_limit[limit] = earlier_count + 1
   -- The request has no deadline: '0'.
-  local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, earlier_count)
+  local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - waiting_count, earlier_count)
   if code then return code .. ' ' .. about end
-  if waits then delayed = delayed + 1 end
+  if waits then waiting_count = waiting_count + 1 end
 end
 
 -- Checks that the request of a verb `place` can be sent now. commit_verbs.lua lists the words of the verb.
 local function wrong_place(k)
   options = options or make_options()
-  local with = cjson.decode(tx[k + 3])
+  local with = cjson.decode(tx[k + 3])  -- the options
   if with.once then
+    -- `known` says that an earlier request has the key. Then nothing is sent, so nothing else needs a check.
     local known, code, about = options.once.check(tx[k + 6], with.once, with.sha)
     if code then return code .. ' ' .. about end
     if known then return end
   end
-  if with.due then return no_room(k) end
+  if with.due then return wrong_size(k) end  -- until then it needs no stream
   if with.limit then return wrong_limit(k, with.limit) end
   return wrong_stream('mesh:requests:' .. tx[k + 5])
 end
@@ -86,7 +88,7 @@ local function not_passable(k)
 end
 
 local special_checks = {
-  bounded = no_room, placed = wrong_place, passable = not_passable, integer = wrong_integer, field = wrong_field,
+  bounded = wrong_size, placed = wrong_place, passable = not_passable, integer = wrong_integer, field = wrong_field,
   stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
 }
 -- Makes the check `wanted` of the key tx[k] and of the words after it. Returns the reason if the check fails.
@@ -96,4 +98,4 @@ function seldom.check(wanted, k)
 end
 
 -- Forgets the counts of the transaction before. `check_writes` of commit.lua calls this before it checks a transaction.
-function seldom.begin_checks() change_of, count_by_limit, delayed = nil, nil, 0 end
+function seldom.begin_checks() change_of, count_by_limit, waiting_count = nil, nil, 0 end

@@ -1,7 +1,7 @@
 -- The verbs of transactions that are not commands of Redis. A part of commit_seldom.lua, and so of commit.lua. A verb returns
 -- an error reply if it fails. Any other result is ignored. After an error, the verbs before it and the sends stay applied, and
--- the request is delivered again, or buried after its last delivery. Therefore the commit checks before the first write all that
--- can make a verb fail. These names come from other files:
+-- the request is delivered again, or buried after its last delivery. So before the first write, the commit checks all that can
+-- make a verb fail. These names come from other files:
 --   commit.lua          tx (the words of all transactions), head (tx[head] is the first word of the present transaction),
 --                       books_key, ending
 --   commit_seldom.lua   frees; options (the object that make_options() returns)
@@ -66,8 +66,8 @@ local function make_verbs(keep)
       local till = math.min(begin + MOST_UNPACKED - 1, last)
       if has_msetex then set_together(begin, till, value, until_ms) end
       if not has_msetex then
-        local failed = set_each(begin, till, value, until_ms)
-        if failed then return failed end
+        local error_reply = set_each(begin, till, value, until_ms)
+        if error_reply then return error_reply end
       end
     end
   end
@@ -109,18 +109,19 @@ local function make_verbs(keep)
 
   local function note_ending(first, last) ending = {unpack(tx, first + 1, last)} end
 
-  -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An
-  -- error is ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask
+  -- Sets two bits for each number from numbers[first] to numbers[last], as `_hashes` of filters.py finds them. The numbers are
+  -- decimal digits. An error is ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask
   -- the database. A BITFIELD command has little more than MOST_WORDS words, which is far below the bound of `unpack`. The other
   -- constants are those of filters.py, so that gathers look for the same bits.
   local MOST_WORDS, HASHED_DIGITS = 400, 15
   local FIRST_PRIME, FIRST_FACTOR, SECOND_PRIME, SECOND_FACTOR = 2147483647, 1640531, 2147483629, 1327217
-  local function mark_numbers(key, bits, below, numbers, first_number, last_number)
+  local function mark_numbers(key, bits, below, numbers, first, last)
     local words, n = {'BITFIELD', key}, 2
-    for k = first_number, last_number do
+    for k = first, last do
       local digits = numbers[k]
       local is_long = #digits > HASHED_DIGITS
       local number = tonumber(is_long and string.sub(digits, -HASHED_DIGITS) or digits)
+      -- Of a long number, `number` has only the last digits. It cannot be compared with `below`, so its bits are always set.
       if is_long or number >= below then
         words[n + 1], words[n + 2], words[n + 3], words[n + 4] =
           'SET', 'u1', number % FIRST_PRIME * FIRST_FACTOR % FIRST_PRIME % bits, 1
@@ -128,7 +129,7 @@ local function make_verbs(keep)
           'SET', 'u1', number % SECOND_PRIME * SECOND_FACTOR % SECOND_PRIME % bits, 1
         n = n + 8
       end
-      if n > 2 and (n > MOST_WORDS or k == last_number) then
+      if n > 2 and (n > MOST_WORDS or k == last) then
         redis.pcall(unpack(words, 1, n))
         n = 2
       end

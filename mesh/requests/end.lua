@@ -2,7 +2,7 @@
 -- Removes requests before they have an effect: their callers no longer wait, or their deadlines have passed. Each request is
 -- counted once, even if several replicas try to remove it.
 -- KEYS: books
--- ARGV: JSON list of {stream, id, outcome, option}. The outcome is "expired" or "cancelled". The option is:
+-- ARGV: JSON list of {stream, id, outcome, about_options}. The outcome is "expired" or "cancelled"; `about_options` is:
 --         false                             the request has no options
 --         true                              it has options
 --         {limit, name}                     it waits or has waited for its limit, so its caller does not know its stream and
@@ -21,13 +21,13 @@ local books_key, ended_count = KEYS[1], 0
 
 -- Returns the stream and the id of a request whose caller knows only its limit and name, or its idempotency key. Returns
 -- nothing if no key says where the request is, or if it must go on for another caller.
-local function location_of(option)
+local function location_of(about_options)
   options = options or make_options()
-  if #option == 2 then return options.limits().find(unpack(option)) end
-  return options.once.leave(unpack(option))
+  if #about_options == 2 then return options.limits().find(unpack(about_options)) end
+  return options.once.leave(unpack(about_options))
 end
 
--- Removes a request that waits in mesh:later.
+-- Removes a request that waits in mesh:later. Only `location_of` finds such a request, so `options` is there.
 local function end_waiting(name, outcome)
   local flat = take_waiting(name)
   if not flat then return end
@@ -49,12 +49,12 @@ end
 
 -- `item` is one item of the list in ARGV.
 for _, item in ipairs(cjson.decode(ARGV[1])) do
-  local stream, id, outcome, option = unpack(item)
-  if type(option) == 'table' then stream, id = location_of(option) end
+  local stream, id, outcome, about_options = unpack(item)
+  if type(about_options) == 'table' then stream, id = location_of(about_options) end
   if stream == 'mesh:later' then
     end_waiting(id, outcome)
   elseif stream then
-    end_entry(stream, id, outcome, option)
+    end_entry(stream, id, outcome, about_options)
   end
 end
 return ended_count

@@ -1,6 +1,7 @@
 -- Ends the options of a request that was removed without an effect. A part of the scripts that remove requests past their
 -- deadline. Other calls with the same idempotency key may have later deadlines than the call that made the request. Then the
 -- request is appended again, as a new entry with the latest of these deadlines.
+-- What make_options() returns; nil until a request with options is removed. The scripts with this part use it, too.
 local options
 local function end_early(stream, id, flat, outcome)
   options = options or make_options()
@@ -18,6 +19,7 @@ local function end_early(stream, id, flat, outcome)
   -- `first` keeps the id of the first entry of the request: the time at which the mesh accepted it.
   if not fields.first then words[#words + 1], words[#words + 2] = 'first', id end
   local new_id = append(stream, unpack(words))
+  -- An error: the stream takes no entry, so the request ends for all its calls.
   if type(new_id) == 'table' then return options.ended(fields) end
   -- end.lua or sweep.lua counts the removed entry as expired, so the new entry counts as accepted.
   redis.pcall('HINCRBY', books_key, 'accepted', 1)

@@ -6,7 +6,8 @@ end
 
 -- Returns the further fields of an entry as a list of names and values. `joined` has them as "name value name value", or is
 -- "". If the last field is `read`, its value is a shared key, or several with commas between them. Then the list gets one
--- more field, `found`: the text that the key has now, or a JSON list of the texts of several keys.
+-- more field, `found`: the text that the key has now, or a JSON list of the texts of several keys. If `text_at` returns nil for
+-- a key, there is no `found`, and the handler reads the keys itself.
 local function further_fields(joined)
   local fields = {}
   for word in string.gmatch(joined, '%S+') do fields[#fields + 1] = word end
