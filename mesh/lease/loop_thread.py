@@ -9,12 +9,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 #: Longest wait for the thread's end after its coroutine was cancelled. If the thread takes longer, `run` ends without
-#: it. It is a daemon thread, so the process can end without it, too.
+#: it; a longer wait would hold up the end of the membership. It is a daemon thread, so the process can end without it.
 END_S = 1.0
 
 
 class LoopThread:
-    """Runs one coroutine even while the caller's event loop is blocked.
+    """Runs one coroutine even while the caller's event loop is blocked. `Lease` renews itself in such a thread.
 
         not started --run--> running --the coroutine ends, or `run` is cancelled--> over
 

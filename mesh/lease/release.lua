@@ -8,9 +8,9 @@ local lease_key, row_key, requests_key = KEYS[1], KEYS[2], KEYS[3]
 local replies_key, submitted_key, committed_key, expected_key = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local bus, database, database_count = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 if redis.call('GET', lease_key) ~= ARGV[1] then return 0 end
-local waiting_count = redis.pcall('XLEN', requests_key)
+local entry_count = redis.pcall('XLEN', requests_key)
 -- Nothing waits on a stream that somebody has overwritten.
-if ARGV[2] ~= '1' and type(waiting_count) == 'number' and waiting_count > 0 then return -1 end
+if ARGV[2] ~= '1' and type(entry_count) == 'number' and entry_count > 0 then return -1 end
 -- No later holder needs the reply stream, or the kept results of the last batches (submitted, committed).
 redis.call('DEL', lease_key, replies_key, submitted_key, committed_key, expected_key)
 redis.call('HSET', row_key, 'state', 'left')

@@ -45,7 +45,7 @@ if redis.call('TYPE', replies_key).ok ~= 'stream' then
   redis.call('DEL', replies_key)
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
-redis.call('PEXPIRE', replies_key, 10 * ttl)
+redis.call('PEXPIRE', replies_key, 10 * ttl)  -- grant.lua says why ten
 
 --[[ ../later/next_due.lua ]]
 

@@ -57,8 +57,8 @@ def check_format(text: str, what: str) -> None:
     """Raise SetupError if a newer release has written data that this release may misread.
 
     `text` is the text of a key that has a format, or "". `what` completes the sentence "a newer release has written …",
-    such as "to this mesh" or "database 3". Raises Unavailable if the text of `mesh:format` is not a number; callers
-    never pass such a text of a database.
+    such as "to this mesh" or "database 3". Raises Unavailable if the text of `mesh:format` is not a number: a replica
+    then waits until somebody has deleted the key. Callers never pass such a text of a database.
     """
     if text and not text.isdecimal():
         raise Unavailable(f"the key {keys.FORMAT} has {text!r:.100}, which is not a number; delete it")

@@ -301,7 +301,7 @@ class Transaction(Reads):
 def _ttl_ms(ttl: timedelta) -> int:
     if not isinstance(ttl, timedelta) or not timedelta(0) < ttl <= LONGEST_DELAY:
         raise UsageError(f"ttl= is a time such as timedelta(minutes=5), not {ttl!r:.100}")
-    # Redis refuses a ttl of 0 ms.
+    # Redis refuses a ttl of 0 ms. As with delays, Lua must be able to compare the moment of the expiry exactly.
     return max(1, round(ttl.total_seconds() * 1000))
 
 

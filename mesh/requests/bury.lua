@@ -12,7 +12,8 @@ local id, consumer, reason, deliveries, status, body, most_letters = unpack(ARGV
 --[[ options.lua ]]
 
 local options = make_options()
--- XPENDING fails if somebody has deleted the stream or its group. Then the request is not pending.
+-- XPENDING fails if somebody has deleted the stream or its group. Then the request is not pending. If it does not fail, the
+-- later commands on this stream cannot fail either.
 local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end
 local entry = redis.call('XRANGE', stream, id, id)[1]

@@ -49,7 +49,7 @@ from mesh.wire.link import Link
 log = structlog.get_logger(__name__)
 
 #: While calls take longer than this, the roster is read at this interval, to see whether their addresses are live. Most
-#: calls are faster, so they cost no read.
+#: calls are faster, so they cost no read. With a longer interval, callers of a lost replica get their error later.
 WATCH_AFTER_S = 0.25
 #: Stands for every live database at once, in place of the name of an address.
 EVERY = "*"
@@ -176,6 +176,7 @@ class Calls:
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, target: str
     ) -> Replies[Any]:
         gather_key = self._next_key()
+        # For submit.lua a gather is one request. As in `_ask`, the number is negative if the request only reads.
         number = -1 if self._only_reads(op) else 1
         group: list[str | int] = [number, tracing.about(), target, op, gather_key, str(deadline_ms), _encoded(body)]
         call = CallInProgress(gather_key, {}, self._remove_unanswered, decode, self._loop.create_future())

@@ -5,6 +5,7 @@ local function make_seldom()
 --[[ append.lua ]]
 
 --[[ options.lua ]]
+-- What make_options() returns; nil until a transaction needs it.
 local options
 
 --[[ place.lua ]]

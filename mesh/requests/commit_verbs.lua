@@ -36,7 +36,8 @@
 -- the reply to tx[head + 8], the word `body` of the list at the top of commit.lua. A verb that can fail although the types
 -- of its keys are right calls pcall, because an error that escapes ends the commit half-way.
 local function make_verbs(keep)
-  -- Most words that are passed to one command. Lua's `unpack` fails at about 8000.
+  -- Most keys, or other words, of one command. `set_together` passes two words for each key, and Lua's `unpack` fails at about
+  -- 8000 words.
   local MOST_UNPACKED = 2000
 
   local function set_each(first_key, last_key, value, until_ms)
@@ -110,9 +111,10 @@ local function make_verbs(keep)
   local function note_ending(first, last) ending = {unpack(tx, first + 1, last)} end
 
   -- Sets two bits for each number from numbers[first] to numbers[last], as `_hashes` of filters.py finds them. The numbers are
-  -- decimal digits. An error is ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask
-  -- the database. A BITFIELD command has little more than MOST_WORDS words, which is far below the bound of `unpack`. The other
-  -- constants are those of filters.py, so that gathers look for the same bits.
+  -- decimal digits. An error is ignored: if somebody has overwritten the key with another type, the filter does not count, and
+  -- gathers ask the database. A BITFIELD command has little more than MOST_WORDS words, which is far below the bound of
+  -- `unpack`. With more words there would be fewer commands, but each would take more memory. The other constants are those of
+  -- filters.py, so that gathers look for the same bits.
   local MOST_WORDS, HASHED_DIGITS = 400, 15
   local FIRST_PRIME, FIRST_FACTOR, SECOND_PRIME, SECOND_FACTOR = 2147483647, 1640531, 2147483629, 1327217
   local function mark_numbers(key, bits, below, numbers, first, last)

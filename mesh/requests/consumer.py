@@ -68,7 +68,7 @@ log = structlog.get_logger(__name__)
 LONGEST_PAUSE_S = 0.2
 #: Most entries that one read returns. With more there are fewer trips, but the first one waits until all are decoded.
 MOST_READ = 64
-#: How long an ending consumer waits for its cancelled handlers to end. Then it logs those that still run.
+#: An ending consumer waits so long for cancelled handlers, and then logs those that still run. More delays its end.
 CANCELLED_WAIT_S = 1.0
 #: A request without a caller on a database's stream tries a refused commit again after this pause. Shorter pauses load
 #: the server more; longer ones hold up the next requests of this database.
@@ -376,7 +376,7 @@ class Consumer(GroupConsumer[Work]):
         """
         if self._ordered:
             return 0
-        pause_ms = self._host.settings.claim_idle_ms
+        pause_ms = self._host.settings.claim_idle_ms  # as long as after the death of a replica
         if request.deadline != NEVER:
             pause_ms = max(0, min(pause_ms, (request.deadline - self._host.now_ms()) // 8))
         return pause_ms / 1000

@@ -235,8 +235,8 @@ class Effects(Writer):
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
         """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing.
 
-        `key` is the name of the request. This method is for sends without an idempotency key. When the request is due,
-        its limit (if any) decides whether it begins or waits further; `place` is for a limit that holds at once.
+        `key` is the name of the request, and `limit` its limit as limits.lua reads it. When the request is due, this
+        limit decides whether it begins or waits further. `place` is for a limit that holds at once, or a key of `Once`.
         """
         _check_address_and_op(to, op)
         self.dues.append(due)

@@ -49,7 +49,8 @@ return 1
 BITS_EACH = 32
 LEAST_BITS = 4096
 
-#: Two primes below 2^31, and a factor below 2^21 for each: Lua's doubles are exact for the products.
+#: Two primes below 2^31, and a factor below 2^21 for each: Lua's doubles are exact for the products. Others would do as
+#: well, but all releases that share a Redis need the same ones.
 _FIRST_PRIME, _FIRST_FACTOR = 2147483647, 1640531
 _SECOND_PRIME, _SECOND_FACTOR = 2147483629, 1327217
 #: How many digits of a number are hashed, the last ones: a longer integer would not fit in a double.
@@ -86,7 +87,8 @@ def _hashes(number: str) -> tuple[int, int]:
 class Filter:
     """One filter: its key among the shared ones, and its size in bits.
 
-    `below`: all numbers below this one are certainly in the filter, so their bits need not be set again.
+    `below`: all numbers below this one are certainly in the filter, so their bits need not be set again. The service
+    that makes the filter sets it; with 0, each number gets its bits.
     """
 
     key: str
