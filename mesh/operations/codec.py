@@ -116,10 +116,10 @@ def _has_model(kind: Any) -> bool:
 def _check_known(kind: Any) -> None:
     """Raise UsageError for a type that msgspec does not know."""
     try:
-        info = msgspec.inspect.type_info(kind)
+        type_info = msgspec.inspect.type_info(kind)
     except (TypeError, NameError) as error:
         raise UsageError(f"{type_name_of(kind)} cannot be JSON: {error}") from error
-    if isinstance(info, msgspec.inspect.CustomType):
+    if isinstance(type_info, msgspec.inspect.CustomType):  # msgspec can write it only with the help of a function
         raise UsageError(
             f"{type_name_of(kind)} cannot be JSON; "
             "write a msgspec Struct, a dataclass, a pydantic model or a builtin type"

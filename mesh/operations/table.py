@@ -285,7 +285,10 @@ def _types_of(handler: Any) -> tuple[Any, Any, Any]:
         raise UsageError(f"{_full_name(handler)}: a handler is an `async def` function")
     parameters = [*inspect.signature(handler).parameters.values()]
     names = [parameter.name for parameter in parameters]
-    all_are_plain = all(one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty for one in parameters)
+    all_are_plain = all(
+        parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+        for parameter in parameters
+    )
     if not all_are_plain or not 1 <= len(names) <= 2:
         raise UsageError(f"{_full_name(handler)}: a handler takes (tx) or (tx, body), without defaults")
     try:

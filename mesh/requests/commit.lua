@@ -200,7 +200,7 @@ end
 -- The sorted set db<n>:written says which keys the own database holds, and until when (see lease/written.lua). For this set,
 -- `named_keys` collects the own keys that the batch writes, but not the many keys of the verb `set-all`. `unnamed_until` is the
 -- moment (ms) at which the last of those expires. `holds_forever` is true if the set already says that the database holds data
--- for ever ("*" has the score inf). Then no write can change what the set says. It is nil until the set is read.
+-- for ever ("*" has the score inf). Then no write can change what the set says. `holds_forever` is nil until the set is read.
 local written_set = 'db' .. database .. ':written'
 local named_keys, unnamed_until, holds_forever = {}, nil, nil
 

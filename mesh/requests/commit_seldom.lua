@@ -60,16 +60,18 @@ function seldom.adds(first, write_count, send_count)
   end
   local added, i = 0, first
   for _ = 1, write_count do
-    local verb, last, bytes = tx[i + 2], i + 1 + tonumber(tx[i + 1]), 0
+    local verb, last, write_bytes = tx[i + 2], i + 1 + tonumber(tx[i + 1]), 0
     -- Of ZADD only the members count, not the scores. So a sweep that removes a group of values, and adds it again with a
     -- later time, stores no more than it removes.
-    for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #tx[k] end
+    for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do
+      write_bytes = write_bytes + #tx[k]
+    end
     -- Commands whose first word begins with "2" (byte 50) only read. They store nothing; nor do those that set an expiry.
     if frees[verb] then
-      added = added - bytes
+      added = added - write_bytes
     elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends'
       and string.byte(tx[i]) ~= 50 then
-      added = added + bytes
+      added = added + write_bytes
     end
     i = last + 1
   end

@@ -120,7 +120,7 @@ class Writer:
             self._writes.add(self._side, verb, full_keys, [*lead, *chunk])
 
     def mark(self, filter: Filter, numbers: Sequence[str]) -> None:
-        """Set the bits of these numbers in a filter. Raises ValueError for a number that is not decimal digits."""
+        """Set the bits of these numbers in a filter, on `.shared`. Raises ValueError unless they are decimal digits."""
         for number in numbers:
             if not (number.isascii() and number.isdecimal()):
                 raise ValueError(f"a filter has numbers of decimal digits, not {number!r:.100}")
@@ -137,7 +137,7 @@ class Writer:
     def keep_until(self, key: str, at_ms: int) -> None:
         """Let a key live at least until `at_ms`, in ms since 1970.
 
-        After all writes, the commit gives the key this expiry, unless the key expires later already.
+        After all writes, the commit gives the key this expiry, also if it has none, unless it expires later already.
         """
         self._writes.keep_until(self._side, self._prefix + key, at_ms)
 

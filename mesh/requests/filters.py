@@ -69,7 +69,7 @@ class Among(NamedTuple):
     @property
     def target(self) -> str:
         """The name of these databases in scripts."""
-        return " ".join(["*", self.name, *[f"{one} {other}" for one, other in self.pairs]])
+        return " ".join(["*", self.name, *[f"{first} {second}" for first, second in self.pairs]])
 
 
 def among(name: str, *numbers: str) -> Among:
