@@ -23,7 +23,7 @@ from mesh.requests.protocol import NEVER, Request
 from mesh.requests.scripts import COMMIT
 from mesh.requests.settlement import DONE
 from mesh.requests.store import Store
-from mesh.testing.record import Sent, sent_of, transactions
+from mesh.testing.record import Sent, sent_of, transactions_of
 from mesh.testing.servers import new_fake_server
 from mesh.wire.codec import decode
 from mesh.wire.link import Link
@@ -76,7 +76,7 @@ class LinkAlone:
         (result,) = decode(await self.shared(*command))
         if result != DONE:
             raise MeshError(f"the commit was refused: {result}")
-        (transaction,) = transactions(command)
+        (transaction,) = transactions_of(command)
         return transaction
 
 
@@ -97,7 +97,7 @@ class Ran(Generic[R]):
     _link: LinkAlone
 
     def read(self, place: Readable[T]) -> T:
-        """Return the value that is stored after the run."""
+        """Return what is stored after the run. `place` is a value, or the field of a hash, of a service's state."""
         if not isinstance(place, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
         stored: T = read_stored(self._link.sync_client, place, self._database)
@@ -120,7 +120,7 @@ def read_stored(sync_client: Any, key_or_field: Key[Any] | Field[Any], database:
 async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], database: int) -> Ran[R]:
     """Run the handler of an operation. `state` has the stored values: key or field -> value.
 
-    Raises what the handler raises.
+    `Operation.run` calls this. Raises what the handler raises.
     """
     if op.handler is None:
         raise UsageError(f"{op.name} has no handler in this program; run it where it is implemented")
@@ -134,11 +134,12 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
     await _prepare(link, state, database)
     effects = Effects(database, "alone", request, later_bound=LATER_BOUND)
+    # The type of the handler's first parameter: a query gets a `Query`, and a command gets a `Transaction`.
     tx_type = get_type_hints(op.handler)[next(iter(inspect.signature(op.handler).parameters))]
     tx = Query(store, request) if tx_type is Query else Transaction(store, request, effects)
     # Body and reply become JSON and are read again, as on the way between two replicas.
     decoded_body = op.decode_body(op.encode_body(body).decode())
-    if isinstance(decoded_body, MeshError):
+    if isinstance(decoded_body, MeshError):  # an InvalidBody, which `decode_body` returns and does not raise
         raise decoded_body
     reply = await (op.handler(tx) if op.body is None else op.handler(tx, decoded_body))
     decoded_reply = op.decode_reply(op.encode_reply(reply).decode())

@@ -34,7 +34,10 @@ _POOL_PREFIX = "asyncio_"
 
 
 class TaskNotThread:
-    """Stands in for `LoopThread`: runs the coroutine in the caller's event loop, and not in a thread."""
+    """Stands in for `LoopThread`, which runs a coroutine in a thread with an event loop of its own.
+
+    Here the coroutine runs in the caller's event loop.
+    """
 
     def __init__(self, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         # The parameters are those of `LoopThread`. Here no thread needs the name.
@@ -76,8 +79,8 @@ class Clock:
         #: the futures of `wait_until_settled`, until the event loop has nothing to do but wait
         self._settle_waiters: list[asyncio.Future[None]] = []
         # Threads and connections that exist already do not count as ones that may wake a task.
-        self._known_threads = set(threading.enumerate())
-        self._known_file_count = len(self._selector.get_map())
+        self._threads_at_start = set(threading.enumerate())
+        self._connection_count_at_start = len(self._selector.get_map())
 
     def time(self) -> float:
         """Return the date, in seconds since 1970."""
@@ -88,7 +91,10 @@ class Clock:
         return self._loop_time_at_start + self._passed_s
 
     def perf_counter(self) -> float:
-        """Return the real time plus the seconds that this clock has jumped over."""
+        """Return the real time plus the seconds that this clock has jumped over.
+
+        So the measured duration of a handler includes the real time of its code, during which this clock stands still.
+        """
         return real_time.perf_counter() + self._passed_s - self._passed_real_s
 
     def __getattr__(self, name: str) -> Any:
@@ -107,7 +113,7 @@ class Clock:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the event loop use this clock for a block. Afterwards the loop's time runs on from there, never back."""
+        """Let the event loop use this clock for a block. Afterwards the loop's time runs on at its real speed."""
         run_in_executor = self._loop.run_in_executor
         self._loop.time = self.monotonic
         self._selector.select = self._select_or_jump
@@ -115,6 +121,7 @@ class Clock:
         try:
             yield
         finally:
+            # How far this clock is ahead of the real one. The loop keeps this, so that its time never goes back.
             ahead_s = self.monotonic() - real_time.monotonic()
             self._loop.time = lambda: real_time.monotonic() + ahead_s
             self._selector.select = self._real_select
@@ -139,12 +146,14 @@ class Clock:
         events = self._real_select(0)
         if events or (timeout is not None and timeout <= 0):
             return events
+        # Here every task waits, so those that wait for this go on before any time passes.
         if self._settle_waiters:
             waiters, self._settle_waiters = self._settle_waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
             return events
+        # A time-out of None: there is no timer to jump to.
         if timeout is None or self._may_be_woken():
             select_began_s = real_time.monotonic()
             events = self._real_select(timeout)
@@ -159,9 +168,9 @@ class Clock:
         """Return whether something outside of the event loop may wake a task: a pool, a thread, or a connection."""
         return (
             self._pool_call_count > 0
-            or len(self._selector.get_map()) > self._known_file_count
+            or len(self._selector.get_map()) > self._connection_count_at_start
             or any(
-                thread not in self._known_threads and not thread.name.startswith(_POOL_PREFIX)
+                thread not in self._threads_at_start and not thread.name.startswith(_POOL_PREFIX)
                 for thread in threading.enumerate()
             )
         )

@@ -18,7 +18,7 @@ from mesh.wire.connection import RedisConnection, pack
 
 #: The answer to INFO over a connection, such as that of `Memory`. `maxmemory:0`: the server has no limit. 7.0 is the
 #: oldest version that the mesh supports.
-INFO = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
+INFO_ANSWER = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
 
 
 def without_flags(script: str) -> str:
@@ -52,7 +52,7 @@ class FakeConnection(RedisConnection):
     """A connection to fakeredis that returns replies as a real server sends them."""
 
     def __init__(self, client: FakeClient, server: fakeredis.FakeServer) -> None:
-        super().__init__(client, timeout_s=5)  # `send` below has no time-out
+        super().__init__(client, timeout_s=5)  # has no effect: `send` below has no time-out
         self._fake_client = client
         self._server = server
         self._client_id = 0
@@ -78,7 +78,7 @@ class FakeConnection(RedisConnection):
         if command[:2] == ("SCRIPT", "LOAD"):
             return self._load(command[2])
         if command[0] == "INFO":
-            return INFO
+            return INFO_ANSWER
         try:
             return await self._fake_client.execute_command(*_for_fake_xpending(command))
         except redis.exceptions.ResponseError as error:

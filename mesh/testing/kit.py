@@ -37,8 +37,9 @@ from mesh.testing.servers import RealServer, new_fake_server
 from mesh.testing.wire import Faults, Gate, KitConnections
 from mesh.testing.workers import Runs
 
-#: A class of settings, and the type of a stored value.
+#: A class of settings.
 M = TypeVar("M", bound=BaseModel)
+#: The type of a stored value.
 R = TypeVar("R")
 
 #: Longest wait for the lease of a new replica, in s of the kit's clock. Usually only a lack of free databases takes so
@@ -74,7 +75,7 @@ class MeshKit(AsyncOnly):
         redis: str | RedisSettings | None = None,
         **settings: Any,
     ) -> None:
-        if type(replicas) is not int or replicas < 0:
+        if type(replicas) is not int or replicas < 0:  # `type`, because True would pass `isinstance`
             raise UsageError(f"replicas= is a number of replicas such as 3, not {replicas!r:.100}")
         # The result is not used: the call raises UsageError for a wrong table here, and not only in the block.
         worker_of(operations)
@@ -82,13 +83,16 @@ class MeshKit(AsyncOnly):
         self._replica_count = replicas
         self._server = new_fake_server() if redis is None else RealServer(redis)
         # fakeredis has no access rules, so there only key names keep replicas apart (`prefix`). A real server has them.
+        # The keyword arguments of the test override this isolation.
         self._settings = _settings_without_environment(
             MeshSettings, redis=self._server.connections.settings, **{"isolation": self._server.isolation, **settings}
         )
         self._clock: Clock | None = None
         self._has_virtual_clock = redis is None
+        #: by number; a replica that has ended keeps its place here
         self._members: list[KitReplica] = []
         self._was_entered = self._is_open = False
+        #: by database: the clients that `redis` has returned
         self._clients: dict[int, Redis] = {}
         self._clock_stack = contextlib.ExitStack()
         self._faults = Faults()
@@ -191,6 +195,7 @@ class MeshKit(AsyncOnly):
 
     def connect(self) -> Block[MeshClient]:
         """Return a client of this mesh that takes no lease: `async with kit.connect() as client:`."""
+        # The gate of a client stays open: a test freezes and kills replicas only.
         connections = KitConnections(self._server.connections, Gate(), self._faults, self._observed)
         return connect(settings=self._settings, connections=connections)
 
@@ -230,8 +235,8 @@ class MeshKit(AsyncOnly):
         """
         if before not in ("handler", "commit"):
             raise UsageError(f'before= is "handler" or "commit", not {before!r:.100}')
-        to_fail = self._runs.runs_to_fail if before == "handler" else self._faults.commits_to_fail
-        to_fail[self._name_of(op)] += times
+        left_to_fail = self._runs.runs_to_fail if before == "handler" else self._faults.commits_to_fail
+        left_to_fail[self._name_of(op)] += times
 
     # Time
 
@@ -264,7 +269,7 @@ class MeshKit(AsyncOnly):
             await asyncio.sleep(seconds)
             return
         await self._clock.wait_until_settled()
-        # `overdue_steps` counts the steps during which the same request or schedule stays overdue.
+        # `overdue_steps` counts the steps since the time at which something is due next has last changed.
         end_s, next_due_s, overdue_steps = self._clock.time() + seconds, 0.0, 0
         while (left_s := end_s - self._clock.time()) > 0:
             previous_due_s, next_due_s = next_due_s, self._next_due_s()
@@ -341,8 +346,8 @@ class MeshKit(AsyncOnly):
         if not isinstance(key, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {key!r:.100}; see redis() for the rest")
         shared, name, field = key.location
-        redis, prefix = (self.redis(), keys.SHARED) if shared else (self.redis(database), keys.own(database))
-        text: Any = await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field))
+        client, prefix = (self.redis(), keys.SHARED) if shared else (self.redis(database), keys.own(database))
+        text: Any = await (client.get(prefix + name) if field is None else client.hget(prefix + name, field))
         return key.read(text)  # decodes the text, and reads nothing from Redis
 
     def _name_of(self, op: AnyOperation) -> str:

@@ -17,7 +17,7 @@ from mesh.testing.servers import KitServer
 from mesh.testing.wire import Gate, KitConnections
 
 #: Pause between two renewals of the other replicas while a new replica waits for its lease. The new replica must see a
-#: renewal of each, so a longer pause makes it wait longer.
+#: renewal of each, so a longer pause makes it wait longer. A shorter pause costs more trips.
 RENEW_PAUSE_S = 0.02
 
 
@@ -45,8 +45,8 @@ class KitReplica:
                 await self._should_leave.wait()
         except Exception as error:
             if self._replica_future.done():
-                raise
-            self._replica_future.set_exception(error)
+                raise  # `raise_own_error` raises it at the end of the test
+            self._replica_future.set_exception(error)  # `wait_for_lease` raises it
 
     async def wait_for_lease(self, others: Sequence[KitReplica] = ()) -> Mesh:
         """Wait for the lease. Raises what `join` raises.

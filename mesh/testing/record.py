@@ -17,10 +17,10 @@ from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
 
-#: Positions in a command that runs commit.lua. At BATCH is the number of the batch. At TRANSACTIONS is one JSON text
-#: with all transactions of the batch; their long words follow it. The words before BATCH are EVALSHA, hash, number of
-#: keys, three keys, holder, how long the result is kept, database, bus and consumer.
-BATCH, TRANSACTIONS = 11, 12
+#: Two positions in a command that runs commit.lua: of the number of the batch, and of one JSON text with all
+#: transactions of the batch. Their long words follow the text. The words before both are EVALSHA, hash, number of keys,
+#: three keys, holder, how long the result is kept, database, bus and consumer: positions 0 to 10.
+BATCH_POSITION, TRANSACTIONS_POSITION = 11, 12
 #: Number of words of each send at the end of a transaction. They are: to, op, key, reply stream, deadline, body, from,
 #: further fields.
 WORDS_PER_SEND = 8
@@ -80,14 +80,14 @@ def carries_batch(command: Command) -> bool:
     )
 
 
-def transactions(command: Sequence[Any]) -> list[list[Any]]:
+def transactions_of(command: Sequence[Any]) -> list[list[Any]]:
     """Return the words of each transaction that a command carries to commit.lua. That file explains their order.
 
     In the batch, a number before each transaction says how many words it has, this number included. A null stands for
     a long word.
     """
-    long_words = iter(command[TRANSACTIONS + 1 :])
-    words = [next(long_words) if word is None else word for word in decode(command[TRANSACTIONS])]
+    long_words = iter(command[TRANSACTIONS_POSITION + 1 :])
+    words = [next(long_words) if word is None else word for word in decode(command[TRANSACTIONS_POSITION])]
     word_lists, start = [], 0
     while start < len(words):
         word_lists.append(words[start + 1 : start + words[start]])
@@ -107,8 +107,8 @@ class Observed:
         self._runs = runs
         #: batches that are noted already: the key with the replica's results, and the number of the batch
         self._noted_batches: set[tuple[str, int]] = set()
-        #: one future for each trip with commits that is under way
-        self._trips: set[asyncio.Future[None]] = set()
+        #: one future for each trip with commits that is under way, done when the trip has ended
+        self._trip_futures: set[asyncio.Future[None]] = set()
         self.committed: list[Committed] = []
         self.sent: list[Sent] = []
 
@@ -116,11 +116,11 @@ class Observed:
     def trip(self) -> Iterator[None]:
         """Count a trip with commits as under way, until its answers are noted or lost."""
         trip_ended = asyncio.get_running_loop().create_future()
-        self._trips.add(trip_ended)
+        self._trip_futures.add(trip_ended)
         try:
             yield
         finally:
-            self._trips.discard(trip_ended)
+            self._trip_futures.discard(trip_ended)
             trip_ended.set_result(None)
 
     async def wait_until_noted(self) -> None:
@@ -129,16 +129,17 @@ class Observed:
         Another connection may see the effect of a commit before the commit is answered. So each answer waits here: a
         test that sees an effect finds its commit in `MeshKit.committed`.
         """
-        if self._trips:
-            await asyncio.wait(self._trips)
+        if self._trip_futures:
+            await asyncio.wait(self._trip_futures)
 
     def note_batch(self, command: Sequence[Any], answer: Any) -> None:
         """Note the transactions of a batch that the server has applied. A batch that was sent again counts once."""
-        batch_name = (str(command[5]), int(command[BATCH]))
-        if not isinstance(answer, str) or batch_name in self._noted_batches:
+        replica_and_number = (str(command[5]), int(command[BATCH_POSITION]))
+        # An error in place of the answer does not say which transactions were applied.
+        if not isinstance(answer, str) or replica_and_number in self._noted_batches:
             return
-        self._noted_batches.add(batch_name)
-        for transaction, result in zip(transactions(command), decode(answer), strict=True):
+        self._noted_batches.add(replica_and_number)
+        for transaction, result in zip(transactions_of(command), decode(answer), strict=True):
             # Word 5 is the status of the reply: a refusal is applied, too, but has no effect.
             if result == DONE and transaction[5] == OK:
                 self._note_transaction(transaction, database=int(command[8]))

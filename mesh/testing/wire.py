@@ -16,12 +16,21 @@ from typing import Any
 import redis.exceptions
 from redis.asyncio import Redis
 
-from mesh.testing.record import BATCH, TRANSACTIONS, Observed, carries_batch, is_commit, op_of, transactions
+from mesh.testing.record import (
+    BATCH_POSITION,
+    TRANSACTIONS_POSITION,
+    Observed,
+    carries_batch,
+    is_commit,
+    op_of,
+    transactions_of,
+)
 from mesh.wire.clients import Connections, Credentials
 from mesh.wire.codec import ENCODER
 from mesh.wire.connection import Command, RedisConnection
 
-#: Pause between two looks of a frozen replica whether it has been thawed.
+#: A frozen replica looks in these intervals whether it has been thawed. With a longer one it goes on later; with a
+#: shorter one, a virtual clock makes more jumps while a test waits.
 THAW_LOOK_S = 0.05
 #: The result of a transaction that `MeshKit.fail` has kept from the server. When its request is given up, the caller's
 #: `GivenUp` has this text.
@@ -111,12 +120,13 @@ class KitConnection(RedisConnection):
     """One connection of a replica of a kit."""
 
     def __init__(self, inner: RedisConnection, gate: Gate, faults: Faults, observed: Observed) -> None:
+        # This object has no connection of its own, so it does not call the base class: `inner` has the connection.
         self._inner = inner
         self._gate = gate
         self._faults = faults
         self._observed = observed
-        #: the number of the last batch, and the positions of those of its transactions that fail. If the batch is sent
-        #: again, the same ones fail. The number 0 is that of no batch.
+        #: The number of the last batch, and the positions of those of its transactions that fail. If the batch is sent
+        #: again, the same ones fail. No batch has the number 0.
         self._last_failures: tuple[int, set[int]] = (0, set())
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -147,21 +157,21 @@ class KitConnection(RedisConnection):
 
         The server never gets these, so they have no effect.
         """
-        all_transactions = transactions(command)
-        if self._last_failures[0] != command[BATCH]:
+        all_transactions = transactions_of(command)
+        if self._last_failures[0] != command[BATCH_POSITION]:
             positions = {
                 position
                 for position, words in enumerate(all_transactions)
                 if self._faults.take_commit_to_fail(op_of(words))
             }
-            self._last_failures = (command[BATCH], positions)
+            self._last_failures = (command[BATCH_POSITION], positions)
         if not self._last_failures[1]:
             return command
         remaining = [words for position, words in enumerate(all_transactions) if position not in self._last_failures[1]]
         # As in the original, a number before each transaction says how many words it has, this number included. There
-        # are no long words any more: `transactions` has put them into their places.
+        # are no long words any more: `transactions_of` has put them into their places.
         return (
-            *command[:TRANSACTIONS],
+            *command[:TRANSACTIONS_POSITION],
             ENCODER.encode([word for words in remaining for word in (len(words) + 1, *words)]),
         )
 
