@@ -4,13 +4,14 @@
 --                                                    wait in order
 --   rate <µs> <burst> delay|refuse <lane>            `burst` requests begin at once, then one after each <µs> (GCRA). A
 --                                                    request that comes too soon is delayed or refused
--- A lane is "<op>:<value>". The entry of a request has the field `limit`, so that scripts that end or move it find its lane.
+-- A lane is "<op>:<value>". A rate has no places: its lane is only the name under which its requests are counted.
+-- The entry of a request has the field `limit`, so that scripts that end or move it find its lane.
 -- Below, `limit` is the text above, and `limit_field` is this field:
 --   lane <concurrency> <name> <lane>    the keys of the lane know the request by `name`, which never changes
 --   rate <lane>
 -- Keys:
 --   mesh:running:{lane}   hash     requests that have a place in the lane: name -> "<stream> <id>", or "mesh:later <name>"
---                                  while the request waits for its next try, or is parked
+--                                  while the request waits for its next try, or is parked. Below, `running` is this key
 --   mesh:lane:{lane}      list     names of the requests that wait for a place, in order; the requests are in mesh:later
 --   mesh:lanes            set      lanes in which a request has a place, or waits for one
 --   mesh:rate:{lane}      string   "<accepted> <written> <begun>", all in µs. `written` is the time of the last change. The
@@ -29,7 +30,7 @@ local function make_limits(options)
   -- Returns the concurrency, the name and the lane of `limit_field`; nothing if the limit is a rate.
   local function lane_of(limit_field) return string.match(limit_field, '^lane (%d+) (%S+) (.*)$') end
 
-  -- `location` is "<stream> <id>", or "mesh:later <name>".
+  -- Returns a true value if a request is still where it was. `location` is "<stream> <id>", or "mesh:later <name>".
   local function request_exists_at(location)
     local stream, id = string.match(location, '^(%S+) (.*)$')
     if stream == 'mesh:later' then return redis.pcall('ZSCORE', stream, id) end
@@ -37,6 +38,7 @@ local function make_limits(options)
     return #entries > 0
   end
 
+  -- Returns the three times of a rate; three zeros if the key is absent, or if somebody has written something else there.
   local function read_rate(lane)
     local text = redis.pcall('GET', 'mesh:rate:' .. lane)
     local accepted_us, written_us, begun_us =
@@ -45,7 +47,8 @@ local function make_limits(options)
   end
 
   local function write_rate(lane, accepted_us, begun_us)
-    -- Once both times have passed, the key says no more than an absent one. So it expires then, one ms after the next whole ms.
+    -- Once both times have passed, the key says no more than an absent one. So it expires then: rounded up, and one ms later,
+    -- so that it never expires too early.
     local lasting_ms = math.ceil((math.max(accepted_us, begun_us) - now_us) / 1000) + 1
     local text = string.format('%.0f %.0f %.0f', accepted_us, now_us, begun_us)
     redis.call('SET', 'mesh:rate:' .. lane, text, 'PX', string.format('%.0f', lasting_ms))
@@ -55,7 +58,7 @@ local function make_limits(options)
   -- No request begins before its time, so `begun_us` is at most a burst ahead of the clock. If it is further ahead, the
   -- server's clock has stepped back, or a new release has a smaller burst or interval. Then `begun_us` is lowered to a burst
   -- ahead of the clock.
-  local function start_after_begun(interval_us, burst, begun_us)
+  local function earliest_start(interval_us, burst, begun_us)
     begun_us = math.max(math.min(begun_us, now_us + burst * interval_us), now_us) + interval_us
     return begun_us - burst * interval_us, begun_us
   end
@@ -64,12 +67,12 @@ local function make_limits(options)
   -- When the server's clock has stepped back, a rate that refuses moves both values back by the same step; otherwise it would
   -- refuse every request until the clock has caught up. A rate that delays keeps them, because the requests that wait keep
   -- the times that they got before the step.
-  local function start_after_accepted(interval_us, burst, excess, lane)
+  local function next_start(interval_us, burst, when_too_soon, lane)
     local accepted_us, written_us, begun_us = read_rate(lane)
-    local step_us = excess == 'refuse' and math.max(written_us - now_us, 0) or 0
+    local step_us = when_too_soon == 'refuse' and math.max(written_us - now_us, 0) or 0
     accepted_us, begun_us = accepted_us - step_us, begun_us - step_us
     accepted_us = math.max(accepted_us, now_us) + interval_us
-    local earliest_us, begun_after_us = start_after_begun(interval_us, burst, begun_us)
+    local earliest_us, begun_after_us = earliest_start(interval_us, burst, begun_us)
     local begins_us = math.max(accepted_us - burst * interval_us, earliest_us)
     return begins_us, accepted_us, begins_us <= now_us and begun_after_us or begun_us
   end
@@ -77,22 +80,22 @@ local function make_limits(options)
   -- By lane: the value that `begun_us` would have if the requests that this run of the script has postponed had begun. So each
   -- postponed request gets a time one interval later than the one before.
   local postponed_us = {}
-  -- Counts a delayed request, whose time has come, as begun. If the rate does not allow that yet, returns a later time (ms).
-  -- This happens when the times of several requests have passed while no replica ran, or the server was down. The rate then
-  -- lets them begin one after the other.
-  function limits.begin(rate)
-    local interval_us, burst, lane = string.match(rate, '^(%d+) (%d+) (.*)$')
+  -- Counts a delayed request, whose time has come, as begun. `rate_field` is the field `rate` of its hash. If the rate does
+  -- not allow that yet, returns a later time (ms). This happens when the times of several requests have passed while no replica
+  -- ran, or the server was down. The rate then lets them begin one after the other.
+  function limits.begin(rate_field)
+    local interval_us, burst, lane = string.match(rate_field, '^(%d+) (%d+) (.*)$')
     local accepted_us, _, begun_us = read_rate(lane)
     local begins_us, begun_after_us =
-      start_after_begun(tonumber(interval_us), tonumber(burst), postponed_us[lane] or begun_us)
+      earliest_start(tonumber(interval_us), tonumber(burst), postponed_us[lane] or begun_us)
     if begins_us <= now_us then return write_rate(lane, accepted_us, begun_after_us) end
     postponed_us[lane] = begun_after_us
     return string.format('%.0f', math.ceil(begins_us / 1000))
   end
 
-  -- Puts a request into mesh:later. The field `first` keeps the time at which the mesh accepted the request: now, on the clock
-  -- by which append.lua makes ids.
-  local function put_later(name, to, words, due)
+  -- Puts a request into mesh:later, where it waits until `due` (ms). The field `first` keeps the time at which the mesh
+  -- accepted the request: now, on the clock by which append.lua makes ids.
+  local function let_wait(name, to, words, due)
     local accepted_ms = math.max(now_ms, ms_of_clock(redis.call('MGET', 'mesh:clock')[1]))
     redis.call('HSET', 'mesh:later:' .. name, 'to', to, 'first', string.format('%.0f-0', accepted_ms), unpack(words))
     -- The hash may have these fields from an earlier wait of the request, for its time or for a rate.
@@ -102,9 +105,10 @@ local function make_limits(options)
 
   -- Puts waiting requests on their streams, the oldest first, while the lane has free places. The oldest request says how many
   -- places the lane has. So when an upgrade changes the concurrency, requests of the earlier release still begin under the old
-  -- number, and the new number applies after them. `running` is the key of the requests that have a place.
+  -- number, and the new number applies after them.
   local function fill_places(lane)
     local running, list_key = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
+    -- Each pass removes one name from the list, or is the last one.
     while true do
       local name = redis.call('LINDEX', list_key, 0)
       if not name then
@@ -145,18 +149,19 @@ local function make_limits(options)
       if type(id) == 'string' then redis.call('HSET', running, name, stream .. ' ' .. id) end
       return id
     end
-    put_later(name, to, words, deadline == '0' and '+inf' or deadline)
+    -- It waits until it gets a place, or until its deadline, at which wake.lua ends it. '0' stands for no deadline.
+    let_wait(name, to, words, deadline == '0' and '+inf' or deadline)
     redis.call('RPUSH', 'mesh:lane:' .. lane, name)
     -- The lane may have a free place although other requests wait: a stream may have refused the entry of the oldest one.
     fill_places(lane)
   end
 
-  local function place_by_rate(name, to, words, interval_us, burst, excess, lane)
-    local begins_us, accepted_us, begun_us = start_after_accepted(interval_us, burst, excess, lane)
+  local function place_by_rate(name, to, words, interval_us, burst, when_too_soon, lane)
+    local begins_us, accepted_us, begun_us = next_start(interval_us, burst, when_too_soon, lane)
     write_rate(lane, accepted_us, begun_us)
     words[#words + 1], words[#words + 2] = 'limit', 'rate ' .. lane
     if begins_us <= now_us then return append('mesh:requests:' .. to, unpack(words)) end
-    put_later(name, to, words, string.format('%.0f', math.ceil(begins_us / 1000)))
+    let_wait(name, to, words, string.format('%.0f', math.ceil(begins_us / 1000)))
     redis.call('HSET', 'mesh:later:' .. name, 'rate', string.format('%.0f %.0f %s', interval_us, burst, lane))
   end
 
@@ -165,9 +170,9 @@ local function make_limits(options)
   function limits.place(limit, name, to, words, deadline)
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
     if lane then return place_in_lane(name, to, words, concurrency, lane, deadline) end
-    local interval_us, burst, excess
-    interval_us, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
-    return place_by_rate(name, to, words, tonumber(interval_us), tonumber(burst), excess, lane)
+    local interval_us, burst, when_too_soon
+    interval_us, burst, when_too_soon, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
+    return place_by_rate(name, to, words, tonumber(interval_us), tonumber(burst), when_too_soon, lane)
   end
 
 --[[ read_error.lua ]]
@@ -177,7 +182,8 @@ local function make_limits(options)
   -- mesh:later takes no request beyond `most_waiting`. Before this request, the caller will place `earlier_count` requests with
   -- the same limit.
   function limits.refusal(limit, deadline, most_waiting, earlier_count)
-    -- Looked at first, even if the request need not wait: a caller may place it in spite of another refusal.
+    -- mesh:later is checked first, also for a request that need not wait: enter.lua lets some requests wait in spite of the
+    -- code 'limited'.
     local later_count = redis.pcall('ZCARD', 'mesh:later')
     local code, about = read_error(later_count, 'mesh:later')
     if code then return code, about end
@@ -189,20 +195,20 @@ local function make_limits(options)
       code, about = read_error(running_count, 'mesh:running:' .. lane)
       if not code then code, about = read_error(waiting_count, 'mesh:lane:' .. lane) end
       if code then return code, about end
-      local waits = waiting_count > 0 or running_count + (earlier_count or 0) >= tonumber(concurrency)
-      if waits and later_is_full then return 'too-many', '' end
-      return nil, nil, waits
+      local must_wait = waiting_count > 0 or running_count + (earlier_count or 0) >= tonumber(concurrency)
+      if must_wait and later_is_full then return 'too-many', '' end
+      return nil, nil, must_wait
     end
-    local interval_us, burst, excess
-    interval_us, burst, excess, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
+    local interval_us, burst, when_too_soon
+    interval_us, burst, when_too_soon, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
     code, about = read_error(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
     if code then return code, about end
-    local begins_us = start_after_accepted(tonumber(interval_us), tonumber(burst), excess, lane)
+    local begins_us = next_start(tonumber(interval_us), tonumber(burst), when_too_soon, lane)
       + (earlier_count or 0) * interval_us
     if begins_us <= now_us then return end
     local begins_ms = math.ceil(begins_us / 1000)
     -- A request that would wait beyond its deadline is refused at once, so that its caller does not wait in vain.
-    if excess == 'refuse' or (deadline ~= '0' and begins_ms >= tonumber(deadline)) then
+    if when_too_soon == 'refuse' or (deadline ~= '0' and begins_ms >= tonumber(deadline)) then
       return 'limited', string.format('%.0f ', begins_ms - now_ms) .. lane
     end
     if later_is_full then return 'too-many', '' end
@@ -227,7 +233,7 @@ local function make_limits(options)
     if lane then redis.pcall('HSET', 'mesh:running:' .. lane, name, stream .. ' ' .. id) end
   end
 
-  -- Returns whether a request waits for a place in its lane.
+  -- Returns whether a request waits for a place in its lane; a false value for a rate, too.
   function limits.waits(limit_field)
     local _, name, lane = lane_of(limit_field)
     return lane and redis.pcall('HEXISTS', 'mesh:running:' .. lane, name) == 0

@@ -9,7 +9,7 @@ local books_key, minutes_key = KEYS[1], KEYS[2]
 --[[ count_by_hand.lua ]]
 -- 3: the request streams begin at KEYS[3].
 local counts = correct_books(books_key, 3)
-local now = redis.call('TIME')[1]
+local now = redis.call('TIME')[1]  -- in seconds
 local id = string.format('%.0f-0', (now - now % 60) * 1000)
 -- XADD refuses an id that is not higher than the last id of the stream. So a second entry for the same minute is refused.
 local added = redis.pcall('XADD', minutes_key, 'MAXLEN', '~', ARGV[1], id, 'accepted', counts[1], 'answered', counts[2],

@@ -30,9 +30,9 @@ local function write_reply(reply_stream, call_name, op, answer)
 end
 
 -- Returns the state of a key, and the sha and the id of its request; nothing if the key is free; or the error of Redis if it
--- is not a hash. The key is also free if somebody has deleted its open request by hand. Below, `found` has the four fields that
--- HMGET names, in this order.
+-- is not a hash. The key is also free if somebody has deleted its open request by hand.
 function once.find(op, key)
+  -- `found` has these four fields, in this order.
   local found = redis.pcall('HMGET', redis_key_of(op, key), 'state', 'sha', 'stream', 'id')
   if found.err then return found end
   if found[1] and (found[1] ~= 'open' or request_exists(found[3] or '', found[4] or '')) then
@@ -53,15 +53,15 @@ end
 
 -- Sets the expiry of the key of an open request: `keep_ms` after its deadline. A request without a deadline holds its key for
 -- a year and `keep_ms`. The key has an expiry because somebody may delete the request by hand. Then nothing else would remove
--- the key. A last argument 'GT' only moves the expiry to a later moment.
+-- the key. With the last argument 'GT', the expiry only moves to a later moment.
 local YEAR_MS = 366 * 86400000
 local function set_expiry(redis_key, keep_ms, ttl_ms, ...)
   redis.call('PEXPIRE', redis_key, string.format('%.0f', (tonumber(keep_ms) or 0) + (ttl_ms or YEAR_MS)), ...)
 end
 
 -- Lets a new request hold its key. `stream` and `id` say where the request is. `ttl_ms` is the time until its deadline; nil if
--- it has none. `wait_ms` is the time until the request is due, if it waits. A request without a deadline holds its key for this
--- time, too. `moved` needs no `wait_ms`: it only moves the expiry to a later moment.
+-- it has none. If the request waits, `wait_ms` is the time until it is due. A request without a deadline holds its key for
+-- `wait_ms`, a year and `keep_ms`.
 function once.open(op, key, sha, request, stream, id, keep_ms, ttl_ms, wait_ms)
   local redis_key = redis_key_of(op, key)
   -- The key may have the callers of a request that somebody has deleted by hand. They called with another body, perhaps.
@@ -81,12 +81,13 @@ end
 
 -- Answers a call with the stored answer.
 function once.repeat_answer(op, key, call_name, reply_stream)
-  local kept = redis.call('HMGET', redis_key_of(op, key), 'state', 'body', 'from', 'asked', 'db')
-  write_reply(reply_stream, call_name, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
+  local stored = redis.call('HMGET', redis_key_of(op, key), 'state', 'body', 'from', 'asked', 'db')
+  write_reply(reply_stream, call_name, op,
+    {status = stored[1], body = stored[2], from = stored[3], asked = stored[4], db = stored[5]})
 end
 
 -- Returns the fields of the hash of a key, by name, if the request with these `fields` holds the key and is open; else a false
--- value.
+-- value. Below, `fields` are the fields of the request's entry, and `facts` those of the key's hash.
 local function facts_while_open(fields)
   local flat = redis.pcall('HGETALL', redis_key_of(fields.op, fields.once))
   local facts = flat.err and {} or options.named(flat)

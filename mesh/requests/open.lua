@@ -9,5 +9,6 @@ for k = 2, 1 + tonumber(ARGV[1]) do
   -- It fails if the group is there already.
   pcall(redis.call, 'XGROUP', 'CREATE', KEYS[k], 'workers', '0', 'MKSTREAM')
 end
+-- 2: the request streams begin at KEYS[2].
 local _, uncounted = correct_books(KEYS[1], 2)
 return uncounted

@@ -15,7 +15,8 @@ local function delay(name, to, due, limit, words)
   return math.max(due - now, 0)
 end
 
--- Puts a request on its stream, or stores it if it must wait for its time or for its limit. It need not get a place in a lane.
+-- Puts a request on its stream, or stores it if it must wait for its time or for its limit. Most of these requests have no
+-- lane, so they get no place in one. `words` are the fields of the entry, to which this function adds those of the options.
 -- `options` has the functions of options.lua. `with` has the request's options, with the names that submit.lua explains, and
 -- `ttl`: the time from now to the deadline (ms), "0" for no deadline. Returns the id of the entry; nothing if the request
 -- waits; or the error of Redis.

@@ -5,7 +5,8 @@
 -- A batch that needs fewer bytes than SMALL is not refused here, and costs no INFO. With a larger SMALL, batches may exceed
 -- the limit by more; with a smaller one, more batches cost an INFO.
 local SMALL = 131072
--- About how many bytes the server needs for a short word that becomes an entry of a hash or a sorted set.
+-- About how many bytes the server needs for a short word that becomes an entry of a hash or a sorted set. With a larger number,
+-- batches are refused although they would fit; with a smaller one, they may exceed the limit by more.
 local BYTES_A_WORD = 128
 local needed = bytes + words_to_store * BYTES_A_WORD
 if not memory_is_full and needed >= SMALL then

@@ -46,12 +46,14 @@ local holder, remembered_ms, databases, most_on_stream = ARGV[1], ARGV[2], tonum
 local sender, reply_to, most_at_once, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
 -- How many words a request has, and the first byte of the address of a gather: "*".
 local REQUEST_WORDS, GATHER = 5, 42
+-- scripts.py writes true here in the variant for a full memory.
 local memory_is_full = false
 
 local held, before, clock = unpack(redis.call('MGET', lease_key, submitted_key, 'mesh:clock'))
 -- A missing lease is not always lost: if the server was emptied, the next renewal may restore the lease.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
+-- If this batch was submitted before, only its answer was lost on the way: return the stored answer.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 -- A batch with a lower number than the latest one comes late, over a connection that its sender has closed. It was sent again
 -- over another connection, and applied.
@@ -96,7 +98,8 @@ local function absence_of(to)
   if live[to] then return end
   local n = tonumber(string.match(to, '^db(%d+)$'))
   if n then live[to] = class_of(n) ~= false end
-  -- Database 0 is leased last, so it is looked up last.
+  -- Looks for a live database of the class `to`; if the address is a database, the loop does not run. Database 0 is leased
+  -- last, so it is looked up last.
   for k = 1, n and 0 or databases do
     if class_of(k % databases) == to then
       live[to] = true
@@ -104,6 +107,7 @@ local function absence_of(to)
     end
   end
   if live[to] then return end
+  -- The database itself, or every database that may be of the class.
   for k = n or 0, n or databases - 1 do
     local expected = redis.call('GET', 'mesh:expected:' .. k)
     if expected and (n or expected == to) then return 'missing' end
@@ -171,7 +175,8 @@ local seldom
 local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
--- `only_reads` says that its requests store nothing, so that they are accepted when memory is full.
+-- Its requests are at request_words[first] to request_words[last]. `only_reads` says that they store nothing, so that they
+-- are accepted when memory is full.
 local function refused(first, last, only_reads)
   for at = first, last, REQUEST_WORDS do
     local to, ttl_and_options, code, about = request_words[at], request_words[at + 3], nil, nil
@@ -238,6 +243,7 @@ function seldom()
   return seldom_functions
 end
 
+-- `head` is the position of the first word of the present group. `first` and `last` are those of its requests' words.
 local results, head = {}, 1
 while head <= words_to_store do
   local first, last, request_count = head + HEAD_WORDS, head + request_words[head] - 1, request_words[head + 1]
@@ -250,6 +256,7 @@ while head <= words_to_store do
     -- If the group is refused, the loop ends at 0, before it begins.
     for at = first, code and 0 or last, REQUEST_WORDS do
       local to, request_name = request_words[at], request_words[at + 2]
+      -- A live address is no gather. This test comes first, because it is quicker than the other one.
       if options[request_words[at + 3]] or (not live[to] and string.byte(to) == GATHER) then
         seldom().put(item, at, to, request_name)
       else

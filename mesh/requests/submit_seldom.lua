@@ -1,5 +1,6 @@
 -- What few batches need. A part of submit.lua that its plain variant lacks; see `variants` of scripts.py. The list
--- `request_words` of submit.lua has the words of each request; submit.lua says in which order.
+-- `request_words` of submit.lua has the words of each request; submit.lua says in which order. Nothing is indented, because
+-- almost the whole file is the body of this function.
 local function make_seldom()
   local seldom = {}
 
@@ -11,9 +12,9 @@ function seldom.read_options(word)
   return ttl
 end
 
--- The databases that hold data, as the commits there have noted; see lease/written.lua.
+-- Returns the databases that hold data, as the commits there have noted; see lease/written.lua. Reads them at the first call.
 local written
-local function holding()
+local function written_databases()
   written = written or redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')
   return written
 end
@@ -23,7 +24,7 @@ local expected, left_out
 local function look_for_missing()
   if expected then return end
   expected, left_out = {}, {}
-  for _, n in ipairs(holding()) do
+  for _, n in ipairs(written_databases()) do
     -- A member that is no number is not from the mesh.
     if tonumber(n) and not class_of(tonumber(n)) then
       local is_expected = redis.call('EXISTS', 'mesh:expected:' .. n) == 1
@@ -33,17 +34,17 @@ local function look_for_missing()
 end
 
 local function holds_data(n)
-  for _, each in ipairs(holding()) do
-    if tonumber(each) == n then return true end
+  for _, member in ipairs(written_databases()) do
+    if tonumber(member) == n then return true end
   end
   return false
 end
 
--- By roster field and database: the class of the database and the value of the field, both from its roster row. All gathers
--- of a batch share these, so that a row is read once. pcall: if somebody has overwritten the row with another type, its
--- database counts as not live, and the script goes on.
+-- Returns the class of a database and one field of its roster row; nothing if it is not live. All gathers of a batch share
+-- `rows`, which has both by field and database, so that a row is read once. pcall: if somebody has overwritten the row with
+-- another type, its database counts as not live, and the script goes on.
 local rows = {}
-local function row_of(n, field)
+local function class_and_field(n, field)
   local row = rows[field .. n]
   if not row then
     row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'class', field)
@@ -55,17 +56,18 @@ local function row_of(n, field)
 end
 
 -- Returns whether a gather asks a database: it is live, and may have what the gather looks for. A live database without a
--- filter is asked. A database with a filter is asked if its filter has both bits of some pair. When
--- a filter is named, its last bit is set, at the offset `bits` (see filters.py). A filter without this bit does not count: its
--- key has expired, or somebody has deleted or overwritten it. Then the database is asked if it holds any data. Only the first
--- GETBIT can meet a key of another type, so only this one is a pcall.
-local function may_have(n, field, pairs_of_bits)
-  local class, key_and_bits = row_of(n, field)
-  local filter_key, bits = string.match(key_and_bits or '', '^(%S+) (%d+)$')
+-- filter is asked. A database with a filter is asked if its filter has both bits of some pair. The field names the key of the
+-- filter and its size: `bit_count`. When a filter is named, one more bit is set, at the offset `bit_count` (see filters.py). A
+-- filter without this bit does not count: its key has expired, or somebody has deleted or overwritten it. Then the database
+-- is asked if it holds any data. Only the first GETBIT can meet a key of another type, so only this one is a pcall.
+local function may_have(n, field, pairs_of_numbers)
+  local class, key_and_bit_count = class_and_field(n, field)
+  local filter_key, bit_count = string.match(key_and_bit_count or '', '^(%S+) (%d+)$')
   if not class or not filter_key then return class end
-  if redis.pcall('GETBIT', filter_key, bits) ~= 1 then return holds_data(n) end
-  for one, other in string.gmatch(pairs_of_bits, '(%d+) (%d+)') do
-    if redis.call('GETBIT', filter_key, one % bits) == 1 and redis.call('GETBIT', filter_key, other % bits) == 1 then
+  if redis.pcall('GETBIT', filter_key, bit_count) ~= 1 then return holds_data(n) end
+  for one, other in string.gmatch(pairs_of_numbers, '(%d+) (%d+)') do
+    if redis.call('GETBIT', filter_key, one % bit_count) == 1
+      and redis.call('GETBIT', filter_key, other % bit_count) == 1 then
       return true
     end
   end
@@ -78,10 +80,10 @@ local asked_by_gather = {}
 function seldom.asked_and_expected(to)
   if not asked_by_gather[to] then
     asked_by_gather[to] = {}
-    local name, pairs_of_bits = string.match(to, '^%* (%S+) ([%d ]+)$')
+    local name, pairs_of_numbers = string.match(to, '^%* (%S+) ([%d ]+)$')
     for n = 0, databases - 1 do
       local is_asked
-      if name then is_asked = may_have(n, 'filter:' .. name, pairs_of_bits) else is_asked = class_of(n) end
+      if name then is_asked = may_have(n, 'filter:' .. name, pairs_of_numbers) else is_asked = class_of(n) end
       if is_asked then table.insert(asked_by_gather[to], 'db' .. n) end
     end
   end
@@ -91,11 +93,11 @@ end
 
 -- Returns why a gather is refused: a code, and what the code is about. Returns nothing if it can be submitted.
 function seldom.gather_refused(to)
-  local asked, expected = seldom.asked_and_expected(to)
-  if #expected > 0 then return 'missing', table.concat(expected, ' ') end
-  for _, each in ipairs(asked) do
+  local asked, expected_back = seldom.asked_and_expected(to)
+  if #expected_back > 0 then return 'missing', table.concat(expected_back, ' ') end
+  for _, address in ipairs(asked) do
     -- '0' for the ttl: of a database's stream only the length is checked, and not how long its requests wait.
-    local code, about = refused_by_queue(each, '0')
+    local code, about = refused_by_queue(address, '0')
     if code then return code, about end
   end
 end
@@ -112,11 +114,11 @@ end
 
 -- Returns why mesh:later takes no further request: a code, and what the code is about. Returns nothing if it takes one.
 -- pcall: if somebody has overwritten mesh:later with another type, only the present group is refused.
-function seldom.refused_by_later(most)
-  local number = redis.pcall('ZCARD', 'mesh:later')
-  local code, about = read_error(number, 'mesh:later')
+function seldom.refused_by_later(most_waiting)
+  local waiting_count = redis.pcall('ZCARD', 'mesh:later')
+  local code, about = read_error(waiting_count, 'mesh:later')
   if code then return code, about end
-  if number >= tonumber(most) then return 'too-many', '' end
+  if waiting_count >= tonumber(most_waiting) then return 'too-many', '' end
 end
 
 -- Submits a request with options. Returns the id of its entry; or "@" and its name if the request waits; or the error of
@@ -135,8 +137,8 @@ end
 -- Submits the requests of a gather. Returns their ids by database, and the databases that hold data and are left out.
 local function put_everywhere(at, to, request_name)
   local ids = {}
-  for _, each in ipairs(seldom.asked_and_expected(to)) do
-    ids[each] = put(at, each, request_name .. '.' .. each, reply_to, unpack(further))
+  for _, address in ipairs(seldom.asked_and_expected(to)) do
+    ids[address] = put(at, address, request_name .. '.' .. address, reply_to, unpack(further))
   end
   return ids, left_out
 end
@@ -165,18 +167,19 @@ function seldom.put(ids, at, to, request_name)
   end
 end
 
-local function forbidden(failed) return {error = 'forbidden', about = failed.err} end
+-- Returns the item of the result for a request that cannot be stored, because of an error of Redis.
+local function forbidden_item(redis_error) return {error = 'forbidden', about = redis_error.err} end
 
 -- Stores a request without a caller until it is due. The address of the request needs no live replica until then. With the
 -- ttl '0', the request gets no deadline when it is due (see wake.lua).
-local function put_later(at, most, due, limit)
+local function put_later(at, most_waiting, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
-  local code, about = seldom.refused_by_later(most)
+  local code, about = seldom.refused_by_later(most_waiting)
   if code then return {error = code, about = about} end
   local words = {'op', request_words[at + 1], 'request', request_words[at + 2], 'from', sender, 'reply_to', '',
     'body', request_words[at + 4], 'ttl', '0', unpack(further)}
-  local failed = delay(request_words[at + 2], request_words[at], due, limit, words)
-  if type(failed) == 'table' then return forbidden(failed) end
+  local wait_ms_or_error = delay(request_words[at + 2], request_words[at], due, limit, words)
+  if type(wait_ms_or_error) == 'table' then return forbidden_item(wait_ms_or_error) end
   accepted = accepted + 1
   return {''}
 end
@@ -184,13 +187,13 @@ end
 -- Submits a request without a caller, and returns its item of the result. In place of a ttl, the request may have
 -- "<most waiting requests> <due>", perhaps with a limit; a "+" before the number of `due` counts it from now.
 function seldom.send(at)
-  local most, due, limit = string.match(request_words[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
-  if due then return put_later(at, most, due, limit) end
+  local most_waiting, due, limit = string.match(request_words[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
+  if due then return put_later(at, most_waiting, due, limit) end
   -- This group has one request, the one at `at`. False: it does not only read, so it is refused when memory is full.
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
   local id = put_or_join(at, request_words[at], request_words[at + 2], '')
-  return type(id) == 'table' and forbidden(id) or {id}
+  return type(id) == 'table' and forbidden_item(id) or {id}
 end
 
   return seldom

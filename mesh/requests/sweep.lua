@@ -10,7 +10,7 @@ local books_key, grace_ms, most_entries, removed_count = KEYS[1], tonumber(ARGV[
 -- 2 µs, so this blocks the server for at most about 2 ms. Lanes are chosen at random, so later sweeps reach the others.
 local MOST_LANES, MOST_PLACES = 100, 1000
 
--- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need".
+-- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need". So it stays false there.
 local is_complete = false
 -- What few sweeps need.
 --[[ append.lua ]]
@@ -27,22 +27,23 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for k = 2, #KEYS do
   -- The answer is an error, and has no entries, if somebody has overwritten the stream.
   for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most_entries)) do
-    local fields, deadline = entry[2], 0
-    for i = 1, #fields, 2 do
-      if fields[i] == 'deadline' then deadline = tonumber(fields[i + 1]) or 0 end
+    local flat, deadline = entry[2], 0
+    for i = 1, #flat, 2 do
+      if flat[i] == 'deadline' then deadline = tonumber(flat[i + 1]) or 0 end
     end
     if deadline > 0 and deadline + grace_ms < now then
       if not is_complete then return -1 end
       -- The stream may have no group: then there is nothing to acknowledge.
       pcall(redis.call, 'XACK', KEYS[k], 'workers', entry[1])
       redis.call('XDEL', KEYS[k], entry[1])
-      end_early(KEYS[k], entry[1], fields, 'expired')
+      end_early(KEYS[k], entry[1], flat, 'expired')
       removed_count = removed_count + 1
     end
   end
 end
 if redis.call('EXISTS', 'mesh:lanes') == 1 then
   if not is_complete then return -1 end
+  -- expire.lua declares `options`, and has made them if it ended a request.
   options = options or make_options()
   options.limits().repair(MOST_LANES, MOST_PLACES)
 end
