@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 WRITE_PRESENCE = Script.beside(__file__, "present.lua")
 #: The scripts that a client runs over its link, beside SUBMIT. If the server does not know one, the link loads it.
 LINK_SCRIPTS = (
-    roster.ROSTER, roster.MISSING, READ_SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
+    roster.READ_ROSTER, roster.READ_MISSING, READ_SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
 )  # fmt: skip
 #: A presence holds for this number of lease ttls, and is renewed once in each ttl. It may hold for longer than a lease:
 #: no replica waits for its end, because a client holds no database. With a larger number, the keys of a dead client

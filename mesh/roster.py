@@ -13,10 +13,11 @@ from mesh.errors import MeshError, NoReplica, Unavailable
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
-ROSTER = Script.beside(__file__, "roster.lua")
-MISSING = Script.beside(__file__, "missing.lua")
+READ_ROSTER = Script.beside(__file__, "roster.lua")
+READ_MISSING = Script.beside(__file__, "missing.lua")
 
-#: How many seconds a caller should wait whose request needs a replica that is away and expected back.
+#: How many seconds a caller should wait whose request needs a replica that is away and expected back. A longer time
+#: holds up callers whose replica is back already; a shorter one brings more requests that are refused again.
 RETRY_AFTER_S = 1
 
 #: Fields of a row that are not part of `Member.load`. Each is an attribute of `Member`, except for `reads`, the highest
@@ -82,7 +83,10 @@ class Member:
 
 
 def _number(text: str | None) -> int:
-    """Return the number in a field; 0 if the field is missing, or if somebody has written another text into it."""
+    """Return the number in a field; 0 if the field is missing, or if somebody has written another text into it.
+
+    The numbers of the mesh have fewer than 20 digits. `int` raises an error for a text of some thousand digits.
+    """
     return int(text) if text and text.isdecimal() and len(text) < 20 else 0
 
 
@@ -100,14 +104,14 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes of a mesh that have a live replica, and those whose only replica is away and expected back."""
+    """The classes of a mesh that have a live replica (`live`), and those whose only replica is expected back."""
 
     live: frozenset[str]
-    #: whose only replica is expected back
+    #: away at the moment, and expected back
     expected: frozenset[str]
 
     def absence(self, name: str) -> MeshError | None:
-        """Return the error of requests to the class `name`; None if the class is live."""
+        """Return the error of a request to the class `name` while no replica of it is live; None if one is live."""
         return None if name in self.live else absence_error(name, is_expected_back=name in self.expected)
 
 
@@ -130,7 +134,7 @@ def absence_error(address: str, *, is_expected_back: bool) -> MeshError:
 
 async def read(link: Link) -> list[Member]:
     """Return all rows of the roster at one moment, read over a link."""
-    return [Member.from_row(row) for row in await link.script(ROSTER, (), keys.MOST_DATABASES)]
+    return [Member.from_row(row) for row in await link.script(READ_ROSTER, (), keys.MOST_DATABASES)]
 
 
 async def read_directly(client: Redis) -> list[Member]:
@@ -139,18 +143,18 @@ async def read_directly(client: Redis) -> list[Member]:
     This is for programs that are not members, such as commands and the supervisor: only members and clients of the mesh
     have a link. The client has `decode_responses`. Raises redis-py's errors.
     """
-    return [Member.from_row(row) for row in await ROSTER.run(client, (), keys.MOST_DATABASES)]
+    return [Member.from_row(row) for row in await READ_ROSTER.run(client, (), keys.MOST_DATABASES)]
 
 
 async def read_missing(link: Link) -> list[Missing]:
     """Return the databases that are missing at one moment, read over a link."""
-    raw_rows = await link.script(MISSING, (keys.WRITTEN,), keys.MOST_DATABASES)
+    raw_rows = await link.script(READ_MISSING, (keys.WRITTEN,), keys.MOST_DATABASES)
     return [_missing_from_row(row) for row in raw_rows]
 
 
 async def read_missing_directly(client: Redis) -> list[Missing]:
     """Return the databases that are missing at one moment, read over a redis-py client as in `read_directly`."""
-    raw_rows = await MISSING.run(client, (keys.WRITTEN,), keys.MOST_DATABASES)
+    raw_rows = await READ_MISSING.run(client, (keys.WRITTEN,), keys.MOST_DATABASES)
     return [_missing_from_row(row) for row in raw_rows]
 
 

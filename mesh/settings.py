@@ -55,7 +55,7 @@ def explain(error: ValidationError) -> str:
     complaints = []
     for details in error.errors():
         name = ".".join(map(str, details["loc"]))
-        # A field with a name of its own in the environment, such as MESH_CLASS, is reported by this name already.
+        # pydantic reports a field with an alias, such as MESH_CLASS, by this name, which already has the prefix.
         complaints.append(
             f"{name if name.isupper() else prefix + name.upper()}: {details['msg'].removeprefix('Value error, ')}"
         )
@@ -78,11 +78,12 @@ def given_or_environment(settings: MeshSettings | None, url: str | None = None) 
 
 
 def _number_or_none(text: str) -> int | None:
+    """Return the number that a text of digits says; None for any other text, such as "", "-1" or "٣"."""
     return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _database_of(url: str) -> int | None:
-    """Return the database at the end of an address, or None. Raises ValueError when it is not a number."""
+    """Return the database at the end of an address; None if it names none. Raises ValueError if it is not a number."""
     path = urlsplit(url).path.strip("/")
     number = _number_or_none(path)
     if path and number is None:
@@ -111,7 +112,8 @@ def _check_address(url: str) -> None:
     try:
         port = parts.port
     except ValueError:
-        # Python's message would repeat the text in place of the port. If the host is missing, it is the password.
+        # Python's message would repeat the text after the last colon. If the host is missing, this is the password.
+        # 0 stands for no valid port, and None for the default port.
         port = 0
     if port == 0:
         raise ValueError("the port of the address must be a number from 1 to 65535")
@@ -156,14 +158,14 @@ class RedisSettings(BaseSettings):
 
     @field_validator("url")
     @classmethod
-    def _usable_address(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             _check_address(value.get_secret_value())
         return value
 
     @field_validator("sentinels")
     @classmethod
-    def _hosts_and_ports(cls, value: str) -> str:
+    def _check_sentinels(cls, value: str) -> str:
         _parse_sentinels(value)
         return value
 
@@ -239,14 +241,15 @@ class MeshSettings(BaseSettings):
 
     @field_validator("classes")
     @classmethod
-    def _letters(cls, value: str) -> str:
+    def _check_classes(cls, value: str) -> str:
         if not value or set(value) - set("ABCD") or len(set(value)) < len(value):
             raise ValueError("write some of the letters A, B, C and D, each once")
         return value
 
     @field_validator("class_")
     @classmethod
-    def _one_of_the_classes(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _check_class(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # `info.data` lacks the classes if they are invalid. Then their own error is enough.
         if value is not None and value not in set(info.data.get("classes", "ABCD")):
             raise ValueError("the class must be one of MESH_CLASSES")
         return value

@@ -16,8 +16,8 @@ from mesh.wire.script import Script, Variants
 
 #: The parts that are in every script that adds, moves or ends requests with options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua", "read_error.lua")
-#: Matches the text of SUBMIT, COMMIT and SWEEP that is seldom needed: their plain variants lack it.
-SELDOM = r"-- What few (?:batches|transactions|sweeps) need\..*-- End of what few need\.\n"
+#: A regular expression for the text of SUBMIT, COMMIT and SWEEP that is seldom needed: their plain variants lack it.
+SELDOM_PATTERN = r"-- What few (?:batches|transactions|sweeps) need\..*-- End of what few need\.\n"
 SUBMIT = Script.beside(
     __file__,
     "submit.lua",
@@ -42,13 +42,13 @@ COMMIT = Script.beside(
     *OPTIONS,
     "place.lua",
 )
-# Each of these scripts is named for its file, whose head says what it does.
+# Each of these scripts is named for its file, whose head says what it does. The further files are parts of the script.
 END = Script.beside(__file__, "end.lua", "expire.lua", "../later/left.lua", *OPTIONS)
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 GIVE_BACK = Script.beside(__file__, "give_back.lua")
 BURY = Script.beside(__file__, "bury.lua", *OPTIONS)
 SWEEP = Script.beside(__file__, "sweep.lua", "expire.lua", *OPTIONS)
-PLAIN_SWEEP = SWEEP.without(SELDOM)
+PLAIN_SWEEP = SWEEP.without(SELDOM_PATTERN)
 OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua", "counts.lua")
 MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua", "counts.lua")
 BOOKS = Script.beside(__file__, "books.lua", "counts.lua")
@@ -62,7 +62,7 @@ def commit_with(fragments: Iterable[str]) -> Script:
 
 def variants(script: Script) -> Variants:
     """Return the variants of SUBMIT, or of a commit script. The link of a replica or a client takes them."""
-    return Variants(script, script.without(SELDOM), when_full(script))
+    return Variants(script, script.without(SELDOM_PATTERN), when_full(script))
 
 
 def when_full(script: Script) -> Script:
@@ -78,6 +78,6 @@ def when_full(script: Script) -> Script:
 #: The scripts that a replica's link runs beside SUBMIT and the commit. If the server does not know one of them, the
 #: link loads it.
 OF_LINK = (
-    roster.ROSTER, roster.MISSING, END, KEEP_ALIVE, FORGET, REDELIVER, GIVE_BACK, BURY, SWEEP, PLAIN_SWEEP, OPEN, BOOKS,
-    MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, READ_SERVED, ASK_SERVES, PUBLISH, filters.NAME,
+    roster.READ_ROSTER, roster.READ_MISSING, END, KEEP_ALIVE, FORGET, REDELIVER, GIVE_BACK, BURY, SWEEP, PLAIN_SWEEP,
+    OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, READ_SERVED, ASK_SERVES, PUBLISH, filters.NAME,
 )  # fmt: skip

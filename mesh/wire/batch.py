@@ -67,7 +67,10 @@ class SendQueue(Generic[T]):
         self._weight += weight
 
     def take(self, most_words: int) -> Items[T]:
-        """Remove and return the oldest items: together at most `most_words`, but at least one item."""
+        """Remove and return the oldest items: together at most `most_words`, but at least one item.
+
+        So an item that alone has more words is sent, too, and does not hold up the queue forever.
+        """
         items = self.items
         if self._weight <= most_words:
             taken = [*items]

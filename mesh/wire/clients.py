@@ -31,7 +31,7 @@ SHARED_CONNECTIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The name and the password of a Redis user."""
+    """The name and the password of a Redis user. A password of None: the user has none."""
 
     username: str
     password: str | None = field(repr=False)
@@ -63,6 +63,7 @@ class _StrictEncoder(Encoder):
     """
 
     def encode(self, value: Any) -> Any:
+        # redis-py's method has no type annotations, and mypy reports its call. So it is in `_Pool` below.
         return value.encode() if isinstance(value, str) else super().encode(value)  # type: ignore[no-untyped-call]
 
 
@@ -88,7 +89,7 @@ class _SentinelPool(SentinelConnectionPool, _Pool):
 
 
 class _SentinelClient(Redis):
-    """A client of one sentinel. Errors of redis-py name it by host and port only, not with all its options."""
+    """A client of one sentinel. Redis-py's errors show its `__repr__`: host and port, and not all its options."""
 
     def __repr__(self) -> str:
         options = self.connection_pool.connection_kwargs
@@ -154,8 +155,8 @@ class Connections:
     def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
         """Return a redis-py client with one connection or, if `shared`, with a pool that several tasks share.
 
-        Its database is `db`, or without `db` the bus database. A command may block in Redis for `block_ms`. So the
-        time-out of the socket is `block_ms` plus the setting `timeout_ms`.
+        Redis shows `name` in CLIENT LIST. The client's database is `db`, or without `db` the bus database. A command
+        may block in Redis for `block_ms`. So the time-out of the socket is `block_ms` plus the setting `timeout_ms`.
         """
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
         pool_size = SHARED_CONNECTIONS if shared else 1
@@ -164,7 +165,7 @@ class Connections:
     def connection(self, name: str, *, block_ms: int = 0) -> RedisConnection:
         """Return one connection to the bus database without redis-py's overhead, for commands that run all the time."""
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
-        # The socket has no time-out: `RedisConnection` has a timer of its own.
+        # The socket has no time-out: `RedisConnection` has one timer for all its trips, which costs less.
         return RedisConnection(self._make_client(name, self.bus, 1, timeout_s, socket_timeout_s=None), timeout_s)
 
     def _make_client(
@@ -206,6 +207,7 @@ class Connections:
             options = dict(parse_url(settings.url.get_secret_value()))
         if self._credentials is not None:
             return options | {"username": self._credentials.username, "password": self._credentials.password}
+        # If the URL has no password, that of the settings is used. A user name in the URL stays.
         return options if "password" in options else _login_options(settings.username, settings.password) | options
 
     def _sentinel_client(self, options: dict[str, Any]) -> Redis:
@@ -215,7 +217,8 @@ class Connections:
         options["ssl"] = options.pop("connection_class", None) is SSLConnection
         tls_options = {name: value for name, value in options.items() if name.startswith("ssl")}
         sentinel_options = {
-            # Seconds; after this, redis-py asks the next sentinel. A shorter time-out might skip a slow sentinel.
+            # Seconds; after this, redis-py asks the next sentinel. A shorter time-out might skip a slow sentinel; with
+            # a longer one, a client finds the master later while a sentinel is away.
             "socket_timeout": 0.5,
             "socket_connect_timeout": 0.5,
             "retry": Retry(NoBackoff(), 0),

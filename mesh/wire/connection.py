@@ -25,12 +25,11 @@ Command = tuple[Any, ...]
 _NO_REPLY_YET = object()
 _CLOSED_TEXT = "the connection to Redis was closed"
 
-
 #: Most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once. With a smaller bound
 #: the next trip would begin sooner, but more commands would be refused as too large.
 MOST_BYTES = 64 * 2**20
-#: An item of a batch has at most MOST_BYTES without these bytes. They are left for the other arguments of the script
-#: that runs the batch, such as its keys.
+#: How many of the MOST_BYTES one item of a batch cannot have: they are left for the other arguments of the script that
+#: runs the batch, such as its keys.
 _BYTES_FOR_COMMAND = 2**16
 
 _ENCODE = ENCODER.encode
@@ -92,6 +91,7 @@ def encode_words(words: Sequence[Any], is_plain: bool = False) -> Encoded:
             # The first element is the number of elements, so + 1. batch.lua puts the long word in place of the null.
             elements[index + 1] = None
         text = _ENCODE(elements)[1:-1]
+    # The weight counts the long words, too, because they are part of the trip.
     return text, element_count + (byte_count >> WEIGHT_SHIFT), [words[index] for index in long_indexes], is_plain
 
 
@@ -102,12 +102,13 @@ def _too_large(byte_count: int) -> TooLarge:
 
 
 class _ReplyProtocol(asyncio.Protocol):
-    """Collects the replies of one round trip at a time. Each connection to Redis has a protocol object of its own.
+    """Collects the replies of one round trip at a time. Each connection to Redis has an object of this class.
 
     One timer serves all round trips, because a timer for each one costs more. If the timer fires before the present
     round trip is overdue, it is set again.
     """
 
+    # `error_from_text` makes an exception of the text of an error reply. `decode_errors` is as in `RedisConnection`.
     def __init__(self, former_protocol: Any, error_from_text: Any, timeout_s: float, decode_errors: str) -> None:
         #: redis-py's own protocol for this transport; it must learn when the connection is lost
         self._former_protocol = former_protocol
@@ -155,7 +156,7 @@ class _ReplyProtocol(asyncio.Protocol):
             self._waiter.set_result(replies)
 
     def _fail_if_overdue(self) -> None:
-        """Fail the waiter if its reply is overdue; else look again when it will be. A timer calls this."""
+        """Fail the waiter if its replies are overdue; else set the timer again. The timer calls this."""
         self._overdue_timer = None
         if self._waiter is None or self._waiter.done():
             return

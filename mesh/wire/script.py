@@ -54,7 +54,7 @@ class Script:
     def without(self, pattern: str) -> Script:
         """Return the script without the one text that matches a pattern. Raises ValueError unless just one matches.
 
-        The plain variants of scripts are made so: see `SELDOM` in requests/scripts.py.
+        The plain variants of scripts are made so: see `SELDOM_PATTERN` in requests/scripts.py.
         """
         source, count = re.subn(pattern, "", self.source, flags=re.DOTALL)
         if count != 1:
