@@ -20,7 +20,7 @@ from mesh.operations.transaction import Transaction
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import Request
 from mesh.requests.store import Store
-from mesh.requests.worker import Handle, Handler, Worker
+from mesh.requests.worker import Handler, HandlerFunction, Worker
 
 # A body, a reply, a stored value, and the name of a hash's field or the id of a value.
 B = TypeVar("B")
@@ -309,7 +309,7 @@ def _types_of(handler: Any) -> tuple[Any, Any, Any]:
     return first_parameter_type, body_type_if_any[0] if body_type_if_any else None, hints["return"]
 
 
-def _command_handle(handler: Any, op: Operation[Any, Any]) -> Handle:
+def _command_handle(handler: Any, op: Operation[Any, Any]) -> HandlerFunction:
     """Return the function that the runner calls for each request of a command. It returns the handler's coroutine.
 
     It is no `async def`: a second coroutine around that of the handler would cost each request time.
@@ -327,7 +327,7 @@ def _command_handle(handler: Any, op: Operation[Any, Any]) -> Handle:
     return handle
 
 
-def _query_handle(handler: Any, op: Operation[Any, Any]) -> Handle:
+def _query_handle(handler: Any, op: Operation[Any, Any]) -> HandlerFunction:
     """Return the function that the runner calls for each request of a query. It returns the handler's coroutine."""
     if op.body is None:
         return lambda request, store, effects: handler(Query(store, request))

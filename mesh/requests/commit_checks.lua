@@ -78,7 +78,7 @@ end
 -- stream, and its id is in order. The replica has chosen the id by an estimate of the server's clock. An id that is too far
 -- ahead would keep the mesh's clock there: see append.lua.
 local MOST_AHEAD_MS = 10
-local function not_passable(k)
+local function wrong_pass(k)
   local clock, time = redis.call('MGET', 'mesh:clock')[1], redis.call('TIME')
   local now, ms = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(string.match(tx[head + 2], '^%d+'))
   -- XLEN has an error, which is a table, if somebody has overwritten the key.
@@ -88,7 +88,7 @@ local function not_passable(k)
 end
 
 local special_checks = {
-  bounded = wrong_size, placed = wrong_place, passable = not_passable, integer = wrong_integer, field = wrong_field,
+  bounded = wrong_size, placed = wrong_place, passable = wrong_pass, integer = wrong_integer, field = wrong_field,
   stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
 }
 -- Makes the check `wanted` of the key tx[k] and of the words after it. Returns the reason if the check fails.

@@ -18,7 +18,7 @@ from mesh.requests.filters import Filter
 from mesh.requests.once import Once, is_kept, key_reused_error
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, error_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Verb, Word, check_words, integer_of, score_of, text_of
-from mesh.requests.writes import Expectations, Writes, are_plain, chunks
+from mesh.requests.writes import Expectations, Writes, chunks, commands_are_plain
 from mesh.wire.codec import encode
 from mesh.wire.connection import Encoded, encode_words
 
@@ -394,7 +394,7 @@ class Effects(Writer):
         word_lists = [*expectations, *writes, *sends]
         words += [word if word.__class__ is str else text_of(word) for word_list in word_lists for word in word_list]
         # The second argument says whether the plain variant of commit.lua, which makes no sends, can run it.
-        return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
+        return encode_words(words, not sends and self.expects.are_plain and commands_are_plain(writes))
 
     def end(self) -> None:
         """Make later writes and sends raise UsageError: those of a task that was not awaited would be lost."""

@@ -28,9 +28,10 @@ from mesh.errors import (
 #: How long the answer to a call with a key is kept, if the call does not say. It is the default of the arguments
 #: `keep=`. A longer time takes more memory of Redis; after it, a repeated call has a second effect.
 KEEP = timedelta(hours=24)
-#: The longest time for which an answer can be kept.
+#: The longest time for which an answer can be kept: until it ends, each answer takes memory of Redis.
 LONGEST_KEEP = timedelta(days=365)
-#: A key becomes a word for scripts and a part of a Redis key's name, and people can read it there.
+#: A key becomes a word for scripts and a part of a Redis key's name, and people can read it there. So it has no spaces
+#: and is short. A SHA-256 in hexadecimal digits, for longer texts, has 64 characters.
 _KEY_PATTERN = re.compile(r"[!-~]{1,200}")
 _ONE_MS = timedelta(milliseconds=1)
 
@@ -54,7 +55,7 @@ class Once:
             )
         if not isinstance(keep, timedelta) or not timedelta(0) < keep <= LONGEST_KEEP:
             raise UsageError(f"keep= is a timedelta such as timedelta(hours=24), at most a year, not {keep!r:.100}")
-        return cls(key, max(1, keep // _ONE_MS))
+        return cls(key, max(1, keep // _ONE_MS))  # Redis would delete a key with an expiry of 0 ms at once
 
     def name(self, op: str) -> str:
         """Return the name of a request to this operation with this key: the same for all requests with the key."""

@@ -35,7 +35,7 @@ NEVER = 0
 _USUAL_FIELDS = ["op", "request", "from", "reply_to", "deadline", "body"]
 #: The fields of a reply that its caller reads.
 _REPLY_FIELDS = ("request", "status", "forwards", "body")
-#: The longest body, in characters: one trip must have room for several.
+#: The longest body, in characters. One trip (`MOST_BYTES` of mesh.wire.connection) must have room for several.
 MOST_BODY = 16 * 2**20
 
 #: The classes and the databases that a mesh can have.
@@ -146,8 +146,9 @@ class Request:
     deadline: int
     body: Any
     deliveries: int = 1
-    #: the name of the call that it belongs to, and its trace context; "" if its sender has none; see `tracing`
+    #: the name of the call that it belongs to; "" if its sender has none; see `tracing`
     call: str = ""
+    #: its trace context; "" if its sender has none
     traceparent: str = ""
     #: how many of its tries have failed
     failed_tries: int = 0
@@ -175,7 +176,7 @@ class Request:
 
     @property
     def at_ms(self) -> int:
-        """When it was sent, in ms of Redis's clock."""
+        """When it was sent, or was due if it was sent for later; in ms of Redis's clock."""
         return int((self.first or self.id).partition("-")[0])
 
     def is_late(self, now_ms: int) -> bool:
@@ -184,21 +185,21 @@ class Request:
 
     @classmethod
     def from_entry(
-        cls, stream: str, id: str, flat: Sequence[str], deliveries: int = 1, decode: Decode = decode_object
+        cls, stream: str, id: str, flat: Sequence[str], deliveries: int = 1, read_body: Decode = decode_object
     ) -> Request:
         """Read an entry, which is a list of names and values in turn. Raises ValueError if it is not a request."""
         # Most requests have a caller, and no further fields. All other entries are read field by field below.
         if flat[::2] == _USUAL_FIELDS:
             _, op, _, key, _, sender, _, reply_to, _, deadline_text, _, body_text = flat
             if reply_to.startswith(keys.REPLIES):
-                return cls(stream, id, op, key, sender, reply_to, int(deadline_text), decode(body_text), deliveries)
+                return cls(stream, id, op, key, sender, reply_to, int(deadline_text), read_body(body_text), deliveries)
         fields = fields_of(flat)
         get = fields.get
         reply_to = get("reply_to", "")
         if reply_to and not reply_to.startswith(keys.REPLIES):
             raise ValueError(f"its field reply_to must begin with {keys.REPLIES}")
         try:
-            op, body, deadline = fields["op"], decode(fields["body"]), int(get("deadline", NEVER))
+            op, body, deadline = fields["op"], read_body(fields["body"]), int(get("deadline", NEVER))
             return cls(
                 stream, id, op, get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
                 get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),

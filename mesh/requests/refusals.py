@@ -76,10 +76,12 @@ def too_many_error() -> Busy:
 
 def limited_error(about: str) -> Limited:
     """Return the error for a request that comes too soon. `about`: ms until its rate allows it, and its lane."""
-    ms, _, lane = about.partition(" ")
+    wait_ms, _, lane = about.partition(" ")
     op, _, value = lane.partition(":")
     op_and_value = f"{op} for {value!r:.100}" if value else op
-    return Limited(f"too many requests of {op_and_value}; retry after {int(ms) / 1000:g} s", retry_after=int(ms) / 1000)
+    return Limited(
+        f"too many requests of {op_and_value}; retry after {int(wait_ms) / 1000:g} s", retry_after=int(wait_ms) / 1000
+    )
 
 
 def incomplete_error(databases: list[int]) -> Incomplete:

@@ -30,7 +30,8 @@ from mesh.requests.worker import Handler, Worker
 
 log = structlog.get_logger(__name__)
 
-#: A request is given up after so many conflicts. Each conflict means that another request was committed.
+#: A request is given up after so many conflicts. Each conflict means that another request was committed. With a smaller
+#: number, more requests at busy keys are given up; with a larger one, a request may cost more runs of its handler.
 MOST_CONFLICTS = 100
 #: A request on a database's stream that finds no room among the waiting requests asks for room again after this pause.
 #: Shorter pauses load the server more; longer ones hold up the next requests of this database.
@@ -40,8 +41,10 @@ ENTER_AGAIN_S = 0.25
 #: replica that serves the operation is free.
 LONGEST_HAND_ON_MS = 250
 #: How many durations `Runner.last_durations_us` keeps. The roster row shows their median and their 99th percentile.
+#: With fewer, single slow requests would decide the percentile; with more, the figures would show a change later.
 DURATIONS_KEPT = 512
-#: If a handler blocks the event loop for longer than this, the log names its operation.
+#: If a handler blocks the event loop for longer than this, the log names its operation. With a shorter time, the log
+#: would also name handlers that were only slowed down by a busy machine.
 BLOCKED_S = 0.1
 
 #: The outcome of an attempt at a request, and its reason as text: for the log, for a dead letter, or "".
@@ -83,7 +86,7 @@ class Runner:
     # The checks come first, because a request that they end needs no transaction. `request.call` is the X-Request-Id of
     # the HTTP request that caused this request, or another name that the sender has set. A sender that creates spans
     # may have set no name: then `call` is empty, but `traceparent` is not. `delivery_traceparent` is the context of the
-    # span of this delivery.
+    # span of this delivery. The checks may wait, so the run of the handler begins later than the attempt.
     async def _attempt(self, work: Work, after_s: float, delivery_traceparent: str = "") -> OutcomeAndReason | None:
         host, request, handler = self._host, work.request, work.handler
         if after_s:
@@ -129,7 +132,7 @@ class Runner:
             if isinstance(error, LeaseLost) and host.link.closed:
                 raise  # the membership is over; if the link is still open, the handler itself has raised LeaseLost
             return self._outcome_of_exception(work, error)
-        host.link.commit(encoded, work, first=work.conflicts > 0)  # behind new requests it would meet the next conflict
+        host.link.commit(encoded, work, first=work.conflicts > 0)  # behind others it would conflict with their commits
         for due in transaction.dues:
             host.note_due(due.moment_ms(host.now_ms()))  # at this time our replica wakes what is due
         work.committing = True
@@ -272,6 +275,7 @@ class Runner:
                 log.error("reply cannot be sent", op=request.op, id=request.id, reason=printable(error.detail))
             self._turn_into_refusal(transaction, error)
         finally:
+            # A handler that never waited has blocked the event loop for its whole run.
             blocked_s = perf_counter() - run_began if remaining_steps is None else remaining_steps.longest_s
             if blocked_s > BLOCKED_S:
                 blocked_ms = round(blocked_s * 1000)
@@ -323,6 +327,7 @@ class Runner:
             return self._log_crash(work, error)
         failed_tries = request.failed_tries + 1
         pause_ms = retry.pause_ms(failed_tries)
+        # `pause_ms` is None if no try is left: then it does not matter here.
         is_too_late = request.deadline != NEVER and self._host.now_ms() + (pause_ms or 0) >= request.deadline
         if pause_ms is None or is_too_late:
             return Outcome.HOPELESS, self._log_crash(work, error)[1]

@@ -50,6 +50,7 @@ KEY_REUSED = f"{KeyReused.code} "
 
 def contended_key(answer: str) -> str:
     """Return the key that the answer of commit.lua names after a conflict; of a hash also the field, after a space."""
+    # Before the space is the side. If the hash is empty, `hash_and_name` begins with a space.
     _, _, hash_and_name = answer.removeprefix(CONFLICT).partition(" ")
     return hash_and_name.strip()
 
@@ -141,7 +142,10 @@ Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseRequest
 
 
 def outcome_of(answer: str, *, has_caller: bool) -> Outcome:
-    """Return the outcome of a commit from the answer of commit.lua. `has_caller`: a caller waits for the reply."""
+    """Return the outcome of a commit from the answer of commit.lua. `has_caller`: a caller waits for the reply.
+
+    Any other answer says why a write or a send is not possible: then the attempt has crashed.
+    """
     if answer == DONE:
         return Outcome.DONE
     if answer == NOT_MINE:
@@ -150,6 +154,8 @@ def outcome_of(answer: str, *, has_caller: bool) -> Outcome:
         return Outcome.CONFLICT
     if answer == FULL or answer.startswith((TOO_MANY, LIMITED)):
         return Outcome.NOT_ALLOWED
+    # Without a caller, the consumer tries again what is not allowed, because room comes back. A used key stays used for
+    # long, so trying again would not help.
     if answer.startswith(KEY_REUSED):
         return Outcome.NOT_ALLOWED if has_caller else Outcome.HOPELESS
     return Outcome.CRASHED

@@ -20,14 +20,15 @@ def _sendable(*words: Word) -> Sequence[Word]:
 class Reader:
     """Read-only commands on keys that all begin with one prefix.
 
-    `key` and `names` are names of Redis keys without this prefix. `own`: the keys are in the replica's own database.
+    `key` and `names` are names of Redis keys without this prefix. `is_own`: the keys are in the replica's own database,
+    and else in the bus database.
     """
 
-    def __init__(self, link: Link, prefix: str, own: bool) -> None:
+    def __init__(self, link: Link, prefix: str, is_own: bool) -> None:
         #: sends one command to the database of these keys
-        self._run = link.own if own else link.shared
+        self._run = link.own if is_own else link.shared
         self._link = link
-        self._own = own
+        self._is_own = is_own
         self.prefix = prefix
 
     async def get(self, key: str) -> str | None:
@@ -71,16 +72,18 @@ class Reader:
 
     async def script(self, script: Script, names: list[str], *args: Word) -> Any:
         """Run a script that only reads; `names` become its KEYS."""
-        return await self._link.script(script, [self.prefix + name for name in names], *_sendable(*args), own=self._own)
+        return await self._link.script(
+            script, [self.prefix + name for name in names], *_sendable(*args), own=self._is_own
+        )
 
 
 class Store(Reader):
     """Reads the replica's own database; it writes nothing. `shared` reads the keys that replicas share."""
 
     def __init__(self, link: Link, database: int, cls: str) -> None:
-        super().__init__(link, keys.own(database), own=True)
+        super().__init__(link, keys.own(database), is_own=True)
         self.cls = cls
-        self.shared = Reader(link, keys.SHARED, own=False)
+        self.shared = Reader(link, keys.SHARED, is_own=False)
         self.database = database
 
     async def is_held(self, database: int) -> bool:

@@ -30,7 +30,8 @@ log = structlog.get_logger(__name__)
 #: bodies of the replies since the last trim have more than REPLY_CHARACTERS_KEPT characters, the next trim leaves only
 #: the last reply.
 REPLIES_KEPT, REPLY_CHARACTERS_KEPT = 256, 1 << 20
-#: After parsing replies for this long, the reader lets the event loop run other tasks: a longer time makes them wait.
+#: After parsing replies for this long, the reader lets the event loop run other tasks. A longer time makes them wait; a
+#: shorter one costs more turns of the event loop.
 PARSE_S = 0.004
 #: Pause after replies could not be read. Callers wait meanwhile, so it is short.
 READ_PAUSE_S = 0.1
@@ -90,18 +91,21 @@ async def remove(link: Link, removals: Sequence[Removal]) -> int:
 
 
 async def sweep(link: Link, streams: Sequence[str]) -> int:
-    """Remove requests whose deadline passed more than SWEEP_GRACE_MS ago. Return how many were removed."""
+    """Remove requests whose deadline passed more than SWEEP_GRACE_MS ago. Return how many were removed.
+
+    Every replica calls this again and again.
+    """
     key_names = [keys.BOOKS, *streams]
     # One run looks at 100 entries of each stream at most, because the server does nothing else meanwhile. -1: the plain
     # variant has found work that it cannot do.
-    removed = int(await link.script(PLAIN_SWEEP, key_names, SWEEP_GRACE_MS, 100))
-    return removed if removed >= 0 else int(await link.script(SWEEP, key_names, SWEEP_GRACE_MS, 100))
+    removed_count = int(await link.script(PLAIN_SWEEP, key_names, SWEEP_GRACE_MS, 100))
+    return removed_count if removed_count >= 0 else int(await link.script(SWEEP, key_names, SWEEP_GRACE_MS, 100))
 
 
 async def keep_minute(link: Link, streams: Sequence[str]) -> bool:
     """Correct the books for changes by hand, and store a copy of them if this minute has none.
 
-    Return whether this call stored the copy. Every replica calls this again and again; the copies show how the books
+    Return whether this call stored the copy. Every replica calls this after `sweep`; the copies show how the books
     changed.
     """
     return bool(await link.script(MINUTE, [keys.BOOKS, keys.MINUTES, *streams], keys.MINUTES_KEPT))
@@ -180,7 +184,7 @@ class ReplyReader:
     async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
         """Wait for new replies, at most BLOCK_MS; call `take` with each and the words of its entry; trim old ones."""
         read_began, self._in_place_count = time.monotonic(), 0
-        # At most 512 replies at once, to bound the memory of one answer.
+        # At most 512 replies at once, to bound the memory of one answer. A smaller number would need more trips.
         commands: list[tuple[Any, ...]] = [
             ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self.stream, self._last_id)
         ]

@@ -34,7 +34,8 @@ class Tasks:
         is_alone = len(works) == 1
         for work in works:
             request = work.request
-            # A request with a call or a trace sets context variables, so its task is not shared.
+            # A request that comes alone has nothing to share a task with. A request with a call or a trace sets context
+            # variables, so its task is not shared.
             if is_alone or request.call or request.traceparent or request.op in self._ops_with_own_tasks:
                 work.task = self._loop.create_task(self._work_on(work))
             else:

@@ -33,7 +33,8 @@ TRACEPARENT: ContextVar[str] = ContextVar("mesh_traceparent", default="")
 #: can show. None if nobody wants them.
 TRAIL: ContextVar[list[tuple[str, Mapping[str, str]]] | None] = ContextVar("mesh_trail", default=None)
 
-#: The values that the field `call` of an entry may have: readable, and without spaces.
+#: The values that the field `call` of an entry may have: readable, without spaces, and short, because each entry of the
+#: call repeats them.
 _CALL_PATTERN = re.compile(r"[!-~]{1,200}")
 _TRACEPARENT_PATTERN = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -97,6 +98,7 @@ def replying(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _messaging(stream: str, op: str) -> dict[str, Any]:
+    """Return the attributes that the spans of submissions and deliveries share."""
     return {"messaging.system": "redis", "messaging.destination.name": stream, "messaging.operation.name": op}
 
 
@@ -132,22 +134,22 @@ def _parent() -> Any:
     """Return the context that makes a new span a child of the span in TRACEPARENT.
 
     Returns None, which makes it a child of the current span, if TRACEPARENT is not set or names the same trace as the
-    current span.
+    current span: then the current span is the nearer parent.
     """
-    current_context, current_traceparent = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
+    current_context, parent_traceparent = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
     if (
-        not current_traceparent
+        not parent_traceparent
         or (  # its characters 3 to 34 are the id of the trace
-            current_context.is_valid and f"{current_context.trace_id:032x}" == current_traceparent[3:35]
+            current_context.is_valid and f"{current_context.trace_id:032x}" == parent_traceparent[3:35]
         )
     ):
         return None
-    _, trace_hex, span_hex, flags_hex = current_traceparent.split("-")
+    _, trace_hex, span_hex, flags_hex = parent_traceparent.split("-")
     # True: the span is of another process or of another task.
-    remote = _trace.SpanContext(int(trace_hex, 16), int(span_hex, 16), True, _trace.TraceFlags(int(flags_hex, 16)))
-    return _trace.set_span_in_context(_trace.NonRecordingSpan(remote))
+    parent = _trace.SpanContext(int(trace_hex, 16), int(span_hex, 16), True, _trace.TraceFlags(int(flags_hex, 16)))
+    return _trace.set_span_in_context(_trace.NonRecordingSpan(parent))
 
 
-def _traceparent_of(span: Any) -> str:
-    context = span.get_span_context()
+def _traceparent_of(new_span: Any) -> str:
+    context = new_span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"

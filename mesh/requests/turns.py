@@ -34,9 +34,11 @@ PATIENCE_S = 0.25
 #: A turn may last this many times the shortest of the last runs at its key. A larger factor lets a slow handler hold up
 #: the others for longer; with a smaller one, more turns end too early.
 RUNS_PER_TURN = 4
-#: How many of the last runs at a key are remembered: their durations decide how long a turn may last.
+#: How many of the last runs at a key are remembered: the shortest of them decides how long a turn may last. With more,
+#: a turn follows a change of the handler's speed later; with fewer, single slow runs lengthen the turns.
 RUNS_REMEMBERED = 8
-#: Conflicts are counted for at most this number of keys. Beyond it, the keys with the fewest conflicts are forgotten.
+#: Conflicts are counted for at most this number of keys, which bounds the memory that the counts take. Beyond it, the
+#: keys with the fewest conflicts are forgotten.
 MOST_KEYS = 1000
 
 
@@ -83,7 +85,7 @@ class Turns(Generic[W]):
     def __init__(self, begin: Callable[[W], None]) -> None:
         self._begin = begin
         self._queues: dict[str, _Queue[W]] = {}
-        #: at which key a request holds the turn, waits for it, or runs on without it
+        #: by request: the key at which it holds the turn, waits for it, or runs on without it
         self._key_of: dict[W, str] = {}
         #: by key: how many conflicts there were; the metrics show the highest of these numbers
         self.conflicts_by_key: Counter[str] = Counter()
@@ -111,6 +113,7 @@ class Turns(Generic[W]):
 
         Return whether the request was in the queue, so that it does not run.
         """
+        # Without a turn, the key is "": no queue has this key.
         queue = self._queues.get(key := self._key_of.pop(work, ""))
         if queue is None:
             return False
@@ -125,6 +128,7 @@ class Turns(Generic[W]):
         return False
 
     def _run(self, work: W, queue: _Queue[W]) -> None:
+        """Run a request again, and remember how long its run before took, if that was at this key."""
         queue.end_run(work)
         queue.run_began_at[work] = asyncio.get_running_loop().time()
         self._begin(work)

@@ -18,8 +18,9 @@ Word = str | int
 #: Checks the arguments of a verb (its words after the key), and returns them as they are sent. Raises ValueError.
 Check = Callable[[Sequence[Word]], Sequence[Word]]
 
-#: Most words of one command: Lua can pass about 8,000 to a function. Even, so that a pair is never divided.
-MOST_WORDS = 4000
+#: Most words of one command, apart from its verb and keys. Lua can pass about 8,000 to a function. The number is even,
+#: so that a pair is never divided.
+MOST_COMMAND_WORDS = 4000
 #: Largest value of a counter. Redis's integers have 64 bits, but Lua compares them as doubles, which near 2**63 are
 #: rounded to multiples of 1,024. The bound is 4,096 below 2**63, which is more than this rounding.
 MOST_INTEGER = 2**63 - 4096
@@ -33,18 +34,19 @@ ABSENT = "none"
 _SCORE = re.compile(r"[-+]?([0-9.]+(e[-+]?[0-9]+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 #: An integer of 64 bits has 19 digits at most.
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
-#: the types of words that need no check
+#: The types of words that need no check.
 _TEXT_ONLY = frozenset((str,))
 #: Handlers without a type checker also pass float and bytes.
 _SENDABLE = (str, int, float, bytes)
-#: Python prints every integer of at most this number of bits. It refuses to print an integer of some thousand digits,
-#: and the C client would then end the process. So `check_words` prints each larger integer, and raises the error before
-#: the client meets it.
+#: Python prints every integer of at most this number of bits: its limit is never below 640 digits, or 2,126 bits. It
+#: refuses to print an integer beyond its limit, and the C client would then end the process. So `check_words` prints
+#: each integer of more bits, and raises the error before the client meets it.
 _PRINTABLE_BITS = 2000
 
 
 def check_words(words: Sequence[Word]) -> None:
     """Raise TypeError or ValueError for a word that cannot be sent to Redis."""
+    # This test of all types at once saves time only if there are several words.
     if len(words) > 1 and _TEXT_ONLY.issuperset(map(type, words)):
         return
     for word in words:
@@ -60,6 +62,7 @@ def text_of(word: object) -> str:
     """Return the text that Redis stores for a word that passed `check_words`. ValueError: the bytes are not UTF-8."""
     if word.__class__ is int or isinstance(word, int | float):
         return str(word)
+    # `str.__str__`: a subclass of str, such as an enum, may have a `__str__` that returns another text.
     return word.decode() if isinstance(word, bytes) else str.__str__(word)
 
 
@@ -75,7 +78,10 @@ def integer_of(word: Word, least: int, most: int) -> int:
 
 
 def score_of(word: Word | float) -> Word:
-    """Return a score in a form that Redis reads. Raises ValueError if it is not a number."""
+    """Return a score in a form that Redis reads. Raises ValueError if it is not a number.
+
+    An integer of 64 bits stays as it is. A larger one is rounded to a float, as Redis itself would round it.
+    """
     if type(word) is int and -(2**63) < word < 2**63:
         return word
     # Python reads more texts as numbers than Redis does.
@@ -88,16 +94,16 @@ def score_of(word: Word | float) -> Word:
         raise ValueError(f"a score is a number, not {word!r:.100}") from error
     if math.isnan(number):
         raise ValueError("a score is a number, not NaN")
-    if math.isinf(number) and isinstance(word, str) and word[-1].isdigit():
+    if math.isinf(number) and isinstance(word, str) and word[-1].isdigit():  # such as "1e999"
         raise ValueError(f"a score is a number of at most 64 bits, not {word!r:.100}")
     return repr(number)
 
 
-# Each function from `_no_args` to `_entry_args` is a `Check`.
-
-
 def _unix_ms(word: Word) -> int:
     return integer_of(word, 1, LATEST_MS)
+
+
+# Each function from here to `_entry_args` is a `Check`.
 
 
 def _no_args(args: Sequence[Word]) -> Sequence[Word]:
@@ -163,6 +169,7 @@ def _field_and_increment_args(args: Sequence[Word]) -> Sequence[Word]:
 def _range_args(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 2:
         raise ValueError("it takes a key, a first and a last index")
+    # 64 bits, of which only the lowest integer is left out. No list is long enough for an index near these bounds.
     return [integer_of(index, -(2**63) + 1, 2**63 - 1) for index in args]
 
 
@@ -170,13 +177,14 @@ def _entry_args(args: Sequence[Word]) -> Sequence[Word]:
     """Check the arguments of XADD after its key. The id must be "*", so that the server chooses it."""
     match args:
         case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:  # "~": about `count` entries, "=": exactly
+            # A larger bound would trim nothing in practice: 2**31 entries take 20 GB and more.
             before_fields: list[Word] = ["MAXLEN", exactness, integer_of(count, 0, 2**31), "*"]
         case ["*", *fields]:
             before_fields = ["*"]
         case _:
             raise ValueError("it takes a key, [MAXLEN ~|= count], the id *, and pairs of field and value")
-    if len(fields) > MOST_WORDS:
-        raise ValueError(f"an entry has at most {MOST_WORDS // 2} fields")
+    if len(fields) > MOST_COMMAND_WORDS:
+        raise ValueError(f"an entry has at most {MOST_COMMAND_WORDS // 2} fields")
     return [*before_fields, *_pairs_of_args(fields)]
 
 
@@ -186,8 +194,8 @@ class Verb:
 
     `needs` has one item for each of its keys: the type that the key must have and then keeps, or another check of
     commit.lua. A verb without `needs` gives its key the type `makes`, or leaves its type as it is if `makes` is "".
-    `check` checks the arguments. If a verb of Redis `is_variadic`, it takes any number of arguments, so two writes in a
-    row on the same key become one command.
+    `check` checks the arguments of a verb of Redis. If such a verb `is_variadic`, it takes any number of arguments, so
+    two writes in a row on the same key become one command.
     """
 
     needs: tuple[str, ...]
@@ -269,11 +277,11 @@ GUARDABLE_READS = {
 
 def checked_args(verb: str, args: Sequence[Word]) -> Sequence[Word]:
     """Return the arguments of a command in a form that Redis certainly accepts. Raises ValueError, TypeError."""
-    facts = VERBS.get(verb)
-    if facts is None or not verb.isupper():
+    verb_facts = VERBS.get(verb)
+    if verb_facts is None or not verb.isupper():  # a verb in small letters has a method of its own
         raise ValueError(f"{verb} is not a verb of transactions")
     check_words(args)
     try:
-        return facts.check(args)
+        return verb_facts.check(args)
     except ValueError as error:
         raise ValueError(f"{verb} cannot be written: {error}") from error

@@ -35,18 +35,18 @@ class Work:
         self.request = request
         self.handler = handler
         self.task: asyncio.Task[None] | None = None
-        #: its transaction is with the link; its task has ended
+        #: whether its transaction is with the link; its task has ended then
         self.committing = False
         #: how many conflicts it met in this delivery, and the key of the last one
         self.conflicts = 0
         self.conflict_key = ""
         #: why its last attempt failed, so that the log shows the traceback of the same reason only once
         self.last_reason = ""
-        #: Its result no longer matters here: another consumer has it or will get it, or its deadline has passed.
+        #: whether its result no longer matters here: another consumer has or will get it, or its deadline has passed
         self.abandoned = False
         #: for how long (ms) it leaves its stream and waits: before its next try, or because it is handed on
         self.pause_ms = 0
-        #: its deadline passed while it was in progress
+        #: whether its deadline passed while it was in progress
         self.late = False
         #: resolved when the work ends; None on a class's stream, where no other request waits for that
         self.ended_future: asyncio.Future[None] | None = None
@@ -57,7 +57,7 @@ class Work:
         self._committer = committer
 
     def done(self) -> bool:
-        """Return False: only the link passes a result to it, and only once."""
+        """Return False: the link may pass a result. Only the link does so, and only once."""
         return False
 
     def set_result(self, answer: str) -> None:
@@ -85,6 +85,7 @@ class Counters:
     done: int = 0
     #: refusals by handlers and checks, one for each run; dead letters are not among them
     refused: int = 0
+    #: how often a commit found that an expectation did not hold
     conflicts: int = 0
     #: attempts that failed, after which the request is delivered again or waits for its next try
     crashed: int = 0

@@ -18,7 +18,7 @@ from mesh.wire.script import Script
 
 #: Handles one request. Gets the request, a reader of the replica's keys and the shared ones, and the transaction.
 #: Returns the body of the reply, as `Handler` says.
-Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
+HandlerFunction = Callable[[Request, Store, Effects], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Handler:
     """
 
     op: str
-    handle: Handle
+    handle: HandlerFunction
     has_effect: bool
     decode: Decode = decode_object
     encode: Callable[[Any], bytes] | None = None
@@ -62,13 +62,13 @@ class Worker:
         #: by operation: when it runs by itself
         self.schedules: dict[str, Schedule] = {}
 
-    def handles(self, op: str, *, effect: bool = True) -> Callable[[Handle], Handle]:
+    def handles(self, op: str, *, effect: bool = True) -> Callable[[HandlerFunction], HandlerFunction]:
         """Return a decorator that registers a handler. `effect=False`: it only reads.
 
         The handler returns the body of the reply. If the handler raises a MeshError, the caller gets this error.
         """
 
-        def register(handle: Handle) -> Handle:
+        def register(handle: HandlerFunction) -> HandlerFunction:
             self.add(Handler(op, handle, effect))
             return handle
 
@@ -89,11 +89,15 @@ class Worker:
         self.fragments += fragments
 
     def include(self, other: Worker) -> None:
-        """Take over another table's operations, scripts and verbs."""
+        """Take over another table's operations, scripts, schedules and verbs.
+
+        Raises ValueError if an operation or a verb is there already.
+        """
         for handler in other._handlers.values():
             self.add(handler)
         self.scripts += other.scripts
         self.schedules |= other.schedules
+        # Each table has the verbs of VERBS, so only the others are new.
         self._add_verbs({name: verb for name, verb in other.verbs.items() if name not in VERBS}, other.fragments)
 
     def add(self, handler: Handler) -> None:
@@ -111,7 +115,7 @@ class Worker:
         return frozenset(op for op, handler in self._handlers.items() if not handler.has_effect)
 
     def definitions(self, version: str) -> dict[str, str]:
-        """Return what the key `mesh:operations` says of each operation, as JSON by name. `version`: of the program."""
+        """Return what `mesh:operations` says of each operation: JSON by name. `version` is that of the program."""
         return {name: encode(_definition(handler, version)) for name, handler in self._handlers.items()}
 
     @property

@@ -10,8 +10,8 @@ from mesh.requests.verbs import (
     ABSENT,
     GUARDABLE_READS,
     LATEST_MS,
+    MOST_COMMAND_WORDS,
     MOST_INTEGER,
-    MOST_WORDS,
     VERBS,
     Verb,
     Word,
@@ -28,15 +28,15 @@ class Expectations:
     their own, without values, so that no value can be mistaken for an absent one.
     """
 
-    __slots__ = ("_absent", "_answers", "_present")
+    __slots__ = ("_absent", "_answer_groups", "_present")
 
     def __init__(self) -> None:
         #: by side and hash ("" for keys): the fields or keys that must have a value, and these values
         self._present: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
         #: by side and hash ("" for keys): the fields or keys that must be absent
         self._absent: dict[tuple[int, str], list[str]] = {}
-        #: the group of words of each reading command whose answer must be the same
-        self._answers: list[list[Word]] = []
+        #: for each reading command whose answer must be the same: its group of words, with the answer
+        self._answer_groups: list[list[Word]] = []
 
     def add(self, side: int, hash_key: str, name: str, value: str | None) -> None:
         """Expect that a field of a hash, or a key if `hash_key` is "", has this value; None: that it is absent."""
@@ -57,27 +57,28 @@ class Expectations:
             raise ValueError(f"{verb} is not a verb that a transaction can guard")
         elements = answer if isinstance(answer, list) else [] if answer is None else [answer]
         words: list[Word] = [verb, key, *args]
-        self._answers.append([f"{side}r", GUARDABLE_READS[verb], len(elements), len(words), *words, *elements])
+        # Both numbers come before the words and the elements: commit_answers.lua reads them in this order.
+        self._answer_groups.append([f"{side}r", GUARDABLE_READS[verb], len(elements), len(words), *words, *elements])
 
     @property
     def are_plain(self) -> bool:
         """Whether the plain variant of commit.lua can compare them: it compares values, but not answers of commands."""
-        return not self._answers
+        return not self._answer_groups
 
     def clear(self) -> None:
         """Remove all expectations."""
-        self._answers.clear()
+        self._answer_groups.clear()
         self._present.clear()
         self._absent.clear()
 
     def groups(self) -> list[list[Word]]:
         """Return all groups of expectations. The head of commit.lua says which words a group has."""
         if not self._absent and not self._present:
-            return self._answers
+            return self._answer_groups
         groups: list[list[Word]] = [
-            *self._answers,
+            *self._answer_groups,
             *(
-                [side, hash_key, len(some_absent), 0, *some_absent]
+                [side, hash_key, len(some_absent), 0, *some_absent]  # 0: no values follow
                 for (side, hash_key), names in self._absent.items()
                 for some_absent in chunks(names)
             ),
@@ -95,7 +96,7 @@ _SIDE_WORDS = ("0", "1")
 _READ_FOR_REPLY_WORD = "2"
 #: Verbs whose key or field must hold an integer, and the name of this check in commit.lua.
 _COUNTER_CHECKS = {"INCRBY": "integer", "HINCRBY": "field"}
-#: The check of a key whose type this transaction decides: there is nothing to check.
+#: The check of a key whose type this transaction itself decides, with an earlier write: there is nothing to check.
 _NO_CHECK = "any"
 #: Checks that are no type: "bounded" is whether `mesh:later` has room, and "placed" is whether the limit and the
 #: idempotency key of a request that is sent allow it now; "passable" is whether the transaction's own request may run in
@@ -104,9 +105,10 @@ _CHECKS_BEYOND_TYPES = frozenset(("bounded", "placed", "passable"))
 
 #: A command: its first word (the side, and the checks of its keys), the number of all later words, its verb, its keys,
 #: its arguments.
-Command = list[Word]
+WriteCommand = list[Word]
 
-#: The first words of commands that the plain variant of commit.lua can check: they name types only.
+#: The first words of commands that the plain variant of commit.lua can check: they name types only. The check "stream"
+#: is not among them, because it looks at more than the type: a stream may take no more entries.
 _PLAIN_FIRST_WORDS = frozenset(
     [
         *_SIDE_WORDS,
@@ -115,7 +117,7 @@ _PLAIN_FIRST_WORDS = frozenset(
 )
 
 
-def are_plain(commands: Iterable[Command]) -> bool:
+def commands_are_plain(commands: Iterable[WriteCommand]) -> bool:
     """Return whether the plain variant of commit.lua can run these commands: it lacks most checks and our own verbs."""
     for command in commands:  # noqa: SIM110 - a generator costs three times as much
         # Our own verbs are in small letters.
@@ -128,11 +130,11 @@ class CounterBounds:
     """Bounds for the counters at one key, after the writes of one transaction so far.
 
     A field is "" if the key itself is the counter. A bound is the value that was set, plus all later changes, each
-    without its sign. So the bound is never too small: it also holds if the key expires between two writes of the
-    transaction, and the counter begins again at 0.
+    without its sign. So the bound is never too small: it also holds if a PEXPIREAT between two writes, with a moment
+    that has passed, deletes the key, and the counter begins again at 0.
     """
 
-    def __init__(self, history: Iterable[Command]) -> None:
+    def __init__(self, history: Iterable[WriteCommand]) -> None:
         #: by field: the largest absolute value; None if the transaction has written text there that is no integer
         self._bounds: dict[str, int | None] = {}
         #: whether the transaction deletes or replaces the key, so that its former value does not matter
@@ -156,6 +158,7 @@ class CounterBounds:
                 self._increase(str(field_if_hash[0]) if field_if_hash else "", int(by))
 
     def _increase(self, field: str, by: int) -> None:
+        # A counter that the transaction has not written gets no bound: commit.lua adds up all changes of such a one.
         bound = self._bounds.get(field, 0)
         if self.knows(field) and bound is not None:
             self._bounds[field] = bound + abs(by)
@@ -165,8 +168,8 @@ class CounterBounds:
         return self._replaced or field in self._bounds
 
     def check(self, field: str, by: int) -> None:
-        """Raise ValueError if the field cannot be increased by this much."""
-        bound = self._bounds.get(field, 0)
+        """Raise ValueError if the field cannot be increased by this much. Call this only if `knows` is true for it."""
+        bound = self._bounds.get(field, 0)  # 0: the transaction deletes the key or the field, and sets no value there
         if bound is None:
             raise ValueError("this transaction writes something there that is not an integer")
         if bound + abs(by) > MOST_INTEGER:
@@ -194,10 +197,11 @@ class Writes:
     __slots__ = ("_commands", "_counter_bounds", "_earliest_expiries", "_histories", "_set_all_keys", "verbs")
 
     def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:
+        #: the verbs that it takes; after the handler has ended, `Effects.end` replaces them, so that each write fails
         self.verbs = verbs
-        self._commands: list[Command] = []
+        self._commands: list[WriteCommand] = []
         #: by side and key: its commands, oldest first
-        self._histories: dict[tuple[int, str], list[Command]] = {}
+        self._histories: dict[tuple[int, str], list[WriteCommand]] = {}
         #: by side and key: the moment (ms) until which it lives at least
         self._earliest_expiries: dict[tuple[int, str], int] = {}
         #: by side: the keys that `set_all` has set
@@ -215,7 +219,13 @@ class Writes:
 
     def add(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
         """Add a command. Raises ValueError if it must fail because of what this transaction has written before."""
-        command: Command = [self._first_word(side, verb, keys, args), len(keys) + len(args) + 1, verb, *keys, *args]
+        command: WriteCommand = [
+            self._first_word(side, verb, keys, args),
+            len(keys) + len(args) + 1,
+            verb,
+            *keys,
+            *args,
+        ]
         self._commands.append(command)
         for key in keys:
             history = self._histories.get((side, key))
@@ -226,7 +236,7 @@ class Writes:
         # `_check_of_counter` makes the bounds of a key at its first INCRBY or HINCRBY, from the earlier commands.
         # From then on each further command is noted here.
         if self._counter_bounds:
-            self._note(side, verb, keys, args)
+            self._note_for_counters(side, verb, keys, args)
 
     def add_or_extend(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
         """Add fields or members with a verb that takes any number of them. If possible, an earlier command takes them.
@@ -237,11 +247,11 @@ class Writes:
         check_words(args)
         for chunk in chunks(args):
             extended = self._command_to_extend(side, keys)
-            if extended is not None and extended[2] == verb and len(extended) + len(chunk) <= MOST_WORDS:
+            if extended is not None and extended[2] == verb and len(extended) + len(chunk) <= MOST_COMMAND_WORDS:
                 extended.extend(chunk)
-                extended[1] = len(extended) - 2  # the number of later words, as in `Command`
+                extended[1] = len(extended) - 2  # the number of later words, as in `WriteCommand`
                 if self._counter_bounds:
-                    self._note(side, verb, keys, chunk)
+                    self._note_for_counters(side, verb, keys, chunk)
             else:
                 self.add(side, verb, keys, chunk)
 
@@ -276,29 +286,29 @@ class Writes:
         ):
             collection.clear()
 
-    def commands(self) -> list[Command]:
+    def commands(self) -> list[WriteCommand]:
         """Return all commands. Those that set lifetimes come last, because their keys must exist by then."""
         if not self._earliest_expiries:
             return self._commands
-        keep_commands: list[Command] = [
+        keep_commands: list[WriteCommand] = [
             [_SIDE_WORDS[side], 3, "keep", key, at_ms] for (side, key), at_ms in self._earliest_expiries.items()
         ]
         return self._commands + keep_commands
 
-    def _command_to_extend(self, side: int, keys: Sequence[str]) -> Command | None:
+    def _command_to_extend(self, side: int, keys: Sequence[str]) -> WriteCommand | None:
         """Return the command that is the last one on each of these keys, if it has them in this order; else None."""
-        latest: Command | None = None
+        latest: WriteCommand | None = None
         for key in keys:
             history = self._histories.get((side, key))
             if history is None or key in self._set_all_keys[side] or (latest is not None and history[-1] is not latest):
                 return None
             latest = history[-1]
-        # In a `Command` the keys come after the first three words.
+        # In a `WriteCommand` the keys come after the first three words.
         if len(keys) > 1 and latest is not None and latest[3 : 3 + len(keys)] != [*keys]:
             return None
         return latest
 
-    def _note(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
+    def _note_for_counters(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Word]) -> None:
         for key in keys:
             if (side, key) in self._counter_bounds:
                 self._counter_bounds[side, key].note(verb, args)
@@ -310,7 +320,8 @@ class Writes:
             return _SIDE_WORDS[side]
         if verb in _COUNTER_CHECKS:
             return f"{_SIDE_WORDS[side]} {self._check_of_counter(side, verb, keys[0], args)}"
-        # If the transaction has not written the keys before, the first word depends on the verb alone.
+        # If the transaction has not written the keys before, the first word depends on the verb alone. The first test
+        # finds this out faster than the second one, which would be enough.
         if not (self._histories or self._set_all_keys[side]):
             return _first_word_for_unwritten_keys(side, needs)
         if not self._set_all_keys[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
@@ -333,8 +344,8 @@ class Writes:
 
     def _type_given(self, side: int, key: str) -> str:
         """Return the type that this transaction has given a key so far; ABSENT if it deletes the key; "" if neither."""
-        # The histories lack the keys of `set-all` (`Writer.set_until` of effects.py). For such a key this returns no
-        # type, so `_check_of_key` refuses each verb that needs a type. Its error then ends with this text.
+        # The histories lack the keys of `set-all` (`Writer.set_until` of effects.py). For such a key a text stands in
+        # place of the type. So `_check_of_key` refuses each verb that needs a type, and its error ends with this text.
         if key in self._set_all_keys[side]:
             return "text by set_until()"
         for command in reversed(self._histories.get((side, key), ())):
@@ -358,7 +369,7 @@ class Writes:
             bounds.check(field, int(by))
         except ValueError as error:
             raise ValueError(f"{verb} of {key} {field}: {error}") from error
-        return type_check
+        return type_check  # the sum is checked here, so commit.lua only checks the type
 
 
 @functools.cache
@@ -368,5 +379,5 @@ def _first_word_for_unwritten_keys(side: int, needs: tuple[str, ...]) -> str:
 
 
 def chunks(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
-    """Yield the words in chunks of at most MOST_WORDS. Pairs stay together, because MOST_WORDS is even."""
-    return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))
+    """Yield the words in chunks of at most MOST_COMMAND_WORDS. This number is even, so pairs stay together."""
+    return (words[i : i + MOST_COMMAND_WORDS] for i in range(0, len(words), MOST_COMMAND_WORDS))

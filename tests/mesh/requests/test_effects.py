@@ -14,7 +14,7 @@ import pytest
 from mesh import Class, Database, GivenUp, MeshError, Refused
 from mesh.raw import Ask, Body, Effects, Request, Store, Worker
 from mesh.requests.protocol import NEVER
-from mesh.requests.verbs import MOST_WORDS, VERBS, ServiceVerbs
+from mesh.requests.verbs import MOST_COMMAND_WORDS, VERBS, ServiceVerbs
 from quart_app.local.redis_program import wheel_server
 from tests.support.backend import Backend
 from tests.support.server import Server
@@ -168,13 +168,13 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
 def test_each_part_of_many_words_begins_with_the_first_ones() -> None:
     """A verb of a service gets at most so many words at once, and what it needs to know each time."""
     transaction = Effects(3, "replica-2", verbs=WITH_PAIRS)
-    words = [f"w{n}" for n in range(MOST_WORDS + 2)]
+    words = [f"w{n}" for n in range(MOST_COMMAND_WORDS + 2)]
     transaction.write_with("pair-all", ("h", "z"), words, ["first", 7])
     transaction.write_with("pair-all", ("h", "z"), ["a", "1"])
     transaction.write_with("unpair-all", ("h", "y"), [])
     assert [write[1:] for write in read(transaction).writes] == [
-        ("pair-all", "db3:h", "db3:z", "first", "7", *words[:MOST_WORDS]),
-        ("pair-all", "db3:h", "db3:z", "first", "7", *words[MOST_WORDS:]),
+        ("pair-all", "db3:h", "db3:z", "first", "7", *words[:MOST_COMMAND_WORDS]),
+        ("pair-all", "db3:h", "db3:z", "first", "7", *words[MOST_COMMAND_WORDS:]),
         ("pair-all", "db3:h", "db3:z", "a", "1"),
     ]
 
@@ -206,17 +206,17 @@ def test_one_value_for_many_keys_is_one_command() -> None:
 def test_more_words_than_lua_hands_over_become_several_commands() -> None:
     """Pairs stay together, and a name with its value."""
     transaction = Effects(3, "replica-2")
-    transaction.hset("h", {f"f{n}": n for n in range(MOST_WORDS)})
-    for n in range(MOST_WORDS):
+    transaction.hset("h", {f"f{n}": n for n in range(MOST_COMMAND_WORDS)})
+    for n in range(MOST_COMMAND_WORDS):
         transaction.expect("h", f"{n}", field=f"f{n}")
         transaction.expect("h", None, field=f"g{n}")
         transaction.expect("h", None, field=f"i{n}")
     found = read(transaction)
     written = [write[3:] for write in found.writes]
     absent, present = found.expects[:2], found.expects[2:]
-    assert [len(words) for words in written] == [MOST_WORDS, MOST_WORDS]
-    assert [(len(names), len(values)) for _, _, names, values in absent] == [(MOST_WORDS, 0)] * 2
-    assert [(len(names), len(values)) for _, _, names, values in present] == [(MOST_WORDS, MOST_WORDS)]
+    assert [len(words) for words in written] == [MOST_COMMAND_WORDS, MOST_COMMAND_WORDS]
+    assert [(len(names), len(values)) for _, _, names, values in absent] == [(MOST_COMMAND_WORDS, 0)] * 2
+    assert [(len(names), len(values)) for _, _, names, values in present] == [(MOST_COMMAND_WORDS, MOST_COMMAND_WORDS)]
     pairs = [pair for words in written for pair in zip(words[::2], words[1::2], strict=True)]
     pairs += [pair for _, _, names, values in present for pair in zip(names, values, strict=True)]
     assert all(name == f"f{value}" for name, value in pairs)
@@ -280,7 +280,7 @@ def test_what_no_request_asked_for_cannot_be_forwarded() -> None:
 async def test_many_members_are_all_written(backend: Backend) -> None:
     """There are more members than Lua can pass to one call. If a key has another type, nothing is written."""
     one = await backend.join()
-    for count in (1, MOST_WORDS - 1, 2 * MOST_WORDS + 1):
+    for count in (1, MOST_COMMAND_WORDS - 1, 2 * MOST_COMMAND_WORDS + 1):
         transaction = one.transaction()
         transaction.zadd(f"z{count}", {f"m{n}": 7 for n in range(count)})
         assert await one.commit(transaction)
@@ -605,7 +605,7 @@ async def test_many_keys_are_set_by_one_command_where_the_server_has_it(make_ser
 
 def test_an_entry_has_as_many_fields_as_fit_into_a_command() -> None:
     """One more is refused before anything is sent."""
-    fields = ["f", "v"] * (MOST_WORDS // 2)
+    fields = ["f", "v"] * (MOST_COMMAND_WORDS // 2)
     Effects(3, "replica-2").write("XADD", "stream", "*", *fields)
-    with pytest.raises(ValueError, match=f"an entry has at most {MOST_WORDS // 2} fields"):
+    with pytest.raises(ValueError, match=f"an entry has at most {MOST_COMMAND_WORDS // 2} fields"):
         Effects(3, "replica-2").write("XADD", "stream", "*", *fields, "f", "v")
