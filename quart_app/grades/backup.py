@@ -8,7 +8,8 @@
 The first line names the log and the last entry that the backup contains, and says when it was made. `continues` are the
 older logs whose changes this log contains. The column `spp_set` has the id of the entry that set `spp`; it is empty if
 `spp` was never set. The last line has the number of records and the SHA-256 of everything before that line. Writing and
-reading are done in short steps. Callers run each step in a thread, so that the event loop stays free.
+reading are done in short steps. Callers run each step in a thread, so that the event loop runs between two steps even
+if a step holds Python's interpreter lock.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ MEDIA_TYPE = "application/gzip"
 #: The second line of a backup.
 COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 
-#: Shards written in one step: about 4000 of a million records, which takes about 20 ms. More would hold up the event
-#: loop for longer; fewer need more steps.
-SHARDS_PER_STEP = 16
+#: Shards (parts of a `Storage`) that one step writes: about 4000 of a million records, which takes about 20 ms. More
+#: would hold up the event loop for longer; fewer need more steps.
+SHARDS_WRITTEN_PER_STEP = 16
 #: Most bytes that one step unpacks. A few packed bytes can unpack to far more, and would make a step long.
 UNPACKED_PER_STEP = 1 << 18
 #: Most bytes of the line of a record. A user id has up to USER_ID_MAX characters of up to 4 bytes, and CSV doubles each
-#: quote in it. The 1024 bytes are for all numbers and stamps.
+#: quote in it. The 1024 bytes are more than all numbers and ids of a record need.
 MOST_LINE_BYTES = 4 * USER_ID_MAX * 2 + 1024
-#: Most bytes of the first line, which names up to `known_state.LINEAGE_MAX` logs.
+#: Most bytes of the first line. It names up to `known_state.LINEAGE_MAX` logs, which take less than 1000 bytes.
 MOST_HEADER_BYTES = 8192
 #: The `wbits` of zlib for its largest window and a gzip header.
 GZIP_WBITS = 16 + zlib.MAX_WBITS
@@ -119,7 +120,7 @@ def _text_pieces(header: Header, records: FrozenRecords) -> Iterator[str]:
     # Each piece is the work of one step.
     yield f"{_comment_line(asdict(header))}{COLUMNS}\n"
     shards = iter(records.shards)
-    while shards_of_step := list(itertools.islice(shards, SHARDS_PER_STEP)):
+    while shards_of_step := list(itertools.islice(shards, SHARDS_WRITTEN_PER_STEP)):
         piece = io.StringIO()
         csv_writer = csv.writer(piece, lineterminator="\n")
         for shard in shards_of_step:
@@ -156,9 +157,9 @@ class BackupReader:
         #: the beginning of a line whose end has not come yet
         self._unfinished_line = b""
         self._max_records = max_records
-        self._read_count = 0
-        self._columns_read = False
-        self._footer_read = False
+        self._record_count = 0
+        self._has_columns = False
+        self._has_footer = False
         self._storage = Storage()
         self.header: Header | None = None
 
@@ -177,7 +178,7 @@ class BackupReader:
 
     def result(self) -> tuple[Header, Storage]:
         """Return the header and the records of a valid backup. Call it after the last piece."""
-        if not self._unpacker.eof or self._unfinished_line or not self._footer_read or self.header is None:
+        if not self._unpacker.eof or self._unfinished_line or not self._has_footer or self.header is None:
             raise BadBackup("the backup is truncated")
         if self._storage.count != self.header.count:
             raise BadBackup(f"the backup has {self._storage.count} users, and its first line says {self.header.count}")
@@ -196,7 +197,7 @@ class BackupReader:
             raise BadBackup("a line of the backup is too long")
         next_index = 0
         while next_index < len(lines):
-            if self._footer_read:
+            if self._has_footer:
                 raise BadBackup("more lines follow the line with the checksum")
             next_index += self._take_lines_of_one_kind(lines[next_index:])
 
@@ -205,12 +206,12 @@ class BackupReader:
         if self.header is None:
             self._sha.update(lines[0] + b"\n")
             self.header = self._read_header(lines[0])
-        elif not self._columns_read:
+        elif not self._has_columns:
             self._sha.update(lines[0] + b"\n")
             if lines[0] != COLUMNS.encode():
                 raise BadBackup("the columns are not those of this format")
-            self._columns_read = True
-        elif records_left := self.header.count - self._read_count:
+            self._has_columns = True
+        elif records_left := self.header.count - self._record_count:
             record_lines = lines[:records_left]
             self._sha.update(b"\n".join(record_lines) + b"\n")
             self._add_records(record_lines)
@@ -234,9 +235,9 @@ class BackupReader:
         return header
 
     def _read_footer(self, line: bytes) -> None:
-        if line != _comment_line({"count": self._read_count, "sha256": self._sha.hexdigest()}).encode().rstrip():
+        if line != _comment_line({"count": self._record_count, "sha256": self._sha.hexdigest()}).encode().rstrip():
             raise BadBackup("the count or the checksum in the last line does not fit the content")
-        self._footer_read = True
+        self._has_footer = True
 
     def _add_records(self, lines: list[bytes]) -> None:
         """Add the records of some lines to the storage. Raises BadBackup if one of them cannot be read."""
@@ -251,14 +252,14 @@ class BackupReader:
                 if max(stamps) > newest_stamp:
                     raise BadBackup(f"record {self._read_count} is newer than the backup")
                 self._storage.merge_record(user_id, RECORD_LAYOUT.pack(*map(int, cells[:FIELD_COUNT]), *stamps))
-                self._read_count += 1
+                self._record_count += 1
         except (ValueError, csv.Error, struct.error) as error:
             raise BadBackup(f"record {self._read_count} cannot be read: {error}") from error
 
 
 def _content_of_comment(line: bytes) -> bytes:
     if not line.startswith(b"# "):
-        raise BadBackup("the first or the last line is missing")
+        raise BadBackup("the first line is missing")
     return line[2:]
 
 

@@ -25,7 +25,8 @@ from quart_app.grades.storage import FIELD_AT, Changes
 #: What an entry has as `op`: SET for the change of one grade, CARRY for changes carried over from a lost log.
 SET = "set"
 CARRY = "carry"
-#: Most records in one entry; they take a few dozen kilobytes. Larger entries would hold Redis and the readers longer.
+#: Most records in one entry; they take a few dozen kilobytes. Larger entries would hold Redis and the readers longer;
+#: smaller ones need more appends.
 MOST_CARRIED_RECORDS = 200
 
 
@@ -98,6 +99,7 @@ def changes_of(entry: Entry) -> EntryChanges:
                 return _changes_of_carry(entry)
             case op if op == FOUNDED:
                 return EntryChanges(continues=Founding.model_validate(entry.content()).continues)
+    # KeyError: a field that this release does not know. RecursionError: JSON that is nested too deeply.
     except (ValueError, KeyError, RecursionError) as error:
         raise UnreadableEntry(f"entry {entry.position.number}: {error}") from error
     raise UnreadableEntry(f"entry {entry.position.number} has the unknown operation {entry.op!r}")
@@ -117,7 +119,7 @@ def _changes_of_carry(entry: Entry) -> EntryChanges:
         (record.user_id, {FIELD_AT[name]: (value, pack_id(entry_id)) for name, (value, entry_id) in record.set.items()})
         for record in body.records
     ]
-    newest = max((stamp for _, changes in by_user for _, stamp in changes.values()), default=0)
-    if newest > entry.position.stamp:
+    newest_stamp = max((stamp for _, changes in by_user for _, stamp in changes.values()), default=0)
+    if newest_stamp > entry.position.stamp:
         raise ValueError("a carried field is newer than the entry, and would win against later changes")
     return EntryChanges(by_user, (body.of,))

@@ -11,7 +11,8 @@ from quart_app.grades import backup, entries
 from quart_app.grades.backup import Header
 from quart_app.grades.storage import FrozenRecords, Storage
 
-#: Most logs that a state names. The first line of each backup names all of them, so their number is bounded.
+#: Most logs that a state names. The first line of each backup names all of them, so their number is bounded. With a
+#: smaller number, `carry_over` takes more snapshots of old logs for those of unrelated ones, and leaves them.
 LINEAGE_MAX = 32
 
 
@@ -56,7 +57,7 @@ def union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
 
 def merge(first: KnownState, second: KnownState) -> KnownState:
     """Return one state with the records of both, at the later position. Use neither of the two states afterwards."""
-    older_state, newer_state = sorted((first, second), key=lambda known: known.position.stamp)
+    older_state, newer_state = sorted((first, second), key=lambda state: state.position.stamp)
     for shard in older_state.storage.snapshot().shards:
         for user_id, record in shard.items():
             newer_state.storage.merge_record(user_id, record)

@@ -8,7 +8,8 @@ from mesh import Member
 from mesh.journal import View
 from quart_app.panels import Panel, PanelFigure, PanelItem, counted
 
-#: The field of the roster row that says how far a replica has applied the log; "" while it restores.
+#: The field of the roster row that says how far a replica has applied the log; "" while it restores. The service writes
+#: it (`Service.told`), and `Member.load` has it.
 POSITION_FIELD = "grades"
 
 
@@ -20,8 +21,8 @@ def panel_of(log_ends: View | None, members: Sequence[Member]) -> Panel:
     newest_number = log_ends.newest.position.number if log_ends else 0
     oldest_number = log_ends.oldest.position.number if log_ends else 0
     followers = [member for member in members if member.leased and POSITION_FIELD in member.load]
-    restoring = [member for member in followers if not member.load[POSITION_FIELD]]
-    phrase = f"{counted(len(restoring), 'replica')} restoring grades" if restoring else ""
+    restoring_members = [member for member in followers if not member.load[POSITION_FIELD]]
+    phrase = f"{counted(len(restoring_members), 'replica')} restoring grades" if restoring_members else ""
     return Panel(
         "grades",
         "Log of grades",
@@ -33,7 +34,7 @@ def panel_of(log_ends: View | None, members: Sequence[Member]) -> Panel:
                 f"{newest_number:,}",
                 f"from {oldest_number:,} on the stream" if newest_number else "no log yet",
             ),
-            PanelFigure("replicas ready", f"{len(followers) - len(restoring):,}", f"of {len(followers):,}"),
+            PanelFigure("replicas ready", f"{len(followers) - len(restoring_members):,}", f"of {len(followers):,}"),
         ],
         items=[_item(member, newest_number) for member in sorted(followers, key=lambda member: member.database)],
     )

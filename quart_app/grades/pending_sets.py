@@ -52,7 +52,7 @@ class PendingSets:
                 f"{len(self._pending)} changes are already under way; nothing was changed, retry after 1 s",
                 retry_after=1,
             )
-        write_name = secrets.token_hex(8)
+        write_name = secrets.token_hex(8)  # 64 random bits, so that no other entry has this name
         pending = self._pending[write_name] = PendingSet(update.user_id, asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(self._settings.set_timeout_ms / 1000):
@@ -69,26 +69,27 @@ class PendingSets:
         if pending is not None:
             _answer_with_grade(pending, storage)
 
-    def confirm_up_to(self, known: KnownState) -> None:
+    def confirm_up_to(self, state: KnownState) -> None:
         """Answer the changes whose entries a restored state contains."""
         for pending in self._pending.values():
             position = pending.position
-            if position is not None and position.log == known.position.log and position.number <= known.position.number:
-                _answer_with_grade(pending, known.storage)
+            if position is not None and position.log == state.position.log and position.number <= state.position.number:
+                _answer_with_grade(pending, state.storage)
 
     async def _append_change(
         self, update: GradeUpdate, grades_log: Log, reader_at: Position, write_name: str
     ) -> Position | None:
         """Append a change and return its position, or None if Redis may or may not have appended the change.
 
-        Raises Unavailable if Redis certainly has not appended it.
+        Redis appends nothing after `within_ms`, because the caller has given up by then. Raises Unavailable if Redis
+        certainly has not appended the change.
         """
         body, within_ms = entries.set_body(update), self._settings.set_timeout_ms
         try:
             return await grades_log.append(
                 entries.SET, body, reader_at=reader_at, write=write_name, within_ms=within_ms
             )
-        except (MeshError, ResponseError) as error:
+        except (MeshError, ResponseError) as error:  # Redis has answered that it refuses
             raise Unavailable(f"nothing was changed: {error}", retry_after=1) from error
         except (RedisError, OSError) as error:
             # Redis may have appended the entry before the connection broke. If so, this replica will read the entry

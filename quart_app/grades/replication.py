@@ -33,7 +33,7 @@ from quart_app.grades.known_state import KnownState
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.pending_sets import PendingSets
-from quart_app.grades.restoring import Peers, Restorer
+from quart_app.grades.restoring import FindPeers, Restorer
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.snapshot_keeper import SnapshotKeeper
 from quart_app.grades.sources import Source
@@ -68,7 +68,7 @@ MOVES = {
 
 
 class Replication:
-    """The grades of one replica. They follow a log while a block of `following` runs, and are kept after it."""
+    """The grades of one replica. They follow a log while a block of `following` runs, and stay in memory after it."""
 
     def __init__(self, settings: GradesSettings, metrics: GradesMetrics) -> None:
         self._metrics = metrics
@@ -78,9 +78,9 @@ class Replication:
         self._carry_over = CarryOver(settings, metrics, self.keeper)
         self._restorer = Restorer(settings, metrics, self.keeper, self._carry_over)
         self._log_or_none: Log | None = None
-        self._peers: Peers = _no_peers
+        self._find_peers: FindPeers = _no_peers
         #: the grades and their position in the log; None until a state is found
-        self._known: KnownState | None = None
+        self._state: KnownState | None = None
         #: the replica is ready when it has applied the entry of this number: the last one that it carried over. None
         #: before it carries over
         self._ready_at_number: int | None = None
@@ -97,14 +97,14 @@ class Replication:
 
     @property
     def number(self) -> int | None:
-        """The number of the last entry that is applied; None while the grades are not ready."""
-        return self._known.position.number if self._known is not None and self.stage is GradesStage.READY else None
+        """The number of the last entry that is applied, for the roster row; None while the grades are not ready."""
+        return self._state.position.number if self._state is not None and self.stage is GradesStage.READY else None
 
     # What the routes use
 
     def get(self, user_id: str) -> UserGrade | None:
         """Return a user's grade after the last entry that this replica applied. Raises Unavailable while restoring."""
-        return self._require_known().storage.get(user_id)
+        return self._require_state().storage.get(user_id)
 
     async def set(self, update: GradeUpdate) -> UserGrade:
         """Append a change to the log, wait until this replica has applied it, and return the merged record.
@@ -112,21 +112,21 @@ class Replication:
         Raises Unavailable. If the grades are being restored or the log cannot be reached, nothing was changed. If the
         log did not confirm the change in time, the change may still be applied later.
         """
-        reader_at = self._require_known().position
+        reader_at = self._require_state().position
         if not self._reachable:
             raise Unavailable("the log cannot be reached; nothing was changed, retry after 1 s", retry_after=1)
         return await self.pending_sets.set(update, self._present_log, reader_at)
 
     def header_and_records(self) -> tuple[Header, FrozenRecords]:
         """Return a backup of this moment: its header, and its records. Raises Unavailable while restoring."""
-        return self._require_known().header_and_records(self._present_log.now_ms())
+        return self._require_state().header_and_records(self._present_log.now_ms())
 
     # Restoring and following the log
 
     @contextlib.asynccontextmanager
-    async def following(self, grades_log: Log, peers: Peers) -> AsyncIterator[None]:
+    async def following(self, grades_log: Log, find_peers: FindPeers) -> AsyncIterator[None]:
         """Follow a log while the block lasts. The block begins when the state is restored up to the end of the log."""
-        self._log_or_none, self._peers, self._ending = grades_log, peers, False
+        self._log_or_none, self._find_peers, self._ending = grades_log, find_peers, False
         self._move(GradesStage.RESTORING, "the grades are being restored")
         await self.keeper.check_disk()
         try:
@@ -152,10 +152,11 @@ class Replication:
                 await self._restore()
                 await self._follow(tasks)
             except LogError as error:
+                # `_reachable` stays as it is: Redis has answered, and while restoring `set` refuses changes anyway.
                 log.warning("log lost or replaced; restoring", reason=str(error))
                 self._move(GradesStage.RESTORING, f"the grades are being restored: {error}")
-                known, self._known, self._ready_at_number = self._known, None, None
-                await self._carry_over.put_aside(known)
+                state, self._state, self._ready_at_number = self._state, None, None
+                await self._carry_over.put_aside(state)
             except (RedisError, MeshError, OSError) as error:
                 self._reachable = False
                 log.warning("log cannot be followed", reason=str(error))
@@ -172,86 +173,86 @@ class Replication:
         self.stage, self.explanation = new_stage, explanation
         (self._ready.set if new_stage is GradesStage.READY else self._ready.clear)()
 
-    def _require_known(self) -> KnownState:
+    def _require_state(self) -> KnownState:
         """Return the grades and their position. Raises Unavailable unless they are ready."""
-        if self.stage is not GradesStage.READY or self._known is None:
+        if self.stage is not GradesStage.READY or self._state is None:
             raise Unavailable(self.explanation, retry_after=1)
-        return self._known
+        return self._state
 
     async def _restore(self) -> None:
-        while self._known is None:
-            restored = await self._restorer.restore(self._present_log, self._peers)
+        while self._state is None:
+            restored = await self._restorer.restore(self._present_log, self._find_peers)
             if restored is None:
                 if self._restorer.explanation:
                     self._move(GradesStage.RESTORING, self._restorer.explanation)
                 await asyncio.sleep(RETRY_S)
                 continue
             # The whole state was verified before this assignment, so no part of a bad backup is ever served.
-            self._known, self._ready_at_number = restored.known, None
-            self.keeper.counted_from = restored.snapshot_from
+            self._state, self._ready_at_number = restored.state, None
+            self.keeper.counted_from = restored.counted_from
             # `_apply` never sees the entries that the restored state contains, so their changes are answered here.
-            self.pending_sets.confirm_up_to(restored.known)
+            self.pending_sets.confirm_up_to(restored.state)
             if restored.must_save:
                 # An empty set, so that no carried-over file is deleted: this state may lack the content of that file.
-                await self.keeper.save(restored.known, self._present_log, set())
+                await self.keeper.save(restored.state, self._present_log, set())
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
-        known = self._known
-        assert known is not None  # `_restore` ends only with a state
-        async with self._present_log.follow(known.position) as tail:
+        state = self._state
+        assert state is not None  # `_restore` ends only with a state
+        async with self._present_log.follow(state.position) as tail:
             while True:
-                await self._apply(known, await tail.read())
+                await self._apply(state, await tail.read())
                 self._reachable = True
                 if tail.at_end and self.stage is not GradesStage.READY:
-                    await self._finish_restoring(known)
-                if self.stage is GradesStage.READY and self.keeper.is_due(known.position):
-                    self.keeper.start(tasks, self._require_known, self._present_log, self._carry_over.carried_files)
+                    await self._finish_restoring(state)
+                if self.stage is GradesStage.READY and self.keeper.is_due(state.position):
+                    self.keeper.start(tasks, self._require_state, self._present_log, self._carry_over.carried_files)
 
-    async def _apply(self, known: KnownState, log_entries: Sequence[Entry]) -> None:
+    async def _apply(self, state: KnownState, log_entries: Sequence[Entry]) -> None:
         """Apply entries. No await stands between the records and their position, so other tasks see them agree."""
         yield_at = time.perf_counter() + APPLY_SLICE_S
         for entry in log_entries:
             try:
-                known.apply(entry)
+                state.apply(entry)
             except entries.UnreadableEntry as error:
                 self._metrics.unreadable.inc()
                 log.error("unreadable entry skipped", reason=str(error))
-            known.position = entry.position
+            state.position = entry.position
             self._metrics.applied.inc()
             if entry.writer == self._present_log.writer:
                 # `entry.write` is the name that this replica gave to the change when it appended the change.
-                self.pending_sets.confirm(entry.write, known.storage)
+                self.pending_sets.confirm(entry.write, state.storage)
             if time.perf_counter() > yield_at:
                 await asyncio.sleep(0)  # lets other tasks run
                 yield_at = time.perf_counter() + APPLY_SLICE_S
 
-    async def _finish_restoring(self, known: KnownState) -> None:
+    async def _finish_restoring(self, state: KnownState) -> None:
         """Append what earlier states have and the log lacks. Become ready once these entries are applied.
 
         Called after each read that reached the end of the log, until the replica is ready.
         """
         if self._ready_at_number is None:
-            self._ready_at_number = await self._carry_over.carry(known, self._present_log)
-        if known.position.number >= self._ready_at_number:
+            self._ready_at_number = await self._carry_over.carry(state, self._present_log)
+        if state.position.number >= self._ready_at_number:
             self._move(GradesStage.READY)
             self._restorer.reset_patience()
-            log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
+            log.info("grades ready", log=state.position.log, number=state.position.number, count=state.storage.count)
 
     async def _save_orphans(self) -> None:
         """Write each state of this replica to disk if the log does not continue from it (an orphan).
 
-        Perhaps no other replica has such a state. `_known` is the state of the grades now. `lost_log_state` comes from
+        Perhaps no other replica has such a state. `_state` is the state of the grades now. `lost_log_state` comes from
         a lost log, and is not carried over into the present log yet.
         """
-        for known in (self._known, self._carry_over.lost_log_state):
-            if known is not None and known.storage.count and not await self._log_continues_from(known):
-                await self.keeper.save_orphan(known, self._present_log)
+        for state in (self._state, self._carry_over.lost_log_state):
+            if state is not None and state.storage.count and not await self._log_continues_from(state):
+                await self.keeper.save_orphan(state, self._present_log)
 
-    async def _log_continues_from(self, known: KnownState) -> bool:
-        # Without an answer the result is False, so the state is saved.
+    async def _log_continues_from(self, state: KnownState) -> bool:
+        # Without an answer the result is False, so the state is saved. A TimeoutError is an OSError.
         try:
             async with asyncio.timeout(LOG_CHECK_TIMEOUT_S):
-                return await self._present_log.holds(known.position)
+                return await self._present_log.holds(state.position)
         except (RedisError, MeshError, OSError):
             return False
 
@@ -265,9 +266,9 @@ class Replication:
     def _register_gauges(self) -> None:
         metrics = self._metrics
         metrics.watch("ready", "1 while grades are served", lambda: self.stage is GradesStage.READY)
-        metrics.watch("records", "users with a grade", lambda: self._known.storage.count if self._known else 0)
+        metrics.watch("records", "users with a grade", lambda: self._state.storage.count if self._state else 0)
         metrics.watch(
-            "log_number", "number of the last entry applied", lambda: self._known.position.number if self._known else 0
+            "log_number", "number of the last entry applied", lambda: self._state.position.number if self._state else 0
         )
         metrics.watch("sets_waiting", "changes that wait for their entry", lambda: len(self.pending_sets))
 

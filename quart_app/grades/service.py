@@ -14,7 +14,7 @@ from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes
 from quart_app.grades.settings import TRIAL_PASSWORD, GradesSettings
-from quart_app.grades.sources import Source, peers
+from quart_app.grades.sources import Source, peer_sources
 from quart_app.panels import Panel
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter, Limits
@@ -44,12 +44,12 @@ def create(context: Context) -> Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(replica: Mesh) -> AsyncIterator[None]:
-        async def other_replicas() -> list[Source]:
-            return await peers(replica.roster, replica.missing, replica.id, settings)
+        async def find_peers() -> list[Source]:
+            return await peer_sources(replica.roster, replica.missing, replica.id, settings)
 
         routes.auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
         grades_log = Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id)
-        async with replication.following(grades_log, other_replicas):
+        async with replication.following(grades_log, find_peers):
             yield
 
     async def read_panel(replica: Mesh) -> Panel:

@@ -63,17 +63,17 @@ class SnapshotKeeper:
     def start(
         self,
         tasks: asyncio.TaskGroup,
-        require_known: Callable[[], KnownState],
+        require_state: Callable[[], KnownState],
         grades_log: Log,
         carried_files: set[Path],
     ) -> None:
         """Write a snapshot in a task of this group. If this fails, nothing is raised, and the log is not trimmed.
 
-        `require_known` returns the state as it is when the task may write, and raises Unavailable while the replica
+        `require_state` returns the state as it is when the task may write, and raises Unavailable while the replica
         restores. `carried_files` as in `save`.
         """
         self.task = tasks.create_task(
-            self._write_unless_done(require_known, grades_log, carried_files), name="grades-snapshot"
+            self._write_unless_done(require_state, grades_log, carried_files), name="grades-snapshot"
         )
 
     def cancel(self) -> None:
@@ -82,29 +82,30 @@ class SnapshotKeeper:
             self.task.cancel()
 
     async def _write_unless_done(
-        self, require_known: Callable[[], KnownState], grades_log: Log, carried_files: set[Path]
+        self, require_state: Callable[[], KnownState], grades_log: Log, carried_files: set[Path]
     ) -> None:
         """Write a snapshot, unless another replica wrote one into the same folder meanwhile."""
         try:
             async with self.snapshots.hold_lock():
-                position = require_known().position
+                position = require_state().position
                 # 0 if the log has no snapshot: then all its entries count.
                 newest_number = await self.newest_number(position.log, 0)
                 if position.number - newest_number < self._settings.snapshot_every:
                     self.counted_from = newest_number
                 else:
                     # Called again, because the replica may have lost its log during the last await.
-                    await self.save(require_known(), grades_log, carried_files)
+                    await self.save(require_state(), grades_log, carried_files)
         except (RedisError, MeshError, OSError) as error:
             log.warning("snapshot postponed", reason=str(error))
 
-    async def save(self, known: KnownState, grades_log: Log, carried_files: set[Path]) -> None:
+    async def save(self, state: KnownState, grades_log: Log, carried_files: set[Path]) -> None:
         """Write a snapshot, and trim the log so that it begins at the previous one. If the disk fails, do not trim.
 
+        Without the folder's lock, another replica may write the same snapshot, too. That only costs time.
         `carried_files` are files whose content is in this state. Once the snapshot is durable, they are deleted, and
         the set is emptied.
         """
-        header, records = known.header_and_records(grades_log.now_ms())
+        header, records = state.header_and_records(grades_log.now_ms())
         self.counted_from = header.number
         try:
             await self.snapshots.save(header.position, backup_chunks(header, records))
@@ -122,9 +123,12 @@ class SnapshotKeeper:
         if len(kept_snapshots) == KEPT:
             await grades_log.trim(kept_snapshots[-1])
 
-    async def save_orphan(self, known: KnownState, grades_log: Log) -> bool:
-        """Write to disk a state whose log was not found. Perhaps no other replica has this state."""
-        header, records = known.header_and_records(grades_log.now_ms(), orphaned=True)
+    async def save_orphan(self, state: KnownState, grades_log: Log) -> bool:
+        """Write to disk a state whose log was not found, and return whether it was written.
+
+        Perhaps no other replica has this state.
+        """
+        header, records = state.header_and_records(grades_log.now_ms(), orphaned=True)
         try:
             async with asyncio.timeout(ORPHAN_TIMEOUT_S):
                 await self.snapshots.save(header.position, backup_chunks(header, records))

@@ -22,7 +22,8 @@ from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
 
-#: Most bytes that are read at once. The reader takes each piece in a thread, so smaller pieces take more time.
+#: Most bytes that are read at once. The reader takes each piece in a thread, so smaller pieces take more time. Larger
+#: ones take more memory.
 CHUNK_BYTES = 1 << 16
 
 #: Checks the header of a backup; raises BadBackup if the caller cannot use the state.
@@ -36,8 +37,9 @@ class Source(Protocol):
     kind: str
     #: for the log
     name: str
-    #: whether it is a replica that says its grades are ready, or one that is expected back
-    is_ready: bool
+    #: whether the log is not founded again while there is this source: a replica that says its grades are ready, or one
+    #: that is expected back
+    blocks_founding: bool
 
     def open(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
 
@@ -50,7 +52,7 @@ class SnapshotFile:
     """A snapshot on disk."""
 
     kind = "disk"
-    is_ready = False
+    blocks_founding = False
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -72,9 +74,9 @@ class Peer:
 
     kind = "peer"
 
-    def __init__(self, address: str, is_ready: bool, settings: GradesSettings) -> None:
+    def __init__(self, address: str, blocks_founding: bool, settings: GradesSettings) -> None:
         self.name = address
-        self.is_ready = is_ready
+        self.blocks_founding = blocks_founding
         self._settings = settings
 
     @contextlib.asynccontextmanager
@@ -93,7 +95,7 @@ class Absent:
     """A replica that is expected back. The log is not founded again, because this replica may have the only state."""
 
     kind = "peer"
-    is_ready = True
+    blocks_founding = True
 
     def __init__(self, database: int) -> None:
         self.name = f"database {database}"
@@ -106,9 +108,9 @@ class Absent:
 FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError)
 
 
-async def peers(
-    roster: Callable[[], Awaitable[Sequence[Member]]],
-    missing: Callable[[], Awaitable[Sequence[Missing]]],
+async def peer_sources(
+    read_roster: Callable[[], Awaitable[Sequence[Member]]],
+    read_missing: Callable[[], Awaitable[Sequence[Missing]]],
     own_replica: str,
     settings: GradesSettings,
 ) -> list[Source]:
@@ -117,7 +119,7 @@ async def peers(
     The rest of their order is random, so that not all restoring replicas ask the same one. Last come the replicas that
     are expected back.
     """
-    other_members = [member for member in await roster() if member.replica != own_replica]
+    other_members = [member for member in await read_roster() if member.replica != own_replica]
     reachable_members = [member for member in other_members if member.leased and member.private]
     random.shuffle(reachable_members)
     reachable_members.sort(key=lambda member: (member.state != "ready", "grades" in member.not_ready))
@@ -125,14 +127,15 @@ async def peers(
         Peer(member.private, member.state == "ready" and "grades" not in member.not_ready, settings)
         for member in reachable_members
     ]
-    # The roster row of a replica outlives its lease for some seconds. After that, the database counts as missing.
+    # The roster row of a replica outlives its lease for some seconds. After that, the database counts as missing, with
+    # its class while the replica is expected back.
     absent = {member.database for member in other_members if not member.leased and member.state != "left"}
     try:
-        absent |= {each.database for each in await missing() if each.cls}
+        absent |= {missing.database for missing in await read_missing() if missing.cls}
     except RedisError as error:
         # Somebody has overwritten a key. A backup of a live replica is still good.
         log.warning("nobody knows which replicas are expected back", reason=str(error))
-        absent |= {-1}
+        absent |= {-1}  # stands for a replica that may be expected back, so that the log is not founded again
     return live + [Absent(database) for database in sorted(absent)]
 
 
@@ -146,7 +149,7 @@ async def first_good(
         except FAILURES as error:
             is_bad = isinstance(error, BadBackup)
             metrics.restores.labels(source.kind, "refused" if is_bad else "unavailable").inc()
-            log_at_level = log.error if is_bad else log.debug
+            log_at_level = log.error if is_bad else log.debug  # a replica that cannot be reached is nothing unusual
             log_at_level("source not used", source=source.name, reason=str(error) or type(error).__name__)
             continue
         metrics.restores.labels(source.kind, "done").inc()

@@ -33,7 +33,7 @@ class Peer:
 
     def __init__(self, node: Node) -> None:
         self.name = node.name
-        self.is_ready = node.is_ready
+        self.blocks_founding = node.is_ready
         self._node = node
 
     @contextlib.asynccontextmanager

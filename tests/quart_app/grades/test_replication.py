@@ -18,7 +18,7 @@ from quart_app.grades import backup
 from quart_app.grades.known_state import backup_chunks
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import MOVES, GradesStage
-from quart_app.grades.sources import Source, peers
+from quart_app.grades.sources import Source, peer_sources
 from tests.support.grades import LOG_KEY, Node, Nodes, eventually, verified
 from tests.support.server import Server
 
@@ -203,7 +203,7 @@ async def test_a_node_behind_the_trimmed_end_restores(nodes: Nodes) -> None:
     await fill(one, 5)
     await nodes.agree()
     await two.pause()
-    behind, restored = two.replication._known.position.number, two.restores("peer", "done")
+    behind, restored = two.replication._state.position.number, two.restores("peer", "done")
     await trimmed_after_snapshots(one, nodes)
     await two.start()
     await nodes.agree()
@@ -240,7 +240,7 @@ async def test_while_it_restores_no_old_state_is_shown(nodes: Nodes) -> None:
     two._peers = held_up
     await two.start(ready=False)
     await eventually(
-        lambda: two.replication.stage is GradesStage.RESTORING and two.replication._known is None, "restoring"
+        lambda: two.replication.stage is GradesStage.RESTORING and two.replication._state is None, "restoring"
     )
     with pytest.raises(Unavailable):
         two.replication.get("user-1")
@@ -269,7 +269,7 @@ async def test_an_unreadable_entry_is_skipped_by_all_alike(nodes: Nodes) -> None
     """An unreadable entry is counted; the nodes go on and stay equal."""
     one, two = await nodes.up("one", "two")
     log = Log(nodes.redis, nodes.client, nodes.key, writer="stranger")
-    at = one.replication._known.position
+    at = one.replication._state.position
     for op, body in (
         ("set", {"user_id": ""}), ("set", {"user_id": "a", "spp": None}), ("set", []), ("dance", {}),
         ("carry", {"of": "x", "records": [{"user_id": "a", "set": {"nope": [1, "1-0"]}}]}),
@@ -295,7 +295,7 @@ async def test_when_the_log_is_deleted_no_grade_is_lost(nodes: Nodes) -> None:
     old = three[0].replication.header_and_records()[0].log
     await nodes.redis.flushall()
     await eventually(
-        lambda: all(node.is_ready and node.replication._known.position.log != old for node in three), "new"
+        lambda: all(node.is_ready and node.replication._state.position.log != old for node in three), "new"
     )
     assert await nodes.agree() == digest
     assert all(old in node.replication.header_and_records()[0].continues for node in three)
@@ -377,7 +377,7 @@ async def test_an_empty_log_is_replaced_by_a_survivor(nodes: Nodes) -> None:
     await nodes.redis.flushall()
     (new,) = await nodes.up("new")
     await one.start()
-    await eventually(lambda: new.is_ready and new.replication._known.storage.count == 7, "it has taken over")
+    await eventually(lambda: new.is_ready and new.replication._state.storage.count == 7, "it has taken over")
     assert await nodes.agree() == digest
     assert one.replication._metrics.carried._value.get() == 0
 
@@ -387,7 +387,7 @@ async def test_a_snapshot_of_another_mesh_is_never_mixed_in(nodes: Nodes) -> Non
     (one,) = await nodes.up("one")
     await fill(one, 3)
     await one.pause()
-    header, state = one.replication._known.header_and_records(None)
+    header, state = one.replication._state.header_and_records(None)
     await Snapshots(nodes.folder / "two", "csv.gz").save(header.position, backup_chunks(header, state))
     await one.kill()
     await nodes.redis.flushall()
@@ -429,7 +429,7 @@ async def test_a_founder_that_died_is_replaced(nodes: Nodes) -> None:
     digest = await nodes.agree()
     await two.pause()
     await nodes.redis.flushall()
-    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await eventually(lambda: one.is_ready and one.replication._state.position.number == 2, "founded")
     await one.kill()
     for path in one.snapshots():
         path.unlink()
@@ -449,7 +449,7 @@ async def test_changes_after_the_founding_do_not_keep_a_dead_founder_s_log(nodes
     await one.set("user-0", spp=8)
     await one.set("only-one-knows", spp=9)
     await nodes.redis.flushall()
-    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await eventually(lambda: one.is_ready and one.replication._state.position.number == 2, "founded")
     await one.set("user-1", spp=70)
     await one.set("new", spp=71)
     await one.kill()
@@ -470,7 +470,7 @@ async def founder_and_survivor(nodes: Nodes) -> list[Node]:
     await nodes.agree()
     await two.pause()
     await nodes.redis.flushall()
-    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
+    await eventually(lambda: one.is_ready and one.replication._state.position.number == 2, "founded")
     await one.set("new", spp=71)
     return [one, two]
 
@@ -478,12 +478,12 @@ async def founder_and_survivor(nodes: Nodes) -> list[Node]:
 async def test_a_log_is_not_founded_again_while_somebody_has_its_state(nodes: Nodes) -> None:
     """A replica that is ready but gives no backup keeps its log: the others wait for it, and say so."""
     one, two = await founder_and_survivor(nodes)
-    present = one.replication._known.position.log
+    present = one.replication._state.position.log
     one.spoil = lambda data: data[:100]
     await two.start(ready=False)
     await eventually(lambda: "no peer and no snapshot" in two.replication.explanation, "it says why")
     await asyncio.sleep(1)
-    assert one.is_ready and one.replication._known.position.log == present
+    assert one.is_ready and one.replication._state.position.log == present
     assert two.restores("peer", "refused") > 1
     one.spoil = bytes
     await two.start()
@@ -495,7 +495,7 @@ async def test_a_log_is_not_founded_again_while_a_replica_is_expected_back(
 ) -> None:
     """The founder may be about to start again, with the state on its disk."""
     one, two = await founder_and_survivor(nodes)
-    present = one.replication._known.position.log
+    present = one.replication._state.position.log
     await one.kill()
 
     async def missing() -> list[Missing]:
@@ -506,10 +506,13 @@ async def test_a_log_is_not_founded_again_while_a_replica_is_expected_back(
         return [Member(6, "A", 1, "six", 1, "", "127.0.0.1:6", "ready", 0, "", leased=False)]
 
     async def away() -> Sequence[Source]:
-        return await peers(roster, missing, "two", two.settings)
+        return await peer_sources(roster, missing, "two", two.settings)
 
     monkeypatch.setattr(two, "_peers", away)
-    assert [(source.name, source.is_ready) for source in await away()] == [("database 5", True), ("database 6", True)]
+    assert [(source.name, source.blocks_founding) for source in await away()] == [
+        ("database 5", True),
+        ("database 6", True),
+    ]
     await two.start(ready=False)
     await eventually(lambda: "no peer and no snapshot" in two.replication.explanation, "it says why")
     await asyncio.sleep(1)
@@ -519,7 +522,7 @@ async def test_a_log_is_not_founded_again_while_a_replica_is_expected_back(
     await one.start()
     await two.start()
     await nodes.agree()
-    assert two.replication._known.position.log == present and two.replication.get("new").spp == 71
+    assert two.replication._state.position.log == present and two.replication.get("new").spp == 71
 
 
 async def test_without_a_disk_no_log_with_changes_is_founded_again(
@@ -527,7 +530,7 @@ async def test_without_a_disk_no_log_with_changes_is_founded_again(
 ) -> None:
     """The entries of the log are the only copy of these changes, so they stay."""
     one, two = await founder_and_survivor(nodes)
-    present = one.replication._known.position.log
+    present = one.replication._state.position.log
     await one.kill()
 
     async def full(*_: object) -> bool:
@@ -548,7 +551,7 @@ async def test_who_dies_while_it_founds_a_log_again_loses_no_change(
 ) -> None:
     """The new log takes the place of the entries, and the state with them is on the disk before."""
     one, two = await founder_and_survivor(nodes)
-    former = one.replication._known.position.log
+    former = one.replication._state.position.log
     await one.kill()
     for path in one.snapshots():
         path.unlink()
