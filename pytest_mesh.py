@@ -22,11 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def mesh_kit(request: pytest.FixtureRequest) -> Callable[..., MeshKit]:
-    """Return what makes a mesh for one test: `async with mesh_kit(operations, replicas=3) as kit:`."""
+    """Return a function that makes a mesh for one test: `async with mesh_kit(operations, replicas=3) as kit:`."""
     from mesh.testing import MeshKit
 
     url = request.config.getoption("--mesh-redis")
 
+    # An argument `redis` of the test wins over the option.
     def make(*operations: Any, **options: Any) -> MeshKit:
         return MeshKit(*operations, **{"redis": url, **options})
 

@@ -50,27 +50,29 @@ CODES: dict[str, Meaning] = {
     "REDIRECT": Meaning.PASSING,  # a copy of Valkey answers with the address of its primary
     "NOMASTERLINK": Meaning.PASSING,  # a copy has no connection to its master
     "UNBLOCKED": Meaning.PASSING,  # a blocked read was ended: CLIENT UNBLOCK, or the server became a copy
-    "CLUSTERDOWN": Meaning.PASSING,
-    "TRYAGAIN": Meaning.PASSING,
-    "IOERR": Meaning.PASSING,
+    "CLUSTERDOWN": Meaning.PASSING,  # a cluster cannot serve the key now
+    "TRYAGAIN": Meaning.PASSING,  # a cluster is moving some of the keys
+    "IOERR": Meaning.PASSING,  # the server could not reach another server
     "INPROG": Meaning.PASSING,  # a sentinel is in the middle of a failover
-    "NOGOODSLAVE": Meaning.PASSING,
-    "NOQUORUM": Meaning.PASSING,
+    "NOGOODSLAVE": Meaning.PASSING,  # a sentinel finds no copy that can become the master
+    "NOQUORUM": Meaning.PASSING,  # too few sentinels can be reached
     "OOM": Meaning.FULL,
+    # The next three: the Redis user of the lease was deleted, or has lost its rights.
     "NOAUTH": Meaning.FENCED,
     "WRONGPASS": Meaning.FENCED,
     "NOPERM": Meaning.FENCED,
     "NOSCRIPT": Meaning.UNKNOWN_SCRIPT,
     "NOGROUP": Meaning.OURS,  # the reader opens its stream again
-    "BUSYGROUP": Meaning.OURS,
-    "BUSYKEY": Meaning.OURS,
+    "BUSYGROUP": Meaning.OURS,  # the consumer group exists already
+    "BUSYKEY": Meaning.OURS,  # the key exists already
     "WRONGTYPE": Meaning.OVERWRITTEN,
     "EXECABORT": Meaning.OURS,  # unless the text names the code of another error; see `code_of`
     "INVALIDOBJ": Meaning.OURS,
-    "NOTBUSY": Meaning.OURS,
-    "UNKILLABLE": Meaning.OURS,
+    "NOTBUSY": Meaning.OURS,  # no script runs that could be killed
+    "UNKILLABLE": Meaning.OURS,  # the running script has written already
     "NOSUB": Meaning.OURS,
     "ERR": Meaning.OURS,  # unless the text has one of PHRASES
+    # The next five: REMEDIES says what each is about.
     "DENIED": Meaning.FATAL,
     "NOPROTO": Meaning.FATAL,
     "MOVED": Meaning.FATAL,
@@ -141,7 +143,7 @@ _FENCED_EXCEPTIONS = (
     redis_errors.NoPermissionError,
 )
 
-#: The code at the start of an error's text.
+#: The code at the start of an error's text, perhaps after the hyphen with which the server marks an error.
 _CODE_PATTERN = re.compile(r"^-?([A-Z]{3,})(?: |$)")
 #: What redis-py puts around the text of an error in a pipeline.
 _PIPELINE_PATTERN = re.compile(r"Command # \d+ .* of pipeline caused error: \(?['\"]?(.*?)['\"]?,?\)?$", re.DOTALL)
@@ -172,7 +174,7 @@ def text_of(error: BaseException) -> str:
 
 def classify(error: BaseException) -> Meaning:
     """Return what an error of redis-py or of the network means."""
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable):  # the mesh has translated the error already
         return Meaning.PASSING
     code = code_of(error)
     # The code ERR says nothing by itself; only the text does. A code that CODES lacks, such as a module's, is OURS.

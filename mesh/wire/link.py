@@ -42,8 +42,8 @@ class Link:
 
     If the connection fails, the link sends the same round trip again for as long as `trusted` says that the lease
     holds; without a lease it sends nothing. Sending again is safe. Submissions and commits carry the number of the
-    round trip, by which the server recognises what it has done already. It remembers that for `remembered_ms`, so the
-    link ends before, as if the lease were lost. All other commands have the same effect when they run twice.
+    round trip, by which the server recognises what it has done already. It remembers that for `remembered_ms`; a link
+    whose attempts have failed for half as long ends, as if the lease were lost. Other commands may run twice.
 
     `submit_script` and `commit_script` run the two batches. A client makes no commits, so its `commit_script` is None.
     After the first arguments of a script the link passes the number of the round trip and the batch, as `batch.lua`
@@ -69,7 +69,7 @@ class Link:
         self._bus = bus
         self._database = database
         self._trusted = trusted
-        self._repeat_s = remembered_ms / 2000  # half: the last attempt may reach Redis later
+        self._repeat_s = remembered_ms / 2000  # half of it, in s: the last attempt may reach Redis later
         self._submit_script = submit_script
         self._commit_script = commit_script
         variant_sets = [batch_script[0] for batch_script in (submit_script, commit_script) if batch_script]
@@ -77,6 +77,7 @@ class Link:
             script.sha: script.source
             for script in itertools.chain(scripts, *[variants.all for variants in variant_sets])
         }
+        #: the hash of any variant of a batch's script -> the hash of its variant for a full memory
         self._full_variant_by_sha = {
             script.sha: variants.when_full.sha for variants in variant_sets for script in variants.all
         }
@@ -85,8 +86,7 @@ class Link:
         self._own: SendQueue[tuple[Any, ...]] = SendQueue()
         self._submissions: SendQueue[Encoded] = SendQueue()
         self._commits: SendQueue[Encoded] = SendQueue()
-        #: `_take` returns the items of the queues in this order. `_commands_of_trip` and `_resolve_waiters` have their
-        #: parameters in the same order.
+        #: in the order of what `_take` returns, and of the parameters of `_commands_of_trip` and `_resolve_waiters`
         self._queues: tuple[SendQueue[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
         #: the items of the queues, to see quickly whether anything is to be sent
         self._item_deques = tuple(queue.items for queue in self._queues)
@@ -131,8 +131,8 @@ class Link:
     def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:
         """Commit a transaction; the waiter gets its outcome from commit.lua.
 
-        `first`: an earlier commit of it had a conflict, so it goes before all transactions that wait already. Unlike
-        `submit`, this also queues while Redis does not answer, because the lease may hold until Redis is back.
+        `first`: an earlier commit of it had a conflict, so it goes before all transactions that wait already. Commits
+        and commands, unlike submissions, also queue while Redis does not answer: the lease may hold until Redis is back.
         """
         if self._end_error is not None:
             raise self._end_error
@@ -197,7 +197,7 @@ class Link:
                 await self._send_full_variants(commands, replies)
         except redis_errors.DataError:  # from `pack`, before anything was sent
             self._fail_unsendable(taken)
-        except redis_errors.RedisError as error:
+        except redis_errors.RedisError as error:  # a lasting one: only this trip fails, and the link goes on
             fail(itertools.chain(*taken), error)
         except BaseException as error:
             # The lease is lost, or `run` is cancelled: this was the last round trip.
@@ -349,7 +349,7 @@ class Link:
             else:
                 missing_sources, is_refused_for_now = self._reasons_to_repeat(commands, replies)
                 if missing_sources and await self._load_scripts(missing_sources):
-                    continue
+                    continue  # without a pause: the server has the scripts now
                 if not missing_sources and not is_refused_for_now:
                     self._down = False
                     return replies
