@@ -32,6 +32,7 @@ class App:
     #: why clients should send requests to another replica, as far as the process knows: it starts, drains, or has lost
     #: its lease; else "". `why_not_ready` looks at more.
     reason: str = "starting"
+    #: those of all services, for the membership
     operations: list[Operations | Worker] = field(default_factory=list)
 
 
@@ -44,11 +45,12 @@ def create_app(context: Context) -> App:
     request_metrics = metrics.RequestMetrics(context.metrics)
 
     # The functions below are called only when `app` exists.
-    def has_reason() -> bool:
-        return bool(app.reason)  # while this replica starts or drains, or has lost its lease
+    def turns_away() -> bool:
+        """Return whether clients should go to another replica: this one starts, drains, or has lost its lease."""
+        return bool(app.reason)
 
     public_app, private_app = (
-        Application(name, context.settings, request_metrics, has_reason) for name in ("public", "private")
+        Application(name, context.settings, request_metrics, turns_away) for name in ("public", "private")
     )
     app = App(context, Services(services, context.metrics), public_app, private_app)
     for service in services:
@@ -67,7 +69,7 @@ def create_app(context: Context) -> App:
     private_docs = openapi.routes([health_routes()], VERSION, private_blueprints)
     settings = context.settings
     landing = landing_routes(settings.page_url if settings.page else "") if settings.page_public else ()
-    live_routes = LivePage(context, has_reason, services).routes() if settings.page else ()
+    live_routes = LivePage(context, turns_away, services).routes() if settings.page else ()
     _register(app.public, [health_routes(), *public_blueprints, public_docs, *landing])
     _register(app.private, [health_routes(), *private_blueprints, metrics.routes(context), *live_routes, private_docs])
     return app

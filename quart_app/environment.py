@@ -102,35 +102,39 @@ def _names_of(settings_class: type[BaseSettings]) -> Iterator[str]:
         if field.validation_alias is None:
             yield f"{prefix}{name}".upper()
         else:
+            # `choices`: an AliasChoices has several names.
             yield from (str(alias) for alias in getattr(field.validation_alias, "choices", [field.validation_alias]))
 
 
 def sentences_about_unknown(environ: Mapping[str, str]) -> list[str]:
     """Return a sentence for each name that is no setting but begins with a prefix of ours or is like one of ours."""
     known_by_class = names_by_class()
-    known = OTHER_NAMES.union(*known_by_class.values())
+    known_names = OTHER_NAMES.union(*known_by_class.values())
     prefixes = tuple(
         str(prefix) for settings_class in known_by_class if (prefix := settings_class.model_config.get("env_prefix"))
     )
     return [
         sentence
         for name in sorted(environ)
-        if name not in known and (sentence := _sentence_about_name(name, known, prefixes))
+        if name not in known_names and (sentence := _sentence_about_name(name, known_names, prefixes))
     ]
 
 
-def _sentence_about_name(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
+def _sentence_about_name(name: str, known_names: Iterable[str], prefixes: tuple[str, ...]) -> str:
     """Return the sentence about one unknown name; "" if it may be the variable of another program."""
     if not name.isupper() or CONTAINER_VARIABLES.search(name):
         return ""
-    similar = difflib.get_close_matches(name, known, 1, LEAST_SIMILARITY) if len(name) >= SHORTEST_COMPARED else []
-    if similar:
-        return f"{name} {NO_SETTING}; did you mean {similar[0]}?"
+    similar_names = (
+        difflib.get_close_matches(name, known_names, 1, LEAST_SIMILARITY) if len(name) >= SHORTEST_COMPARED else []
+    )
+    if similar_names:
+        return f"{name} {NO_SETTING}; did you mean {similar_names[0]}?"
     return f"{name} {NO_SETTING}" if name.startswith(prefixes) else ""
 
 
 def main() -> None:
     """Write the sentences about this process's environment. `mesh up` runs this module in a process of its own."""
+    # `names_by_class` knows only classes that are imported. Each service has its settings beside its module.
     for module in SERVICES.values():
         import_module(f"{module.rpartition('.')[0]}.settings")
     import_module("quart_app.settings")

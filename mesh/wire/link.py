@@ -132,7 +132,7 @@ class Link:
         """Commit a transaction; the waiter gets its outcome from commit.lua.
 
         `first`: an earlier commit of it had a conflict, so it goes before all transactions that wait already. Commits
-        and commands, unlike submissions, also queue while Redis does not answer: the lease may hold until Redis is back.
+        and commands, unlike submissions, also queue while Redis does not answer: the lease may outlast that.
         """
         if self._end_error is not None:
             raise self._end_error

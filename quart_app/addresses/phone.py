@@ -106,6 +106,7 @@ def _normalised(text: str) -> str:
 
 def _refuse_leftovers(normalised: str, number: PhoneNumber) -> None:
     """Raise NotAPhone unless every letter is punctuation, the label of an extension, or a digit (1-800-FLOWERS)."""
+    # `_normalised` leaves the prefix of a URI, and a URI has parameters after a semicolon, such as the extension.
     number_text = _TEL_PREFIX.sub("", normalised).partition(";")[0]
     letter_runs = set(_LETTERS.findall(number_text))
     punctuation_runs = {letters for letters in letter_runs if set(letters) <= PUNCTUATION_LETTERS}

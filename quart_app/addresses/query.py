@@ -24,6 +24,7 @@ def phone_in(query: bytes) -> str:
 
 def _split_pairs(query: bytes) -> list[tuple[str, str, str]]:
     """Return name, "=" and value of each parameter, still percent-encoded."""
+    # latin-1, because it decodes all bytes: UTF-8 is checked when the percent-encoding is removed.
     return [pair.partition("=") for pair in query.decode("latin-1").split("&")]
 
 

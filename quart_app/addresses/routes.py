@@ -82,7 +82,6 @@ class AddressRoutes:
     @document_response(Updated)
     async def update_at(self, phone: str) -> Response:
         """Replace the address of the phone in the path."""
-        # The phone is not in the body, so its error points to no field ("").
         phone_in_path = self._phone_to_write(phone, pointer="")
         given = await read_json(_NEW_ADDRESS)
         if given.phone is not None and self._phone_to_write(given.phone) != phone_in_path:
@@ -102,6 +101,7 @@ class AddressRoutes:
 
     @property
     def _addresses(self) -> Addresses:
+        # Made for each request, because the next membership has another client.
         return Addresses(self._context.mesh.shared)
 
     async def _address_response(self, phone: Phone) -> Response:
@@ -153,5 +153,8 @@ def _not_found() -> Problem:
 
 
 def _invalid_field(pointer: str, message: str) -> Problem:
-    """Return a 422 for one field. The message never repeats the phone, so that no log can contain it."""
+    """Return a 422 for one field. The message never repeats the phone, so that no log can contain it.
+
+    `pointer` is the JSON pointer to the field in the body; "": the phone is not in the body.
+    """
     return Problem(422, message, errors=[{"pointer": pointer, "message": message}])

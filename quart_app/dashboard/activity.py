@@ -51,7 +51,10 @@ def newest_answers(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most
 
 
 def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineRow]:
-    """Return the lines of one request and its parts, on one scale from the first acceptance to the last answer."""
+    """Return the lines of one request and its parts, on one scale from the first acceptance to the last answer.
+
+    Until a request is answered, the present moment `now_ms` stands for its answer.
+    """
     # `accepted_ms` is 0 if the moment of the acceptance is not known.
     dated_steps = [step for step in steps if step.accepted_ms]
     if not dated_steps:

@@ -48,7 +48,8 @@ class OperatorCheck:
         #: whether PAGE_PASSWORD is set; without it nobody can sign in or act
         self.has_password = bool(settings.page_password.get_secret_value())
         self._auth = BasicAuth("page", OPERATOR, settings.page_password)
-        #: The membership whose Redis clients `_auth` uses. After a lost lease the next membership has other clients.
+        #: The membership whose Redis clients `_auth` uses to limit guesses and to write the audit log. After a lost
+        #: lease the next membership has other clients.
         self._auth_membership: Mesh | None = None
 
     async def is_signed_in(self, request: Request, replica: Mesh) -> bool:
@@ -72,7 +73,10 @@ class OperatorCheck:
 
 
 async def read_fields(request: Request) -> ActFields:
-    """Return the fields of a POST: those of a form, or of a JSON object of texts and lists of texts."""
+    """Return the fields of a POST: those of a form, or of a JSON object of texts and lists of texts.
+
+    A list becomes one text with spaces between its elements, as `_chosen_letters` reads the field `ids`.
+    """
     if request.mimetype == "application/x-www-form-urlencoded":
         return (await request.form).to_dict()
     fields = await read_json(_JSON_FIELDS)
@@ -82,6 +86,7 @@ async def read_fields(request: Request) -> ActFields:
 def find_act(name: str, acts: Mapping[str, Act]) -> Act:
     """Return an act by its name. Raises Problem if there is none of this name."""
     if name not in acts:
+        # 50 characters: more than the name of any act has.
         raise Problem(404, f"there is no act {shortened(name, 50)!r}; there are {', '.join(acts)}")
     return acts[name]
 
@@ -95,7 +100,7 @@ def _dead_letters(replica: Mesh) -> DeadLetters:
 
 
 async def _chosen_letters(replica: Mesh, fields: ActFields) -> ChosenLetters:
-    """Return the letters that the field `ids` names, or the group of the letter in the field `like`. Raises Refused.
+    """Return the ids in the field `ids`, or the group of the letter that the field `like` names. Raises Refused.
 
     A group is all letters with one reason from one stream. `like` has the id of the newest letter of the group.
     """
@@ -123,12 +128,12 @@ async def _describe_chosen(replica: Mesh, fields: ActFields) -> tuple[str, str, 
 
 async def _ask_replay(replica: Mesh, fields: ActFields) -> ActQuestion:
     """Return the question that the page asks before it replays the chosen letters."""
-    how_many, stream, reason_phrase = await _describe_chosen(replica, fields)
+    letters_phrase, stream, reason_phrase = await _describe_chosen(replica, fields)
     target = f"to {stream}" if stream else "to the streams that they came from"
     return ActQuestion(
-        f"Replay {how_many}?",
-        f"{how_many}{reason_phrase} will go back {target}. Each is worked on once more, now and without a deadline; "
-        "nobody waits for the answers. What fails again becomes a dead letter again.",
+        f"Replay {letters_phrase}?",
+        f"{letters_phrase}{reason_phrase} will go back {target}. Each is worked on once more, now and without a "
+        "deadline; nobody waits for the answers. What fails again becomes a dead letter again.",
         fields,
     )
 
@@ -141,10 +146,10 @@ async def _replay(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
 
 async def _ask_discard(replica: Mesh, fields: ActFields) -> ActQuestion:
     """Return the question that the page asks before it discards the chosen letters."""
-    how_many, stream, reason_phrase = await _describe_chosen(replica, fields)
+    letters_phrase, stream, reason_phrase = await _describe_chosen(replica, fields)
     return ActQuestion(
-        f"Discard {how_many}?",
-        f"{how_many}{f' of {stream}' if stream else ''}{reason_phrase} will be deleted with everything in them. "
+        f"Discard {letters_phrase}?",
+        f"{letters_phrase}{f' of {stream}' if stream else ''}{reason_phrase} will be deleted with everything in them. "
         "This cannot be undone.",
         fields,
     )
@@ -213,19 +218,20 @@ async def _ask_cancel(replica: Mesh, fields: ActFields) -> ActQuestion:
 
 async def _cancel(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
     """Cancel a request. `Control.cancel` returns its stream and its operation, which may be empty."""
-    cancelled = await _control(replica).cancel(fields.get("id", ""), actor)
-    if cancelled is None:
+    stream_and_op = await _control(replica).cancel(fields.get("id", ""), actor)
+    if stream_and_op is None:
         return Done("No stream has this request: it has ended already, or it never was there.", {"changed": False})
-    return Done(f"Cancelled {cancelled[1] or 'a request'} on {cancelled[0]}.", {"changed": True})
+    return Done(f"Cancelled {stream_and_op[1] or 'a request'} on {stream_and_op[0]}.", {"changed": True})
 
 
 async def _ask_drain(replica: Mesh, fields: ActFields) -> ActQuestion:
     """Return the question that the page asks before it drains a replica."""
     # `replica` is the one that answers this request. The field `replica` has the name of the one to drain.
-    drained_replica = fields.get("replica", "")
+    replica_to_drain = fields.get("replica", "")
+    # The row of a replica stays for some time after its lease has ended, so `leased` is asked, too.
     ready_members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
-    cls = next((member.cls for member in ready_members if member.replica == drained_replica), "")
-    others_count = sum(member.cls == cls for member in ready_members) - 1
+    cls = next((member.cls for member in ready_members if member.replica == replica_to_drain), "")
+    others_count = sum(member.cls == cls for member in ready_members) - 1  # not used if `cls` is ""
     consequence = f"{counted(others_count, 'replica')} of class {cls} will be left."
     if not cls:
         consequence = "No ready replica has this name now."
@@ -234,7 +240,7 @@ async def _ask_drain(replica: Mesh, fields: ActFields) -> ActQuestion:
             f"It is the last replica of class {cls}: requests to this class wait or are refused until one is ready."
         )
     return ActQuestion(
-        f"Drain {shortened(drained_replica, MOST_CHARACTERS)}?",
+        f"Drain {shortened(replica_to_drain, MOST_CHARACTERS)}?",
         f"It finishes what it works on, gives its database back and ends its process. {consequence}",
         fields,
     )
@@ -262,7 +268,7 @@ ACTS = {
 
 
 async def ask_before(act: Act, replica: Mesh, fields: ActFields) -> ActQuestion:
-    """Return the question for the operator. Raises Problem if the act is refused."""
+    """Return the question for the operator. Raises Problem if `ask` refuses the act."""
     with _problem_for_refusal():
         return await act.ask(replica, fields)
 

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "static"
 URL_PREFIX = "/assets"
 #: The files that the folder may have, by suffix, with their content types.
 CONTENT_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
-#: One year, the usual value for a file that never changes.
+#: One year in seconds, the usual value for a file that never changes.
 CACHE_FOR_EVER = "public, max-age=31536000, immutable"
 #: A page may load only our own files and run nothing inline, and no page of another site may show it in a frame.
 CONTENT_SECURITY_POLICY = (
@@ -57,9 +57,9 @@ class Assets:
 
         @blueprint.get(f"{URL_PREFIX}/<name>")
         async def asset(name: str) -> Response:
-            found = self._assets_by_url_name.get(name)
-            if found is None:
+            file = self._assets_by_url_name.get(name)
+            if file is None:
                 raise NotFound
-            return Response(found.content, content_type=found.content_type, headers={"Cache-Control": CACHE_FOR_EVER})
+            return Response(file.content, content_type=file.content_type, headers={"Cache-Control": CACHE_FOR_EVER})
 
         return blueprint

@@ -3,7 +3,7 @@
     books         books.lua, at one moment
     places        one for each database: the roster, the missing databases, and PTTL of each lease
     streams       XINFO STREAM, GROUPS and CONSUMERS of each request stream, and its oldest entry
-    dead letters  XLEN, and look.lua: the newest of the last hour
+    dead letters  XLEN, and look.lua of `mesh.dead`: the newest of the last hour
     paused        HGETALL of the operations that are paused
 
 The cost of a command does not grow with the number of requests, because each reads a fixed number of entries.
@@ -25,7 +25,8 @@ from mesh.dead import DeadLetter, DeadLetters
 
 #: Most rates that are kept for each number. With one look per second these are the rates of the last minute.
 KEPT_RATES = 60
-#: A longer gap between two looks of this page ends the history, because the rates of the gap are not known.
+#: A longer gap between two looks of this page ends the history, because the rates of the gap are not known. A smaller
+#: number would end it whenever a few looks are late.
 LONGEST_GAP_MS = 5000
 #: Most dead letters of the last hour that a look reads each second. If there are as many, the page says "50 or more".
 MOST_DEAD_READ = 50
@@ -136,17 +137,17 @@ class FiguresReader:
             self._control.paused(),
         )
         at_ms = pipeline_answers.pop_time_ms()
-        (dead,) = pipeline_answers.pop(1)
-        leases = pipeline_answers.pop(self._replica.settings.databases)
+        (dead_count,) = pipeline_answers.pop(1)
+        lease_times_ms = pipeline_answers.pop(self._replica.settings.databases)
         # `_ask_redis` sends four commands for each stream.
         streams = [_stream_figures(name, at_ms, *pipeline_answers.pop(4)) for name in self._stream_names]
         growing_numbers = {**books, **{f"stream {stream.name}": stream.added for stream in streams}}
         return Figures(
             at_ms=at_ms,
             books=books,
-            places=_all_database_figures(members, missing, leases, streams),
+            places=_all_database_figures(members, missing, lease_times_ms, streams),
             streams=streams,
-            dead=dead,
+            dead=dead_count,
             recent_dead=recent_dead,
             paused=paused,
             rates=self._history.add(at_ms, growing_numbers),
@@ -205,9 +206,13 @@ def _stream_figures(name: str, at_ms: int, stream_info: Any, groups: Any, consum
 
 
 def _all_database_figures(
-    members: Sequence[Member], missing: Sequence[Missing], leases: Sequence[int], streams: Sequence[StreamFigures]
+    members: Sequence[Member],
+    missing: Sequence[Missing],
+    lease_times_ms: Sequence[int],
+    streams: Sequence[StreamFigures],
 ) -> list[DatabaseFigures]:
-    """Return the figures of all databases. `leases` has, by database, how long its lease still lasts (ms)."""
+    """Return the figures of all databases. `lease_times_ms` has, by database, how long its lease still lasts (ms)."""
+    # A consumer of a stream has the name of its replica.
     in_hand: dict[str, int] = defaultdict(int)
     for stream in streams:
         for consumer in stream.consumers:
@@ -220,7 +225,7 @@ def _all_database_figures(
         else DatabaseFigures(
             database, "missing" if database in missing_at else "free", missing=missing_at.get(database)
         )
-        for database, lease_ms in enumerate(leases)
+        for database, lease_ms in enumerate(lease_times_ms)
     ]
 
 
@@ -247,6 +252,7 @@ class History:
         if not 0 < gap_ms <= LONGEST_GAP_MS:
             self._rates.clear()
         else:
+            # A number that falls, such as that of the requests in flight, has the rate 0.
             for name in values.keys() & self._last_values.keys():
                 rate = max(0, values[name] - self._last_values[name]) * 1000 / gap_ms
                 self._rates.setdefault(name, deque(maxlen=KEPT_RATES)).append(round(rate, 1))

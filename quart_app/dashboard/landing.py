@@ -31,6 +31,7 @@ def routes(live_page_url: str) -> Sequence[Blueprint]:
     async def landing() -> Response:
         # A link to a loopback address works only for a visitor on this machine, who uses a loopback address, too.
         can_follow = not link_is_local or is_loopback(_host_of(f"//{request.host}"))
+        # "no-cache": the names of its files change with a release, so a browser must ask for the page each time.
         headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
         return Response(
             page_with_link if can_follow else page_without_link,

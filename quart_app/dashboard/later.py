@@ -33,7 +33,7 @@ def _note_if_cut(count: int) -> str:
 
 
 def _request_item(request: LaterRequest, now_ms: int) -> PanelItem:
-    address = f"database {request.to[2:]}" if request.to.startswith("db") else f"class {request.to}"
+    address = f"database {request.to[2:]}" if request.to.startswith("db") else f"class {request.to}"  # "db3" or "A"
     lines = [f"{request.op} for {address}, {_waits_for(request, now_ms)}"]
     if request.tries:
         lines.append(f"after {counted(request.tries, 'try')}: {shortened(request.error, MOST_ERROR_CHARACTERS)}")
@@ -46,7 +46,7 @@ def _waits_for(request: LaterRequest, now_ms: int) -> str:
         return "until its operation goes on"
     if request.waits_for == "lane":
         longest_wait = "" if request.due_ms is None else f", for {duration(max(0, request.due_ms - now_ms))} at most"
-        return f"for its turn in its lane{longest_wait}"
+        return f"for a place in its lane{longest_wait}"
     return "due never" if request.due_ms is None else _due(request.due_ms, now_ms)
 
 

@@ -34,7 +34,7 @@ from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
 #: Most answers in the list on the view of requests. More would make each update of the view larger.
-MOST_ROWS = 40
+MOST_ANSWER_ROWS = 40
 #: Most characters that are used of a reference, or of another text by which the view of requests is searched. What
 #: follows them is ignored.
 MOST_SEARCH_CHARACTERS = 200
@@ -55,12 +55,12 @@ HEADERS = {
 class LivePage:
     """The live page: views of the mesh, as this replica sees it."""
 
-    def __init__(self, context: Context, is_unready: Callable[[], bool], services: Sequence[Service] = ()) -> None:
+    def __init__(self, context: Context, turns_away: Callable[[], bool], services: Sequence[Service] = ()) -> None:
         self._context = context
         self._services = services
         self._acts = {**acts.ACTS, **{act.name: act for service in services for act in service.acts}}
-        #: returns whether this replica is not ready. Then the event streams end, so that viewers go to another replica.
-        self._is_unready = is_unready
+        #: returns whether clients should go to another replica. Then the event streams end, so that viewers go there.
+        self._turns_away = turns_away
         self._assets = Assets()
         self._pages = Pages(self._assets)
         self._operator_check = acts.OperatorCheck(context.settings)
@@ -126,7 +126,7 @@ class LivePage:
             looks.expire()  # so that the page shows what the act has changed
             if request.mimetype == "application/json":
                 return jsonify({"text": done.text, **done.facts})
-            # True: only the operator comes here.
+            # True, as in `confirm`.
             view = await self._page_view(act.view, {}, await looks.figures.newest(), True)
             return _html_response(self._pages.fixed_page(view, "done", act=act, text=done.text))
 
@@ -135,13 +135,13 @@ class LivePage:
         return await self._operator_check.is_signed_in(request, self._context.mesh)
 
     async def _event_stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
-        """Yield the events for one viewer, until the viewer goes or this replica is not ready."""
+        """Yield the events for one viewer, until the viewer goes or this replica turns its clients away."""
         self._viewer_count += 1
         try:
-            yield "retry: 1000\n\n"  # ms until the browser connects again
+            yield "retry: 1000\n\n"  # ms until the browser connects again: as long as between two events
             sections_at_viewer: Mapping[str, str] = {}
             seen_number = 0
-            while not self._is_unready():
+            while not self._turns_away():
                 looks = self._current_looks()
                 try:
                     figures = await looks.figures.next(seen_number)
@@ -211,7 +211,7 @@ class LivePage:
             stream_bound=settings.stream_bound,
             lease_ttl_ms=settings.lease_ttl_ms,
             bodies=self._context.settings.page_bodies,
-            chosen=chosen_stream,
+            chosen_stream=chosen_stream,
             entries=entries,
             groups=group_letters(letters),
             can_sign_in=self._operator_check.has_password,
@@ -229,8 +229,8 @@ class LivePage:
         steps = await looks.find_requests(reference) if reference else ()
         return {
             "reference": reference,
-            "lanes": activity.timeline(steps, figures.at_ms),
-            "rows": activity.newest_answers(await looks.steps.newest(), wanted, MOST_ROWS),
+            "timeline_rows": activity.timeline(steps, figures.at_ms),
+            "answer_rows": activity.newest_answers(await looks.steps.newest(), wanted, MOST_ANSWER_ROWS),
             "wanted": wanted,
         }
 

@@ -76,6 +76,7 @@ class Looks:
     async def find_requests(self, reference: str) -> Sequence[JourneyStep]:
         """Return the requests that a reference names. They are read at most once a second for all viewers."""
         if reference not in self._tickers_by_reference:
+            # Viewers choose the references, so there is no end of them.
             if len(self._tickers_by_reference) >= KEPT_REFERENCES:
                 self._tickers_by_reference.clear()
             self._tickers_by_reference[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
@@ -129,7 +130,10 @@ class Looks:
         return ServicesView(await self.operations.newest(), audit or (), panels)
 
     async def _read_panel(self, service: Service) -> Panel:
-        """Read the panel of a service that has one. If the service raises MeshError, return a panel with the reason."""
+        """Read the panel of a service that has one. If the service raises MeshError, return a panel with the reason.
+
+        An error of Redis is raised: the other reads of the view cannot succeed then, either.
+        """
         assert service.panel is not None
         try:
             return await service.panel(self.replica)

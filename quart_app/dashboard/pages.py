@@ -75,15 +75,15 @@ class PageView:
     #: whether the page shows the bodies of requests
     bodies: bool
     #: view of streams: the stream that the viewer chose, or the longest one, and its oldest entries
-    chosen: str = ""
+    chosen_stream: str = ""
     entries: Entries = ()
     #: view of dead letters
     groups: Sequence[ShownGroup] = ()
     #: view of requests: the reference that the viewer searches for, the lines of the timeline of its requests, the
-    #: newest answers, and the texts by which these were chosen. `lanes` are here these lines, not those of a limit
+    #: newest answers, and the texts by which these were chosen
     reference: str = ""
-    lanes: Sequence[TimelineRow] = ()
-    rows: Sequence[AnswerRow] = ()
+    timeline_rows: Sequence[TimelineRow] = ()
+    answer_rows: Sequence[AnswerRow] = ()
     wanted: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(SEARCH_FIELDS, ""))
     #: overview: how many requests were answered in each of the last minutes, and the newest answers to each replica
     minutes: Sequence[float] = ()
@@ -98,11 +98,10 @@ class PageView:
 
 def group_letters(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
     """Group dead letters by reason and stream, the largest group first."""
-    # by reason and stream
-    letters_of: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
+    letters_by_group: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
     for letter in letters:
-        letters_of[letter.reason, letter.stream].append(letter)
-    groups = [ShownGroup(reason, stream, group) for (reason, stream), group in letters_of.items()]
+        letters_by_group[letter.reason, letter.stream].append(letter)
+    groups = [ShownGroup(reason, stream, group) for (reason, stream), group in letters_by_group.items()]
     return sorted(groups, key=lambda group: -len(group.letters))
 
 
@@ -130,6 +129,7 @@ class Pages:
             "spoken": spoken,
             "within": _answered_within,
         }
+        # `target` here is where a request went, not a part of an HTML form.
         self._environment.globals |= {
             "target": activity.target,
             "views": VIEWS,
@@ -152,7 +152,10 @@ class Pages:
         return self._environment.get_template(f"{template}.html").render(context)
 
     def sections(self, view: PageView) -> dict[str, str]:
-        """Return the sections of a view that can change, by the ids of their elements."""
+        """Return the sections of a view that can change, by the ids of their elements.
+
+        `events` is "" here, as on a fixed page, because only the body around the sections names the address.
+        """
         template = self._environment.get_template(f"{view.name}.html")
         context = template.new_context({**self._template_context(view), "events": ""})
         base = self._environment.get_template("base.html")
@@ -207,4 +210,5 @@ def _answered_within(steps: Sequence[JourneyStep], percent: int) -> str:
 
 
 def _rate(rate: float) -> str:
+    # Below 10, whole numbers would hide most changes.
     return f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.1f}"

@@ -68,11 +68,15 @@ def _summary(figures: Figures) -> str:
     verb = "holds" if ready_count == 1 else "hold"
     answered_rate = averaged(figures.rates.get("answered", ()))
     rate_text = f"{answered_rate:,.0f} requests are answered per second" if answered_rate >= 1 else "No requests arrive"
-    waiting = sum(stream.waiting for stream in figures.streams)
-    waits = f"{counted(waiting, 'request')} wait{'s' if waiting == 1 else ''}" if waiting else "nothing waits"
+    waiting_count = sum(stream.waiting for stream in figures.streams)
+    waiting_text = (
+        f"{counted(waiting_count, 'request')} wait{'s' if waiting_count == 1 else ''}"
+        if waiting_count
+        else "nothing waits"
+    )
     return (
         f"{counted(ready_count, 'replica')} {verb} {ready_count} of {len(figures.places)} databases. "
-        f"{rate_text}; {waits}."
+        f"{rate_text}; {waiting_text}."
     )
 
 
@@ -112,7 +116,7 @@ def _about_places(figures: Figures) -> Iterator[Note]:
 
 
 def _about_books(difference: int) -> Iterator[Note]:
-    if difference:
+    if difference:  # above 0: more requests were accepted than the other counts have
         text = f"{abs(difference):,} more {'were accepted than are accounted for' if difference > 0 else MORE_ENDED}."
         yield Note("books", "The books do not balance", text, bad=True)
 
@@ -144,13 +148,13 @@ def _about_dead_letters(figures: Figures) -> Iterator[Note]:
     found_count = len(figures.recent_dead)
     if found_count:
         reason, _ = Counter(letter.reason for letter in figures.recent_dead).most_common(1)[0]
-        how_many = (
+        letters_phrase = (
             f"{found_count} or more dead letters"
             if found_count >= MOST_DEAD_READ
             else counted(found_count, "dead letter")
         )
         # Most characters of the reason, so that the note stays short.
-        yield Note("dead", how_many, f"in the last hour. Most frequent reason: {shortened(reason, 120)}", "dead")
+        yield Note("dead", letters_phrase, f"in the last hour. Most frequent reason: {shortened(reason, 120)}", "dead")
 
 
 def _about_versions(figures: Figures) -> Iterator[Note]:

@@ -248,13 +248,13 @@ class BackupReader:
                 user_id, *cells = csv_cells
                 stamps = [pack_id(cell) if cell else 0 for cell in cells[FIELD_COUNT:]]
                 if len(cells) != 2 * FIELD_COUNT:
-                    raise BadBackup(f"record {self._read_count} has {len(cells)} cells instead of {2 * FIELD_COUNT}")
+                    raise BadBackup(f"record {self._record_count} has {len(cells)} cells instead of {2 * FIELD_COUNT}")
                 if max(stamps) > newest_stamp:
-                    raise BadBackup(f"record {self._read_count} is newer than the backup")
+                    raise BadBackup(f"record {self._record_count} is newer than the backup")
                 self._storage.merge_record(user_id, RECORD_LAYOUT.pack(*map(int, cells[:FIELD_COUNT]), *stamps))
                 self._record_count += 1
         except (ValueError, csv.Error, struct.error) as error:
-            raise BadBackup(f"record {self._read_count} cannot be read: {error}") from error
+            raise BadBackup(f"record {self._record_count} cannot be read: {error}") from error
 
 
 def _content_of_comment(line: bytes) -> bytes:

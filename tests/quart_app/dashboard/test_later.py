@@ -42,6 +42,6 @@ def test_what_no_time_lets_go_says_what_it_waits_for() -> None:
     )
     assert [item.lines[0] for item in panel(waiting, NOW).items] == [
         "notes.put for class A, until its operation goes on",
-        "notes.put for class A, for its turn in its lane, for 5.0 s at most",
-        "notes.put for class A, for its turn in its lane",
+        "notes.put for class A, for a place in its lane, for 5.0 s at most",
+        "notes.put for class A, for a place in its lane",
     ]
