@@ -1,29 +1,39 @@
 // The live page: one EventSource brings sections as HTML, which replace the old ones in place.
 
-const QUIET_MS = 3000, TELL_MS = 500;
-const link = document.getElementById("link"), linkText = document.getElementById("link-text");
+const
+  // Events come once a second. If none comes for this long, the page says so. With a smaller number, it would say so
+  // whenever one event is late.
+  STALE_MS = 3000,
+  // How often the page says how old its news is.
+  STATE_EVERY_MS = 500;
+const stateBox = document.getElementById("link"), stateText = document.getElementById("link-text");
 const address = document.body.dataset.events;
-let source = null, heardAt = 0, paused = false, held = {};
+// `heldSections` are the newest sections that came while the page was paused.
+let source = null, heardAt = 0, paused = false, heldSections = {};
 
-/** Make an element like a new one, and touch only what differs: focus, selection and open details stay. */
+/**
+ * Make an element like a new one, and touch only what differs: focus, selection and open details stay.
+ * An element with an id keeps its identity even if it moves. All others are compared by their place among the children.
+ */
 function morph(old, fresh) {
   if (old.isEqualNode(fresh)) return;
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) return void old.replaceWith(fresh.cloneNode(true));
   if (old.nodeType !== Node.ELEMENT_NODE) return void (old.nodeValue = fresh.nodeValue);
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
-  const known = new Map([...old.children].filter((child) => child.id).map((child) => [child.id, child]));
-  [...fresh.childNodes].forEach((wanted, at) => {
-    const there = old.childNodes[at], same = wanted.id && known.get(wanted.id);
-    if (same) {
-      if (same !== there) old.insertBefore(same, there ?? null);
-      morph(same, wanted);
-    } else if (there && !there.id && !wanted.id) morph(there, wanted);
-    else old.insertBefore(wanted.cloneNode(true), there ?? null);
+  const childOfId = new Map([...old.children].filter((child) => child.id).map((child) => [child.id, child]));
+  [...fresh.childNodes].forEach((freshChild, index) => {
+    const oldChild = old.childNodes[index], keptChild = freshChild.id && childOfId.get(freshChild.id);
+    if (keptChild) {
+      if (keptChild !== oldChild) old.insertBefore(keptChild, oldChild ?? null);
+      morph(keptChild, freshChild);
+    } else if (oldChild && !oldChild.id && !freshChild.id) morph(oldChild, freshChild);
+    else old.insertBefore(freshChild.cloneNode(true), oldChild ?? null);
   });
   while (old.childNodes.length > fresh.childNodes.length) old.lastChild.remove();
 }
 
+/** Put new sections in place of the old ones, by the ids of their elements. */
 function show(sections) {
   const focused = document.activeElement;
   for (const [id, html] of Object.entries(sections)) {
@@ -44,10 +54,11 @@ function connect() {
   source.addEventListener("sections", (event) => {
     heardAt = Date.now();
     const sections = JSON.parse(event.data);
-    if (paused) Object.assign(held, sections);
+    if (paused) Object.assign(heldSections, sections);
     else show(sections);
   });
-  // The replica drains: the balancer gives the next connection another one.
+  // The replica drains: the balancer gives the next connection another one. After an error the pause is longer, because
+  // the next attempt probably fails, too. A connection that breaks is not closed: the browser connects again by itself.
   source.addEventListener("bye", () => reconnect(200));
   source.addEventListener("error", () => source?.readyState === EventSource.CLOSED && reconnect(2000));
 }
@@ -57,42 +68,45 @@ function disconnect() {
   source = null;
 }
 
+/** Connect again after a random pause, so that the viewers of one replica do not all come at the same moment. */
 function reconnect(pauseMs) {
   disconnect();
   setTimeout(connect, pauseMs * (1 + Math.random()));
 }
 
-function tellState() {
+/** Say whether the page is live, paused, or without news. */
+function showState() {
   if (document.hidden || !address) return;
-  const silentMs = Date.now() - heardAt, stale = silentMs > QUIET_MS;
-  link.className = paused || stale ? "stale" : "live";
-  if (paused) linkText.textContent = "paused";
-  else if (!stale) linkText.textContent = "live";
-  else linkText.textContent = heardAt ? `no news for ${Math.round(silentMs / 1000)} s, reconnecting` : "connecting";
+  const silentMs = Date.now() - heardAt, stale = silentMs > STALE_MS;
+  stateBox.className = paused || stale ? "stale" : "live";
+  if (paused) stateText.textContent = "paused";
+  else if (!stale) stateText.textContent = "live";
+  else stateText.textContent = heardAt ? `no news for ${Math.round(silentMs / 1000)} s, reconnecting` : "connecting";
 }
 
-function pause() {
+/** Pause the page, or let it go on with the sections that came meanwhile. */
+function togglePause() {
   paused = !paused;
   if (!paused) {
-    show(held);
-    held = {};
+    show(heldSections);
+    heldSections = {};
   }
-  tellState();
+  showState();
 }
 
 // After the question that an act asks, the focus returns to the link that led there.
 document.addEventListener("click", (event) => {
-  const way = event.target.closest('a[href^="/mesh/confirm/"]');
-  if (way) sessionStorage.setItem("asked", way.getAttribute("href"));
+  const actLink = event.target.closest('a[href^="/mesh/confirm/"]');
+  if (actLink) sessionStorage.setItem("asked", actLink.getAttribute("href"));
 });
 
 function returnFocus() {
-  const asked = address && sessionStorage.getItem("asked");
-  if (!asked) return;
+  const askedHref = address && sessionStorage.getItem("asked");
+  if (!askedHref) return;
   sessionStorage.removeItem("asked");
-  const way = [...document.querySelectorAll("a")].find((link) => link.getAttribute("href") === asked);
-  way?.closest("details")?.setAttribute("open", "");
-  way?.focus();
+  const actLink = [...document.querySelectorAll("a")].find((candidate) => candidate.getAttribute("href") === askedHref);
+  actLink?.closest("details")?.setAttribute("open", "");
+  actLink?.focus();
 }
 
 // A hidden page needs no figures, and a browser allows few connections to one host.
@@ -100,13 +114,13 @@ document.addEventListener("visibilitychange", () => (document.hidden ? disconnec
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") document.getElementById("keep")?.click();
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
-  if (event.key === "p") pause();
+  if (event.key === "p") togglePause();
   if (event.key === "/" && document.getElementById("request")) {
     event.preventDefault(); // or the browser types the key into the field
     document.getElementById("request").focus();
   }
-  document.querySelectorAll("#menu a")[event.key - 1]?.click();
+  document.querySelectorAll("#menu a")[event.key - 1]?.click(); // the keys 1 to 5; any other key is no index
 });
-setInterval(tellState, TELL_MS);
+setInterval(showState, STATE_EVERY_MS);
 returnFocus();
 connect();
