@@ -18,7 +18,7 @@ def _no_control_characters(text: str) -> str:
 PhoneText = Annotated[
     str, Field(max_length=MAX_PHONE_LENGTH, description="in any usual notation", examples=["+7 911 123-45-67"])
 ]
-#: The bounds are those of the task: 10 to 255 characters.
+#: A shorter text is hardly an address, and longer ones would take more room in Redis.
 AddressText = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=10, max_length=255),

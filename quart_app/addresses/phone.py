@@ -40,7 +40,10 @@ _ENDS_WITH_LONE_X = re.compile(r"(?<![^\W\d_])x[^\w+]*$")
 
 
 class NotAPhone(ValueError):
-    """The text is not a phone number. The message never repeats the text, so that no log can contain a number."""
+    """The text is not a phone number. The message never repeats the text, so that no log can contain a number.
+
+    For the same reason the error of `phonenumbers` is not its cause (`from None`).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ def _normalised(text: str) -> str:
     Invisible characters, a subaddress and a label before the number are removed. A label of an extension is replaced
     if `phonenumbers` does not know it. The prefix of a URI (`tel:`) stays.
     """
-    # The category Cf has the invisible characters, such as the mark of right-to-left text.
+    # NFKC turns full-width and similar characters into plain ones. The category Cf has the invisible ones, such as the
+    # mark of right-to-left text.
     visible = (
         character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf"
     )

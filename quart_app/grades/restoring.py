@@ -2,7 +2,7 @@
 
 A replica takes the first of these states that is valid and that the log continues:
 
-    1. the backup of a peer, ready ones first: no snapshot is newer
+    1. the backup of a peer, ready ones first: it leaves few entries to apply
     2. the empty state, when no entry was ever trimmed from the log (such a log is short if snapshots can be written)
     3. the newest good snapshot on disk
 
@@ -169,9 +169,9 @@ class Restorer:
     async def _replace_log(self, grades_log: Log, log_ends: View, find_peers: FindPeers) -> Restored | None:
         """Found the log again, because nobody has a state of it. Return None if it must not be replaced now.
 
-        A log is not replaced while its founder may still need time, or while another replica has its grades ready. Nor
-        is a log replaced that was trimmed: its state is in a snapshot then, perhaps on the disk of a replica that is
-        away.
+        A log is not replaced while its founder may still need time, or while another replica has its grades ready or is
+        expected back. Nor is a log replaced that was trimmed: its state is in a snapshot then, perhaps on the disk of a
+        replica that is away.
         """
         now_s = time.monotonic()
         if self._stateless_log is None or self._stateless_log[0] != log_ends.log:
