@@ -43,7 +43,7 @@ class Link:
     If the connection fails, the link sends the same round trip again for as long as `trusted` says that the lease
     holds; without a lease it sends nothing. Sending again is safe. Submissions and commits carry the number of the
     round trip, by which the server recognises what it has done already. It remembers that for `remembered_ms`; a link
-    whose attempts have failed for half as long ends, as if the lease were lost. Other commands may run twice.
+    whose attempts have failed for half as long ends, as if the lease were lost. Other commands can safely run twice.
 
     `submit_script` and `commit_script` run the two batches. A client makes no commits, so its `commit_script` is None.
     After the first arguments of a script the link passes the number of the round trip and the batch, as `batch.lua`

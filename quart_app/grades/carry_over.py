@@ -93,7 +93,7 @@ class CarryOver:
         while shard_changes := await asyncio.to_thread(
             lambda: list(itertools.islice(changes_by_shard, SHARDS_COMPARED_PER_STEP))
         ):
-            for body in entries.carry_bodies(lost_position.log, itertools.chain.from_iterable(shard_changes)):
+            for body in entries.bodies_of_carry(lost_position.log, itertools.chain.from_iterable(shard_changes)):
                 # `reader_at` is how far this replica has read. Redis appends nothing if the log lacks these entries.
                 # `floor` makes the stamp of the entry higher than the stamps of all fields that it carries; a reader
                 # refuses any other entry (`entries.changes_of`). The name is random, because nobody waits for it.

@@ -71,12 +71,12 @@ class EntryChanges:
     continues: tuple[str, ...] = ()
 
 
-def set_body(update: GradeUpdate) -> dict[str, Any]:
+def body_of_set(update: GradeUpdate) -> dict[str, Any]:
     """Return the body of the entry for a change."""
     return {"user_id": update.user_id, **update.changes()}
 
 
-def carry_bodies(lost_log: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
+def bodies_of_carry(lost_log: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
     """Yield bodies of carry entries for the records of `lost_log`, at most MOST_CARRIED_RECORDS in each."""
     records_of_entry: list[dict[str, Any]] = []
     for user_id, changes in records:

@@ -84,7 +84,7 @@ class PendingSets:
         Redis appends nothing after `within_ms`, because the caller has given up by then. Raises Unavailable if Redis
         certainly has not appended the change.
         """
-        body, within_ms = entries.set_body(update), self._settings.set_timeout_ms
+        body, within_ms = entries.body_of_set(update), self._settings.set_timeout_ms
         try:
             return await grades_log.append(
                 entries.SET, body, reader_at=reader_at, write=write_name, within_ms=within_ms
