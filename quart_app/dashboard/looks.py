@@ -102,7 +102,8 @@ class Looks:
         It is made once for all viewers of a view. If no section differs, the event has none, and only tells the page
         that its connection is alive.
         """
-        # Comparing with `is` is enough: all viewers of a view share the same objects.
+        # Comparing with `is` is enough: all viewers of a view share the same objects. Only the first event of a viewer,
+        # who has no sections yet, is made for this viewer alone.
         for kept_before, kept_after, text in self._events:
             if kept_before is before and kept_after is after:
                 return text
