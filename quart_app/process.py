@@ -140,7 +140,11 @@ class Process:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
                 server.run(
-                    private, [sockets.private], self._must_close_http.wait, grace_s=grace_s, clients=private.clients
+                    private,
+                    [sockets.private],
+                    self._must_close_http.wait,
+                    grace_s=grace_s,
+                    client_usage=private.client_usage,
                 )
             )
             if self._settings.listen_when_ready:
@@ -152,7 +156,7 @@ class Process:
                     stop_public,
                     grace_s=grace_s,
                     common=sockets.common,
-                    clients=public.clients,
+                    client_usage=public.client_usage,
                 )
             )
         self._http_is_closed.set()

@@ -64,9 +64,9 @@ class _RequestTask(ASGIHTTPConnection):
         forwarded_for = request.headers.getlist("X-Forwarded-For")
         if forwarded_for:
             peer_address = request.remote_addr or ""
-            request.remote_addr = self.app.clients.proxies.client_address(peer_address, forwarded_for)
+            request.remote_addr = self.app.client_usage.proxies.client_address(peer_address, forwarded_for)
         body = request.body
-        body.start_counting(receive, self.scope, self.app.clients.bodies, request.remote_addr or "")
+        body.start_counting(receive, self.scope, self.app.client_usage.bodies, request.remote_addr or "")
         try:
             response = await self.app.handle_request(request)
             if isinstance(response.response, DataBody):
@@ -226,7 +226,7 @@ class Application(Quart):
         self, name: str, settings: AppSettings, request_metrics: RequestMetrics, is_leaving: Callable[[], bool]
     ) -> None:
         super().__init__(name, static_folder=None)
-        self.clients = ClientUsage(settings)
+        self.client_usage = ClientUsage(settings)
         self._allowed_hosts = AllowedHosts(settings)
         self._request_metrics = request_metrics
         self._request_log = RequestLog()

@@ -36,7 +36,8 @@ from quart_app.http.request import RequestBody
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-#: More digits than any service accepts; a longer integer is refused before it is converted.
+#: Most digits of an integer, and more than any service accepts. A longer one is refused before its conversion, because
+#: the time of a conversion grows with the square of the digits.
 MAX_INTEGER_DIGITS = 4000
 #: More keys than an object of any service has. An object with more keys is refused as a whole, because each unknown key
 #: would be an error of its own.
@@ -44,21 +45,23 @@ MAX_KEYS = 100
 #: Most levels of nested lists and objects, several times as many as any service needs. We set a bound because the
 #: number of levels that Python's parser can handle depends on its version.
 MAX_DEPTH = 32
-#: A body of up to this many bytes does not wait for its turn: parsing it takes less than 1 ms at worst.
+#: A body of up to this many bytes does not wait for its turn: parsing it takes less than 1 ms at worst. With a larger
+#: number, many bodies that arrive together would hold up the event loop; with a smaller one, more bodies would wait.
 SMALL_BYTES = 1 << 11
 #: The most bytes that are parsed in one go: about 3 ms at worst. Larger pieces hold up the event loop for longer;
 #: smaller ones cost more turns.
 PIECE_BYTES = 1 << 14
 #: Offsets in a piece at which a search for its end begins. What looks like an end may be inside a long string, so there
-#: are three tries.
+#: are three tries. All are in the second half, so that no piece but the last is short.
 PIECE_END_OFFSETS = (PIECE_BYTES * 4 // 8, PIECE_BYTES * 5 // 8, PIECE_BYTES * 7 // 8)
 #: A body longer than PIECE_BYTES that is no list of objects is parsed uncut if it is within these three bounds: of its
 #: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings. Parsing takes longest
 #: for a text with many of these.
 MOST_BYTES_UNCUT, MOST_QUOTES_UNCUT, MOST_SIGNS_UNCUT = 1 << 19, 50_000, 100
 #: Most items of a list that are checked before the event loop runs again: more hold it longer, fewer cost more turns.
-#: If a slice has more than MOST_DESCRIBED_ERRORS, only those of its first wrong item are described.
 SLICE_ITEMS = 100
+#: If a slice has more errors than this, only those of its first wrong item are described. Describing more would hold
+#: the event loop for longer, and make a longer answer.
 MOST_DESCRIBED_ERRORS = 250
 
 
@@ -114,14 +117,15 @@ _strict_python_decoder = json.JSONDecoder(
 
 _msgspec_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _msgspec_encoder = msgspec.json.Encoder()
-#: An accepted integer of the greatest length, after `_DIGITS_TO_ZEROS` made all its digits zeros. msgspec accepts
-#: longer integers, so a text with such a run of digits is left to Python's parser.
-_LONGEST_INTEGER = b"0" * MAX_INTEGER_DIGITS
+#: The digits of the longest accepted integer, after `_DIGITS_TO_ZEROS` made them zeros. msgspec accepts longer
+#: integers, so a text with such a run of digits is left to Python's parser.
+_LONGEST_DIGIT_RUN = b"0" * MAX_INTEGER_DIGITS
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 def parse_json(data: bytes | str) -> Any:
     """Return the value that this JSON stands for. Raises Problem (400, 422) if we do not accept it."""
+    # With "surrogatepass", half a surrogate pair in a str does not raise here. msgspec refuses its bytes.
     text = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     value = _parsed_by_msgspec(text)  # None also for `null`, which is then parsed again
     return _parsed_by_python(data) if value is None else value
@@ -129,13 +133,14 @@ def parse_json(data: bytes | str) -> Any:
 
 def _parsed_by_msgspec(text: bytes) -> Any:
     """Return the value that msgspec finds, or None if Python's parser with our hooks might not agree."""
-    if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONGEST_INTEGER in text.translate(_DIGITS_TO_ZEROS)):
+    # An escape could be half a surrogate pair, or stand for a quote, which would disturb the count of quotes below.
+    if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONGEST_DIGIT_RUN in text.translate(_DIGITS_TO_ZEROS)):
         return None
     try:
         value = _msgspec_decoder.decode(text)
     except (ValueError, RecursionError):
         return None
-    # If an object names a key twice, msgspec keeps one of the two. Then the text has more quotes than the value.
+    # If an object names a key twice, msgspec keeps one of the two. Then the text has more quotes than the value's JSON.
     quote_count = text.count(b'"')
     if _msgspec_encoder.encode(value).count(b'"') != quote_count:
         return None
@@ -202,8 +207,8 @@ async def read_items(
     wrong items of one slice only, the first that has some.
 
     `decode_quickly` is tried first. It returns the items of the text, or None if it cannot tell whether they are valid.
-    For a text longer than PIECE_BYTES it runs in a thread. There it must not hold the interpreter's lock for long,
-    because the event loop needs the lock.
+    For a text longer than PIECE_BYTES it runs in a thread, so that it does not hold the event loop. While it holds the
+    interpreter's lock, the event loop has to wait all the same, so it must be quick.
     """
     data = await _read_json_text()
     if len(data) <= PIECE_BYTES:
@@ -263,19 +268,19 @@ async def _read_whole_body() -> bytes:
 
 
 #: At most one long body is parsed at a time, and `decode_quickly` reads at most one in a thread. Otherwise several
-#: bodies that arrive together would hold the event loop one after the other. Threads would hold it, too, because each
+#: bodies that arrive together would hold the event loop one after the other: in threads, too, because each thread
 #: keeps the interpreter's lock while it decodes.
 _parsing_turn, _thread_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
 
 async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
     async with _parsing_turn:
-        await asyncio.sleep(0)  # so that the event loop runs between two bodies
+        await asyncio.sleep(0)  # lets the event loop run between two bodies
         text = data.strip(b" \t\r\n")
         if len(text) > PIECE_BYTES and text.startswith(b"["):
             return await _parse_list(text, most_items)
         if len(text) <= PIECE_BYTES or _has_few_values(text):
-            await asyncio.sleep(0)  # counting the values has taken time, too
+            await asyncio.sleep(0)  # `_has_few_values` has held the event loop, too
             return parse_json(text)
         raise _deep_nesting_or_problem(
             text, 422, f"a body of more than {PIECE_BYTES} bytes must be a list of objects or have few values"
@@ -285,7 +290,7 @@ async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
 def _deep_nesting_or_problem(text: bytes, status: int, detail: str) -> Problem:
     """Return the problem that refuses a text: too deep nesting, if its beginning is too deep; else the given problem.
 
-    To search the whole text would hold the event loop.
+    Only the beginning is searched, because a search of the whole text would hold the event loop.
     """
     if _is_too_deep(text[:PIECE_BYTES].decode("utf-8", "replace")):
         return Problem(400, TOO_DEEP_DETAIL)
@@ -312,10 +317,10 @@ async def _parse_list(text: bytes, most_items: int | None) -> list[Any]:
     if not text.endswith(b"]"):
         raise _deep_nesting_or_problem(text, 400, "the body is not JSON: the list has no end")
     values: list[Any] = []
-    begin, list_end = 1, len(text) - 1
-    while begin <= list_end:
+    begin, list_end = 1, len(text) - 1  # behind `[`, and at `]`
+    while begin <= list_end:  # after the last piece, `begin` is behind `]`
         piece_values, begin = await _parse_piece(text, begin, list_end)
-        if not piece_values and values:
+        if not piece_values and values:  # nothing stands between the last comma and `]`
             raise Problem(400, "the body is not JSON: the list ends with a comma")
         values += piece_values
         _refuse_too_many_items(values, most_items)
@@ -329,7 +334,8 @@ async def _parse_piece(text: bytes, begin: int, list_end: int) -> tuple[list[Any
     for offset in PIECE_END_OFFSETS:
         object_end = _END_OF_OBJECT.search(text, begin + offset, begin + PIECE_BYTES)
         if object_end is None and list_end - begin > PIECE_BYTES:
-            break
+            break  # the other searches begin later, so they find none either
+        # The match ends with a comma, which belongs to no piece. Without a match, the rest of the list is a piece.
         piece_end, next_begin = (
             (list_end, list_end + 1) if object_end is None else (object_end.end() - 1, object_end.end())
         )
@@ -360,7 +366,7 @@ def _checked_slice(checker: Checker[list[T]], items: list[Any], first_index: int
             raise from_validation(error, first_index) from error
     for index, item in enumerate(items, first_index):
         _check(checker, [item], index)  # raises at the first wrong item
-    return _check(checker, items, first_index)
+    return _check(checker, items, first_index)  # raises in any case: only the slice as a whole is wrong
 
 
 def _check(checker: Checker[T], value: Any, first_index: int = 0) -> T:

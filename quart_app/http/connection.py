@@ -31,13 +31,14 @@ LINGER_BYTES = 32 << 20
 #: How long a client may leave an answer unread before its connection is cut. A longer time suits slower clients, and
 #: keeps the answers of stalled clients in memory for longer.
 UNREAD_S = 30.0
-#: Most connections beyond the setting MAX_CONNECTIONS or MAX_CONNECTIONS_PER_SOURCE that may wait for their 503 at the
-#: same time, each for up to LINGER_S. Others are cut without it, because each waiting one costs a descriptor.
-MOST_TURNED_AWAY = 200
-#: Most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. Then the event loop runs other
-#: work before the next piece. A body in chunks can consist of very small pieces: each blank line in it ends a piece.
+#: Most connections beyond MAX_CONNECTIONS or MAX_CONNECTIONS_PER_SOURCE that may wait for their 503 at the same time,
+#: each for up to LINGER_S. Others are cut without it, because each waiting one costs a descriptor.
+MOST_TURNING_AWAY = 200
+#: Most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. With a larger number, other work
+#: waits longer for the event loop; with a smaller one, a long body needs more turns of it. A body in chunks can consist
+#: of very small pieces: each blank line in it ends a piece.
 MOST_PIECES_IN_A_ROW = 1000
-#: More bytes than asyncio's stream reader can hold: so one read empties its buffer before we take the connection over.
+#: More bytes than asyncio's stream reader can hold: one read empties its buffer before `Connection` takes its place.
 MORE_THAN_BUFFERED = 1 << 30
 
 
@@ -47,14 +48,12 @@ class ServerConfig(Config):
     Hypercorn hands this object to each connection, so it is the one place that all connections of a server share.
     """
 
-    def __init__(self, clients: ClientUsage) -> None:
+    def __init__(self, client_usage: ClientUsage) -> None:
         super().__init__()
-        #: counts what the clients occupy, such as connections
-        self.clients = clients
-        #: the connections that are being served
+        self.client_usage = client_usage
         self.open_connections: set[Connection] = set()
         #: how many connections beyond the bound wait for their 503 now
-        self.turned_away_count = 0
+        self.turning_away_count = 0
         #: set by `stop`: each answer is then the last one of its connection
         self.is_stopping = False
 
@@ -125,7 +124,7 @@ class Connection(asyncio.Protocol):
         try:
             async with asyncio.timeout(self._idle_left_s()):
                 first_bytes = await reader.read(MORE_THAN_BUFFERED)
-            if first_bytes and not self._transport.is_closing():
+            if first_bytes and not self._transport.is_closing():  # the client has not gone in the meantime
                 self._transport.set_protocol(self)
                 self._check_idle()
                 self.data_received(first_bytes)
@@ -136,7 +135,7 @@ class Connection(asyncio.Protocol):
             self.cancel_request()
             raise
         finally:
-            if self._exchange is not None:
+            if self._exchange is not None:  # the application is cancelled, and may still clean up
                 await self._exchange.wait_until_ended()
             self.config.open_connections.discard(self)
             self._close_transport()
@@ -154,7 +153,6 @@ class Connection(asyncio.Protocol):
         self._parse()
 
     def eof_received(self) -> bool:
-        """Treat a client that sends nothing more as gone."""
         if self._exchange is not None:
             self._exchange.client_went()
         self._close_transport()
@@ -175,7 +173,7 @@ class Connection(asyncio.Protocol):
             self._room_event.set()
             self._room_event = None
 
-    # The parser calls these methods.
+    # The parser calls these methods. `_exchange` is set until its body has ended; the checks are for the type checker.
 
     def head_came(self, head: Head) -> None:
         self._request_count += 1
@@ -211,13 +209,13 @@ class Connection(asyncio.Protocol):
         except TimeoutError:
             self._transport.abort()
 
-    def deliver_more_body(self) -> None:
+    def parse_more_body(self) -> None:
         self._parse()
 
     def exchange_ended(self, exchange: Exchange, *, keep_connection: bool) -> None:
         self._exchange = None
         if not keep_connection or self.config.is_stopping:
-            self._close(must_linger=not exchange.body_is_complete)
+            self._close(must_linger=not exchange.body_has_arrived)
             return
         self._idle_since = self._loop.time()
         if self._input:
@@ -238,11 +236,11 @@ class Connection(asyncio.Protocol):
     def _must_wait(self) -> bool:
         """Return whether parsing must wait: for an answer, or until the application has read the body so far."""
         exchange = self._exchange
-        return exchange is not None and (exchange.body_is_complete or exchange.untaken_bytes >= MAX_UNTAKEN_BYTES)
+        return exchange is not None and (exchange.body_has_arrived or exchange.untaken_byte_count >= MAX_UNTAKEN_BYTES)
 
     def _parse(self) -> None:
         """Parse as much of the input as may be parsed now. Pause the socket while much input is left unparsed."""
-        # Nothing that is called below parses now. If that ever changes, this keeps a piece from being parsed twice.
+        # `feed` calls methods of this class, of which none calls `_parse`. If one ever does, no piece is parsed twice.
         if self._is_parsing:
             return
         self._is_parsing = True
@@ -280,7 +278,9 @@ class Connection(asyncio.Protocol):
     def _close(self, *, must_linger: bool) -> None:
         """Close the connection once everything is written.
 
-        With `must_linger`, discard for LINGER_S what the client still sends, so that it can read its answer.
+        With `must_linger`, discard for LINGER_S what the client still sends. If the connection were closed meanwhile,
+        the kernel would reset it, and the client might not read its answer. TLS cannot announce the end of the answer
+        alone, so such a connection is closed at once.
         """
         self._is_discarding = True
         if must_linger and self._transport.can_write_eof():
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
     def _check_idle(self) -> None:
         """Close the connection if it has been idle for too long, or else check again later.
 
-        So one timer serves all requests of the connection.
+        So one timer serves all requests. While a request is in progress, the idle time has not begun.
         """
         is_busy = self._exchange is not None
         next_check_s = self.config.keep_alive_timeout if is_busy else self._idle_left_s()
@@ -324,8 +324,8 @@ class Connection(asyncio.Protocol):
 async def _serve_if_room(connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Serve a connection if its source and the server may have one more, or else turn it away."""
     config = connection.config
-    clients, source = config.clients, _source_of(writer)
-    if not clients.connections.occupy(source, 1, is_proxy=clients.proxies.trusts(source)):
+    usage, source = config.client_usage, _source_of(writer)
+    if not usage.connections.occupy(source, 1, is_proxy=usage.proxies.trusts(source)):
         await _turn_away(config, source, reader, writer)
         return
     try:
@@ -333,7 +333,7 @@ async def _serve_if_room(connection: Connection, reader: asyncio.StreamReader, w
     except (OSError, TimeoutError):
         pass  # the client has gone, or has sent no request in time
     finally:
-        clients.connections.vacate(source, 1)
+        usage.connections.vacate(source, 1)
 
 
 async def _turn_away(
@@ -344,12 +344,12 @@ async def _turn_away(
     The answer is not sent before the client has sent something: a balancer that gets an answer before it has sent a
     request takes the connection for broken.
     """
-    if config.turned_away_count >= MOST_TURNED_AWAY:
+    if config.turning_away_count >= MOST_TURNING_AWAY:
         writer.transport.abort()
         return
-    if not config.turned_away_count:
-        log.warning("too many connections", source=source, connections=config.clients.connections.total)
-    config.turned_away_count += 1
+    if not config.turning_away_count:  # one line for all connections that wait together
+        log.warning("too many connections", source=source, connections=config.client_usage.connections.total)
+    config.turning_away_count += 1
     try:
         async with asyncio.timeout(LINGER_S):
             await reader.read(MAX_RECV)
@@ -361,7 +361,7 @@ async def _turn_away(
     except (OSError, TimeoutError):
         pass
     finally:
-        config.turned_away_count -= 1
+        config.turning_away_count -= 1
         writer.close()
 
 

@@ -33,7 +33,7 @@ server_answer_log = RequestLog()
 
 #: While the application has left this number of bytes of a body untaken, the connection parses no more, and soon reads
 #: no more from its socket. So the client has to wait, and a body that the application reads slowly does not fill the
-#: memory.
+#: memory. With a larger number, each such body takes more memory; with a smaller one, the socket is paused more often.
 MAX_UNTAKEN_BYTES = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: The versions of ASGI that the scope of each request names, as Hypercorn's scopes do.
@@ -50,15 +50,15 @@ class ExchangeConnection(Protocol):
     state: dict[str, Any]
 
     def answer_is_last(self) -> bool:
-        """Return whether the connection is closed after the answer to the present request."""
+        """Return whether the connection must be closed after the answer to the present request."""
 
     def write(self, data: bytes) -> None: ...
 
     async def wait_for_room(self) -> None:
         """Wait until the client has read enough of what was written."""
 
-    def deliver_more_body(self) -> None:
-        """Deliver more of the body, because the application has taken what came before."""
+    def parse_more_body(self) -> None:
+        """Go on parsing the body, because the application has taken what came before."""
 
     def exchange_ended(self, exchange: Exchange, *, keep_connection: bool) -> None:
         """Go on to the next request if `keep_connection` is true, or else close the connection."""
@@ -74,9 +74,9 @@ class Exchange:
     def __init__(self, connection: ExchangeConnection, head: Head) -> None:
         self.head = head
         #: whether the whole body of the request has arrived
-        self.body_is_complete = False
+        self.body_has_arrived = False
         #: how many bytes of the body have arrived and were not taken by the application
-        self.untaken_bytes = 0
+        self.untaken_byte_count = 0
         #: the problem that the client gets instead of the application's answer
         self.refusal: Problem | None = None
         self._connection = connection
@@ -110,15 +110,15 @@ class Exchange:
 
     def body_part_came(self, data: bytes) -> None:
         self._untaken_parts.append(data)
-        self.untaken_bytes += len(data)
+        self.untaken_byte_count += len(data)
         self._wake_receive()
 
-    def body_has_arrived(self) -> bool:
+    def _ask_body_has_arrived(self) -> bool:
         """Return whether the whole body has arrived (the ASGI extension BODY_HAS_ARRIVED)."""
-        return self.body_is_complete
+        return self.body_has_arrived
 
     def body_ended(self) -> None:
-        self.body_is_complete = True
+        self.body_has_arrived = True
         self._wake_receive()
 
     def refuse(self, problem: Problem) -> None:
@@ -150,16 +150,16 @@ class Exchange:
     async def receive(self) -> dict[str, Any]:
         """Wait for more of the body and return it, or `http.disconnect` if the client has gone (ASGI `receive`)."""
         while not (self._client_has_gone or self._is_over):
-            if self._untaken_parts or (self.body_is_complete and not self._end_was_received):
+            if self._untaken_parts or (self.body_has_arrived and not self._end_was_received):
                 body = self._untaken_parts[0] if len(self._untaken_parts) == 1 else b"".join(self._untaken_parts)
                 self._untaken_parts.clear()
-                self.untaken_bytes = 0
-                more_follows = not self.body_is_complete
+                self.untaken_byte_count = 0
+                more_follows = not self.body_has_arrived
                 self._end_was_received = not more_follows
                 if more_follows:
-                    self._connection.deliver_more_body()
+                    self._connection.parse_more_body()
                 return {"type": "http.request", "body": body, "more_body": more_follows}
-            if self.head.expects_continue and not (self._head_is_written or self.body_is_complete):
+            if self.head.expects_continue and not (self._head_is_written or self.body_has_arrived):
                 self.head.expects_continue = False  # it is answered once
                 self._connection.write(CONTINUE)
             self._receive_wakeup = asyncio.get_running_loop().create_future()
@@ -188,10 +188,10 @@ class Exchange:
             raise RuntimeError("the answer has begun already")
         head_lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         # If the answer comes before the end of the request's body, the rest of the body is not worth reading.
-        keep_connection = self.head.keep_alive and self.body_is_complete and not self._connection.answer_is_last()
+        keep_connection = self.head.keep_alive and self.body_has_arrived and not self._connection.answer_is_last()
         announced_length = None
         for name, value in headers:
-            if name == b"connection":
+            if name == b"connection":  # the application may close the connection, but not keep it
                 keep_connection = keep_connection and b"close" not in value.lower()
                 continue
             if name == b"content-length":
@@ -213,9 +213,9 @@ class Exchange:
         if not keep_connection:
             head_lines.append(b"connection: close\r\n")
         answer_head = b"".join(head_lines)
-        line_breaks = answer_head.count(b"\n"), answer_head.count(b"\r")
-        # A line break inside a header would begin a header, or an answer, of its own.
-        if line_breaks != (len(head_lines), len(head_lines)) or b"\0" in answer_head:
+        line_break_counts = answer_head.count(b"\n"), answer_head.count(b"\r")
+        # A further line break, inside a header, would begin another header, or another answer.
+        if line_break_counts != (len(head_lines), len(head_lines)) or b"\0" in answer_head:
             raise ValueError("a header of the answer contains a line break or a zero byte")
         self._keeps_connection = keep_connection
         self._unsent_head = answer_head + b"\r\n"
@@ -263,7 +263,7 @@ class Exchange:
                 self._answer_with(Problem(500, "the application has not answered"))
         except asyncio.CancelledError:  # not raised again: this answer is the end of the task
             self._answer_with(self.refusal or _stopping_problem())
-        except HTTPException as error:
+        except HTTPException as error:  # such as `_PathMissing`; the application answers its own
             self._answer_with(Problem(error.code or 400, error.description or ""))
         except Exception:
             log.exception("the application failed")
@@ -284,13 +284,13 @@ class Exchange:
         self._finish(keep_connection=False)
 
     def _scope(self) -> dict[str, Any]:
-        """Return the ASGI scope. Raises HTTPException if the target is neither a path nor a URL."""
+        """Return the ASGI scope. Raises HTTPException if Quart could not find a path in the target."""
         head, connection = self.head, self._connection
         raw_path, _, query_string = head.target.partition(b"?")
-        path = raw_path.decode("ascii")
+        path = raw_path.decode("ascii")  # llhttp refuses a target with other characters
         if b"%" in raw_path:
             path = unquote(path)
-        if not _is_path_or_url(path):
+        if not _quart_can_split(path):
             raise _PathMissing
         return {
             "type": "http",
@@ -305,8 +305,8 @@ class Exchange:
             "headers": head.headers,
             "client": connection.client,
             "server": connection.server,
-            "state": connection.state.copy(),
-            "extensions": {BODY_HAS_ARRIVED: self.body_has_arrived},
+            "state": connection.state.copy(),  # ASGI wants a copy for each request
+            "extensions": {BODY_HAS_ARRIVED: self._ask_body_has_arrived},
         }
 
 
@@ -319,13 +319,13 @@ class _PathMissing(HTTPException):
     description = "the request names no path"
 
 
-def _is_path_or_url(path: str) -> bool:
-    """Return whether this is a path or a URL. Quart itself checks the host of a URL."""
+def _quart_can_split(path: str) -> bool:
+    """Return whether this is a path, or can be split like a URL. Quart itself checks the host of a URL."""
     if path.startswith("/"):
         return True
     with contextlib.suppress(ValueError):
         return bool(path and urlsplit(path))
-    return False
+    return False  # empty, or with brackets that enclose no IP address, where `urlsplit` raises ValueError
 
 
 #: The second (Unix time) for which `date_line` last formatted a Date header, and the line of this header.

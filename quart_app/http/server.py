@@ -25,18 +25,24 @@ from quart_app.settings import AppSettings
 ACCEPTED_PER_TURN = 8
 
 
-def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: ClientUsage | None = None) -> ServerConfig:
-    """Return Hypercorn's settings for these sockets. Tests and benchmarks leave `clients` out; a new object counts."""
-    config = ServerConfig(clients or ClientUsage(AppSettings()))
+def configuration(
+    sockets: Sequence[socket.socket], grace_s: float, client_usage: ClientUsage | None = None
+) -> ServerConfig:
+    """Return Hypercorn's settings for these sockets.
+
+    After a stop, requests in progress have `grace_s` to finish. Tests and benchmarks leave `client_usage` out: then the
+    server has bounds of its own.
+    """
+    config = ServerConfig(client_usage or ClientUsage(AppSettings()))
     # Hypercorn gets a copy of each descriptor, and closes it. A socket may be in the list several times.
     config.bind = [f"fd://{listening_socket.dup().detach()}" for listening_socket in sockets]
     config.backlog = BACKLOG
-    # One second more than `grace_s`, so that `_make_stop_trigger` ends late requests before Hypercorn does.
+    # One second more, so that `ServerConfig.cancel_requests` answers late requests before Hypercorn cuts them.
     config.graceful_timeout = grace_s + 1
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
     config.errorlog = None
-    config.accesslog = None
+    config.accesslog = None  # `Application` and `Exchange` log the requests
     return config
 
 
@@ -47,20 +53,21 @@ async def run(
     *,
     grace_s: float,
     common: socket.socket | None = None,
-    clients: ClientUsage | None = None,
+    client_usage: ClientUsage | None = None,
 ) -> None:
     """Serve an application until `wait_for_stop` returns, then let requests in progress finish within `grace_s`.
 
     A request that is not answered by then, or when this function is cancelled, is answered with 503. `common` is one
-    more socket to accept from; other processes accept from it, too. `clients` counts the connections.
+    more socket to accept from; other processes accept from it, too, so a stop does not refuse its new connections.
+    `client_usage` counts the connections.
     """
     # The common socket is not repeated: each process accepts only one of its connections in a turn, so that all
-    # processes get some.
+    # processes get some. asyncio's own loop needs no repetition.
     repeated_sockets = sockets * (ACCEPTED_PER_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
     # Hypercorn serves each connection with the class that has this name in its module, and no option names another.
     vars(hypercorn_run)["TCPServer"] = connection_for
     accepting_sockets = [*sockets, *repeated_sockets] if common is None else [*sockets, *repeated_sockets, common]
-    config = configuration(accepting_sockets, grace_s, clients)
+    config = configuration(accepting_sockets, grace_s, client_usage)
     serving_task = asyncio.ensure_future(
         serve(app, config, shutdown_trigger=_make_stop_trigger(wait_for_stop, grace_s, config, sockets))
     )

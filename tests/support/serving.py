@@ -23,7 +23,7 @@ async def served(app: Quart, clients: ClientUsage | None = None) -> AsyncIterato
     """The address that an application is served at while the block lasts."""
     sockets = listen(settings())
     stop = asyncio.Event()
-    running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1, clients=clients))
+    running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1, client_usage=clients))
     yield sockets.address(sockets.public)
     stop.set()
     await running

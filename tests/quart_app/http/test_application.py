@@ -351,7 +351,7 @@ class Gauge:
 
     async def occupied(self, total: int) -> None:
         async with asyncio.timeout(5):
-            while self.app.clients.bodies.total != total:
+            while self.app.client_usage.bodies.total != total:
                 await asyncio.sleep(0.01)
 
 
@@ -372,7 +372,7 @@ async def test_open_bodies_are_bounded_per_source_and_in_all() -> None:
     assert (await other_source).json() == 1000
     for refused in (await same_source, await third_source):
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-    assert gauge.app.clients.bodies.total == 0
+    assert gauge.app.client_usage.bodies.total == 0
     async with serving(gauge.app, 1) as served:
         assert (await gauge.ask(served.address, 1000)).status_code == 200
 
