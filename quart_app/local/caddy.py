@@ -28,7 +28,8 @@ CADDYFILE = Path(__file__).with_name("Caddyfile")
 #: Longest time from Caddy's start until it listens. A longer time suits a slow machine, but a start that fails is
 #: reported later.
 START_S = 10.0
-#: Longest time that requests in progress get when Caddy stops: the default deadline of a request, and one second.
+#: Longest time that requests in progress get when Caddy stops: the default deadline of a request, and one second. With
+#: less time, late answers would be cut off; with more, a client that does not read delays the end of the mesh.
 GRACE_S = 6.0
 #: Pause between two tries to connect to Caddy while it starts. A longer pause delays the start; a shorter one costs
 #: more tries.
@@ -47,7 +48,7 @@ class Site:
 
 
 def caddy() -> Path | None:
-    """Return the program file of the Caddy to use; None if there is none."""
+    """Return the program file of the Caddy to use, beside our Python or from PATH; None if there is none."""
     bundled = Path(sys.executable).parent / "caddy"
     found = str(bundled) if os.access(bundled, os.X_OK) else shutil.which("caddy")
     return Path(found) if found else None
@@ -80,7 +81,7 @@ async def balancer(
             stop_wait_s=GRACE_S + 1,
             stopping_phrase="requests in progress get their answers",
         )
-        async with supervisor.starting(program) as child:
+        async with supervisor.running(program) as child:
             await _wait_until_listening(child, public)
             async with supervisor.keeping(child):
                 yield child
@@ -131,7 +132,7 @@ async def _wait_until_listening(child: Child, site: Site) -> None:
     """Wait until Caddy listens on this site. Raises LocalError if it ends, or takes longer than START_S."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):
-            while not child.ended():
+            while not child.has_ended():
                 if await _accepts_connections(site):
                     return
                 await asyncio.sleep(POLL_S)

@@ -23,7 +23,7 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local import discovery, replicas, watch
 from quart_app.local.errors import LocalError
 from quart_app.local.mesh import LocalMesh, running_mesh
-from quart_app.local.operate import COMMANDS, data_option, redis_url_option, unreachable
+from quart_app.local.operate import COMMANDS, data_option, redis_url_option, unusable_redis_error
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
@@ -32,7 +32,8 @@ from quart_app.local.teller import Teller, member_row, missing_row, missing_sent
 #: Longest wait of `mesh up` for all replicas to be ready. After it, `mesh up` shows the user those that are ready. A
 #: longer wait suits a slow machine, but the user learns later that a replica does not get ready.
 READY_WAIT_S = 60.0
-#: Two signals within this time count as one, because `timeout` and some terminals send each signal twice.
+#: Two signals within this time count as one, because `timeout` and some terminals send each signal twice. With a longer
+#: time, a quick second Ctrl-C would have no effect.
 SAME_SIGNAL_S = 0.3
 #: The programs that `mesh redis-cli` looks for on PATH; it runs the first one that is there.
 CLI_PROGRAMS = ("redis-cli", "valkey-cli")
@@ -49,7 +50,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            environment.load()
+            environment.load()  # the file .env, before the options of the command read their variables
             return super().invoke(ctx)
         except environment.SETTINGS_ERRORS as error:
             raise CannotRun(environment.sentence_about(error)) from error
@@ -101,36 +102,36 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
         async with whole_mesh as local_mesh:
             teller.say(f"starting {_replicas_in_words(count)}; logs in {data / 'logs'}")
             members = await replicas.wait_until_ready(
-                local_mesh.redis, local_mesh.replicas, _progress_printer(teller, count), READY_WAIT_S
+                local_mesh.redis, local_mesh.replicas, _ready_count_printer(teller, count), READY_WAIT_S
             )
             _welcome(teller, members, port, local_mesh, data)
             await asyncio.Event().wait()  # until a signal cancels this task
 
-    work = asyncio.create_task(run())
-    _stop_on_signals(work, supervisor)
+    mesh_task = asyncio.create_task(run())
+    _stop_on_signals(mesh_task, supervisor)
     try:
-        with contextlib.suppress(asyncio.CancelledError):  # a signal cancels `work`
-            await work
+        with contextlib.suppress(asyncio.CancelledError):  # a signal cancels `mesh_task`
+            await mesh_task
         teller.say("stopped")
     finally:
         teller.close()
 
 
-def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
-    """Drain and stop at the first signal, and kill everything at a second one.
+def _stop_on_signals(mesh_task: asyncio.Task[None], supervisor: Supervisor) -> None:
+    """Cancel the task, and so drain and stop the mesh, at the first signal; kill every child at a second one.
 
     SIGHUP counts, too: it comes when the terminal is closed.
     """
     loop = asyncio.get_running_loop()
-    first_signal_s: float | None = None
+    first_signal_at_s: float | None = None
 
     def stop() -> None:
-        nonlocal first_signal_s
-        if first_signal_s is None:
-            first_signal_s = loop.time()
+        nonlocal first_signal_at_s
+        if first_signal_at_s is None:
+            first_signal_at_s = loop.time()
             supervisor.say("stopping; Ctrl-C again ends everything at once")
-            work.cancel()
-        elif loop.time() - first_signal_s > SAME_SIGNAL_S:
+            mesh_task.cancel()
+        elif loop.time() - first_signal_at_s > SAME_SIGNAL_S:
             supervisor.say("ending everything at once")
             supervisor.kill_all()
 
@@ -142,17 +143,17 @@ def _replicas_in_words(count: int) -> str:
     return f"{count} replica" if count == 1 else f"{count} replicas"
 
 
-def _progress_printer(teller: Teller, count: int) -> replicas.Progress:
+def _ready_count_printer(teller: Teller, count: int) -> replicas.ShowReadyCount:
     """Return a function that prints how many replicas are ready, whenever that changes."""
     last_ready_count = 0
 
-    def print_progress(ready_count: int) -> None:
+    def print_ready_count(ready_count: int) -> None:
         nonlocal last_ready_count
         if ready_count != last_ready_count:
             teller.say(f"{ready_count} of {_replicas_in_words(count)} ready")
             last_ready_count = ready_count
 
-    return print_progress
+    return print_ready_count
 
 
 def _welcome(teller: Teller, members: list[Member], port: int, local_mesh: LocalMesh, data: Path) -> None:
@@ -189,8 +190,8 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         roster = asyncio.run(discovery.read_roster(settings))
         missing = asyncio.run(discovery.read_missing(settings))
     except (redis_errors.RedisError, OSError) as error:
-        raise unreachable(settings, error, data) from error
-    # The roster keeps a row for a time after the lease has ended. Such a row shows no replica that holds the database.
+        raise unusable_redis_error(settings, error, data) from error
+    # The roster keeps a row for a time after the lease has ended. Then no replica holds the database of this row.
     members = [member for member in roster if member.leased]
     if as_json:
         rows = [*map(member_row, members), *map(missing_row, missing)]
@@ -204,8 +205,8 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         click.echo(missing_sentence(database))
 
 
-#: The values of the option --class of `mesh watch`: a class (A), or a database (db3).
-TARGETS = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES)))
+#: The values of the option --class of `mesh watch` (`cls`): a class (A), or a database (db3).
+ADDRESSES = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES)))
 
 
 @main.command(name="watch")
@@ -215,7 +216,7 @@ TARGETS = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES))
     "--class",
     "cls",
     default=None,
-    type=click.Choice(TARGETS),
+    type=click.Choice(ADDRESSES),
     metavar="CLASS",
     help="Only requests to this class (A) or database (db3).",
 )
@@ -228,7 +229,7 @@ def watch_command(redis_url: str | None, data: Path, cls: str | None, op: str | 
         try:
             asyncio.run(watch.run(settings, Console(soft_wrap=True), cls, op))
         except (redis_errors.RedisError, OSError) as error:
-            raise unreachable(settings, error, data) from error
+            raise unusable_redis_error(settings, error, data) from error
 
 
 @main.command(name="redis-cli", context_settings={"ignore_unknown_options": True})

@@ -17,7 +17,7 @@ OUR_NAMES = ("redis", "logs", "lock", "mesh.json", "grades")
 #: The database of the movements. SQLite adds files whose names begin with this name.
 MOVEMENTS_FILE = "movements.db"
 #: How long a starting mesh waits for the lock. Another `mesh` command may hold it for a moment, to see whether a mesh
-#: runs (`in_use`).
+#: runs (`in_use`). A longer wait only delays the error that a mesh is already running.
 LOCK_WAIT_S = 0.5
 
 
@@ -82,25 +82,28 @@ def _close_to_others(path: Path) -> None:
 
 def _lock_folder(lock_fd: int, path: Path) -> None:
     """Lock the folder for this process. Raises LocalError if another process holds the lock for too long."""
-    deadline_s = time.monotonic() + LOCK_WAIT_S
+    give_up_at_s = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError as error:
-            if time.monotonic() >= deadline_s:
+            if time.monotonic() >= give_up_at_s:
                 raise LocalError(f"a mesh is already running on {path}; `mesh status` shows it") from error
             time.sleep(0.02)  # a longer pause would notice later that the lock is free
 
 
 def in_use(path: Path) -> bool:
-    """Return whether a mesh runs on this folder now. The answer is right even if the last mesh was killed."""
+    """Return whether a mesh runs on this folder now. The answer is right even if the last mesh was killed.
+
+    The system frees the lock of a process that has ended.
+    """
     try:
         lock_fd = os.open(path / "lock", os.O_RDONLY)
     except OSError:  # no mesh has ever run here
         return False
     try:
-        # A shared lock, so that two such questions at once do not take each other for a mesh.
+        # A shared lock, so that two calls of `in_use` at once do not take each other for a mesh.
         fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except OSError:  # a mesh has the lock

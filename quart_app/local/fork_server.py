@@ -33,14 +33,15 @@ class ForkLoop:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        #: the beginning of a request whose end has not come yet
-        self._request_start = b""
+        #: what has come of a request whose end is still to come
+        self._partial_request = b""
         #: pid of each fork that runs -> id of the request that started it
         self._request_ids: dict[int, int] = {}
         #: SIGCHLD writes a byte to this pair of sockets, so that `select` returns when a fork has ended
         self._wakeup_reader, self._wakeup_writer = socket.socketpair()
         self._wakeup_reader.setblocking(False)
         self._wakeup_writer.setblocking(False)
+        # Python writes the byte only for a signal that has a handler, so it gets one that does nothing.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
 
@@ -53,10 +54,10 @@ class ForkLoop:
                 self._wakeup_reader.recv(1024)
                 self._report_ended_forks()
             if self._channel in readable:
-                # At most 64 KiB at once. Of a longer request, `_request_start` keeps what has come so far.
+                # At most 64 KiB at once. Of a longer request, `_partial_request` keeps what has come so far.
                 if not (data := self._channel.recv(1 << 16)):
                     return None
-                *lines, self._request_start = (self._request_start + data).split(b"\n")
+                *lines, self._partial_request = (self._partial_request + data).split(b"\n")
                 for line in lines:
                     request: dict[str, Any] = json.loads(line)
                     if self._obey(request):  # true only in a new fork
@@ -118,7 +119,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Import the modules, and serve. In a fork, `next_program` returns a request, and the fork runs it."""
+    """Import the modules, and serve. In each fork `next_program` returns a request, whose program the fork runs."""
     take_name("fork server")
     # Imported objects never become garbage. A search for garbage in a fork would write to the memory that it shares.
     gc.disable()

@@ -24,8 +24,8 @@ from quart_app.local.spawning import spawn
 
 #: The first words of every command that a fork server runs: python without the current folder in its path, and "-m".
 PYTHON = (sys.executable, "-P", "-m")
-#: Longest wait until the server reads what is sent to it. While the server imports modules, it reads nothing. If it
-#: takes longer, the server is ended.
+#: Longest wait until the server reads what is sent to it; then the server is ended. A longer wait suits a slow machine,
+#: because the server reads nothing while it imports modules. A shorter one notices sooner that the server hangs.
 SEND_S = 10.0
 #: Pause between two looks of `Fork.wait` whether the program still runs. A longer pause delays the caller; a shorter
 #: one takes more of the processor.
@@ -41,8 +41,8 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         #: our end of the socket to the server; None if no server runs
         self._channel: socket.socket | None = None
-        #: the beginning of a report whose end has not come yet
-        self._report_start = b""
+        #: what has come of a report whose end is still to come
+        self._partial_report = b""
         #: id of a request -> its fork, until the fork has ended
         self._forks: dict[int, Fork] = {}
 
@@ -52,6 +52,7 @@ class ForkServer:
         if self._channel is not None:
             return
         ours, theirs = socket.socketpair()
+        # This process closes its copy of `theirs`, so that reading from `ours` shows when the server ends.
         with theirs, self._log.open("ab") as log:
             command = [*PYTHON, "quart_app.local.fork_server", str(theirs.fileno()), *self._modules]
             self._process = spawn(command, log, self._env, [theirs.fileno(), *self._fds])
@@ -62,14 +63,14 @@ class ForkServer:
         """Run a command that begins with PYTHON; without `env`, in our environment. Raises OSError."""
         self.start()
         fork = Fork(self, next(self._request_ids))
-        self._forks[fork.id] = fork
+        self._forks[fork.id] = fork  # before `send`, which may fail: `_give_up_server` then ends this fork, too
         module, *arguments = command[len(PYTHON) :]
         variables = dict(os.environ if env is None else env)
         self.send(id=fork.id, name=name, module=module, arguments=arguments, env=variables, log=str(log.resolve()))
         return fork
 
     def send(self, **request: Any) -> None:
-        """Send a request to the server, if one runs.
+        """Send a request to the server. If no server runs, the fork that the request is about has ended, too.
 
         Raises OSError. Then the server is ended, because it may have read only a part of the request.
         """
@@ -90,7 +91,7 @@ class ForkServer:
             if not data:
                 self._give_up_server()
                 return
-            *lines, self._report_start = (self._report_start + data).split(b"\n")
+            *lines, self._partial_report = (self._partial_report + data).split(b"\n")
             for report in map(json.loads, lines):
                 fork = self._forks[report["id"]]
                 fork.pid = report.get("pid", fork.pid)

@@ -31,7 +31,7 @@ from quart_app.local.errors import LocalError
 from quart_app.local.forks import PYTHON, ForkServer
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Child, Program, Supervisor
-from quart_app.local.replicas import Ports
+from quart_app.local.replicas import PortPair
 from quart_app.providers.launch import FREE_PORT, PAID_PORT
 from quart_app.settings import AppSettings
 
@@ -39,8 +39,8 @@ HOST = "127.0.0.1"
 #: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed. With a larger
 #: number, a replica that hangs delays Ctrl-C for longer.
 STOP_MARGIN_S = 10
-#: The setting DRAIN_MS of each replica behind Caddy, unless our environment has one. A replica that leaves alone serves
-#: this long, until Caddy sends it no more requests.
+#: The setting DRAIN_MS of each replica behind Caddy, unless our environment has one. A replica that leaves alone goes
+#: on serving for this long. With less time, Caddy might still send it requests; with more, it leaves later.
 DRAIN_MS = "2000"
 #: How often the check of the environment is looked at, until it has ended. A longer pause delays the start; a shorter
 #: one takes more of the processor.
@@ -72,31 +72,37 @@ async def running_mesh(
     stop_wait_s = MeshSettings().deadline_ms / 1000 + STOP_MARGIN_S
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
-        logs = folder / "logs"
-        # The user may have named one port for both addresses. Then operators get any free port.
+        log_folder = folder / "logs"
+        # The user may have named one port for both addresses. Then operators get any free port (0).
         front = Front(port, free_port(private_port if private_port != port else 0), stack)
-        services = AppSettings().service_names
-        forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited_fds)))
-        if given_redis is not None:
+        service_names = AppSettings().service_names
+        fork_server = stack.enter_context(
+            contextlib.closing(replicas.fork_server(service_names, log_folder, front.inherited_fds))
+        )
+        if given_redis is not None:  # a Redis that does not answer ends the start here, before any process is started
             await redis_server.require_answer(given_redis)
         # The imports of the fork server take longest. They go on while the steps below run.
-        forks.start()
+        fork_server.start()
         if given_redis is None:
-            redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
+            redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", log_folder, supervisor))
         # Without `given_redis`, `redis_url` is now the address of the embedded server.
         redis = given_redis or RedisSettings(url=SecretStr(redis_url or ""))
         announcement = discovery.Announcement(discovery.url_of(redis), port, os.getpid())
         stack.enter_context(discovery.announcing(folder, announcement))
         ports = replicas.choose_ports(count, front.first_private_port)
         front.set_page_url(ports)
-        env = replicas.environment(redis_url, folder) | await _run_providers(stack, supervisor, logs, forks) | front.env
+        env = (
+            replicas.environment(redis_url, folder)
+            | await _run_providers(stack, supervisor, log_folder, fork_server)
+            | front.env
+        )
         # The metrics of each replica show this number, so that an alert can compare it with the replicas that run.
         env["REPLICAS"] = str(count)
-        programs = replicas.replica_programs(ports, env, logs, stop_wait_s, forks)
+        programs = replicas.replica_programs(ports, env, log_folder, stop_wait_s, fork_server)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
-        await front.open(stack, supervisor, ports, logs)
+        await front.start_caddy(stack, supervisor, ports, log_folder)
         await stack.enter_async_context(_running_beside(redis_server.report_silence(redis, supervisor.say)))
-        await stack.enter_async_context(_running_beside(_report_misspelt_settings(supervisor, logs, forks)))
+        await stack.enter_async_context(_running_beside(_report_misspelt_settings(supervisor, log_folder, fork_server)))
         yield LocalMesh(redis, children, front.private_port)
 
 
@@ -104,7 +110,7 @@ class Front:
     """The one address of a mesh: Caddy's, or without Caddy a socket that all replicas accept from.
 
     The constructor checks that the address is free before anything is started. Then `set_page_url` completes `env`,
-    the replicas are started, and `open` starts Caddy.
+    the replicas are started, and `start_caddy` starts Caddy.
     """
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
@@ -134,7 +140,7 @@ class Front:
         """The private port to try for the first replica; 0 (any port) if Caddy listens on the port for operators."""
         return 0 if self._has_caddy else self.private_port
 
-    def set_page_url(self, ports: Sequence[Ports]) -> None:
+    def set_page_url(self, ports: Sequence[PortPair]) -> None:
         """Put the address of the live page, which is on the port for operators, into `env`.
 
         Without Caddy, also set `private_port` to the private port of the first replica, which is known only now.
@@ -143,14 +149,14 @@ class Front:
             self.private_port = ports[0].private
         self.env["PAGE_URL"] = os.environ.get("PAGE_URL", f"http://{HOST}:{self.private_port}/mesh")
 
-    async def open(
-        self, stack: contextlib.AsyncExitStack, supervisor: Supervisor, ports: Sequence[Ports], logs: Path
+    async def start_caddy(
+        self, stack: contextlib.AsyncExitStack, supervisor: Supervisor, ports: Sequence[PortPair], log_folder: Path
     ) -> None:
-        """Start Caddy, if there is one. Raises LocalError."""
+        """Start Caddy, if this machine has it. Raises LocalError."""
         if self._has_caddy:
             public = Site(self._port, [f"{HOST}:{pair.public}" for pair in ports])
             private = Site(self.private_port, [f"{HOST}:{pair.private}" for pair in ports])
-            await stack.enter_async_context(caddy.balancer(supervisor, public, private, log=logs / "caddy.log"))
+            await stack.enter_async_context(caddy.balancer(supervisor, public, private, log=log_folder / "caddy.log"))
 
 
 def _listening_socket(port: int) -> socket.socket:
@@ -164,7 +170,7 @@ def _listening_socket(port: int) -> socket.socket:
 
 
 async def _run_providers(
-    stack: contextlib.AsyncExitStack, supervisor: Supervisor, logs: Path, forks: ForkServer
+    stack: contextlib.AsyncExitStack, supervisor: Supervisor, log_folder: Path, fork_server: ForkServer
 ) -> dict[str, str]:
     """Run the two providers if the message service runs, and return the variables that tell replicas their addresses.
 
@@ -172,21 +178,21 @@ async def _run_providers(
     """
     if "messages" not in AppSettings().service_names:
         return {}
-    ports = free_port(FREE_PORT), free_port(PAID_PORT)
-    urls = {name: os.environ.get(name) or url for name, url in providers.environment(*ports).items()}
-    for kind, command in providers.commands(*ports).items():
+    provider_ports = free_port(FREE_PORT), free_port(PAID_PORT)  # FREE_PORT: of the provider that costs nothing
+    urls = {name: os.environ.get(name) or url for name, url in providers.environment(*provider_ports).items()}
+    for kind, command in providers.commands(*provider_ports).items():  # kind: "free" or "paid"
         if not os.environ.get(f"{kind.upper()}_PROVIDER_URL"):
-            log = logs / f"provider-{kind}.log"
+            log = log_folder / f"provider-{kind}.log"
             # A longer wait delays the end of `mesh up`; after a shorter one, more requests in progress are cut off.
-            program = Program(f"the {kind} provider", command, log, stop_wait_s=5.0, fork_server=forks)
-            child = await stack.enter_async_context(supervisor.starting(program))
+            program = Program(f"the {kind} provider", command, log, stop_wait_s=5.0, fork_server=fork_server)
+            child = await stack.enter_async_context(supervisor.running(program))
             await stack.enter_async_context(supervisor.keeping(child))
     return urls
 
 
 @contextlib.asynccontextmanager
 async def _running_beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run a coroutine beside the block, and cancel it at the end of the block."""
+    """Run a coroutine beside the block, and cancel it at the end of the block. Its own errors are not raised."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -195,17 +201,17 @@ async def _running_beside(work: Coroutine[None, None, None]) -> AsyncIterator[No
         await asyncio.wait([task])
 
 
-async def _report_misspelt_settings(supervisor: Supervisor, logs: Path, forks: ForkServer) -> None:
+async def _report_misspelt_settings(supervisor: Supervisor, log_folder: Path, fork_server: ForkServer) -> None:
     """Tell the user which environment variables look like settings but are not.
 
     Only the services know the names of their settings, and this package does not import services. So a child process
     looks for wrong names while the replicas start.
     """
-    log = logs / "environment.log"
+    log = log_folder / "environment.log"
     log.unlink(missing_ok=True)
-    program = Program("the check of the environment", [*PYTHON, "quart_app.environment"], log, fork_server=forks)
-    async with supervisor.starting(program) as child:
-        while not child.ended():
+    program = Program("the check of the environment", [*PYTHON, "quart_app.environment"], log, fork_server=fork_server)
+    async with supervisor.running(program) as child:
+        while not child.has_ended():
             await asyncio.sleep(POLL_S)
     for line in log.read_text(errors="replace").splitlines():
         if NO_SETTING in line:

@@ -65,7 +65,7 @@ def on_redis(redis_url: str | None, data: Path, function: Callable[[Redis], Awai
     settings = discovery.redis_settings(redis_url, data)
 
     async def run() -> T:
-        # `shared` means a pool of connections, because `Journeys` sends several commands at once.
+        # `shared` asks for a pool of connections, because `Journeys` sends several commands at once.
         client = Connections(settings).client("mesh-operator", shared=True)
         try:
             return await function(client)
@@ -77,11 +77,11 @@ def on_redis(redis_url: str | None, data: Path, function: Callable[[Redis], Awai
     except MeshError as error:
         raise click.ClickException(error.detail) from error
     except (redis_errors.RedisError, OSError) as error:
-        raise unreachable(settings, error, data) from error
+        raise unusable_redis_error(settings, error, data) from error
 
 
-def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
-    """Return the error for a Redis that does not answer as it should: its address and the reason."""
+def unusable_redis_error(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
+    """Return the error that says which Redis cannot be used and why, and whether a mesh runs on the data folder."""
     hint = "" if discovery.find_running(data) else f"; no mesh runs on {data}"
     return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {cause_of(error)}{hint}")
 
@@ -117,6 +117,7 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
         return
     for facts in facts_in_order:
         click.echo(_operation_line(facts))
+    # Notes go to standard error, so that standard output has only what was asked for.
     if not facts_in_order:
         click.echo("there is no operation", err=True)
     if not operations.complete:
@@ -125,7 +126,8 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
 
 def _asyncapi(definition_by_op: dict[str, dict[str, Any]]) -> dict[str, Any]:
     settings = MeshSettings()
-    # Operations may be of programs with different versions, but the document has one version: the last as text.
+    # Operations may be of programs with different versions, but the document has one version. Versions have no common
+    # order, so it is the one that sorts last as text.
     version = max((str(definition.get("version", "")) for definition in definition_by_op.values()), default="")
     return make_document(
         definition_by_op,
@@ -155,12 +157,18 @@ def _operation_facts(state: OperationState) -> dict[str, Any]:
 def _operation_line(facts: dict[str, Any]) -> str:
     """Return an operation as `mesh ops` prints it, from the facts that `_operation_facts` returns."""
     databases = " ".join(map(str, facts["served_by"]))
-    work = f"{facts['waits']} wait, {facts['runs']} run, {facts['later']} later"
-    answers = f"{facts['answered']} answered, {facts['failed']} of them failed, longest {facts['longest_ms']} ms"
-    servers = f"served by {databases}" if databases else "served by nobody"
-    limit = f"limit {facts['limit']};" if facts["limit"] else ""
+    work_text = f"{facts['waits']} wait, {facts['runs']} run, {facts['later']} later"
+    answer_text = f"{facts['answered']} answered, {facts['failed']} of them failed, longest {facts['longest_ms']} ms"
+    server_text = f"served by {databases}" if databases else "served by nobody"
+    limit_text = f"limit {facts['limit']};" if facts["limit"] else ""
     pause_text = f"; paused since {facts['since']} by {facts['by']}" if facts["paused"] else ""
-    parts = (f"{facts['op']:<24} {facts['kind']:<7}", f"{servers};", limit, f"{work};", f"{answers}{pause_text}")
+    parts = (
+        f"{facts['op']:<24} {facts['kind']:<7}",
+        f"{server_text};",
+        limit_text,
+        f"{work_text};",
+        f"{answer_text}{pause_text}",
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -217,6 +225,7 @@ def cancel_command(cancel_other: CancelOther, noun: str) -> click.Command:
                 raise click.ClickException(
                     f"no stream has the request {id}: it has ended already, or it never was there"
                 )
+            # The operation is "" if the entry names none.
             click.echo(f"cancelled {stream_and_op[1] or 'a request'} on {stream_and_op[0]}")
             return
         sentence = on_redis(redis_url, data, lambda redis: cancel_other(redis, id, current_actor()))
@@ -390,5 +399,5 @@ def _print_report(report: Report, verb: str) -> None:
 COMMANDS = (dead, ops, pause, resume, drain, trace)
 
 
-def _iso_time(milliseconds: int) -> Any:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+def _iso_time(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -23,13 +23,14 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local.forks import Fork, ForkServer
 from quart_app.local.spawning import spawn
 
-#: A child that ran for longer than this is started again at once. If it ends sooner, the pause before the next start
-#: about doubles each time, from FIRST_PAUSE_S to LONGEST_PAUSE_S.
+#: A child that ran for longer than STABLE_S is started again at once. After a shorter run, the pause before the next
+#: start about doubles each time, from FIRST_PAUSE_S to LONGEST_PAUSE_S. Longer pauses leave the mesh without the child
+#: for longer; shorter ones cost more starts of a child that cannot run.
 STABLE_S = 10.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-#: Every LOOK_AT_LOG_S, `bound_log` looks at a log. The content of one that is longer than LOG_BYTES is moved to a
-#: second file, whose former content is lost.
+#: Every LOOK_AT_LOG_S, `rotate_log` looks at a log. The content of one that is longer than LOG_BYTES is moved to a
+#: second file, whose former content is lost. Larger numbers keep older lines, and take more of the disk.
 LOG_BYTES = 16 << 20
 LOOK_AT_LOG_S = 5.0
 #: The pause after the exit status EXIT_SETUP, even the first time: before a new start somebody must repair the setup. A
@@ -45,11 +46,11 @@ Say = Callable[[str], None]
 
 async def ends_within(process: subprocess.Popen[bytes] | Fork, longest_wait_s: float) -> bool:
     """Wait until a process ends, but at most `longest_wait_s`. Return whether it has ended."""
-    deadline_s = time.monotonic() + longest_wait_s
+    give_up_at_s = time.monotonic() + longest_wait_s
     while process.poll() is None:
-        if time.monotonic() >= deadline_s:
+        if time.monotonic() >= give_up_at_s:
             return False
-        await asyncio.sleep(0.02)  # a longer pause would notice the end later
+        await asyncio.sleep(0.02)  # shorter than POLL_S, because somebody waits for the end
     return True
 
 
@@ -92,8 +93,8 @@ def reason_of(status: int) -> str:
     return f"killed by signal {-status}"
 
 
-def bound_log(path: Path) -> None:
-    """Move the content of a long log to a file beside it. The process goes on writing to its own file, now empty.
+def rotate_log(path: Path) -> None:
+    """Move the content of a long log to a file beside it. The process goes on writing to the first file, now empty.
 
     Lines that it writes between the copy and the emptying are lost.
     """
@@ -123,12 +124,12 @@ class Child:
         #: the exit status of the last process that ended
         self.status: int | None = None
         self._say = say
-        #: the process that runs. After its end it stays here until `ended` has taken its exit status
+        #: the process that runs. After its end it stays here until `has_ended` has taken its exit status
         self._process: subprocess.Popen[bytes] | Fork | None = None
-        self._started_s = 0.0
+        self._started_at_s = 0.0
         #: whether `stop`, `tell_to_stop` or `kill` was called, so that `keep` must not start the process again
         self._is_stopping = False
-        self._stop_was_sent = False
+        self._stop_signal_was_sent = False
 
     @property
     def pid(self) -> int | None:
@@ -138,15 +139,15 @@ class Child:
     def start(self) -> None:
         """Start a process. Raises OSError if the system cannot."""
         program = self.program
-        self._started_s = time.monotonic()
+        self._started_at_s = time.monotonic()
         if program.fork_server is not None:
             self._process = program.fork_server.fork(program.name, program.command, program.log, program.env)
             return
         with program.log.open("ab") as log:
             self._process = spawn(program.command, log, program.env, stdin=program.stdin)
 
-    def ended(self) -> bool:
-        """Return whether no process runs. If one has just ended, keep its exit status."""
+    def has_ended(self) -> bool:
+        """Return whether no process runs. If one has just ended, take its exit status into `status`."""
         if self._process is not None and self._process.poll() is not None:
             self.status = self._process.returncode
             self._process = None
@@ -160,23 +161,23 @@ class Child:
             if self._is_stopping:
                 return
             status = self.status or 0  # None only if no process was ever started
-            pause_s = restart_pause_s(status, time.monotonic() - self._started_s, pause_s)
+            pause_s = restart_pause_s(status, time.monotonic() - self._started_at_s, pause_s)
             self._say(f"{self._end_in_words(status)}; starting it again{f' in {pause_s:.1f} s' if pause_s else ''}")
             await asyncio.sleep(pause_s)
             if self._is_stopping:
                 return
             try:
                 self.start()
-            except OSError as error:
+            except OSError as error:  # the loop tries again, after a longer pause
                 self._say(f"{self.program.name} cannot be started: {error}")
 
     async def _wait_for_end(self) -> None:
         """Wait until the process ends, and keep its log within bounds meanwhile."""
-        log_checked_s = 0.0
-        while not self.ended():
-            if time.monotonic() - log_checked_s > LOOK_AT_LOG_S:
-                log_checked_s = time.monotonic()
-                bound_log(self.program.log)
+        log_checked_at_s = 0.0
+        while not self.has_ended():
+            if time.monotonic() - log_checked_at_s > LOOK_AT_LOG_S:
+                log_checked_at_s = time.monotonic()
+                rotate_log(self.program.log)
             await asyncio.sleep(POLL_S)
 
     def _end_in_words(self, status: int) -> str:
@@ -194,8 +195,8 @@ class Child:
         """Tell the process to stop, without waiting for it."""
         self._is_stopping = True
         # The signal is sent only once: at a second one some programs stop without finishing their work.
-        if self._process is not None and not self._stop_was_sent:
-            self._stop_was_sent = True
+        if self._process is not None and not self._stop_signal_was_sent:
+            self._stop_signal_was_sent = True
             self._process.send_signal(self.program.stop_signal)
 
     async def stop(self) -> None:
@@ -214,7 +215,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs the children of a mesh: `starting` runs a program for a while, and `keeping` starts it again meanwhile."""
+    """Runs the children of a mesh: `running` runs a program for a while, and `keeping` starts it again meanwhile."""
 
     def __init__(self, say: Say) -> None:
         self.say = say
@@ -226,8 +227,11 @@ class Supervisor:
             child.kill()
 
     @contextlib.asynccontextmanager
-    async def starting(self, program: Program) -> AsyncIterator[Child]:
-        """Start a program once; stop it at the end of the block. Raises OSError if it cannot be started."""
+    async def running(self, program: Program) -> AsyncIterator[Child]:
+        """Start a program, and stop it at the end of the block; alone, this does not start it again when it ends.
+
+        Raises OSError if it cannot be started.
+        """
         child = Child(program, self.say)
         child.start()
         self._children.append(child)
@@ -239,7 +243,7 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def keeping(self, *children: Child) -> AsyncIterator[None]:
-        """Start each of these children again whenever it ends, until the end of the block; then stop all together."""
+        """Start each of these children again whenever it ends, until the end of the block; then tell all to stop."""
         tasks = [asyncio.create_task(child.keep()) for child in children]
         try:
             yield
@@ -247,7 +251,7 @@ class Supervisor:
             still_running = [child.program for child in children if child.pid is not None]
             if still_running:
                 self.say(_waiting_sentence(still_running))
-            # All are told at once. At the end of `starting`, `stop` then waits for each of them.
+            # All are told at once. At the end of `running`, `stop` then waits for each of them.
             for child in children:
                 child.tell_to_stop()
             for task in tasks:

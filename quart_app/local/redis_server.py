@@ -42,7 +42,7 @@ WATCH_PAUSE_S = 1.0
 
 
 @contextlib.asynccontextmanager
-async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIterator[str]:
+async def embedded(folder: Path, log_folder: Path, supervisor: Supervisor) -> AsyncIterator[str]:
     """Run a server with its data in `folder`, and yield its address. Raises LocalError.
 
     The password is made for this run. The server gets it through standard input, and the replicas get it through their
@@ -53,9 +53,9 @@ async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIte
     if writer is not None and writer != server_program.kind:
         supervisor.say(f"the data were written by {writer}; {server_program.kind} takes them over")
     port, password = free_port(DEFAULT_PORT), secrets.token_urlsafe(24)
-    url = f"redis://:{password}@127.0.0.1:{port}/0"
-    program = _as_program(server_program, folder, logs, _configuration(port, folder, password))
-    async with supervisor.starting(program) as server:
+    url = f"redis://:{password}@127.0.0.1:{port}/0"  # the bus is in database 0
+    program = _as_program(server_program, folder, log_folder, _configuration(port, folder, password))
+    async with supervisor.running(program) as server:
         await _wait_until_started(server, RedisSettings(url=SecretStr(url)), supervisor.say)
         record_writer(folder, server_program.kind)
         # From now on the server is started again if it ends. Before, `_wait_until_started` raised its error.
@@ -71,12 +71,12 @@ def named_server(redis_url: str | None) -> RedisSettings | None:
     return RedisSettings() if names_server else None
 
 
-def _as_program(server_program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
+def _as_program(server_program: ServerProgram, folder: Path, log_folder: Path, configuration: str) -> Program:
     """Return what the supervisor needs to know to run this server."""
     return Program(
         name="Redis",
         command=[server_program.path, "-"],  # "-": the configuration comes from standard input
-        log=logs / "redis.log",
+        log=log_folder / "redis.log",
         env={**os.environ, **server_program.environ},
         stdin=configuration.encode(),
         stopping_phrase="it writes its data to disk",
@@ -104,13 +104,13 @@ def _configuration(port: int, folder: Path, password: str) -> str:
 async def _wait_until_started(server: Child, settings: RedisSettings, say: Say) -> None:
     """Wait until an embedded server serves. Raises LocalError if it ends, or is silent for too long."""
     client = Connections(settings).client("mesh-up")
-    deadline_s = time.monotonic() + START_S
+    give_up_at_s = time.monotonic() + START_S
     is_loading = False  # once Redis has answered that it loads its data, it may take any time
     try:
-        while time.monotonic() < deadline_s or is_loading:
-            if server.ended():
+        while time.monotonic() < give_up_at_s or is_loading:
+            if server.has_ended():
                 raise LocalError(f"Redis ended at its start: {last_line(server.program.log)}")
-            # While the server does not listen yet, another try follows.
+            # These errors come while the server does not listen yet. Then another try follows.
             with contextlib.suppress(redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
                 try:
                     await client.ping()
@@ -161,12 +161,12 @@ def cause_of(error: BaseException) -> str:
 
 
 async def require_answer(settings: RedisSettings) -> None:
-    """Raise LocalError unless the server answers within a few seconds."""
+    """Raise LocalError unless the server answers within ANSWER_WAIT_S."""
     client = Connections(settings).client("mesh-up")
-    deadline_s = time.monotonic() + ANSWER_WAIT_S
+    give_up_at_s = time.monotonic() + ANSWER_WAIT_S
     try:
-        while problem := await _problem_within(client, deadline_s - time.monotonic()):
-            if time.monotonic() >= deadline_s:
+        while problem := await _problem_within(client, give_up_at_s - time.monotonic()):
+            if time.monotonic() >= give_up_at_s:
                 raise LocalError(
                     f"Redis at {address_of(settings)} does not answer: {problem}; "
                     "start it, or name no server for an embedded one"
@@ -179,7 +179,7 @@ async def require_answer(settings: RedisSettings) -> None:
 async def _problem_within(client: Redis, wait_s: float) -> str:
     """Do what `problem_of` does, for at most `wait_s` seconds. A slower server counts as one without an answer."""
     try:
-        async with asyncio.timeout(max(wait_s, POLL_S)):
+        async with asyncio.timeout(max(wait_s, POLL_S)):  # the last try of `require_answer` needs some time, too
             return await problem_of(client)
     except TimeoutError:
         return "no answer in time"

@@ -17,7 +17,8 @@ from mesh import Member, Missing
 from quart_app.logs import Sink
 
 WIDE_COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
-#: The columns for a terminal whose lines have fewer than WIDE_CHARACTERS. The state is always among them.
+#: The columns for a terminal whose lines have fewer than WIDE_CHARACTERS, the width of a table with all columns. Among
+#: them is always the state.
 NARROW_COLUMNS = ("database", "class", "state", "replica", "public", "private")
 WIDE_CHARACTERS = 118
 #: Columns that are short enough never to be folded.
@@ -25,7 +26,7 @@ UNFOLDED_COLUMNS = ("database", "class", "state")
 
 
 class _NonBlockingOutput:
-    """Standard output as a file for Rich, whose writes never wait until somebody reads it."""
+    """Standard output as a file for Rich. Its writes never wait until somebody reads the output."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         descriptor: int | None = None

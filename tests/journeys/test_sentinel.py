@@ -29,7 +29,7 @@ from quart_app.local.discovery import read_roster
 from quart_app.local.ports import free_ports
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_program import find_server
-from quart_app.local.replicas import Ports
+from quart_app.local.replicas import PortPair
 from tests.support import tls
 from tests.support.load import History, Sample, load, send
 from tests.support.replicas import PROFILE, Replicas
@@ -133,7 +133,7 @@ async def supervised(cluster: Cluster, count: int, folder: Path, **settings: str
         **os.environ, **PROFILE, "SERVICES": "values", "HOST": "127.0.0.1", "LOG_FORMAT": "console",
         "REDIS_SENTINELS": cluster.settings.sentinels, "REDIS_SENTINEL_MASTER": NAME, **settings,
     }  # fmt: skip
-    pairs = [Ports(*pair) for pair in zip(ports[::2], ports[1::2], strict=True)]
+    pairs = [PortPair(*pair) for pair in zip(ports[::2], ports[1::2], strict=True)]
     async with replicas.running(Supervisor(print), replicas.replica_programs(pairs, environment, logs, 15)):
         yield [f"http://127.0.0.1:{port}" for port in ports[::2]]
 

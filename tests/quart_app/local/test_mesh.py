@@ -16,7 +16,7 @@ from quart_app.local.forks import ForkServer
 from quart_app.local.mesh import Front
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
-from quart_app.local.replicas import Ports
+from quart_app.local.replicas import PortPair
 from quart_app.providers import environment
 from quart_app.providers.launch import FREE_PORT
 from tests.support.waiting import eventually
@@ -95,13 +95,13 @@ async def test_without_caddy_the_first_replica_has_the_private_port(monkeypatch:
         front = Front(port, private, stack)
         assert front.first_private_port == private
         assert front.env == {"LISTEN_FD": str(front.inherited_fds[0])}
-        front.set_page_url([Ports(1, 2), Ports(3, 4)])
+        front.set_page_url([PortPair(1, 2), PortPair(3, 4)])
         assert (front.private_port, front.env["PAGE_URL"]) == (2, "http://127.0.0.1:2/mesh")
     monkeypatch.setattr(caddy, "caddy", lambda: Path("/caddy"))
     front = Front(port, private, stack)
     assert (front.first_private_port, front.inherited_fds, set(front.env)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})
-    front.set_page_url([Ports(1, 2)])
+    front.set_page_url([PortPair(1, 2)])
     assert (front.private_port, front.env["PAGE_URL"]) == (private, f"http://127.0.0.1:{private}/mesh")
     monkeypatch.setenv("PAGE_URL", "")
-    front.set_page_url([Ports(1, 2)])
+    front.set_page_url([PortPair(1, 2)])
     assert front.env["PAGE_URL"] == ""

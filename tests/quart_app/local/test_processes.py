@@ -71,7 +71,7 @@ async def test_what_a_child_reads_from_its_standard_input_is_not_in_its_argument
 async def test_a_child_that_is_killed_is_said_and_started_again(tmp_path: Path, said: list[str]) -> None:
     """The message has its name, the signal, and what happens now."""
     supervisor = Supervisor(said.append)
-    async with supervisor.starting(program(tmp_path, FOREVER, "Caddy")) as child, supervisor.keeping(child):
+    async with supervisor.running(program(tmp_path, FOREVER, "Caddy")) as child, supervisor.keeping(child):
         first = child.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
@@ -93,7 +93,7 @@ async def test_a_child_that_cannot_be_started_again_is_tried_until_it_can(tmp_pa
     script.chmod(0o755)
     supervisor = Supervisor(said.append)
     wanted = Program("it", [str(script)], tmp_path / "log")
-    async with supervisor.starting(wanted) as child, supervisor.keeping(child):
+    async with supervisor.running(wanted) as child, supervisor.keeping(child):
         moved = script.rename(tmp_path / "away")
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
@@ -105,7 +105,7 @@ async def test_a_child_that_cannot_be_started_again_is_tried_until_it_can(tmp_pa
         moved.rename(script)
 
         async def runs() -> bool:
-            return not child.ended()
+            return not child.has_ended()
 
         await eventually(runs)
 
@@ -170,7 +170,7 @@ async def test_a_child_that_is_told_to_stop_before_it_is_started_again_is_not_st
 async def test_a_child_that_does_not_stop_is_killed_and_said(tmp_path: Path, said: list[str]) -> None:
     """Each child has its own time to stop."""
     supervisor = Supervisor(said.append)
-    async with supervisor.starting(program(tmp_path, STUBBORN, stop_wait_s=0.3)) as child:
+    async with supervisor.running(program(tmp_path, STUBBORN, stop_wait_s=0.3)) as child:
         await eventually(lambda: deaf(tmp_path))
     assert child.pid is None
     assert said == ["it did not stop within 0 s and is killed"]
@@ -184,7 +184,7 @@ async def test_all_can_be_ended_at_once(tmp_path: Path, said: list[str]) -> None
     """The second Ctrl-C does not wait for anything, and nothing is started again."""
     supervisor = Supervisor(said.append)
     started = time.monotonic()
-    async with supervisor.starting(program(tmp_path, STUBBORN, stop_wait_s=60)) as child, supervisor.keeping(child):
+    async with supervisor.running(program(tmp_path, STUBBORN, stop_wait_s=60)) as child, supervisor.keeping(child):
         await eventually(lambda: deaf(tmp_path))
         supervisor.kill_all()
     assert time.monotonic() - started < 20
@@ -223,14 +223,14 @@ async def test_a_log_is_bounded_while_its_process_goes_on_writing(
     monkeypatch.setattr(processes, "LOOK_AT_LOG_S", 0.0)
     code = "import time\nfor n in range(10**6): print(f'line {n}', flush=True); time.sleep(0.002)"
     supervisor = Supervisor(said.append)
-    async with supervisor.starting(program(tmp_path, code)) as child, supervisor.keeping(child):
+    async with supervisor.running(program(tmp_path, code)) as child, supervisor.keeping(child):
         log, old = tmp_path / "it.log", tmp_path / "it.log.1"
 
         async def moved() -> bool:
             return old.exists() and 0 < log.stat().st_size < 2000 and "line" in last_line(log)
 
         await eventually(moved, 30)
-        assert not child.ended()
+        assert not child.has_ended()
     assert log.read_bytes()[:4] == b"line", "no hole at its beginning"
 
 

@@ -15,12 +15,12 @@ from quart_app.local import replicas
 from quart_app.local.errors import LocalError
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Child, Supervisor
-from quart_app.local.replicas import Ports
+from quart_app.local.replicas import PortPair
 from tests.support.server import Server
 
 
 def children(folder: Path, *statuses: int | None) -> list[Child]:
-    ports = [Ports(0, number) for number in range(1, len(statuses) + 1)]
+    ports = [PortPair(0, number) for number in range(1, len(statuses) + 1)]
     made = [Child(program, print) for program in replicas.replica_programs(ports, {}, folder, 1)]
     for child, status in zip(made, statuses, strict=True):
         child.status = status
@@ -32,7 +32,7 @@ async def test_replicas_that_cannot_run_end_the_mesh_with_their_last_words(
 ) -> None:
     """Exit status 78 of all of them: starting them again and again would help nobody."""
     monkeypatch.setenv("PATH", "")
-    programs = replicas.replica_programs([Ports(0, 0)], {"SERVICES": "nonsense"}, tmp_path, 5)
+    programs = replicas.replica_programs([PortPair(0, 0)], {"SERVICES": "nonsense"}, tmp_path, 5)
     with pytest.raises(LocalError, match=r"no replica can run: .*no such service: nonsense"):
         async with replicas.running(Supervisor(print), programs) as started, asyncio.timeout(30):
             await replicas.wait_until_ready(server.settings, started, lambda ready: None, 60)
@@ -40,10 +40,10 @@ async def test_replicas_that_cannot_run_end_the_mesh_with_their_last_words(
 
 def test_one_replica_that_cannot_run_does_not_end_a_mesh(tmp_path: Path) -> None:
     """The other replicas serve, and this one is tried again."""
-    replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, None))
-    replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, 75))
+    replicas.refuse_wrong_setup(children(tmp_path, EXIT_SETUP, None))
+    replicas.refuse_wrong_setup(children(tmp_path, EXIT_SETUP, 75))
     with pytest.raises(LocalError):
-        replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, EXIT_SETUP))
+        replicas.refuse_wrong_setup(children(tmp_path, EXIT_SETUP, EXIT_SETUP))
 
 
 async def test_a_mesh_of_which_nothing_gets_ready_says_where_to_look(tmp_path: Path, server: Server) -> None:
@@ -79,7 +79,7 @@ def test_no_module_of_the_present_folder_is_run(tmp_path: Path) -> None:
     for name in ("mesh", "quart_app"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('a module of this folder')")
-    (program,) = replicas.replica_programs([Ports(1, 2)], {}, tmp_path, 1)
+    (program,) = replicas.replica_programs([PortPair(1, 2)], {}, tmp_path, 1)
     env = {**os.environ, **program.env, "PORT": "no port"}
     done = subprocess.run(program.command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert "a module of this folder" not in done.stderr
