@@ -26,8 +26,8 @@ from quart_app.service import Service
 log = structlog.get_logger(__name__)
 
 #: The first and the longest backoff before a failed service is opened again; `pauses` shortens each by up to a half.
-#: With longer ones, a service that fails costs less, but is back later. A service that was ready for longer than
-#: MAX_PAUSE_S begins with the first one again.
+#: With longer ones, a service that fails costs less, but is ready again later. If a service was ready for longer than
+#: MAX_PAUSE_S before it failed, the backoff begins with the first one again.
 MIN_PAUSE_S = 0.25
 MAX_PAUSE_S = 10.0
 
@@ -52,12 +52,12 @@ class ServiceLife:
             return self._service.trouble()
         return self._failure or self._service.trouble() or "it is starting"
 
-    def told(self) -> Mapping[str, str]:
-        """Return the fields that the service writes into this replica's roster row."""
+    def roster_fields(self) -> Mapping[str, str]:
+        """Return the fields that the service adds to this replica's roster row."""
         return self._service.told()
 
-    def refusal(self) -> Callable[[], Awaitable[None]]:
-        """Return a function for Quart to run before each route. It raises a 503 until the service is ready."""
+    def make_refusal(self) -> Callable[[], Awaitable[None]]:
+        """Return a function for Quart to run before each route. While the service is not ready, it raises a 503."""
 
         async def refuse_until_ready() -> None:
             if not self.ready:
@@ -71,24 +71,24 @@ class ServiceLife:
 
         `closing` is set when this replica leaves.
         """
-        delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
+        backoff = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
         # A process that joins the mesh again has tried before, under its former lease.
         self.was_tried.clear()
         while True:
-            # Infinite until the service is ready: a failure before then does not make the pauses short again.
-            ready_since_s = math.inf
+            # Infinite until the service is ready: after a failure before then, the pauses go on growing.
+            ready_at_s = math.inf
             try:
                 async with self._service.lifespan(mesh):
-                    ready_since_s = time.monotonic()
+                    ready_at_s = time.monotonic()
                     self._become_ready()
                     await closing.wait()
                 return
             except Exception as error:
-                if _lease_is_lost(error) or _is_being_cancelled():
+                if _lease_is_lost(error) or _is_being_cancelled():  # then nothing is opened again
                     raise
-                if time.monotonic() - ready_since_s > MAX_PAUSE_S:
-                    delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
-                pause_s = next(delays)
+                if time.monotonic() - ready_at_s > MAX_PAUSE_S:
+                    backoff = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
+                pause_s = next(backoff)
                 self._keep_and_log_failure(error, pause_s)
             finally:
                 self.ready = False
@@ -101,7 +101,7 @@ class ServiceLife:
         self.was_tried.set()
 
     def _keep_and_log_failure(self, error: Exception, pause_s: float) -> None:
-        """Keep and log why the service is not ready. The log has a traceback only if the error is not the mesh's."""
+        """Keep and log why the service is not ready; with a traceback, unless it is an error of the mesh or Redis."""
         cause = _first_error(error)
         mesh_error = failures.translate(cause) if isinstance(cause, RedisError) else cause
         if not isinstance(mesh_error, MeshError):
@@ -126,15 +126,15 @@ class Services:
         for life in self._lives:
             ready_gauge.labels(life.name).set_function(_readiness_of(life))
             for blueprint in (*life._service.public, *life._service.private):
-                blueprint.before_request(life.refusal())
+                blueprint.before_request(life.make_refusal())
 
     def not_ready(self) -> dict[str, str]:
         """Return the services that cannot do all of their work, each with the reason."""
         return {life.name: reason for life in self._lives if (reason := life.reason)}
 
-    def told(self) -> dict[str, str]:
-        """Return the fields that all services write into this replica's roster row."""
-        return {name: fact for life in self._lives for name, fact in life.told().items()}
+    def roster_fields(self) -> dict[str, str]:
+        """Return the fields that all services add to this replica's roster row, for `Process` to announce."""
+        return {name: fact for life in self._lives for name, fact in life.roster_fields().items()}
 
     @contextlib.asynccontextmanager
     async def running(self, mesh: Mesh, wait_s: float) -> AsyncIterator[None]:
@@ -147,7 +147,7 @@ class Services:
             life_tasks = [
                 (life, tasks.create_task(life.run(mesh, closing), name=f"service-{life.name}")) for life in self._lives
             ]
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # the others serve meanwhile
                 async with asyncio.timeout(wait_s):
                     for life in self._lives:
                         await life.was_tried.wait()

@@ -248,7 +248,7 @@ class Process:
             self._app.reason = ""
             # The roster row gets the names of the services that are not ready, and what each service tells (`told`).
             # Operators and the live page read it there.
-            mesh.announce(self._app.services.not_ready, self._app.services.told)
+            mesh.announce(self._app.services.not_ready, self._app.services.roster_fields)
             self._ready_or_leaving.set()
             not_ready = list(self._app.services.not_ready())
             log.info("ready", database=mesh.database, cls=mesh.cls, services_not_ready=not_ready)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from mesh.journal import FOUNDED, Entry, pack_id, unpack_id
 from quart_app.grades.models import FIELDS, Amount, GradeUpdate, UserId
-from quart_app.grades.storage import FIELD_AT, Changes
+from quart_app.grades.storage import INDEX_OF_FIELD, Changes
 
 #: What an entry has as `op`: SET for the change of one grade, CARRY for changes carried over from a lost log.
 SET = "set"
@@ -108,7 +108,7 @@ def changes_of(entry: Entry) -> EntryChanges:
 def _changes_of_set(entry: Entry) -> EntryChanges:
     update = _UPDATE.validate_python(entry.content(), strict=True)
     stamp = entry.position.stamp
-    changes = {FIELD_AT[name]: (value, stamp) for name, value in update.changes().items()}
+    changes = {INDEX_OF_FIELD[name]: (value, stamp) for name, value in update.changes().items()}
     return EntryChanges([(update.user_id, changes)])
 
 
@@ -116,7 +116,10 @@ def _changes_of_carry(entry: Entry) -> EntryChanges:
     """Return the changes of an entry that carries fields over. Raises ValueError if a field is newer than it."""
     body = Carried.model_validate(entry.content())
     by_user = [
-        (record.user_id, {FIELD_AT[name]: (value, pack_id(entry_id)) for name, (value, entry_id) in record.set.items()})
+        (
+            record.user_id,
+            {INDEX_OF_FIELD[name]: (value, pack_id(entry_id)) for name, (value, entry_id) in record.set.items()},
+        )
         for record in body.records
     ]
     newest_stamp = max((stamp for _, changes in by_user for _, stamp in changes.values()), default=0)

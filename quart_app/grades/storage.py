@@ -21,7 +21,7 @@ from quart_app.grades.models import FIELDS, UserGrade
 #: How many fields a record has.
 FIELD_COUNT = len(FIELDS)
 #: Name of a field -> its index in FIELDS.
-FIELD_AT = {name: index for index, name in enumerate(FIELDS)}
+INDEX_OF_FIELD = {name: index for index, name in enumerate(FIELDS)}
 #: The layout of a record: the values of all fields, then their stamps.
 RECORD_LAYOUT = struct.Struct(f"<{FIELD_COUNT}q{FIELD_COUNT}Q")
 #: A record whose fields were never set.
@@ -30,15 +30,16 @@ UNSET_RECORD = RECORD_LAYOUT.pack(*(0,) * (2 * FIELD_COUNT))
 #: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs. With fewer shards a copy
 #: would take longer; with more, freezing would. `_shard_of` needs a power of two.
 SHARD_COUNT = 4096
-#: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another process
-#: may have other hashes, and so other shards (see `changes_beyond`).
+#: Bits from this one on of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another
+#: process may have other hashes, and so other shards (see `changes_beyond`).
 SHARD_SHIFT = 40
 
-#: Bytes of the hash of a record, and of the digest of all records.
+#: Bytes of the hash of a record, and of the digest of all records. With fewer bytes, two different storages might have
+#: the same digest by chance.
 DIGEST_BYTES = 16
 _DIGEST_MASK = 2 ** (8 * DIGEST_BYTES) - 1
 
-#: Some of the records: user id -> record, as RECORD_LAYOUT packs it.
+#: The records of one shard: user id -> record, as RECORD_LAYOUT packs it.
 Shard = dict[str, bytes]
 #: Changes of one user: index of a field -> (value, stamp).
 Changes = Mapping[int, tuple[int, int]]
@@ -50,7 +51,7 @@ def grade_of(user_id: str, record: bytes) -> UserGrade:
     return UserGrade.model_construct(user_id=user_id, **dict(zip(FIELDS, values, strict=True)))
 
 
-def merged(record: bytes, changes: Changes) -> bytes:
+def merged_record(record: bytes, changes: Changes) -> bytes:
     """Return the record after changes: each field has the value with the higher stamp."""
     cells = list(RECORD_LAYOUT.unpack(record))
     for index, (value, stamp) in changes.items():
@@ -98,7 +99,7 @@ class Storage:
         self._shards: list[Shard] = [{} for _ in range(SHARD_COUNT)]
         #: for each shard 1 if no `FrozenRecords` shares it, else 0
         self._owns_shard = bytearray(b"\1") * SHARD_COUNT
-        #: the sum of the hashes of all records, modulo 2 ** 128, so it does not depend on their order
+        #: the sum of the hashes of all records, modulo 2 ** 128; a sum does not depend on the order of the records
         self._digest = 0
         self.count = 0
 
@@ -119,7 +120,7 @@ class Storage:
     def merge(self, user_id: str, changes: Changes) -> bytes:
         """Merge changes into a user's record and return the result. An unknown user is added, even without changes."""
         old_record = self.record(user_id)
-        new_record = merged(UNSET_RECORD if old_record is None else old_record, changes)
+        new_record = merged_record(UNSET_RECORD if old_record is None else old_record, changes)
         if new_record != old_record:
             self._replace_record(user_id, old_record, new_record)
         return new_record
@@ -127,7 +128,7 @@ class Storage:
     def merge_record(self, user_id: str, record: bytes) -> None:
         """Merge a whole record into a user's record."""
         old_record = self.record(user_id)
-        new_record = record if old_record is None else merged(old_record, newer_fields(record, old_record))
+        new_record = record if old_record is None else merged_record(old_record, newer_fields(record, old_record))
         if new_record != old_record:
             self._replace_record(user_id, old_record, new_record)
 
@@ -144,13 +145,13 @@ class Storage:
         self._shards[shard_index][user_id] = new_record
 
     def snapshot(self) -> FrozenRecords:
-        """Freeze and return the records of this moment. Later changes do not affect them."""
+        """Freeze and return the records of this moment, in memory. Later changes do not affect them."""
         self._owns_shard = bytearray(SHARD_COUNT)
         return FrozenRecords(list(self._shards), self.count, self.digest)
 
     def copy(self) -> Storage:
         """Return a storage with the same records. It shares each shard until one of both changes it."""
-        storage, records = Storage(), self.snapshot()
+        storage, records = Storage(), self.snapshot()  # from now on, this storage owns no shard either
         storage._shards, storage._owns_shard = records.shards, bytearray(SHARD_COUNT)
         storage._digest, storage.count = self._digest, self.count
         return storage
@@ -181,7 +182,7 @@ def changes_beyond(state: FrozenRecords, other_state: FrozenRecords) -> Iterator
 
 
 def _free_in_steps(shards: list[Shard]) -> None:
-    # Each shard is a step: between two of them other threads may run.
+    # Each shard is a step: between two steps, another thread may take the interpreter's lock.
     while shards:
         shards.pop()
 

@@ -47,7 +47,8 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: The request ids that are accepted from clients. Another X-Request-ID is replaced.
+#: The request ids that are accepted from clients. Another X-Request-ID is replaced, because it would go as it is into
+#: the log, into entries, and into a header of the answer.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -136,7 +137,10 @@ async def _no_push(path: str, headers: Headers) -> None:
 
 
 class _Context(RequestContext):
-    """Quart's context of a request, without signals and without functions for the end of a request."""
+    """Quart's context of a request, without signals and without functions for the end of a request.
+
+    `__init__` replaces Quart's own, and sets the attributes that Quart reads.
+    """
 
     def __init__(self, app: Application, request: HttpRequest) -> None:
         self.app = app
@@ -165,7 +169,7 @@ class _Context(RequestContext):
 class _EndpointFunctions:
     """The functions that answer requests to one endpoint: its view, and what its blueprints run before and after it.
 
-    Their order is Quart's: the application's own functions run first before the view, and last after it.
+    Their order is Quart's: the application's own functions (None below) run first before the view, and last after it.
     """
 
     def __init__(self, app: Application, request: HttpRequest) -> None:
@@ -249,16 +253,16 @@ class Application(Quart):
                 self._request_metrics.create_failure_counters(method, rule.rule)
 
     async def handle_request(self, request: QuartRequest) -> ResponseTypes:
-        """Answer a request, also one that fails. Add the headers of every answer, count the request, and log it.
+        """Answer a request, even if it fails. Add the headers of every answer, count the request, and log it.
 
         This overrides Quart's method. Functions that Quart calls before and after a request could do the same, but each
         would have to look up the request and its route again.
         """
-        begun_s = time.perf_counter()
+        begun_at_s = time.perf_counter()
         sent_id = request.headers.get("X-Request-ID", "")
         request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else f"{self._id_prefix}{next(self._id_numbers):08x}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        # The calls of this request append each reply here (see `journey.Trail`).
+        # The mesh appends each reply to a call of this request here (see `journey.Trail`).
         trail: list[tuple[str, Mapping[str, str]]] = []
         tracing.CALL.set(request_id)
         tracing.TRACEPARENT.set(tracing.valid_traceparent(request.headers.get("traceparent", "")))
@@ -266,12 +270,12 @@ class Application(Quart):
         response = await (self._answer_in_span(request) if tracing.is_on() else super().handle_request(request))
         response.headers["X-Request-ID"] = request_id
         if trail:
-            response.headers.extend(journey.headers_for(trail, time.perf_counter() - begun_s))
+            response.headers.extend(journey.headers_for(trail, time.perf_counter() - begun_at_s))
         protect(response.headers)
         if self._is_leaving():
             response.headers["Connection"] = "close"
         route = "none" if request.url_rule is None else request.url_rule.rule
-        duration_s = time.perf_counter() - begun_s
+        duration_s = time.perf_counter() - begun_at_s
         self._request_metrics.count(request.method, route, response.status_code, duration_s)
         detail, is_logged_elsewhere = (
             (response.detail, response.is_logged_elsewhere) if isinstance(response, ProblemResponse) else ("", False)
@@ -323,7 +327,7 @@ class Application(Quart):
         result: Any = None
         try:
             self._allowed_hosts.check(request.headers.get("Host", ""))
-            # Quart itself answers a request without a route, and OPTIONS if the route leaves it to Quart.
+            # `dispatch_request` is Quart's. It answers a request without a route, and OPTIONS unless the route does.
             if functions is None or (request.method == "OPTIONS" and cast("QuartRule", rule).provide_automatic_options):
                 result = await self.dispatch_request(context)
             else:
@@ -341,6 +345,6 @@ class Application(Quart):
         return cast("ResponseTypes", response)
 
     def _find_functions(self, request: HttpRequest) -> _EndpointFunctions:
-        """Find and keep the functions that answer requests to an endpoint: an application's routes do not change."""
+        """Find and keep the functions that answer requests to an endpoint, because an application's routes stay."""
         functions = self._functions_of_endpoint[cast("str", request.endpoint)] = _EndpointFunctions(self, request)
         return functions

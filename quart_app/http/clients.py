@@ -17,7 +17,7 @@ class Proxies:
 
     def __init__(self, trusted_networks: str) -> None:
         self._networks = [ipaddress.ip_network(network) for network in split(trusted_networks)]
-        # Requests come from any number of addresses, hence the maximum.
+        # Requests come from any number of addresses, so the number of kept answers is bounded.
         self._trusts_cached = lru_cache(maxsize=1024)(self._trusts_uncached)
 
     def trusts(self, address: str) -> bool:
@@ -55,7 +55,7 @@ def is_address(text: str) -> bool:
 
 
 class Occupancy:
-    """An amount in use, with a bound in all and a bound per source, so that one source leaves room for the others.
+    """The amounts in use, with a bound for all and a bound per source, so that one source leaves room for the others.
 
     A source is the IP address of a client or proxy. An amount is a number of connections, or of bytes of bodies.
     """

@@ -17,7 +17,7 @@ _AUTOMATIC_METHODS = {"HEAD", "OPTIONS"}
 def find(app: Quart) -> str:
     """Return a sentence about the first collision, or "" if there is none. Routes of one blueprint may overlap.
 
-    An endpoint is `blueprint.view`.
+    `app.create_app` refuses to start with a collision. An endpoint is `blueprint.view`.
     """
     rules_by_blueprint: dict[str, list[Rule]] = {}
     for rule in app.url_map.iter_rules():
@@ -40,8 +40,8 @@ def _copy_rule(rule: Rule) -> Rule:
 
 def _shared_method(rule: Rule, other_routes: Map) -> str:
     """Return the first method for which `other_routes` answers an example path of the rule, or ""."""
-    example = _PLACEHOLDER.sub("7", rule.rule)  # valid as a text and as an integer
-    return next((method for method in _methods(rule) if _answers(other_routes, example, method)), "")
+    example_path = _PLACEHOLDER.sub("7", rule.rule)  # "7" is valid as a text and as an integer
+    return next((method for method in _methods(rule) if _answers(other_routes, example_path, method)), "")
 
 
 def _methods(rule: Rule) -> Iterable[str]:

@@ -17,31 +17,31 @@ import socket
 import time
 
 
-async def stop_accepting(listening: socket.socket, request_wait_s: float) -> None:
+async def stop_accepting(listening_socket: socket.socket, request_wait_s: float) -> None:
     """Refuse new connections, and return when accepted ones had time to send their request.
 
-    The caller can then close the socket. `request_wait_s` is the longest time from a connection to its request; with 0
-    this does nothing. It also bounds the wait until all connections are accepted, so the whole can take twice as long.
-    The refusal applies to the socket in every process, so no other process may accept from it.
+    The caller can then close the socket. `request_wait_s` is how long an accepted connection may take to send its
+    request; with 0 this function does nothing. It also bounds the wait until all connections are accepted, so the whole
+    can take twice as long. The refusal applies to the socket in every process, so no other process may accept from it.
     """
     if request_wait_s <= 0:
         return
     give_up_at_s = time.monotonic() + request_wait_s
-    while _accept_queue_has_connection(listening) and time.monotonic() < give_up_at_s:
+    while _accept_queue_has_connection(listening_socket) and time.monotonic() < give_up_at_s:
         await asyncio.sleep(0)  # the event loop accepts them
-    # No await is allowed here: a client could connect between the check and the shutdown.
-    refuse_connections(listening)
+    # Between the last check and the next line, no await is allowed: a client could connect meanwhile.
+    refuse_connections(listening_socket)
     await asyncio.sleep(request_wait_s)
 
 
-def refuse_connections(listening: socket.socket) -> None:
+def refuse_connections(listening_socket: socket.socket) -> None:
     """Let the kernel refuse new connections, and reset those that were not accepted yet."""
     with contextlib.suppress(OSError):  # never listened, or refuses already
-        listening.shutdown(socket.SHUT_RDWR)
+        listening_socket.shutdown(socket.SHUT_RDWR)
 
 
-def _accept_queue_has_connection(listening: socket.socket) -> bool:
+def _accept_queue_has_connection(listening_socket: socket.socket) -> bool:
     """Return whether a connection waits to be accepted: then a listening socket can be read from."""
     poll = select.poll()
-    poll.register(listening, select.POLLIN)
+    poll.register(listening_socket, select.POLLIN)
     return any(events & select.POLLIN for _, events in poll.poll(0))

@@ -15,15 +15,16 @@ from quart_app.service import Context
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between two looks at the reason. A state that lasts for less time may never be logged.
+#: Seconds between two looks at the reason. A state that lasts for less time may never be logged; a shorter interval
+#: costs more looks.
 CHECK_INTERVAL_S = 0.5
-#: Seconds between two log lines while the reason stays the same. A shorter interval makes the log longer; after a
-#: longer one, a reader of its end misses the reason.
+#: Seconds between two log lines while the reason stays the same. A shorter interval makes the log longer; with a longer
+#: one, the last lines of the log may not have the reason.
 REPEAT_INTERVAL_S = 60.0
 
 
 async def report(find_reason: Callable[[], str]) -> None:
-    """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Run for ever.
+    """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Never return.
 
     `find_reason` returns why the replica is not ready, or "" when it is ready.
     """

@@ -16,8 +16,8 @@ from functools import lru_cache
 
 #: Most places that an answer names. A gather has no more, because Redis has 16 databases.
 MOST_PLACES = 16
-#: What a reply must have as the id of its replica, and as a number. Somebody may have written another text by hand; it
-#: must not get into a header.
+#: What a reply must have as the id of its replica, and as a number. Scripts write the replies, but somebody may have
+#: written another text by hand; it must not get into a header.
 _REPLICA_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 
@@ -32,7 +32,6 @@ def headers_for(trail: Trail, total_s: float) -> dict[str, str]:
     work_us = 0
     for address, fields in trail:
         took_us = fields.get("took_us", "")
-        # Scripts write the replies. A reply that somebody wrote by hand must not break the answer.
         if _NUMBER.fullmatch(took_us):
             work_us = max(work_us, int(took_us))
         place = _format_place(address, fields.get("from", ""), fields.get("db", ""))
@@ -44,7 +43,7 @@ def headers_for(trail: Trail, total_s: float) -> dict[str, str]:
     return {"Mesh-Place": ", ".join(places), "Server-Timing": timing}
 
 
-# The same places come with nearly every answer. Replicas come and go, hence the maximum.
+# The same places come with nearly every answer. Replicas come and go, so the number of kept places is bounded.
 @lru_cache(maxsize=1024)
 def _format_place(address: str, replica: str, database: str) -> str:
     """Return the place of a replica that answered a request to this address; "" if its reply names no replica."""

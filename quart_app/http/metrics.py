@@ -35,14 +35,14 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 #: Statuses that an alert looks at; see `RequestMetrics.create_failure_counters`.
 FAILURE_STATUSES = (500, 502, 503, 504)
-#: Methods that have series of their own; all others count as "other".
+#: Methods that have series of their own; all others count as "other", because a client can invent methods.
 COUNTED_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class RequestMetrics:
     """Counts and durations of HTTP requests, by route and never by path.
 
-    A path may name a person. A client can also invent paths and methods without end, and each would have a series.
+    A path may name a person. A client can also invent paths without end, and each would have a series.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -53,7 +53,7 @@ class RequestMetrics:
             "mesh_http_request_duration_seconds", "time to answer", ["route"], registry=registry, buckets=BUCKETS_S
         )
 
-        #: (method, route, status) -> the counter and the histogram of these labels
+        #: (method, route, status) -> the counter and the histogram with these labels
         self._metrics_of: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, method: str, route: str, status: int, duration_s: float) -> None:
@@ -88,14 +88,16 @@ class ReplicaCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         replica = self._context.membership  # None while this process holds no lease
-        leased = GaugeMetricFamily("mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"])
+        lease_gauge = GaugeMetricFamily(
+            "mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"]
+        )
         if wanted_replicas := self._context.settings.replicas:
             yield GaugeMetricFamily("mesh_replicas_wanted", "how many replicas there should be", value=wanted_replicas)
         if replica is None:
-            yield leased
+            yield lease_gauge
             return
-        leased.add_metric([str(replica.database), replica.cls, replica.id], float(replica.trusted))
-        yield leased
+        lease_gauge.add_metric([str(replica.database), replica.cls, replica.id], float(replica.trusted))
+        yield lease_gauge
         yield from _work_metrics(replica.statistics())
         yield GaugeMetricFamily("mesh_redis_full", "1 while stores are refused", value=float(replica.memory.is_full))
         yield GaugeMetricFamily("mesh_redis_memory_used_bytes", "memory that Redis uses", value=replica.memory.used)
@@ -115,10 +117,11 @@ def _work_metrics(statistics: Mapping[str, float]) -> Iterator[Metric]:
     yield GaugeMetricFamily("mesh_calls_waiting", "calls that wait for their reply", value=statistics["waiting"])
     trips = statistics["round_trips"]
     yield CounterMetricFamily("mesh_redis_round_trips", "round trips to Redis for requests and commits", value=trips)
+    # `statistics` has each of these names twice: after "class_", and after "database_".
     metric_names = [name.removeprefix("class_") for name in statistics if name.startswith("class_")]
     for name in metric_names:
-        family_class = GaugeMetricFamily if name == "in_progress" else CounterMetricFamily
-        family = family_class(
+        family_type = GaugeMetricFamily if name == "in_progress" else CounterMetricFamily
+        family = family_type(
             f"mesh_requests_{name}", f"requests {name.replace('_', ' ')} here, by stream", labels=["stream"]
         )
         for stream in ("class", "database"):
@@ -132,9 +135,9 @@ def _duration_metric(durations: Durations) -> Metric:
     family = HistogramMetricFamily("mesh_operation_duration_seconds", description, labels=["op", "part"])
     for op, histograms in list(durations.by_op.items()):
         for part, histogram in zip(("total", "work"), histograms, strict=True):
-            counts = [*itertools.accumulate(histogram.counts)]
+            cumulative_counts = [*itertools.accumulate(histogram.counts)]  # as Prometheus wants them
             bounds = [*map(floatToGoString, BOUNDS_S), "+Inf"]
-            family.add_metric([op, part], [*zip(bounds, counts, strict=True)], histogram.sum_s)
+            family.add_metric([op, part], [*zip(bounds, cumulative_counts, strict=True)], histogram.sum_s)
     return family
 
 
@@ -175,15 +178,15 @@ class _WholeMeshCollector(Collector):
             ages.add_metric([name], stream_state.oldest_s)
         yield lengths
         yield ages
-        missing_with_data = sum(missing.has_data for missing in self._missing)
+        missing_with_data_count = sum(missing.has_data for missing in self._missing)
         description = "databases that hold data and have no replica"
-        yield GaugeMetricFamily("mesh_missing_databases", description, value=missing_with_data)
+        yield GaugeMetricFamily("mesh_missing_databases", description, value=missing_with_data_count)
 
 
 def routes(context: Context) -> Blueprint:
     """Return the route GET /metrics."""
     blueprint = Blueprint("metrics", __name__)
-    ProcessCollector(registry=context.metrics)
+    ProcessCollector(registry=context.metrics)  # registers itself
     build = Info("mesh_build", "the release that this process runs", registry=context.metrics)
     build.info({"version": version("quart-mesh"), "python": platform.python_version()})
     context.metrics.register(ReplicaCollector(context))
@@ -216,7 +219,7 @@ async def _read_stream_states(replica: Mesh) -> dict[str, StreamState]:
 
 
 async def _text_of_whole_mesh(context: Context) -> bytes:
-    """Return the text of the metrics of the whole mesh; "" without a lease, or while Redis cannot be reached."""
+    """Return the text of the metrics of the whole mesh; b"" without a lease, or while Redis cannot be reached."""
     try:
         replica = context.mesh  # raises MeshError without a lease
         books, stream_states, missing = await asyncio.gather(

@@ -88,7 +88,7 @@ async def openapi(
     A separate application makes the document, so that the applications that serve the routes do no work for it.
     """
     app = Quart("documented", static_folder=None)
-    schema = QuartSchema(  # None: it adds no routes of its own
+    schema = QuartSchema(  # a path None: it adds no route of its own
         app,
         openapi_path=None,
         redoc_ui_path=None,
@@ -114,7 +114,10 @@ async def _make_document_json(
 
 
 def _describe_problems(document: dict[str, Any]) -> None:
-    """Describe all errors as the `default` answer. An operation that describes no answer also gets a successful one."""
+    """Describe all errors as the `default` answer. An operation without described answers also gets a successful one.
+
+    An operation is here one method of one route, as OpenAPI calls it.
+    """
     document["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in document["paths"].values():
@@ -129,7 +132,7 @@ def _describe_problems(document: dict[str, Any]) -> None:
 def routes(
     public_blueprints: Sequence[Blueprint], version: str, private_blueprints: Sequence[Blueprint] = ()
 ) -> Blueprint:
-    """Return the routes GET /openapi.json and GET /docs, with the files of the page."""
+    """Return the routes GET /openapi.json and GET /docs, with the files of the page; `app.create_app` adds them."""
     blueprint = Blueprint("documentation", __name__)
     making_lock = asyncio.Lock()  # so that requests that come together make the document once
     document_json = b""
@@ -141,7 +144,7 @@ def routes(
         nonlocal document_json
         async with making_lock:
             if not document_json:
-                # This takes 200 ms. In a thread it does not hold the event loop.
+                # This takes 200 ms. In a thread, which needs an event loop of its own, it does not hold this one.
                 document_json = await asyncio.to_thread(
                     lambda: asyncio.run(_make_document_json(public_blueprints, version, private_blueprints))
                 )

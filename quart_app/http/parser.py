@@ -49,7 +49,7 @@ _CHECKED_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", 
 
 
 class Unreadable(Exception):
-    """The bytes are no request, or a request that we refuse. The connection closes after the answer."""
+    """The bytes are no request, or a request that we refuse: with this status, after which the connection closes."""
 
     def __init__(self, status: int, detail: str = "") -> None:
         super().__init__(status, detail)
@@ -72,12 +72,12 @@ class Head:
         self.keep_alive = False
         #: whether the client waits for `100 Continue` before it sends the body
         self.expects_continue = False
-        #: bytes of the body; -1: the body comes in chunks, without an announced length
+        #: the announced length of the body in bytes; 0: there is no body; -1: it comes in chunks
         self.length = 0
 
 
 class RequestReceiver(Protocol):
-    """Receives what a parser finds."""
+    """Receives what a parser finds: the connection."""
 
     def head_came(self, head: Head) -> None: ...
 
@@ -89,8 +89,8 @@ class RequestReceiver(Protocol):
 class Parser:
     """The parser of one connection. After Unreadable it must not be fed again.
 
-    llhttp cannot stop at the end of a request. So it gets the bytes in pieces, and each piece ends at the latest where
-    the request may end. The connection feeds the bytes after the request once that request is answered.
+    llhttp cannot stop at the end of a request. So it gets the bytes in pieces, and a piece never goes beyond a place
+    where the request may end. The connection feeds the bytes after the request once that request is answered.
     """
 
     def __init__(self, receiver: RequestReceiver) -> None:
@@ -102,11 +102,11 @@ class Parser:
         #: The bytes of the head so far, from its first piece on. Outside of a head: the last piece, in which a head may
         #: begin.
         self._head_so_far = b""
-        #: the last bytes so far, at most three, because `BLANK_LINE` may be split between two pieces; b"" in a body of
-        #: known length
+        #: the last bytes so far, at most three, because `BLANK_LINE` may be split between two pieces; b"" directly
+        #: after a blank line, and in a body of known length
         self._last_bytes = b""
-        #: Bytes since the head began, since it ended, or since the last bytes of the body. More than MAX_HEAD_BYTES are
-        #: refused.
+        #: Bytes since the last progress: the begin or end of the head, or a part of the body. More than MAX_HEAD_BYTES
+        #: are refused.
         self._bytes_since_progress = 0
         #: bytes of the body that are still to come, if its length was announced
         self._body_bytes_left = 0
@@ -180,7 +180,7 @@ class Parser:
         try:
             head = self._checked_head()
         except Unreadable as refusal:
-            self._head_refusal = refusal
+            self._head_refusal = refusal  # llhttp raises an error of its own, in place of which `feed` raises this one
             raise
         self._is_in_head = False
         self._bytes_since_progress = 0
@@ -222,7 +222,7 @@ class Parser:
                 head.length = int(value)
             elif name == b"expect":
                 head.expects_continue = version == "1.1" and value.lower() == b"100-continue"
-            elif version == "1.0":
+            elif version == "1.0":  # from here on, the header is Transfer-Encoding
                 raise Unreadable(400, FORBIDDEN_ENCODING_DETAIL)
             elif head.length or value.lower() != b"chunked":  # the body has a length already, or another encoding
                 raise Unreadable(501)
@@ -230,7 +230,7 @@ class Parser:
                 head.length = -1
         if host_header_count > 1 or (version == "1.1" and not host_header_count):
             raise Unreadable(400)
-        # A connection of HTTP/1.0 is closed after its first answer, as h11 does it.
+        # A connection of HTTP/1.0 is closed after its first answer, as the RFC allows and h11 does.
         head.keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
         return head
 
@@ -244,7 +244,9 @@ class Parser:
         if head is not None:
             self._reads_made_up_head = True
             self._llhttp = httptools.HttpRequestParser(self)
-            framing = b"Transfer-Encoding: chunked" if head.length < 0 else b"Content-Length: %d" % head.length
+            framing = (
+                b"Transfer-Encoding: chunked" if head.length < 0 else b"Content-Length: %d" % head.length
+            )
             self._llhttp.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
 
     def _refusal_for(self, error: httptools.HttpParserError) -> Unreadable:

@@ -25,7 +25,7 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
     return preferred
 
 
-def wait_s(preferred: Mapping[str, str]) -> int | None:
+def preferred_wait_s(preferred: Mapping[str, str]) -> int | None:
     """Return how many seconds the client will wait; None if it does not say so in the form of RFC 7240."""
     text = preferred.get("wait", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_WAIT_DIGITS else None

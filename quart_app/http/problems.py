@@ -18,6 +18,7 @@ from mesh import failures
 
 log = structlog.get_logger(__name__)
 
+#: Status -> the title of a problem with this status.
 TITLES = {
     400: "Bad request",
     401: "Not authenticated",
@@ -39,6 +40,7 @@ TITLES = {
     504: "Deadline exceeded",
 }
 
+#: Class of an error -> the status of its answer. A class that is not here has the status of its nearest ancestor.
 STATUS_OF: dict[type[mesh.MeshError], int] = {
     mesh.NoReplica: 404,
     mesh.Busy: 503,
@@ -116,27 +118,28 @@ class Problem(Exception):
         answer.detail, answer.is_logged_elsewhere = self.detail, self.is_logged_elsewhere
         answer.headers.update(self.headers)
         if self.retry_after is not None:
+            # The header has whole seconds. 0 would ask the client to repeat its request at once.
             answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
         return answer
 
 
 def from_mesh(error: mesh.MeshError) -> Problem:
     """Return the problem for a failure of the mesh; the error's facts become members of the answer."""
-    # An error may bring a status of its own, as 429 for too many wrong passwords.
+    # An error may bring a status of its own, such as 429 for too many wrong passwords.
     status = error.facts.get("status") or _status_of(type(error))
     facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
     retry_after = error.retry_after
-    if retry_after is None and status == 503:
+    if retry_after is None and status == 503:  # nothing says how long the reason lasts
         retry_after = 1
     return Problem(status, error.detail, retry_after=retry_after, **facts)
 
 
 def _status_of(error_class: type[mesh.MeshError]) -> int:
-    # `default` is the status of a class that is not in the table. A service's own refusal has a code of its own and
-    # gets 409: the service would refuse the same request again, and a 503 would ask the client to repeat it. A plain
-    # Refused gets 503: it may stand for an error of another release, which this one does not know (`from_wire`).
+    # `default` is for a class without an ancestor in STATUS_OF. A service's own refusal has a code of its own and gets
+    # 409: the service would refuse the same request again, and a 503 would ask the client to repeat it. A plain Refused
+    # gets 503: it may stand for an error of another release, which this one does not know (`mesh.errors.from_wire`).
     default = 409 if issubclass(error_class, mesh.Refused) and error_class.code != mesh.Refused.code else 503
-    return next((STATUS_OF[cls] for cls in error_class.__mro__ if cls in STATUS_OF), default)
+    return next((STATUS_OF[ancestor] for ancestor in error_class.__mro__ if ancestor in STATUS_OF), default)
 
 
 def from_validation(error: ValidationError, first_index: int = 0) -> Problem:

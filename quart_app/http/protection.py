@@ -48,6 +48,7 @@ class AllowedHosts:
         self._allows_any = "*" in names
         #: `.example.org` for each name `*.example.org`
         self._allowed_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+        # Other replicas and operators use this machine's own names.
         self._allowed_names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
         # Clients choose the names of hosts, so the number of kept answers is bounded.
         self._is_allowed_cached = lru_cache(maxsize=1024)(self._is_allowed_uncached)
@@ -62,7 +63,7 @@ class AllowedHosts:
         match = _HOST_HEADER.fullmatch(host.lower())
         if match is None:
             return False
-        name = (match["name"] or "").removesuffix(".")
+        name = (match["name"] or "").removesuffix(".")  # a full name in DNS may end with a dot
         return (
             self._allows_any
             or match["address"] is not None
@@ -70,5 +71,5 @@ class AllowedHosts:
             or name in self._allowed_names
             or name.endswith(LOCAL_SUFFIXES)
             or (bool(self._allowed_suffixes) and name.endswith(self._allowed_suffixes))
-            or is_address(name)
+            or is_address(name)  # of IPv4, because brackets enclose those of IPv6
         )

@@ -25,17 +25,20 @@ class RequestBody(Body):
 
     The bound (MAX_CONTENT_LENGTH) holds for the whole body. In Quart's own class it holds only for the bytes that wait
     to be read. So a body of chunks has no bound there if it is read while it arrives. Quart also uses a task to receive
-    the body. Three attributes are Quart's: `_data` has the bytes that have arrived and were not taken out, `_complete`
-    is set at the end of the body or when it is refused, and `_must_raise` is the error of the refusal.
+    the body. Four attributes are Quart's: `_data` has the bytes that have arrived and were not taken out, `_complete`
+    is set at the end of the body or when it is refused, `_must_raise` is the error of the refusal, and
+    `_max_content_length` is the bound.
     """
 
     _receive: ASGIReceiveCallable
-    #: returns whether the whole body has arrived; a server without the extension BODY_HAS_ARRIVED never says so
+    #: returns whether the whole body has arrived; False with a server that lacks the extension BODY_HAS_ARRIVED
     _ask_has_arrived: Callable[[], bool] = staticmethod(lambda: False)
     #: counts the bytes of all bodies on one port; None before `start_counting` and after `stop_counting`
     _occupancy: Occupancy | None = None
+    #: whose bytes these are: the address of the client
     _source = ""
-    _arrived_bytes = 0
+    #: how many bytes of the body are counted in `_occupancy`
+    _arrived_byte_count = 0
 
     def start_counting(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupancy: Occupancy, source: str) -> None:
         """Set the function that receives the body. Count its bytes in `occupancy`, as those of the address `source`.
@@ -53,23 +56,23 @@ class RequestBody(Body):
 
     def stop_counting(self) -> None:
         """End the count of this body, whose request is answered. Bytes that arrive later are dropped."""
-        if self._occupancy is not None and self._arrived_bytes:
-            self._occupancy.vacate(self._source, self._arrived_bytes)
-        self._occupancy, self._arrived_bytes = None, 0
+        if self._occupancy is not None and self._arrived_byte_count:
+            self._occupancy.vacate(self._source, self._arrived_byte_count)
+        self._occupancy, self._arrived_byte_count = None, 0
 
     def append(self, data: bytes) -> None:
         # `_receive_part` calls this, and it needs the function that `start_counting` sets. So `_occupancy` is None only
         # after `stop_counting`, when the request is answered.
         if not data or self._must_raise is not None or self._occupancy is None:
             return
-        if self._max_content_length is not None and self._arrived_bytes + len(data) > self._max_content_length:
+        if self._max_content_length is not None and self._arrived_byte_count + len(data) > self._max_content_length:
             self._refuse(RequestEntityTooLarge())
         elif not self._occupancy.occupy(self._source, len(data)):
             self._refuse(
                 Problem(503, "too many bytes of request bodies are in progress; retry after 1 s", retry_after=1)
             )
         else:
-            self._arrived_bytes += len(data)
+            self._arrived_byte_count += len(data)
             super().append(data)
 
     async def __anext__(self) -> bytes:
@@ -145,7 +148,7 @@ class HttpRequest(QuartRequest):
         return preferences(self.headers.getlist("Prefer"))
 
 
-# The type checker reports that the two bases declare methods of one name with different types.
+# `type: ignore`: the two bases declare methods of one name with different types.
 class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
     """Headers that nothing changes, and that need no check, because the HTTP parser has checked them.
 
@@ -156,9 +159,10 @@ class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._list = pairs
         #: name in lower case -> the first value of that name
+        # The pairs are reversed, because a dictionary keeps the last value of a name.
         self._first_values = {_in_lower_case(name): value for name, value in reversed(pairs)}
 
-    # Werkzeug declares several overloads of `get`.
+    # `type: ignore`: Werkzeug declares several overloads of `get`, and this one method serves all of them.
     def get(self, key: str, default: Any = None, type: Any = None) -> Any:  # type: ignore[override]
         return self._first_values.get(key.lower(), default) if type is None else super().get(key, default, type)
 

@@ -10,8 +10,9 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: The largest number of lines in a second for answers 5xx, and for answers 4xx. In an overload thousands of requests
-#: fail for one reason, and a client can cause a 4xx as often as it likes.
+#: The largest number of lines in a second for answers 5xx, and the same for answers 4xx. In an overload thousands of
+#: requests fail for one reason, and a client can cause a 4xx as often as it likes. With a larger number, writing the
+#: log slows the replica down then; with a smaller one, the lines of other failures may be missing.
 MOST_LINES_PER_S = 20
 
 
@@ -19,6 +20,7 @@ class RequestLog:
     """Logs a 5xx as a warning and a 4xx as an info, each up to MOST_LINES_PER_S, and everything else for debugging."""
 
     def __init__(self) -> None:
+        # Two budgets, so that clients that cause 4xx cannot keep a 5xx out of the log.
         self._failure_budget, self._refusal_budget = _LineBudget(MOST_LINES_PER_S), _LineBudget(MOST_LINES_PER_S)
 
     def write(
@@ -35,7 +37,7 @@ class RequestLog:
 
         An error that `is_logged_elsewhere` has another line in the log, so this line is only for debugging.
         """
-        budget: _LineBudget | None = None
+        budget: _LineBudget | None = None  # None: a line for debugging, of which any number may be written
         level = logging.DEBUG
         if status >= 400 and not is_logged_elsewhere:
             budget, level = (

@@ -36,7 +36,8 @@ class Sockets:
 
 def listen(settings: AppSettings) -> Sockets:
     """Open the ports. Raises OSError, with the address in its text, if a port is taken."""
-    public = _open(settings.host, settings.port, listening=not settings.listen_when_ready)
+    # With `listen_when_ready`, `process` lets the public socket listen once this replica is ready.
+    public = _open(settings.host, settings.port, should_listen=not settings.listen_when_ready)
     try:
         private = _open(settings.host, settings.private_port)
     except OSError:
@@ -47,11 +48,11 @@ def listen(settings: AppSettings) -> Sockets:
     return Sockets(public, private, common, host)
 
 
-def _open(host: str, port: int, *, listening: bool = True) -> socket.socket:
-    """Bind a socket to this address. Unless `listening`, the kernel still refuses connections to it."""
+def _open(host: str, port: int, *, should_listen: bool = True) -> socket.socket:
+    """Return a socket that is bound to this address. Unless it listens, the kernel refuses connections to it."""
     try:
         sock = _bind(host, port)
-        if listening:
+        if should_listen:
             sock.listen(BACKLOG)
         return sock
     except OSError as error:

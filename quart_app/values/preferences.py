@@ -7,7 +7,7 @@ from typing import cast
 
 from quart import request
 
-from quart_app.http.preferences import wait_s
+from quart_app.http.preferences import preferred_wait_s
 from quart_app.http.problems import Problem
 from quart_app.http.request import HttpRequest
 
@@ -36,7 +36,7 @@ def is_strict() -> bool:
 
 def wait_ms() -> int | None:
     """Return how long the client will wait, in ms; None if it does not say."""
-    seconds = wait_s(_preferred())
+    seconds = preferred_wait_s(_preferred())
     return None if seconds is None else seconds * 1000
 
 

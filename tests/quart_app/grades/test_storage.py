@@ -15,7 +15,7 @@ from quart_app.grades.storage import (
     FrozenRecords,
     Storage,
     changes_beyond,
-    merged,
+    merged_record,
     newer_fields,
 )
 
@@ -126,10 +126,10 @@ def test_a_change_without_fields_adds_the_user() -> None:
 
 def test_zero_is_a_value_and_can_be_overwritten_only_by_a_later_one() -> None:
     """A field that is set to 0 does not lose against an older value."""
-    record = merged(UNSET_RECORD, {1: (5, 10)})
-    record = merged(record, {1: (0, 11)})
+    record = merged_record(UNSET_RECORD, {1: (5, 10)})
+    record = merged_record(record, {1: (0, 11)})
     assert newer_fields(record, UNSET_RECORD) == {1: (0, 11)}
-    assert merged(record, {1: (5, 10)}) == record
+    assert merged_record(record, {1: (5, 10)}) == record
 
 
 def test_extreme_values_fit() -> None:

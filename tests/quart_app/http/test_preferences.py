@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quart_app.http.preferences import preferences, wait_s
+from quart_app.http.preferences import preferences, preferred_wait_s
 
 #: (headers, preferences)
 EXAMPLES = [
@@ -42,4 +42,4 @@ def test_preferences_are_read_as_the_rfc_says(headers: list[str], expected: dict
 )  # fmt: skip
 def test_a_time_to_wait_is_a_number_of_seconds(header: str, seconds: int | None) -> None:
     """Anything else is ignored, as RFC 7240 says of a preference that is not understood."""
-    assert wait_s(preferences([header])) == seconds
+    assert preferred_wait_s(preferences([header])) == seconds
