@@ -83,7 +83,7 @@ class FrozenRecords:
     count: int
     digest: str
 
-    def record(self, user_id: str) -> bytes | None:
+    def packed_record(self, user_id: str) -> bytes | None:
         """Return a user's packed record, or None."""
         return self.shards[_shard_of(user_id)].get(user_id)
 
@@ -108,18 +108,18 @@ class Storage:
         """A hash of all records. Two storages have the same digest only if all values and stamps are the same."""
         return f"{self._digest:0{2 * DIGEST_BYTES}x}"
 
-    def record(self, user_id: str) -> bytes | None:
+    def packed_record(self, user_id: str) -> bytes | None:
         """Return a user's packed record, or None."""
         return self._shards[_shard_of(user_id)].get(user_id)
 
     def get(self, user_id: str) -> UserGrade | None:
         """Return a user's grade, or None."""
-        record = self.record(user_id)
+        record = self.packed_record(user_id)
         return None if record is None else grade_of(user_id, record)
 
     def merge(self, user_id: str, changes: Changes) -> bytes:
         """Merge changes into a user's record and return the result. An unknown user is added, even without changes."""
-        old_record = self.record(user_id)
+        old_record = self.packed_record(user_id)
         new_record = merged_record(UNSET_RECORD if old_record is None else old_record, changes)
         if new_record != old_record:
             self._replace_record(user_id, old_record, new_record)
@@ -127,7 +127,7 @@ class Storage:
 
     def merge_record(self, user_id: str, record: bytes) -> None:
         """Merge a whole record into a user's record."""
-        old_record = self.record(user_id)
+        old_record = self.packed_record(user_id)
         new_record = record if old_record is None else merged_record(old_record, newer_fields(record, old_record))
         if new_record != old_record:
             self._replace_record(user_id, old_record, new_record)

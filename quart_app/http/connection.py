@@ -21,7 +21,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds without a request after which a connection is closed (`server.configuration` gives this number to Hypercorn's
 #: settings). After a longer time, a client can still reuse its connection; after a shorter time, an idle connection
-#: frees its place sooner. A new connection has only FIRST_REQUEST_S until its first request.
+#: frees its place sooner. A new connection has only FIRST_REQUEST_S until its first request, because its client should
+#: want to send one now; a connection that is opened only to take a place is closed soon.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
 #: If an answer comes before the end of its request, the client may go on sending: for LINGER_S, or LINGER_BYTES. Then
@@ -99,9 +100,8 @@ class Connection(asyncio.Protocol):
         #: bytes that have come and are not parsed yet
         self._input = b""
         self._reading_is_paused = self._is_parsing = False
-        #: whether all further input is discarded
         self._is_discarding = False
-        self._discarded_bytes = 0
+        self._discarded_byte_count = 0
         self._request_count = 0
         #: When the previous request ended, on the loop's clock. A new connection begins with only FIRST_REQUEST_S left.
         self._idle_since = loop.time() - max(0, config.keep_alive_timeout - FIRST_REQUEST_S)
@@ -145,8 +145,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_discarding:
-            self._discarded_bytes += len(data)
-            if self._discarded_bytes > LINGER_BYTES:
+            self._discarded_byte_count += len(data)
+            if self._discarded_byte_count > LINGER_BYTES:
                 self._transport.abort()
             return
         self._input = self._input + data if self._input else data
@@ -214,7 +214,7 @@ class Connection(asyncio.Protocol):
 
     def exchange_ended(self, exchange: Exchange, *, keep_connection: bool) -> None:
         self._exchange = None
-        if not keep_connection or self.config.is_stopping:
+        if not keep_connection or self.config.is_stopping:  # the stop may have come after the head of the answer
             self._close(must_linger=not exchange.body_has_arrived)
             return
         self._idle_since = self._loop.time()

@@ -244,9 +244,7 @@ class Parser:
         if head is not None:
             self._reads_made_up_head = True
             self._llhttp = httptools.HttpRequestParser(self)
-            framing = (
-                b"Transfer-Encoding: chunked" if head.length < 0 else b"Content-Length: %d" % head.length
-            )
+            framing = b"Transfer-Encoding: chunked" if head.length < 0 else b"Content-Length: %d" % head.length
             self._llhttp.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
 
     def _refusal_for(self, error: httptools.HttpParserError) -> Unreadable:

@@ -102,7 +102,7 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
         async with whole_mesh as local_mesh:
             teller.say(f"starting {_replicas_in_words(count)}; logs in {data / 'logs'}")
             members = await replicas.wait_until_ready(
-                local_mesh.redis, local_mesh.replicas, _ready_count_printer(teller, count), READY_WAIT_S
+                local_mesh.redis, local_mesh.children, _ready_count_printer(teller, count), READY_WAIT_S
             )
             _welcome(teller, members, port, local_mesh, data)
             await asyncio.Event().wait()  # until a signal cancels this task
@@ -160,7 +160,7 @@ def _welcome(teller: Teller, members: list[Member], port: int, local_mesh: Local
     """Show the roster, the addresses, and commands to try. At least one member is ready: see `wait_until_ready`."""
     public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{local_mesh.private_port}"
     teller.show_roster(members)
-    unready_count = len(local_mesh.replicas) - len(members)
+    unready_count = len(local_mesh.children) - len(members)
     if unready_count:
         teller.say(f"{unready_count} replicas are not ready yet; {data / 'logs'} says why")
     data_option_text = "" if data == discovery.default_folder() else f" --data {data}"

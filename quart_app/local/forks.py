@@ -1,7 +1,7 @@
 """Children that are forks of one process, the fork server, which imports their modules once for all of them.
 
 A `Fork` has those methods of `subprocess.Popen` that `Child` needs. If the server ends, its forks end with it, and the
-next call of `fork` starts a new server.
+next call of `start_fork` starts a new server.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ForkServer:
         ours.settimeout(SEND_S)
         self._channel = ours
 
-    def fork(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None) -> Fork:
+    def start_fork(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None) -> Fork:
         """Run a command that begins with PYTHON; without `env`, in our environment. Raises OSError."""
         self.start()
         fork = Fork(self, next(self._request_ids))

@@ -52,7 +52,8 @@ class LocalMesh:
     """A mesh that is running."""
 
     redis: RedisSettings
-    replicas: list[Child]
+    #: one for each replica
+    children: list[Child]
     #: the port for operators: Caddy's second address, or without Caddy that of the first replica
     private_port: int
 

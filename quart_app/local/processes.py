@@ -141,7 +141,7 @@ class Child:
         program = self.program
         self._started_at_s = time.monotonic()
         if program.fork_server is not None:
-            self._process = program.fork_server.fork(program.name, program.command, program.log, program.env)
+            self._process = program.fork_server.start_fork(program.name, program.command, program.log, program.env)
             return
         with program.log.open("ab") as log:
             self._process = spawn(program.command, log, program.env, stdin=program.stdin)

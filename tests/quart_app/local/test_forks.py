@@ -43,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[ForkServer]:
 
 def run(server: ForkServer, folder: Path, *arguments: str) -> Fork:
     """Run the program, with its output in a file of the folder."""
-    return server.fork("a program", [*PYTHON, "program", *arguments], folder / "log", {"ONLY": "this"})
+    return server.start_fork("a program", [*PYTHON, "program", *arguments], folder / "log", {"ONLY": "this"})
 
 
 async def pid_of(fork: Fork) -> int:
