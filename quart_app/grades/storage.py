@@ -71,8 +71,8 @@ def newer_fields(record: bytes, other_record: bytes) -> Changes:
 
 
 def _hash_of_record(user_id: str, record: bytes) -> int:
-    digest = hashlib.blake2b(user_id.encode() + b"\0" + record, digest_size=DIGEST_BYTES)
-    return int.from_bytes(digest.digest())
+    hashed = hashlib.blake2b(user_id.encode() + b"\0" + record, digest_size=DIGEST_BYTES)
+    return int.from_bytes(hashed.digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Storage:
 
     def __init__(self) -> None:
         self._shards: list[Shard] = [{} for _ in range(SHARD_COUNT)]
-        #: for each shard 1 if no `FrozenRecords` shares it, else 0
+        #: for each shard 1 if nothing else shares it, else 0
         self._owns_shard = bytearray(b"\1") * SHARD_COUNT
         #: the sum of the hashes of all records, modulo 2 ** 128; a sum does not depend on the order of the records
         self._digest = 0
@@ -151,7 +151,7 @@ class Storage:
 
     def copy(self) -> Storage:
         """Return a storage with the same records. It shares each shard until one of both changes it."""
-        storage, records = Storage(), self.snapshot()  # from now on, this storage owns no shard either
+        storage, records = Storage(), self.snapshot()  # neither may now change a shard in place
         storage._shards, storage._owns_shard = records.shards, bytearray(SHARD_COUNT)
         storage._digest, storage.count = self._digest, self.count
         return storage

@@ -21,7 +21,7 @@ from pathlib import Path
 from quart_app.local import allocator
 from quart_app.local.errors import LocalError
 
-#: The programs that are looked for on PATH, in this order, and the oldest version that is used.
+#: The programs that are looked for on PATH, in this order, and the oldest version that the mesh can use.
 PROGRAM_NAMES = ("valkey-server", "redis-server")
 OLDEST_VERSION = (7, 0)
 #: The last Redis whose files Valkey reads.
