@@ -47,7 +47,7 @@ def announcing(folder: Path, announcement: Announcement) -> Iterator[None]:
     """Keep the announcement in the data folder while the block lasts."""
     path = _announcement_file(folder)
     new_path = path.with_suffix(".new")
-    new_path.unlink(missing_ok=True)
+    new_path.unlink(missing_ok=True)  # a killed mesh may have left it; O_EXCL then makes a file that only we can read
     with os.fdopen(os.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(asdict(announcement), file)
     os.replace(new_path, path)  # in one step, so that nobody reads half a file

@@ -141,7 +141,8 @@ def _asyncapi(definition_by_op: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _operation_facts(state: OperationState) -> dict[str, Any]:
     """Return an operation as `mesh ops --json` prints it.
 
-    `kind` is "command" or "query". `longest_ms` is the time within which 100 percent of the counted answers came.
+    `kind` is "command" or "query", and `served_by` the databases of the replicas that serve it. `longest_ms` is the
+    time within which 100 percent of the counted answers came; 0 without answers.
     """
     facts: dict[str, Any] = {
         "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
