@@ -249,7 +249,7 @@ class Application(Quart):
     def create_route_metrics(self) -> None:
         """Create the counters of each route's failures. Call this once all routes are registered."""
         for rule in self.url_map.iter_rules():
-            for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:  # Quart adds these two by itself
                 self._request_metrics.create_failure_counters(method, rule.rule)
 
     async def handle_request(self, request: QuartRequest) -> ResponseTypes:

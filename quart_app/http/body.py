@@ -56,7 +56,7 @@ PIECE_BYTES = 1 << 14
 PIECE_END_OFFSETS = (PIECE_BYTES * 4 // 8, PIECE_BYTES * 5 // 8, PIECE_BYTES * 7 // 8)
 #: A body longer than PIECE_BYTES that is no list of objects is parsed uncut if it is within these three bounds: of its
 #: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings. Parsing takes longest
-#: for a text with many of these.
+#: for a text with many of these, and holds the event loop meanwhile.
 MOST_BYTES_UNCUT, MOST_QUOTES_UNCUT, MOST_SIGNS_UNCUT = 1 << 19, 50_000, 100
 #: Most items of a list that are checked before the event loop runs again: more hold it longer, fewer cost more turns.
 SLICE_ITEMS = 100
@@ -243,7 +243,7 @@ async def _read_json_text() -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in {"identity", ""}:
         detail = f"the content encoding {encoding[:100]!r} is not supported; send the body without compression"
-        raise Problem(415, detail, headers={"Accept-Encoding": "identity"})
+        raise Problem(415, detail, headers={"Accept-Encoding": "identity"})  # as RFC 7694 wants it
     return await _read_whole_body()
 
 
@@ -257,7 +257,7 @@ async def _parse_bounded(data: bytes, most_items: int | None = None) -> Any:
 
 async def _read_whole_body() -> bytes:
     """Return the whole body. Waiting for the body takes one timer here; Quart's own method takes a task as well."""
-    body = request.body
+    body = request.body  # only an `Application` has a RequestBody; tests also use a plain Quart
     if isinstance(body, RequestBody) and body.has_arrived():
         return await body.read_and_clear()
     try:

@@ -15,7 +15,8 @@ PORT_RANGE = (12_000, 32_000)
 #: same ports in each of its processes.
 _SYSTEM_RANDOM = random.SystemRandom()
 #: The last 1000 ports that `free_ports` returned. Programs that use these ports may not have bound them yet, so
-#: `free_ports` returns other ports.
+#: `free_ports` returns other ports. With a smaller number it might return them again too early; with a larger one,
+#: fewer ports are left.
 _returned_lately: deque[int] = deque(maxlen=1000)
 
 
