@@ -29,7 +29,8 @@ from quart_app.settings import AppSettings
 #: Bytes of lines that may wait for the stream. With more, a longer stall of the reader loses no line, but each process
 #: may need as much more memory.
 MOST_BYTES = 4 << 20
-#: Most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream.
+#: Most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream. With
+#: larger numbers, a line tells more, and one request can fill more of the log.
 MOST_TEXT, MOST_TRACEBACK = 2000, 20_000
 #: How long the end of the process waits until the last lines are written. If nobody reads the log, a longer wait delays
 #: the end; after a shorter one, more lines may be lost.
@@ -39,8 +40,8 @@ LAST_LINES_WAIT_S = 1.0
 class Sink:
     """A text stream that never blocks and never raises. With the descriptor None it drops every line.
 
-    `line_about_dropped` gets the number of dropped lines, and returns the line that tells it. By default this line is
-    JSON.
+    `line_about_dropped` gets the number of dropped lines, and returns the line that reports it. By default this line is
+    JSON; `mesh up` writes a sentence in its place.
     """
 
     def __init__(
@@ -49,27 +50,28 @@ class Sink:
         most_bytes: int = MOST_BYTES,
         line_about_dropped: Callable[[int], bytes] | None = None,
     ) -> None:
-        #: number of dropped lines that the stream does not tell of yet
-        self.dropped_count = 0
+        #: how many lines were dropped, and are not reported in the stream yet
+        self.unreported_count = 0
         self._line_about_dropped = line_about_dropped or _json_about_dropped
         self._descriptor = descriptor
         self._most_bytes = most_bytes
         self._waiting: deque[bytes] = deque()
         #: bytes of the lines that wait, and of the line that is being written
         self._waiting_bytes = 0
-        self._changed = threading.Condition()
+        #: guards the two numbers and the queue `_waiting`; notified when one of them changes
+        self._queue_changed = threading.Condition()
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     def write(self, text: str) -> int:
         """Hand a line to the thread, or drop it if too much waits."""
         line = text.encode("utf-8", "backslashreplace")
-        with self._changed:
+        with self._queue_changed:
             if self._descriptor is None or self._waiting_bytes + len(line) > self._most_bytes:
-                self.dropped_count += 1
+                self.unreported_count += 1
             else:
                 self._waiting.append(line)
                 self._waiting_bytes += len(line)
-                self._changed.notify_all()
+                self._queue_changed.notify_all()
         return len(text)
 
     def flush(self) -> None:
@@ -77,22 +79,27 @@ class Sink:
 
     def wait_until_written(self, longest_wait_s: float = LAST_LINES_WAIT_S) -> None:
         """Wait until all lines are written, but no longer than this."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._waiting_bytes, longest_wait_s)
+        with self._queue_changed:
+            self._queue_changed.wait_for(lambda: not self._waiting_bytes, longest_wait_s)
 
     def _write_lines(self) -> None:
         """Write the lines as they come, for ever. After a written line, write how many lines were dropped, if any."""
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
+            with self._queue_changed:
+                self._queue_changed.wait_for(lambda: self._waiting)
                 line = self._waiting.popleft()
-                untold = self.dropped_count
-            just_dropped = 0 if self._write_whole(line) else 1
-            told = untold if untold and not just_dropped and self._write_whole(self._line_about_dropped(untold)) else 0
-            with self._changed:
+                to_report = self.unreported_count
+            # Written without the lock, so that a slow stream does not stop `write`, which may count more dropped lines.
+            now_dropped = 0 if self._write_whole(line) else 1
+            reported = (
+                to_report
+                if to_report and not now_dropped and self._write_whole(self._line_about_dropped(to_report))
+                else 0
+            )
+            with self._queue_changed:
                 self._waiting_bytes -= len(line)
-                self.dropped_count += just_dropped - told
-                self._changed.notify_all()
+                self.unreported_count += now_dropped - reported
+                self._queue_changed.notify_all()
 
     def _write_whole(self, line: bytes) -> bool:
         """Write all of these bytes and return True, or return False if the stream cannot take them."""
@@ -102,7 +109,8 @@ class Sink:
                 line = line[os.write(self._descriptor, line) :]
         except BlockingIOError:
             # Somebody has made the stream non-blocking. The processes on a terminal share this state. So wait until the
-            # stream takes bytes, for at most a second, and try again.
+            # stream takes bytes, for at most a second, and go on with the rest of the line. Each such wait is one call
+            # deeper.
             select.select([], [self._descriptor], [], 1)
             return self._write_whole(line)
         except OSError:
@@ -116,7 +124,7 @@ def _json_about_dropped(count: int) -> bytes:
     return b'{"event": "log lines dropped", "level": "warning", "count": %d}\n' % count
 
 
-#: The sink of the latest `configure`, the only element; empty before.
+#: The sink of the latest `configure`, as the only element. Before `configure` the list is empty.
 _sinks: list[Sink] = []
 
 
@@ -126,32 +134,34 @@ def wait_until_written(longest_wait_s: float = LAST_LINES_WAIT_S) -> None:
         sink.wait_until_written(longest_wait_s)
 
 
-# structlog calls a processor, such as the next two functions, with the logger, the name of its method, and the fields.
+# structlog calls a processor, such as the next two functions, with the logger, the name of its method, and the fields
+# of the line. One of the fields is `event`, the phrase.
 
 
-def add_ids(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def add_ids(_: object, __: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Add the ids of the call and of the trace that a line belongs to. They are the same on every replica."""
-    call, trace = tracing.CALL.get(), tracing.trace_id()
-    if call:
-        event.setdefault("request_id", call)
-    if trace:
-        event.setdefault("trace_id", trace)
-    return event
+    call_id, trace_id = tracing.CALL.get(), tracing.trace_id()
+    if call_id:
+        fields.setdefault("request_id", call_id)
+    if trace_id:
+        fields.setdefault("trace_id", trace_id)
+    return fields
 
 
-def shorten(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def shorten(_: object, __: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Cut long texts, so that no text from outside fills the log."""
-    for name, value in event.items():
+    for name, value in fields.items():
         most_characters = MOST_TRACEBACK if name == "exception" else MOST_TEXT
         if isinstance(value, str) and len(value) > most_characters:
-            event[name] = f"{value[:most_characters]}… ({len(value)} characters)"
-    return event
+            fields[name] = f"{value[:most_characters]}… ({len(value)} characters)"
+    return fields
 
 
 def configure(settings: AppSettings) -> None:
     """Set up logging for this process."""
     sink = Sink(_stderr_descriptor())
     _sinks[:] = [sink]
+    # The thread of the sink ends with the process, even if lines still wait.
     atexit.register(wait_until_written)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -161,7 +171,7 @@ def configure(settings: AppSettings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if settings.log_format == "json":
-        # Local variables of a traceback hold passwords, tokens and people's data.
+        # Local variables in a traceback may have passwords, tokens and people's data, so they are not logged.
         tracebacks = ExceptionDictTransformer(show_locals=False)
         processors += [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     else:

@@ -30,7 +30,7 @@ class PanelFigure:
 class PanelItem:
     """One thing in the list of a panel, such as a job.
 
-    The share `done` of `whole` is drawn as a bar, unless `whole` is 0. `act` names an act on the item; "": it has none.
+    The part `done` of `whole` is drawn as a bar, unless `whole` is 0. `act` names an act on the item; "": it has none.
     `bad`: the item needs attention.
     """
 
@@ -78,10 +78,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One act of an operator, which the view `view` offers.
+    """One act of an operator, which the view `view` of the live page offers.
 
-    The operator types `word` to confirm the act; "": a button is enough. `ask` returns the question before the act, and
-    `do` does the act.
+    The operator types `word`, such as "discard", to confirm the act; "": the button is enough, whose text is `button`.
+    `ask` returns the question before the act, and `do` does the act.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Act:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number and its noun: "1 replica", "1,204 replicas", "2 tries"."""
+    """Return a number and its noun, which is given in the singular: "1 replica", "1,204 replicas", "2 tries"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
 
@@ -115,7 +115,7 @@ def shortened(text: str, max_length: int) -> str:
 
 
 def data_size(byte_count: int) -> str:
-    """Return a number of bytes for people: "120 bytes", "3.2 MB"."""
+    """Return a number of bytes for people, below ten units with one decimal: "120 bytes", "3.2 MB"."""
     for unit, unit_bytes in (("MB", 10**6), ("kB", 10**3)):
         if byte_count >= unit_bytes:
             amount = byte_count / unit_bytes

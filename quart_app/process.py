@@ -76,7 +76,7 @@ class Process:
         self._mesh_settings = mesh_settings
         #: set when this replica must leave: by a signal, or by an operator's drain
         self._must_leave = asyncio.Event()
-        #: how long to serve on while a balancer notices; a signal may shorten it
+        #: how long to serve on while a balancer notices; SIGINT sets it to 0
         self._drain_ms = settings.drain_ms
         #: set once this replica has been ready. A replica that leaves without having been ready sets it, too: else
         #: `_serve_http` could wait for it without end
@@ -86,7 +86,7 @@ class Process:
         #: set when both ports have answered their last request
         self._http_is_closed = asyncio.Event()
         self._app: App = create_app(Context(settings, CollectorRegistry()))
-        self._memberships_lost = Counter(
+        self._lost_memberships_counter = Counter(
             "mesh_memberships_lost", "memberships that ended by themselves", registry=self._app.context.metrics
         )
         # The objects made so far stay for good. Without `freeze`, the search for garbage would go through all of them
@@ -128,10 +128,11 @@ class Process:
 
     async def _serve_http(self, sockets: Sockets) -> None:
         """Serve both ports until `_must_close_http` is set and the requests in progress are answered."""
-        # No client waits for longer than this: the longest deadline that it may ask for, and one second.
+        # No client waits for longer than this: the longest deadline that it may ask for, and a second for the answer.
         grace_s = self._settings.max_wait_ms / 1000 + 1
         public, private = self._app.public, self._app.private
 
+        # The private port closes without this wait: no client sends requests there.
         async def stop_public() -> None:
             await self._must_close_http.wait()
             # Not `sockets.common`: the refusal would hold for the other replicas that accept from this socket, too.
@@ -147,6 +148,7 @@ class Process:
                     client_usage=private.client_usage,
                 )
             )
+            # With this setting a balancer looks at nothing but the port, so the port must not open earlier.
             if self._settings.listen_when_ready:
                 await self._ready_or_leaving.wait()
             tasks.create_task(
@@ -162,7 +164,7 @@ class Process:
         self._http_is_closed.set()
 
     async def _drain(self, http_task: asyncio.Task[None], membership_task: asyncio.Task[None]) -> None:
-        """Wait for the signal, and then lead this replica out: not ready, closed to new requests, left."""
+        """Wait until this replica must leave, and then lead it out: not ready, closed to new requests, left."""
         await self._must_leave.wait()
         log.info("draining")
         self._app.reason = "this replica is about to leave"
@@ -177,6 +179,7 @@ class Process:
             await asyncio.sleep(self._drain_ms / 1000)
         self._must_close_http.set()
         self._ready_or_leaving.set()
+        # The membership ends when both ports are closed: see `_serve_until_closed`. Nobody cancels it here.
         await http_task
 
     async def _keep_membership(self, sockets: Sockets) -> None:
@@ -192,7 +195,7 @@ class Process:
                 if not _may_join_again(error):
                     raise
                 log.error("membership lost", error=str(error))
-                self._memberships_lost.inc()
+                self._lost_memberships_counter.inc()
             finally:
                 self._app.context.membership = None
             if self._must_leave.is_set():
@@ -245,6 +248,7 @@ class Process:
             # A client may connect as soon as this replica says that it is ready. Hypercorn accepts a moment later, so
             # the kernel must keep the connection until then.
             sockets.public.listen(BACKLOG)
+            # An empty reason: this replica is ready.
             self._app.reason = ""
             # The roster row gets the names of the services that are not ready, and what each service tells (`told`).
             # Operators and the live page read it there.
@@ -255,7 +259,7 @@ class Process:
         await self._http_is_closed.wait()
 
     def _show_why_it_waits(self, applicant: Applicant) -> None:
-        """Let the reason of this replica, which /readyz gives, say why it has no lease yet."""
+        """Let the reason of this replica, which /readyz gives, say why it has no lease yet. `join` calls this."""
         applicant.on_wait = lambda why: setattr(self._app, "reason", f"no lease yet: {why}")
 
 
@@ -297,7 +301,7 @@ def _may_join_again(error: BaseException) -> bool:
 
 
 def _first_error(raised: BaseException) -> BaseException:
-    """Return the error itself, or the first one in a group, which a task group has raised."""
+    """Return the error itself, or the first one of a group. A task group raises groups, and these may be nested."""
     error = raised
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -206,7 +206,7 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
 
 
 #: The values of the option --class of `mesh watch` (`cls`): a class (A), or a database (db3).
-ADDRESSES = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES)))
+ADDRESSES = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASE_COUNT)))
 
 
 @main.command(name="watch")

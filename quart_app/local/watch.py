@@ -12,7 +12,7 @@ from mesh import Connections, RedisSettings, keys, read_roster
 
 #: All classes and databases that a mesh can have: a stream that does not exist is read as an empty one.
 CLASSES = "ABCD"
-DATABASES = 16
+DATABASE_COUNT = 16
 #: Longest wait for new entries, after which the roster is read again to find the streams of new replicas. A shorter
 #: wait shows their entries sooner, and costs more reads.
 BLOCK_MS = 500
@@ -37,6 +37,7 @@ class Watcher:
     def __init__(self, address: str | None, op_prefix: str | None) -> None:
         self._address = address
         self._op_prefix = op_prefix
+        #: stream -> id of the last entry that was read, or the id after which to read
         self._last_ids: dict[str, str] = {}
 
     def follow(self, streams: list[str], after_id: str) -> None:
@@ -46,7 +47,8 @@ class Watcher:
     async def read(self, client: Any) -> list[Text]:
         """Return a line for each entry that came since the last read."""
         arguments = [*self._last_ids, *self._last_ids.values()]
-        # One read returns at most 200 entries of each stream, so that its answer stays small. The next one goes on.
+        # One read returns at most 200 entries of each stream, so that its answer stays small. The next read goes on
+        # after them.
         answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *arguments)
         entries = [(id, stream, fields) for stream, new_entries in answer or () for id, fields in new_entries]
         for id, stream, _ in entries:
@@ -58,7 +60,7 @@ class Watcher:
         ]
 
     def _is_wanted(self, stream: str, fields: dict[str, str]) -> bool:
-        """Return whether `mesh watch` shows this entry: its class and its operation are those that were asked for."""
+        """Return whether `mesh watch` shows this entry: its address and its operation are those that were asked for."""
         address = stream.removeprefix(keys.REQUESTS)
         is_request = stream.startswith(keys.REQUESTS)
         if self._address is not None and is_request and address != self._address:
@@ -109,8 +111,9 @@ async def run(settings: RedisSettings, console: Console, address: str | None, op
             seconds, microseconds = await client.time()
             members = await read_roster(client)
             replies = [keys.replies(member.replica) for member in members]
+            # A stream that the watcher does not know yet is read from now on.
             watcher.follow(
-                [*keys.request_streams(CLASSES, DATABASES), *replies, keys.DEAD],
+                [*keys.request_streams(CLASSES, DATABASE_COUNT), *replies, keys.DEAD],
                 f"{seconds * 1000 + microseconds // 1000}",
             )
             for text in await watcher.read(client):

@@ -60,8 +60,9 @@ class Accounts:
         # The type of the body has checked the password alone. This check also compares it with the address.
         _refuse_weak(password, email)
         await self.limiter.admit_registration(requester.source)
+        # `users.register` checks this again. The look here saves the hash of a password in most cases.
         if await self.users.find_by_email(email) is not None:
-            raise _email_taken()
+            raise _email_taken_problem()
         password_hash = await self.passwords.hash(password.get_secret_value())
         user = await _with_problems_for_refusals(self.users.register(email, password_hash))
         # From now on the source is known to the account, so wrong passwords from elsewhere do not lock its user out.
@@ -72,7 +73,7 @@ class Accounts:
     async def log_in(self, login: Login, requester: Requester) -> LoginTokens:
         """Begin a session. The 401 is the same for a wrong password, an unknown address and an inactive account."""
         user = await self.users.find_by_email(login.email)
-        is_match = await self._is_right_password(user, login.email, login.password, requester)
+        is_match = await self._check_password(user, login.email, login.password, requester)
         if user is None or not is_match:
             raise Problem(401, "no active account has this address and this password")
         if self.passwords.is_outdated(user.password_hash):
@@ -90,9 +91,10 @@ class Accounts:
     ) -> tuple[User, LoginTokens]:
         """Change the user's own address or password. This ends all sessions of the user, so a new session begins."""
         user = session.user
+        # Checked first, so that a weak new password costs no attempt.
         if change.password is not None:
             _refuse_weak(change.password, change.email or user.email)
-        if not await self._is_right_password(user, user.email, change.current_password, requester):
+        if not await self._check_password(user, user.email, change.current_password, requester):
             raise _field_problem("/current_password", "this is not the current password")
         password_hash = None if change.password is None else await self._hash(change.password)
         changed_user = await _with_problems_for_refusals(
@@ -107,7 +109,7 @@ class Accounts:
     ) -> User:
         """Change the rights of an account (`is_active`, `paid_access`). Only an administrator may do this."""
         try:
-            return await self.users.change_access(user_id, changes, by=session.user, source=requester.source)
+            return await self.users.change_access(user_id, changes, actor=session.user, source=requester.source)
         except NotAdministrator:
             await self.audit.record(
                 "access change refused", user=user_id, actor=session.user.id, source=requester.source
@@ -128,10 +130,11 @@ class Accounts:
         session_token = await self.sessions.begin(user)
         return LoginTokens(session_token, None if device_id else await self.sessions.new_device_token(user))
 
-    async def _is_right_password(
-        self, user: User | None, email: str, password: SecretStr, requester: Requester
-    ) -> bool:
-        """Return whether this is the password of an active account. Raises TooManyAttempts before any hashing."""
+    async def _check_password(self, user: User | None, email: str, password: SecretStr, requester: Requester) -> bool:
+        """Return whether this is the password of an active account. Count and record the attempt.
+
+        Raises TooManyAttempts before any hashing.
+        """
         device_id = self.sessions.known_device_id(requester.device_token, user)
         attempt = await self.limiter.admit(email, requester.source, device_id)
         try:
@@ -164,7 +167,7 @@ async def _with_problems_for_refusals(change: Awaitable[User]) -> User:
     try:
         return await change
     except EmailTaken:
-        raise _email_taken() from None
+        raise _email_taken_problem() from None
     except AccountChanged:
         raise Problem(401, "this session is over; log in again") from None
 
@@ -178,5 +181,5 @@ def _field_problem(pointer: str, detail: str) -> Problem:
     return Problem(422, detail, errors=[{"pointer": pointer, "message": detail}])
 
 
-def _email_taken() -> Problem:
+def _email_taken_problem() -> Problem:
     return Problem(409, "another account has this e-mail address")

@@ -28,9 +28,9 @@ def _add_command(name: str, help_text: str, *, is_admin: bool) -> None:
     @data_option
     def command(email: str, redis_url: str | None, data: Path) -> None:
         address = _normal_email_or_exit(email)
-        changed = _change_or_exit(redis_settings(redis_url, data), address, is_admin=is_admin)
+        is_changed = _change_or_exit(redis_settings(redis_url, data), address, is_admin=is_admin)
         role = "an administrator" if is_admin else "no administrator"
-        click.echo(f"{address} is {role} now" if changed else f"{address} was {role} before; nothing is changed")
+        click.echo(f"{address} is {role} now" if is_changed else f"{address} was {role} before; nothing is changed")
 
 
 _add_command("promote", "Make an existing account an administrator.", is_admin=True)

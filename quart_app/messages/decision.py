@@ -2,7 +2,7 @@
 
 the free provider's allowance                      paid access        no paid access
 granted                                            free               free
-closed, and opens within `max_wait_ms`             wait               wait
+closed, and opens within the rest of `max_wait_ms` wait               wait
 closed for longer                                  pay                refuse until it opens
 another request probes and takes too long          pay                refuse for a moment
 """
@@ -53,11 +53,12 @@ Step = SendFree | WaitForFree | Pay | Refuse
 
 
 def next_step(verdict: Verdict, wait_left_ms: float, *, has_paid_access: bool, was_refused: bool = False) -> Step:
-    """Return what to do next. `was_refused`: the free provider itself has just refused this message."""
+    """Return what to do next. `was_refused`: the free provider itself has refused this message before."""
     if isinstance(verdict, Granted):
         return SendFree(verdict.reservation)
     # Granted was handled above, so the verdict is Closed or Probing.
     is_probing = not isinstance(verdict, Closed)
+    # At least 1 ms: with 0 the message would ask Redis again without a pause.
     reopens_in_ms = PROBE_RETRY_MS if is_probing else max(1, verdict.allowance.retry_after_ms)
     if not is_probing and reopens_in_ms <= wait_left_ms:
         return WaitForFree(reopens_in_ms)

@@ -7,7 +7,8 @@
        └── look again ─┴─> pay ─> reply
 
 Look again: just before a payment the allowance is read once more, and the message reserves again if the free provider
-has opened. The time of every step and the number of repetitions are limited, so a delivery ends by itself.
+has opened. The time of every step and the number of repetitions are limited, so a delivery ends by itself. Not drawn:
+if no provider takes the message, the delivery ends with `Undelivered`.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ log = structlog.get_logger(__name__)
 #: Pause between two attempts to reserve while the probe of another message is on its way. A shorter pause costs more
 #: commands, and a longer pause delays the messages that wait for the end of the probe.
 PROBE_POLL_S = 0.02
-#: The Retry-After of an answer if the failure is short, or if it is not known how long the failure lasts.
+#: The Retry-After of an answer if the failure is short, or if it is not known how long the failure lasts. A shorter
+#: time brings more requests that fail again, and with a longer one clients wait for longer than they need.
 SHORT_RETRY_AFTER_MS = 1_000
 #: The largest number of tries to record the outcome of a reservation in Redis. If all fail, the quota treats the
 #: reservation as that of a sender that died. More tries outlast a longer failure of Redis, and delay the answer.
 MOST_TRIES_TO_RECORD = 3
 #: The largest number of times that one message reserves again because the free provider has opened just before the
-#: payment. After that it is paid for, so that a message cannot go round forever.
+#: payment. After that it is paid for, so that a message cannot go round forever. A larger number avoids more payments,
+#: and delays some messages.
 MOST_REOPENINGS = 3
 
 
@@ -77,7 +80,8 @@ class OutgoingMessage:
     id: str
     user_id: str
     text: str
-    #: until this `time.monotonic()` it may wait for the free provider instead of using the paid one
+    #: until this `time.monotonic()` it may wait for the free provider instead of using the paid one; `MessageIntake`
+    #: gets it from the client's `max_wait_ms`
     wait_until: float
     #: whether the free provider has refused it, although our count allowed it
     was_refused: bool = False
@@ -97,6 +101,8 @@ class Turn:
     So when a replica is killed, at most one slot is reserved and not used. There may be more while the free provider is
     unreachable: see `Delivery._free_is_reachable`. Only the message with the turn asks Redis again and again while a
     probe is on its way.
+
+    Each reservation has a `Turn` object of its own, and all these objects share one lock.
     """
 
     def __init__(self, lock: asyncio.Lock) -> None:
@@ -129,9 +135,9 @@ class Delivery:
     users: Users
     metrics: MessageMetrics
     settings: MessageSettings
-    #: set when the replica leaves; then no message waits for the free provider any longer
+    #: `MessageIntake` sets it when the membership ends; then no message waits for the free provider any longer
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
-    #: the lock of the turns
+    #: the lock that all `Turn` objects share
     _turn_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: whether the last request reached the free provider. While the provider is unreachable, a message passes its turn
     #: on as soon as it has a slot, so that the other messages do not wait for its time-out
@@ -148,6 +154,7 @@ class Delivery:
             verdict, turn = await self._reserve()
             # A granted slot needs no paid access, so the account is not read then.
             may_pay = not isinstance(verdict, Granted) and await self._has_paid_access(message)
+            # For a granted slot, `next_step` ignores the False that this gives.
             match next_step(verdict, message.wait_left_ms, has_paid_access=may_pay, was_refused=message.was_refused):
                 case SendFree(reservation):
                     try:
@@ -216,31 +223,33 @@ class Delivery:
             await self._record_outcome(self.quota.unsent, reservation)
             raise
         outcome = await self._send("free", self.free_provider, message, reservation.may_send, pass_turn_on)
+        # TOO_LATE: this process was too slow, and the slot expired. That says nothing against the provider.
         self._free_is_reachable = not isinstance(outcome, Unsent) or outcome.cause == TOO_LATE
         match outcome:
             case Answered(response):
                 await self._record_outcome(self.quota.used, reservation)
                 # "open" is the reason of each delivery by the free provider; those of a payment are `Reason`.
-                return self._counted_reply("free", "open", response)
-            # The provider itself says that it is closed. The next round reserves again, and waits, pays or refuses.
+                return self._count_and_build_reply("free", "open", response)
             case Blocked(retry_after_ms):
+                # The provider itself says that it is closed. The next round reserves again, and waits, pays or refuses.
                 log.warning("the free provider refused a counted request", retry_after_ms=retry_after_ms)
                 message.was_refused = True
-                if not await self._record_outcome(lambda slot: self.quota.refused(slot, retry_after_ms), reservation):
+                if not await self._record_outcome(
+                    lambda granted: self.quota.refused(granted, retry_after_ms), reservation
+                ):
                     # The allowance still counts the provider as open, so another round might only be refused again.
                     raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
                 return None
             case Unsent(cause):
                 await self._record_outcome(self.quota.unsent, reservation)
-                # TOO_LATE: this process was too slow, and the slot expired. That says nothing against the provider, so
-                # the message tries to get another slot.
+                # After TOO_LATE the message tries to get another slot.
                 return None if cause == TOO_LATE else await self._pay_if_allowed(message, claim, "unreachable", cause)
             case Failed(cause):
                 await self._record_outcome(self.quota.uncertain, reservation)
                 return await self._pay_if_allowed(message, claim, "failed", cause)
             case Unknown(cause):
                 await self._record_outcome(self.quota.uncertain, reservation)
-                raise _arrival_unknown("free", cause)
+                raise _unknown_arrival("free", cause)
         raise AssertionError("every outcome has its case")
 
     async def _pay_if_allowed(
@@ -254,7 +263,11 @@ class Delivery:
     async def _record_outcome(
         self, quota_method: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation
     ) -> bool:
-        """Record the outcome of a reservation with a method of the quota. Return whether Redis took it."""
+        """Record the outcome of a reservation with a method of the quota. Return whether Redis took it.
+
+        Only a refusal must be recorded before the next round. For every other outcome, the quota may treat the
+        reservation as that of a sender that died.
+        """
         for attempt in range(1, MOST_TRIES_TO_RECORD + 1):
             try:
                 await quota_method(reservation)
@@ -273,6 +286,7 @@ class Delivery:
         log then has `caution`, the number of messages that must go one by one until the count is certain.
         """
         allowance = await self.quota.look()
+        # No request could be sent to the free provider now.
         if allowance.remaining == 0:
             # The log keeps the time (Redis's clock) at which the free provider was closed, as the proof that the
             # payment was needed.
@@ -288,10 +302,11 @@ class Delivery:
 
     async def _pay(self, message: OutgoingMessage, claim: KeyClaim, reason: Reason) -> ProviderReply:
         """Send to the paid provider. Raises Undelivered if it did not reply to the message."""
+        # Also after a try to send to the free provider: the time of the claim may have ended during that try.
         await self._begin_sending(claim)
         match await self._send("paid", self.paid_provider, message):
             case Answered(response):
-                return self._counted_reply("paid", reason, response)
+                return self._count_and_build_reply("paid", reason, response)
             case Blocked(provider_retry_ms):
                 retry_after_ms = provider_retry_ms or SHORT_RETRY_AFTER_MS
                 detail = "the free and the paid provider are closed"
@@ -301,7 +316,7 @@ class Delivery:
             case Failed(cause):
                 raise Undelivered(502, f"the paid provider failed ({cause})", reason="failed")
             case Unknown(cause):
-                raise _arrival_unknown("paid", cause)
+                raise _unknown_arrival("paid", cause)
         raise AssertionError("every outcome has its case")
 
     async def _begin_sending(self, claim: KeyClaim) -> None:
@@ -329,13 +344,16 @@ class Delivery:
         message.may_have_arrived = message.may_have_arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome
 
-    def _counted_reply(self, provider_name: Literal["free", "paid"], reason: str, response: str) -> ProviderReply:
+    def _count_and_build_reply(
+        self, provider_name: Literal["free", "paid"], reason: str, response: str
+    ) -> ProviderReply:
         """Count a delivered message, and return its reply."""
         self.metrics.delivered.labels(provider_name, reason).inc()
         return ProviderReply(provider_name, response)
 
 
-def _arrival_unknown(provider_name: str, cause: str) -> Undelivered:
+def _unknown_arrival(provider_name: str, cause: str) -> Undelivered:
+    """Return the error for a message that the provider may have or may not have."""
     return Undelivered(
         502,
         f"the {provider_name} provider did not answer ({cause}); whether it has the message is not known",

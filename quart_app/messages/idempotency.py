@@ -80,11 +80,12 @@ class IdempotencyKeys:
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key, or return what became of an earlier request with the key. Does not wait for that request."""
         redis_key = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
-        owner_has_ms = self._work_ms + max_wait_ms
+        owner_may_take_ms = self._work_ms + max_wait_ms
         state, *details = await self.run_script(
-            "claim", redis_key, _digest(body), message_id, owner_has_ms, self._keep_ms
+            "claim", redis_key, _digest(body), message_id, owner_may_take_ms, self._keep_ms
         )
         match state:
+            # The names of the states are those that claim.lua returns.
             case "mine":
                 return KeyClaim(self, redis_key, message_id)
             case "other-body":
@@ -93,7 +94,7 @@ class IdempotencyKeys:
                 return Finished(details[0], json.loads(details[1]))
             case "lost":
                 return SenderLost(details[0])
-        # The state is "busy": the other request still has time to finish.
+        # Only the state "busy" is left: the other request still has time to finish.
         return InProgress()
 
     async def finish(self, redis_key: str, message_id: str, answer: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class IdempotencyKeys:
         await self.run_script("finish", redis_key, message_id, json.dumps(answer), self._keep_ms)
 
     async def run_script(self, script_name: str, redis_key: str, *arguments: str | int) -> Any:
-        """Run one of the scripts on a claim."""
+        """Run one of the scripts on a claim. `KeyClaim` calls this, too."""
         async with translated_redis_errors():
             return await SCRIPTS[script_name].run(self._redis, [redis_key], *arguments)
 
@@ -163,8 +164,11 @@ class KeyClaim:
             log.warning("unused idempotency key not freed", error=str(error))
 
 
-class NoKey(KeyClaim):
-    """The claim of a message without an idempotency key. It records nothing: each request is a message of its own."""
+class ClaimWithoutKey(KeyClaim):
+    """The claim of a message without an idempotency key. It records nothing: each request is a message of its own.
+
+    `MessageIntake` makes it, so that a delivery need not ask whether its message has a key.
+    """
 
     def __init__(self) -> None:
         # The other fields stay unset, because no method of this class reads them.

@@ -19,11 +19,11 @@ from quart_app.http.problems import Problem, from_mesh
 from quart_app.messages.delivery import Delivery, OutgoingMessage, ProviderReply, Undelivered
 from quart_app.messages.idempotency import (
     UNUSED,
+    ClaimWithoutKey,
     Finished,
     IdempotencyKeys,
     InProgress,
     KeyClaim,
-    NoKey,
     OtherBody,
     SenderLost,
 )
@@ -56,7 +56,8 @@ class MessageIntake:
         self._settings = delivery.settings
         self._metrics = delivery.metrics
         self._tasks: asyncio.TaskGroup | None = None
-        self._count_in_flight = 0
+        #: how many deliveries are in progress
+        self._delivery_count = 0
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -75,15 +76,17 @@ class MessageIntake:
             self._tasks = None
             await self.delivery.close()
 
-    async def handle(self, user_id: str, given: NewMessage, idempotency_key: str | None) -> Receipt:
+    async def handle(self, user_id: str, new_message: NewMessage, idempotency_key: str | None) -> Receipt:
         """Deliver a message. If an earlier request had the same idempotency key, return or raise its outcome instead.
 
         Raises Problem, MeshError.
         """
-        message = OutgoingMessage(uuid.uuid4().hex, user_id, given.message, time.monotonic() + given.max_wait_ms / 1000)
-        match await self._claim_key(user_id, given, idempotency_key, message.id):
+        message = OutgoingMessage(
+            uuid.uuid4().hex, user_id, new_message.message, time.monotonic() + new_message.max_wait_ms / 1000
+        )
+        match await self._claim_key(user_id, new_message, idempotency_key, message.id):
             case KeyClaim() as claim:
-                reply = await self._start_and_wait(message, claim, given.max_wait_ms)
+                reply = await self._start_and_wait(message, claim, new_message.max_wait_ms)
                 return Receipt(message.id, reply.provider, reply.response)
             case Finished(message_id, answer):
                 return _receipt_of_earlier_request(message_id, answer)
@@ -96,43 +99,51 @@ class MessageIntake:
         raise Problem(503, "this message is still being delivered; retry with its key after 1 s", retry_after=1)
 
     async def _claim_key(
-        self, user_id: str, given: NewMessage, idempotency_key: str | None, message_id: str
+        self, user_id: str, new_message: NewMessage, idempotency_key: str | None, message_id: str
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key. While another request holds the claim, wait for the outcome of that request."""
         if idempotency_key is None:
             # The message is delivered in any case: this claim is always granted and records nothing.
-            return NoKey()
-        give_up_at = time.monotonic() + self._longest_delivery_s(given.max_wait_ms)
-        body = given.model_dump_json().encode()
+            return ClaimWithoutKey()
+        # The request that holds the claim may take about as long as this delivery may.
+        give_up_at = time.monotonic() + self._longest_delivery_s(new_message.max_wait_ms)
+        body = new_message.model_dump_json().encode()
         pause_s, longest_pause_s = FIRST_AND_LONGEST_PAUSE_S
         while True:
-            found = await self._idempotency_keys.claim(user_id, idempotency_key, body, message_id, given.max_wait_ms)
-            if not isinstance(found, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
-                return found
+            claim_result = await self._idempotency_keys.claim(
+                user_id, idempotency_key, body, message_id, new_message.max_wait_ms
+            )
+            if (
+                not isinstance(claim_result, InProgress)
+                or time.monotonic() > give_up_at
+                or self.delivery.leaving.is_set()
+            ):
+                return claim_result
             await asyncio.sleep(pause_s)
             # The pauses grow, so that a long wait costs few reads of the claim.
             pause_s = min(longest_pause_s, pause_s * 1.5)
 
     async def _start_and_wait(self, message: OutgoingMessage, claim: KeyClaim, max_wait_ms: int) -> ProviderReply:
         """Start the delivery and wait for its result. The delivery is a task that goes on if the client hangs up."""
-        why_refused = self._why_refused()
+        refusal = self._why_refused()
         # The check of `_tasks` is for the type only. `_tasks` is None before `open`, when no route has this object, and
-        # after `open`, when `why_refused` is not None.
-        if why_refused is not None or self._tasks is None:
+        # after `open`, when `refusal` is not None.
+        if refusal is not None or self._tasks is None:
             async with claim:
                 # With this outcome the end of the block frees the key.
                 claim.outcome = UNUSED
-            raise NotAdmitted(503, why_refused or "this replica is leaving; retry after 1 s", retry_after=1)
+            raise NotAdmitted(503, refusal or "this replica is leaving; retry after 1 s", retry_after=1)
         reply_future: asyncio.Future[ProviderReply] = asyncio.get_running_loop().create_future()
-        self._count_in_flight += 1
+        self._delivery_count += 1
         self._tasks.create_task(self._run_delivery(message, claim, self._longest_delivery_s(max_wait_ms), reply_future))
         return await reply_future
 
     def _why_refused(self) -> str | None:
+        """Return why this replica takes in no message now, or None if it does."""
         if self.delivery.leaving.is_set():
             return "this replica is leaving; retry after 1 s"
-        if self._count_in_flight >= self._settings.max_in_flight:
-            return f"too many messages in progress ({self._count_in_flight}); retry after 1 s"
+        if self._delivery_count >= self._settings.max_in_flight:
+            return f"too many messages in progress ({self._delivery_count}); retry after 1 s"
         return None
 
     async def _run_delivery(
@@ -162,7 +173,7 @@ class MessageIntake:
         finally:
             # Not done yet: the task was cancelled, because the replica has lost its lease.
             self._fail_unless_done(reply_future, Unavailable("this replica has lost its lease; try again"))
-            self._count_in_flight -= 1
+            self._delivery_count -= 1
             self._metrics.in_flight.dec()
 
     async def _deliver_and_set_outcome(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
@@ -182,7 +193,7 @@ class MessageIntake:
             return reply
 
     def _fail_unless_done(self, reply_future: asyncio.Future[ProviderReply], error: Exception) -> None:
-        # Done: the reply or another error was set, or the client has hung up.
+        """Set the error, and count it, unless the reply or another error was set or the client has hung up."""
         if reply_future.done():
             return
         if isinstance(error, Undelivered):

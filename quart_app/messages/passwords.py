@@ -39,8 +39,8 @@ class Passwords:
         # counts.
         self._most_in_progress = thread_count * (1 + MOST_WAITING_PER_THREAD)
         self._most_if_stranger = thread_count * (1 + MOST_WAITING_PER_THREAD // 2)
-        #: how many passwords are being hashed or wait
-        self._in_progress = 0
+        #: how many passwords are being hashed or compared, or wait for that
+        self._count_in_progress = 0
         #: compared if no account has the address, so that the answer takes as long as for an existing account
         self._decoy = self._hasher.hash("no account has this password")
 
@@ -70,18 +70,19 @@ class Passwords:
         try:
             return self._hasher.verify(password_hash, password)
         except (VerificationError, InvalidHashError):
+            # The second error: the account holds no valid hash, so no password is right.
             return False
 
     async def _run_in_thread(self, hash_or_verify: Callable[[], T], *, is_known: bool) -> T:
         """Hash or compare in a thread, once a permit is free. Raises Busy if too many wait."""
-        if self._in_progress >= (self._most_in_progress if is_known else self._most_if_stranger):
+        if self._count_in_progress >= (self._most_in_progress if is_known else self._most_if_stranger):
             raise Busy("too many passwords are being checked; retry after 1 s", retry_after=1)
-        self._in_progress += 1
+        self._count_in_progress += 1
         try:
             async with self._permits.holding_one(is_known=is_known):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, hash_or_verify)
         finally:
-            self._in_progress -= 1
+            self._count_in_progress -= 1
 
 
 class _ThreadPermits:

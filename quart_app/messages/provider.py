@@ -85,10 +85,13 @@ TOO_LATE = "the right to send had ended"
 
 @dataclass(slots=True)
 class _SendingWatch:
-    """Watches the sending of one request: stops it if it is too late, and notes whether it has begun."""
+    """Watches the sending of one request: stops it if it is too late, and notes whether it has begun.
+
+    `may_send` and `pass_turn_on` are those of `ProviderClient.send`.
+    """
 
     may_send: Callable[[], bool]
-    on_sent: Callable[[], None]
+    pass_turn_on: Callable[[], None]
     has_begun: bool = False
 
     async def on_event(self, event_name: str, _: dict[str, Any]) -> None:
@@ -99,7 +102,7 @@ class _SendingWatch:
                 raise _TooLate
             self.has_begun = True
         elif event_name.endswith("send_request_body.complete"):
-            self.on_sent()
+            self.pass_turn_on()
 
 
 class ProviderClient:
@@ -112,8 +115,9 @@ class ProviderClient:
         connect_timeout_s = settings.connect_timeout_ms / 1000
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(self._timeout_s, connect=connect_timeout_s, pool=connect_timeout_s),
-            # A message beyond 256 connections waits for a free one, for at most the time to connect. Up to 64 idle
-            # connections are kept: more would save time after a burst of messages, but cost more sockets.
+            # A message beyond 256 connections waits for a free one, for at most the time to connect. More connections
+            # would send a larger burst at once, but cost more sockets. Up to 64 idle ones are kept: more would save
+            # time after a burst of messages, but cost more sockets meanwhile.
             limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=KEEP_IDLE_S),
             follow_redirects=False,
             # No proxy from the environment: messages go straight to the configured URL.
@@ -131,30 +135,30 @@ class ProviderClient:
         message_id: str,
         text: str,
         may_send: Callable[[], bool] = lambda: True,
-        on_sent: Callable[[], None] = lambda: None,
+        pass_turn_on: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
         """Send one message. If the request could not leave, try again a few times while `may_send` returns true.
 
-        `on_sent` is called when the whole request is sent: the reservation is used, so the next message may reserve.
-        `on_sent` is also called after a first try that failed, so that other messages do not wait for further tries.
-        It may be called several times.
+        `pass_turn_on` lets the next message reserve a slot. It is called when the whole request is sent. It is also
+        called when the first try has failed, so that other messages do not wait for further tries. It may be called
+        several times.
         """
-        outcome = await self._send_once(message_id, text, may_send, on_sent)
-        on_sent()
+        outcome = await self._send_once(message_id, text, may_send, pass_turn_on)
+        pass_turn_on()
         for attempt in range(1, self._most_tries):
             if not isinstance(outcome, Unsent) or not may_send():
                 break
             # Backoff: up to 100 ms before the second try, and twice as long before each further one, up to a bound. It
             # is random, so that messages whose tries failed together do not try again together.
             await asyncio.sleep(random.uniform(0.5, 1) * min(50 * 2**attempt, LONGEST_PAUSE_MS) / 1000)
-            outcome = await self._send_once(message_id, text, may_send, on_sent)
+            outcome = await self._send_once(message_id, text, may_send, pass_turn_on)
         return outcome
 
     async def _send_once(
-        self, message_id: str, text: str, may_send: Callable[[], bool], on_sent: Callable[[], None]
+        self, message_id: str, text: str, may_send: Callable[[], bool], pass_turn_on: Callable[[], None]
     ) -> ProviderOutcome:
         """Send a message once. The outcome is Unsent if the provider cannot have it, and Unknown if it may have it."""
-        watch = _SendingWatch(may_send, on_sent)
+        watch = _SendingWatch(may_send, pass_turn_on)
         request = self._client.build_request(
             "POST",
             self._url,
@@ -163,32 +167,34 @@ class ProviderClient:
             extensions={"trace": watch.on_event},
         )
         try:
+            # The client's own time-outs hold for each read and write. This one holds for the whole request.
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.send(request, stream=True)
+                http_answer = await self._client.send(request, stream=True)
                 try:
-                    return _outcome_of(response, await _bounded_content(response))
+                    return _outcome_of(http_answer, await _read_content(http_answer))
                 finally:
-                    await response.aclose()
+                    await http_answer.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, _TooLate) as error:
             cause = TOO_LATE if isinstance(error, _TooLate) else type(error).__name__
             return Unknown(cause) if watch.has_begun else Unsent(cause)
 
 
-async def _bounded_content(response: httpx2.Response) -> bytes:
+async def _read_content(http_answer: httpx2.Response) -> bytes:
+    """Read the content of an HTTP answer. Raises DecodingError if it is longer than MAX_ANSWER_BYTES."""
     content = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in http_answer.aiter_bytes():
         content += chunk
         if len(content) > MAX_ANSWER_BYTES:
             raise httpx2.DecodingError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
     return bytes(content)
 
 
-def _outcome_of(response: httpx2.Response, content: bytes) -> ProviderOutcome:
-    """Return the outcome that an HTTP answer of the provider stands for."""
-    if response.status_code == 429:
-        return Blocked(read_retry_after_ms(response.headers))
-    if response.status_code != 200:
-        return Failed(f"status {response.status_code}")
+def _outcome_of(http_answer: httpx2.Response, content: bytes) -> ProviderOutcome:
+    """Return the outcome that an HTTP answer of the provider stands for. Only a 200 can have the reply to a message."""
+    if http_answer.status_code == 429:
+        return Blocked(read_retry_after_ms(http_answer.headers))
+    if http_answer.status_code != 200:
+        return Failed(f"status {http_answer.status_code}")
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -201,7 +207,7 @@ def read_retry_after_ms(headers: httpx2.Headers) -> int | None:
     """Return for how many ms a Retry-After asks to wait, or None if the header is absent or invalid.
 
     The header has a number of seconds or a date. The wait until a date is counted from the Date of the same answer, so
-    that our clock and the provider's need not agree.
+    that our clock and the provider's need not agree. If the answer has no Date, our clock is used.
     """
     wait_text = headers.get("Retry-After", "").strip()
     try:
@@ -211,6 +217,6 @@ def read_retry_after_ms(headers: httpx2.Headers) -> int | None:
     return round(min(max(seconds * 1000, SHORTEST_BLOCK_MS), LONGEST_BLOCK_MS))
 
 
-def _seconds_until(date: str, provider_now: str | None) -> float:
-    now_s = parsedate_to_datetime(provider_now).timestamp() if provider_now else time.time()
+def _seconds_until(date: str, date_of_answer: str | None) -> float:
+    now_s = parsedate_to_datetime(date_of_answer).timestamp() if date_of_answer else time.time()
     return parsedate_to_datetime(date).timestamp() - now_s

@@ -89,9 +89,11 @@ class MessageRoutes:
     async def register(self) -> tuple[Response, int]:
         """Create an account. 409: another account has this address; 422: the password is too common."""
         backend = self._current_backend()
-        accounts, given = backend.accounts, await read_json(_REGISTRATION_BODY)
+        accounts, registration = backend.accounts, await read_json(_REGISTRATION_BODY)
         backend.require_room(ACCOUNT_BYTES)
-        return _profile_answer(await accounts.register(given.email, given.password, self._requester())), 201
+        return _profile_answer(
+            await accounts.register(registration.email, registration.password, self._requester())
+        ), 201
 
     @_tagged
     @document_request(Login)
@@ -108,6 +110,7 @@ class MessageRoutes:
         """End the session, on every replica."""
         await self._current_backend().accounts.log_out(await self._logged_in_session(), self._requester())
         answer = Response("")
+        # The cookie of the device stays, so that the device keeps login attempts of its own.
         answer.delete_cookie(
             self._session_cookie_name, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
         )
@@ -157,13 +160,14 @@ class MessageRoutes:
         when the free provider opens.
         """
         backend, session = self._current_backend(), await self._logged_in_session()
+        # A message without an idempotency key is counted, too, although Redis keeps nothing of it.
         backend.require_room(MESSAGE_BYTES)
-        idempotency_key = _idempotency_key()
-        given = await read_json(_MESSAGE_BODY)
-        if given.max_wait_ms > self._settings.max_wait_ms:
+        idempotency_key = _read_idempotency_key()
+        new_message = await read_json(_MESSAGE_BODY)
+        if new_message.max_wait_ms > self._settings.max_wait_ms:
             detail = f"at most {self._settings.max_wait_ms}"
             raise Problem(422, detail, errors=[{"pointer": "/max_wait_ms", "message": detail}])
-        receipt = await backend.intake.handle(session.user.id, given, idempotency_key)
+        receipt = await backend.intake.handle(session.user.id, new_message, idempotency_key)
         delivered = {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
         return jsonify(delivered | {"quota": await _allowance_or_none(backend)})
 
@@ -223,7 +227,8 @@ def _profile_answer(user: User) -> Response:
     return answer
 
 
-def _idempotency_key() -> str | None:
+def _read_idempotency_key() -> str | None:
+    """Return the idempotency key of the present request, or None if it has none. Raises Problem for an invalid one."""
     values = request.headers.getlist("Idempotency-Key")
     if not values:
         return None
@@ -233,5 +238,5 @@ def _idempotency_key() -> str | None:
 
 
 def raise_not_ready() -> Backend:
-    """Raise Unavailable; called in place of a backend while the replica is not a member of the mesh."""
+    """Raise Unavailable while the replica is not a member of the mesh. The return type is for `backend or …`."""
     raise Unavailable("this replica is not ready for messages; try again")

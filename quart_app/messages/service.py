@@ -104,6 +104,7 @@ class Messages:
                     remedy="run: mesh admin promote EMAIL",
                 )
             return
+        # Without a password no account is created, and the address is only reserved.
         password_hash = None if password is None else await accounts.passwords.hash(password.get_secret_value())
         outcome = await accounts.users.create_first_admin(email, password_hash)
         if outcome == "taken":
@@ -112,12 +113,13 @@ class Messages:
                 setting="MESSAGES_ADMIN_EMAIL",
                 remedy="set another address, or run: mesh admin promote EMAIL",
             )
+        # "recorded": another replica has done it since `first_admin_email` was read, and has logged it.
         elif outcome != "recorded":
             log.info("first administrator", outcome=outcome)
 
 
 def create(context: Context) -> Service:
-    """Return the service, with its settings from the environment."""
+    """Return the service, with its settings from the environment. Raises SetupError if its secret is publicly known."""
     settings = MessageSettings()
     if settings.jwt_secret is not None:
         refuse_known(context.settings.host, "MESSAGES_JWT_SECRET", settings.jwt_secret)

@@ -33,7 +33,7 @@ ALGORITHM = "HS256"
 #: The claims (fields, RFC 7519) of every token. `sub` is the id of the account, `jti` that of the session or device.
 REQUIRED_CLAIMS = ["exp", "iat", "aud", "iss", "jti", "sub"]
 #: A token may be from this far in the future: after a failover, Redis's clock may be behind that of the old master.
-#: After a larger step, users with newer tokens must log in again.
+#: After a step of the clock that is larger than this, users with newer tokens must log in again.
 MOST_CLOCK_STEP_S = 30
 #: How long a device is known after a login. Half a year, so that users who seldom log in keep attempts of their own.
 DEVICE_KNOWN_S = 180 * 86_400
@@ -73,7 +73,10 @@ class SigningSecrets:
 
 
 def secret_name(secret: str) -> str:
-    """Return a name for a secret, 12 digits of a hash. The name does not reveal the secret."""
+    """Return a name for a secret, 12 digits of a hash. The name does not reveal the secret.
+
+    With fewer digits, two secrets might have the same name. The prefix makes this hash one that nothing else computes.
+    """
     return hashlib.sha256(b"name of the key " + secret.encode()).hexdigest()[:12]
 
 

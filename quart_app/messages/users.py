@@ -1,4 +1,4 @@
-"""The accounts of the message service.
+"""The accounts of the message service. In the code, a `User` is one account as it was read.
 
     shared:messages:user:{id}        hash    id, email, password (a hash), paid_access, is_active, is_admin, generation
     shared:messages:email:{email}    string  the id of the account that has this address
@@ -134,6 +134,7 @@ class Users:
             == "taken"
         ):
             raise EmailTaken
+        # `User.of` never returns None here, because the fields are not empty. The call narrows the type.
         return _must_be_stored(User.of(new_account))
 
     async def find(self, user_id: str) -> User | None:
@@ -150,7 +151,8 @@ class Users:
     async def change_profile(self, user: User, *, email: str | None = None, password_hash: str | None = None) -> User:
         """Change the address, the password, or both. Raises EmailTaken, AccountChanged."""
         redis_keys = [user_key(user.id), _email_key(user.email), _email_key(email or user.email), FIRST_ADMIN]
-        # The script changes nothing if the account has another generation than the one that the caller has read.
+        # The script changes nothing if the account has another generation than the one that the caller has read. An
+        # address or a hash that is "" stays as it is.
         outcome = await self._run_script(
             "change_profile", redis_keys, user.id, user.generation, email or "", password_hash or ""
         )
@@ -160,17 +162,20 @@ class Users:
             raise AccountChanged
         return _must_be_stored(await self.find(user.id))
 
-    async def change_access(self, user_id: str, changes: Mapping[str, bool], *, by: User, source: str | None) -> User:
-        """Change `is_active`, `paid_access` or both, because the administrator `by` asks for it. Write an audit entry.
+    async def change_access(
+        self, user_id: str, changes: Mapping[str, bool], *, actor: User, source: str | None
+    ) -> User:
+        """Change `is_active`, `paid_access` or both, and write an audit entry. `actor` is the administrator who asks.
 
         `source` is the administrator's network address, or None if it is not known.
         Raises NoSuchAccount, NotAdministrator, LastAdministrator.
         """
         new_flags = {name: str(int(is_set)) for name, is_set in changes.items()}
-        facts = {"user": user_id, "actor": by.id, "source": source, **new_flags}
+        facts = {"user": user_id, "actor": actor.id, "source": source, **new_flags}
         audit_entry = audit.entry_words("access changed", **facts)
-        redis_keys = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
-        arguments = [user_id, by.id, new_flags.get("is_active", ""), new_flags.get("paid_access", "")]
+        redis_keys = [user_key(user_id), user_key(actor.id), ADMINISTRATORS, keys.AUDIT]
+        # The script leaves a flag unchanged if its new value is "".
+        arguments = [user_id, actor.id, new_flags.get("is_active", ""), new_flags.get("paid_access", "")]
         _raise_if_refused(
             await self._run_script("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry)
         )
@@ -255,7 +260,7 @@ def _flattened(account: Mapping[str, str]) -> list[str]:
 
 
 def _raise_if_refused(outcome: str) -> None:
-    """Raise the error for an outcome of a script that changes rights, unless the change is done."""
+    """Raise the error for an outcome of a script that changes rights. "done" and "unchanged" are no errors."""
     match outcome:
         case "absent":
             raise NoSuchAccount

@@ -40,7 +40,7 @@ IGNORED_OPTIONS = {
     "keepalives": None, "keepalives_idle": None, "keepalives_interval": None, "keepalives_count": None,
     "tcp_user_timeout": None,
 }  # fmt: skip
-#: Options that are known to this module only: `connect_timeout_s` and `_check_and_clean_postgresql` read them.
+#: Options that are known to this module only: `read_connect_timeout_s` and `_check_and_clean_postgresql` read them.
 OUR_OPTIONS = {"connect_timeout", "fallback_application_name"}
 SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 #: Options that name a file which must exist.
@@ -67,12 +67,12 @@ def async_url(url_text: str) -> URL:
 
 
 def dsn_of(url: URL) -> str:
-    """Return a PostgreSQL address as asyncpg reads it."""
+    """Return a PostgreSQL address as asyncpg reads it. asyncpg would send `connect_timeout` to the server."""
     for_asyncpg = url.difference_update_query(["connect_timeout"])
     return for_asyncpg.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def connect_timeout_s(url: URL, default_s: float) -> float:
+def read_connect_timeout_s(url: URL, default_s: float) -> float:
     """Return how long a connect may take: the option `connect_timeout`, or the default where it is missing or 0."""
     return float(_last_value(url, "connect_timeout") or 0) or default_s
 
@@ -118,6 +118,7 @@ def _check_option(name: str, value: str) -> None:
 
 
 def _last_value(url: URL, name: str) -> str:
+    """Return the value of an option, or "" without it. The last of several values counts."""
     # SQLAlchemy returns a tuple for an option that the address has several times.
     value = url.query.get(name, "")
     return value if isinstance(value, str) else value[-1]

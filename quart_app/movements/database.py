@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mesh import SetupError
-from quart_app.movements.address import connect_timeout_s, dsn_of
-from quart_app.movements.failures import is_lost_connection, translating_errors
+from quart_app.movements.address import dsn_of, read_connect_timeout_s
+from quart_app.movements.failures import is_lost_connection, translated_database_errors
 from quart_app.movements.settings import MOST_ROWS, MovementSettings
 
 #: The folder of the migrations, as Alembic names it.
@@ -61,7 +61,7 @@ class MovementDatabase:
 
         If the connection breaks meanwhile, the statement runs once more over a new connection.
         """
-        with translating_errors():
+        with translated_database_errors():
             try:
                 return await self._fetch_once(statement)
             except DBAPIError as error:
@@ -75,15 +75,15 @@ class MovementDatabase:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that reads. Raises Unavailable."""
-        with translating_errors():
+        """Open a transaction that only reads. Unlike `fetch`, it repeats nothing. Raises Unavailable."""
+        with translated_database_errors():
             async with self._engine.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that writes. It commits at the end and rolls back after an error. Raises Unavailable."""
-        with translating_errors():
+        with translated_database_errors():
             async with self._writing_engine.begin() as connection:
                 yield connection
 
@@ -95,7 +95,7 @@ class MovementDatabase:
         """
         engine = _create_engine(self.url, self._timeout_s, command_timeout_s=None)
         try:
-            with translating_errors():
+            with translated_database_errors():
                 async with engine.execution_options(writing=True).begin() as connection:
                     if self.dialect == "postgresql":
                         await _take_migration_lock(connection, self._timeout_s)
@@ -127,7 +127,7 @@ def _create_folder(folder: Path) -> None:
 
 
 async def _take_migration_lock(connection: AsyncConnection, timeout_s: float) -> None:
-    """Wait for PostgreSQL's migration lock. SQLite waits for its own lock by itself."""
+    """Wait for PostgreSQL's migration lock. In SQLite, the start of each transaction that writes waits for a lock."""
     await connection.execute(text(f"SET LOCAL lock_timeout = {round(timeout_s * 1000)}"))
     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK_NUMBER})
 
@@ -167,13 +167,13 @@ def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | Non
     """
     # Without overflow, POOL_SIZE is the most connections of this process.
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
-    # A batch must be one INSERT. A second INSERT would wait for rows while its transaction keeps the rows of the first
-    # one locked. So two replicas could deadlock.
+    # A batch must be one INSERT. A transaction with two would keep the rows of the first one locked, and wait for rows
+    # of another replica's transaction. If that one waits for this one, both are stuck.
     options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
         connect_args = {
             "dsn": dsn_of(url),
-            "timeout": connect_timeout_s(url, timeout_s),
+            "timeout": read_connect_timeout_s(url, timeout_s),
             "command_timeout": command_timeout_s,
         }
         # The server is named in `dsn`, so the URL here names only the driver.
@@ -189,7 +189,7 @@ def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | Non
 def _check_connection(connection: Any, record: Any, proxy: Any) -> None:
     """Ping a pooled connection before it is used. Replace all pooled connections if no answer comes in PING_TIMEOUT_S.
 
-    SQLAlchemy calls this, and repeats the checkout after InvalidatePoolError.
+    SQLAlchemy calls this, and repeats the checkout after InvalidatePoolError. `record` and `proxy` are not used.
     SQLAlchemy's own ping would wait for the whole command time-out, and the caller would get the error.
     """
     try:

@@ -42,7 +42,7 @@ RETRY_AFTER_S = 1
 
 
 @contextmanager
-def translating_errors() -> Iterator[None]:
+def translated_database_errors() -> Iterator[None]:
     """Raise Unavailable for an error of the database itself. An error that comes from wrong data is left unchanged."""
     try:
         yield
@@ -93,10 +93,12 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def _original(error: BaseException) -> BaseException:
+    """Return the driver's error that SQLAlchemy has wrapped, or the error itself."""
     return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
 
 
 def _sqlstate(error: BaseException) -> str:
+    """Return PostgreSQL's code of an error: five characters, or "" if it has none."""
     return str(getattr(_original(error), "sqlstate", None) or "")
 
 

@@ -33,11 +33,11 @@ def read_event(fields: Mapping[str, str]) -> Event:
     except Problem as error:
         raise UnreadableEvent(error.detail) from error
     except ValidationError as error:
-        problems = (
+        sentences = (
             f"{pointer(field_error['loc']) or 'the event'}: {field_error['msg']}"
             for field_error in error.errors(include_url=False)
         )
-        raise UnreadableEvent("; ".join(problems)[:MAX_REASON_LENGTH]) from error
+        raise UnreadableEvent("; ".join(sentences)[:MAX_REASON_LENGTH]) from error
 
 
 def _attributes(fields: Mapping[str, str]) -> object:
@@ -61,7 +61,10 @@ def _bytes_of(text: str) -> bytes:
 
 
 class Intake:
-    """Stores batches of entries. Calls `on_movement_changed` with the id of each movement that has a new row."""
+    """Stores batches of entries: it is the handler of the event consumer (`mesh.events.Events`).
+
+    Calls `on_movement_changed` with the id of each movement that has a new row.
+    """
 
     def __init__(
         self, store: MovementStore, metrics: MovementMetrics, on_movement_changed: Callable[[UUID], None]
@@ -72,6 +75,7 @@ class Intake:
 
     async def __call__(self, entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         """Store the events; return the id of each refused entry with the reason. Raises Unavailable."""
+        # An entry without an event is only in the third of these, so an event and its entry have one index.
         entry_ids, events, reason_by_entry_id = [], [], {}
         for entry in entries:
             try:
@@ -79,12 +83,12 @@ class Intake:
                 entry_ids.append(entry.id)
             except UnreadableEvent as error:
                 reason_by_entry_id[entry.id] = str(error)
-        stored = await self._store_events(events)
-        self._metrics.stored.inc(len(stored.new_events))
-        self._metrics.duplicates.inc(stored.duplicate_count)
-        for movement_id in {event.data.movement_id for event in stored.new_events}:
+        result = await self._store_events(events)
+        self._metrics.stored.inc(len(result.new_events))
+        self._metrics.duplicates.inc(result.duplicate_count)
+        for movement_id in {event.data.movement_id for event in result.new_events}:
             self._on_movement_changed(movement_id)
-        for index in stored.refused_indexes:
+        for index in result.refused_indexes:
             source, event_id = events[index].key
             reason_by_entry_id[entry_ids[index]] = (
                 f"an event of source {source!r} with id {event_id!r} and another content is stored already"
@@ -94,12 +98,12 @@ class Intake:
     async def _store_events(self, events: Sequence[Event]) -> StoringResult:
         """Store events, and keep in `trouble` whether they wait to be stored. Raises Unavailable."""
         try:
-            stored = await self._store.add(events)
+            result = await self._store.add(events)
         except Unavailable as error:
             self.trouble = f"events wait to be stored: {error}"
             raise
         self.trouble = ""
-        return stored
+        return result
 
     async def is_done(self, entry: DeliveredEvent) -> bool:
         """Return whether the event of an entry is stored. Raises Unavailable.

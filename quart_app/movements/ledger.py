@@ -60,7 +60,10 @@ class Ledger:
         return summarize(movement_id, steps) if steps else None
 
     async def stock(self, warehouse_id: UUID, product_id: UUID) -> Stock | None:
-        """Return the stock of a product in a warehouse; None when no event names both. Raises Unavailable."""
+        """Return the stock of a product in a warehouse; None when no event names both. Raises Unavailable.
+
+        It is not cached, so it counts every event that is stored.
+        """
         return await self._store.stock(warehouse_id, product_id)
 
     @asynccontextmanager
@@ -95,13 +98,16 @@ class Ledger:
         return tuple(await self._store.steps(movement_id)) or None
 
     async def _keep_gauges_current(self, redis: Redis) -> None:
-        """Keep the gauges current. A gauge that cannot be measured keeps its last value."""
+        """Keep the gauges current, and note whether the database can be read.
+
+        A gauge that cannot be measured keeps its last value.
+        """
         while True:
             try:
                 deficit = await self._store.deficit()
                 self._read_trouble = ""
                 self._metrics.deficit.set(deficit.quantity)
-                self._metrics.deficit_products.set(deficit.products)
+                self._metrics.deficit_products.set(deficit.pair_count)
                 self._metrics.lag.set(await redis.xlen(self._settings.movements_stream))
             except Unavailable as error:
                 self._read_trouble = str(error)

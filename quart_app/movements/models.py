@@ -39,6 +39,7 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("this time is out of range in UTC") from None
 
 
+#: An id or a source. The columns of the table hold 255 characters.
 Name = Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_require_printable)]
 Moment = Annotated[datetime, BeforeValidator(_require_date_and_time), AfterValidator(_in_utc)]
 
@@ -58,6 +59,7 @@ class EventData(BaseModel):
     movement_id: UUID
     warehouse_id: UUID
     timestamp: Moment
+    #: what happened at the warehouse, not the whole event
     event: Direction
     product_id: UUID
     quantity: Annotated[StrictInt, Field(ge=0, le=MOST_ITEMS)]

@@ -20,6 +20,7 @@ async def read(mesh: Mesh, stream: str, group: str) -> Panel:
     pipeline.xinfo_stream(stream)
     pipeline.xinfo_groups(stream)
     pipeline.xrange(stream, count=1)
+    # An error takes the place of the answer of its command.
     answers = await pipeline.execute(raise_on_error=False)
     # While nobody has sent an event, the stream does not exist, and that is no failure.
     for answer in answers:
@@ -34,16 +35,16 @@ async def read(mesh: Mesh, stream: str, group: str) -> Panel:
     )
 
 
-def panel_of(stream_info: Any, pending_count: int, oldest_ms: int | None) -> Panel:
+def panel_of(stream_info: Any, pending_count: int, oldest_age_ms: int | None) -> Panel:
     """Return the panel of the event stream.
 
-    `stream_info` is None while the stream does not exist. `oldest_ms` is the age of the first entry, or None if there
-    is none.
+    `stream_info` is None while the stream does not exist. `oldest_age_ms` is the age of the first entry, or None if
+    there is none.
     """
     length = stream_info["length"] if stream_info else 0
-    is_old = oldest_ms is not None and oldest_ms > OLD_MS
+    is_old = oldest_age_ms is not None and oldest_age_ms > OLD_MS
     # An entry that has just come may be newer than `now_ms`, which is an estimate of Redis's clock.
-    age = f"the oldest came {duration(max(0, oldest_ms))} ago" if oldest_ms is not None else "all are stored"
+    age = f"the oldest came {duration(max(0, oldest_age_ms))} ago" if oldest_age_ms is not None else "all are stored"
     return Panel(
         "movements",
         "Events of movements",

@@ -39,7 +39,7 @@ class Warehouse:
 class MovementSimulator:
     """Makes movements between some warehouses. With the same seed, the messages differ only in their times.
 
-    `warehouses` and `products` are counts.
+    `warehouses` and `products` are numbers of warehouses and products, named as the options of the command are.
     """
 
     def __init__(self, *, warehouses: int = 5, products: int = 20, seed: int | None = None) -> None:
@@ -50,6 +50,7 @@ class MovementSimulator:
 
     def make_movement(self) -> tuple[Message, Message]:
         """Return a departure and its arrival. In one of ten movements some items are lost."""
+        # The ranges below only have to look natural: departed in the last day, and 10 minutes to 10 hours under way.
         sender, receiver = self._random.sample(self._warehouses, 2)
         event_id, movement_id, product_id = (
             self._random_uuid(),
@@ -66,7 +67,7 @@ class MovementSimulator:
         )
 
     def make_messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
-        """Return the messages of `movements` movements. `duplicates` is the share of messages that is sent twice."""
+        """Return the messages of `movements` movements. `duplicates` is the share of messages that are sent twice."""
         messages = [message for _ in range(movements) for message in self.make_movement()]
         messages += [message for message in messages if self._random.random() < duplicates]
         if shuffle:
@@ -82,11 +83,11 @@ def make_message(
     warehouse: Warehouse,
     movement_id: UUID,
     product_id: UUID,
-    event: str,
+    direction: str,
     happened_at: datetime,
     quantity: int,
 ) -> Message:
-    """Return a message in the form of the retailer's warehouses.
+    """Return a message in the form of the retailer's warehouses. `direction` is "arrival" or "departure".
 
     Both messages of a movement have the same `event_id`. An event's identity is its source and this id together.
     """
@@ -98,13 +99,13 @@ def make_message(
         "datacontenttype": "application/json",
         "dataschema": "ru.retail.warehouses.movement.v1.0",
         "time": int(happened_at.timestamp() * 1000),
-        "subject": f"{warehouse.source}:{event.upper()}",
+        "subject": f"{warehouse.source}:{direction.upper()}",
         "destination": "ru.retail.warehouses",
         "data": {
             "movement_id": str(movement_id),
             "warehouse_id": str(warehouse.id),
             "timestamp": happened_at.isoformat().replace("+00:00", "Z"),
-            "event": event,
+            "event": direction,
             "product_id": str(product_id),
             "quantity": quantity,
         },
@@ -112,7 +113,7 @@ def make_message(
 
 
 def sample() -> Sequence[Message]:
-    """Return one movement with known ids, from WH-3322 to WH-3423. Both messages have the same id."""
+    """Return one movement with known ids, from WH-3322 to WH-3423. Both messages have the same `id`."""
     event_id, movement_id = UUID("b3b53031-e83a-4654-87f5-b6b6fb09fd99"), UUID("c6290746-790e-43fa-8270-014dc90e02e0")
     product_id = UUID("4705204f-498f-4f96-b4ba-df17fb56bf55")
     sender = Warehouse(UUID("25718666-6af6-4281-b5a6-3016e36fa557"), "WH-3322")
@@ -127,12 +128,12 @@ def sample() -> Sequence[Message]:
 
 async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per_second: float = 0) -> None:
     """Add messages to the stream, at most `per_second` a second. 0 means no limit."""
-    batch_size = MESSAGES_PER_TRIP if not per_second else 1
-    for start in range(0, len(messages), batch_size):
-        async with redis.pipeline(transaction=False) as pipe:
-            for message in messages[start : start + batch_size]:
-                pipe.xadd(stream, {"body": json.dumps(message, ensure_ascii=False)})
-            await pipe.execute()
+    messages_per_trip = MESSAGES_PER_TRIP if not per_second else 1
+    for start in range(0, len(messages), messages_per_trip):
+        async with redis.pipeline(transaction=False) as pipeline:
+            for message in messages[start : start + messages_per_trip]:
+                pipeline.xadd(stream, {"body": json.dumps(message, ensure_ascii=False)})
+            await pipeline.execute()
         if per_second:
             await asyncio.sleep(1 / per_second)
 

@@ -36,7 +36,7 @@ class Deficit:
     """All items whose departure from a warehouse is stored, but not yet their arrival there."""
 
     #: how many pairs of warehouse and product have a deficit
-    products: int
+    pair_count: int
     #: how many items are in deficit, of all these pairs
     quantity: int
 
@@ -74,7 +74,8 @@ class MovementStore:
         for index, event in enumerate(events):
             if event.key in new_keys and event is first_by_key[event.key]:
                 result.new_events.append(event)
-            # The event repeats one of this call, or one that was stored before. Its content must be the same.
+            # The event repeats one of this call (its key is new), or one that was stored before. It must have the same
+            # content.
             elif _event_content(event) == (
                 _event_content(first_by_key[event.key]) if event.key in new_keys else content_by_key[event.key]
             ):
@@ -84,7 +85,7 @@ class MovementStore:
         return result
 
     async def has_event(self, event: Event) -> bool:
-        """Return whether exactly this event is stored."""
+        """Return whether this event is stored with the same content."""
         stored_rows = await self._database.fetch(_contents_query([event.key]))
         return any(_row_content(row) == _event_content(event) for row in stored_rows)
 
@@ -112,10 +113,10 @@ class MovementStore:
 
     async def deficit(self) -> Deficit:
         """Return the deficit of all products. The query reads only the rows with a deficit."""
-        missing_items = warehouses.c.deficit
-        query = select(func.count(), func.coalesce(func.sum(missing_items), 0)).where(missing_items > 0)
-        ((products, quantity),) = await self._database.fetch(query)
-        return Deficit(products, int(quantity))
+        deficit_column = warehouses.c.deficit
+        query = select(func.count(), func.coalesce(func.sum(deficit_column), 0)).where(deficit_column > 0)
+        ((pair_count, quantity),) = await self._database.fetch(query)
+        return Deficit(pair_count, int(quantity))
 
 
 def _first_event_by_key(events: Sequence[Event]) -> Mapping[EventKey, Event]:

@@ -28,12 +28,16 @@ def summarize(movement_id: UUID, steps: Sequence[Step]) -> Movement:
     for step in steps:
         steps_by_product[step.product_id].append(step)
     items = [make_leg(steps_by_product[product_id]) for product_id in sorted(steps_by_product)]
-    whole = make_leg(steps).model_copy(update={"status": status_of([item.status for item in items])})
-    return Movement(movement_id=movement_id, items=items, **whole.model_dump())
+    # One product may have arrived while another one is in transit, so the status comes from those of the products.
+    whole_leg = make_leg(steps).model_copy(update={"status": status_of([item.status for item in items])})
+    return Movement(movement_id=movement_id, items=items, **whole_leg.model_dump())
 
 
 def make_leg(steps: Sequence[Step]) -> Leg:
-    """Return the leg of some steps. Several departures are added up, and so are several arrivals."""
+    """Return the leg of some steps, all of one product or of the whole movement.
+
+    Several departures are added up, and so are several arrivals.
+    """
     departures = [step for step in steps if step.direction is Direction.DEPARTURE]
     arrivals = [step for step in steps if step.direction is Direction.ARRIVAL]
     # `min` and `max` compare the times first.
@@ -65,9 +69,9 @@ def _status_of_leg(has_departed: bool, has_arrived: bool) -> Status:
     return Status.IN_TRANSIT if has_departed else Status.DEPARTURE_MISSING
 
 
-def status_of(parts: Sequence[Status]) -> Status:
+def status_of(item_statuses: Sequence[Status]) -> Status:
     """Return the status of a whole movement: in transit if a product is, else departure missing, else completed."""
     for status in (Status.IN_TRANSIT, Status.DEPARTURE_MISSING):
-        if status in parts:
+        if status in item_statuses:
             return status
     return Status.COMPLETED

@@ -31,6 +31,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     """A time in UTC. SQLite has no time zones, so the time is stored there without a zone."""
 
     impl = DateTime(timezone=True)
+    #: SQLAlchemy may cache compiled statements with this type, because the type has no parameters
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:

@@ -29,7 +29,7 @@ MOST_CALLS_KEPT = 10_000
 
 
 class Message(BaseModel):
-    """The body of a request to a provider."""
+    """The body of a request to a provider. It may be longer than any message that the message service accepts."""
 
     message: Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 
@@ -55,8 +55,8 @@ class Provider:
     #: how long an accepted request takes
     latency_s: float = 0.05
     #: the form of Retry-After (RFC 9110); both forms round up to whole seconds
-    retry_after: Literal["seconds", "date"] = "seconds"
-    #: how many requests were accepted and refused since the start
+    retry_after_form: Literal["seconds", "date"] = "seconds"
+    #: how many requests were accepted (`taken`) and refused since the start
     taken: int = 0
     refused: int = 0
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=MOST_CALLS_KEPT))
@@ -78,7 +78,7 @@ class Provider:
         """Return the 429 for a caller that is blocked."""
         seconds = max(1, math.ceil(wait_s))
         retry_after_text = (
-            str(seconds) if self.retry_after == "seconds" else formatdate(time.time() + seconds, usegmt=True)
+            str(seconds) if self.retry_after_form == "seconds" else formatdate(time.time() + seconds, usegmt=True)
         )
         return Problem(
             429,
@@ -103,8 +103,8 @@ def create_app(provider: Provider) -> Quart:
 
     @app.get("/calls")
     async def calls() -> Response:
-        listed = [asdict(call) for call in provider.calls]
-        return jsonify({"taken": provider.taken, "refused": provider.refused, "calls": listed})
+        shown_calls = [asdict(call) for call in provider.calls]
+        return jsonify({"taken": provider.taken, "refused": provider.refused, "calls": shown_calls})
 
     @app.get("/health")
     async def health() -> tuple[str, int]:

@@ -25,6 +25,7 @@ class Window:
         """Count a request. Return None if it is accepted, else the seconds until the block ends."""
         if now < self.blocked_until:
             return self.blocked_until - now
+        # The block is over.
         if self.taken == self.limit:
             self.taken = 0
         self.taken += 1

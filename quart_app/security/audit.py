@@ -20,7 +20,8 @@ from mesh import keys
 log = structlog.get_logger("audit")
 
 #: Most entries that one replica adds to the stream within a second; further events are only logged. So a flood of
-#: events costs Redis no more than this number of writes per second and replica.
+#: events costs Redis no more than this number of writes per second and replica. A smaller number would keep more
+#: events out of the stream.
 MAX_PER_SECOND = 100
 
 
@@ -31,7 +32,10 @@ def entry_words(event: str, **facts: str | None) -> list[str]:
 
 
 def say(event: str, **facts: str | None) -> None:
-    """Only log an event; `record` or a script adds it to the stream. A failure, lock or refusal is a warning."""
+    """Only log an event; `record` or a script adds it to the stream. A failure, lock or refusal is a warning.
+
+    The last word of the phrase `event` tells which of them it is.
+    """
     write_line = log.warning if event.endswith(("failed", "locked", "refused")) else log.info
     write_line(event, **{name: fact for name, fact in facts.items() if fact is not None})
 
@@ -54,10 +58,11 @@ class Audit:
             words = entry_words(event, **facts)
             await self._redis.execute_command("XADD", keys.AUDIT, "MAXLEN", "~", keys.AUDIT_KEPT, "*", *words)
         except (RedisError, OSError) as error:
+            # The log's own field `event` has the phrase of this line.
             log.warning("audit entry not written", security_event=event, error=type(error).__name__)
 
     def _may_write(self) -> bool:
-        """Count an entry; return whether it may go to the stream."""
+        """Count an entry of this second; return whether it may go to the stream. Entries by scripts are not counted."""
         now_s = int(time.monotonic())
         if now_s != self._current_second:
             self._current_second, self._asked_in_second = now_s, 0

@@ -20,7 +20,7 @@ Neither attack locks the owner out: strangers never use up the attempts of a kno
     shared:credentials:account:{account}            counter, PX  attempts of strangers on one account
     shared:credentials:registrations:{source}       counter, PX  new accounts
 
-Both `source` and `known-source` have the maximum `Limits.source_attempts`. A key names an account by a hash, so that no
+Both `source` and `known-source` have the bound `Limits.source_attempts`. A key names an account by a hash, so that no
 key shows an e-mail address.
 """
 
@@ -43,11 +43,11 @@ EXCUSE = Script.beside(__file__, "excuse.lua")
 #: IPv6 addresses with this many first bits in common are one source. A household or an office has such a network.
 IPV6_PREFIX_BITS = 64
 #: How long an account knows a source after a login from there. With a longer time, an address that somebody else uses
-#: now stays known, and may guess beyond the maximum for strangers. With a shorter time, an owner who rarely logs in
+#: now stays known, and may guess beyond the bound for strangers. With a shorter time, an owner who rarely logs in
 #: counts as a stranger.
 KNOWN_MS = 30 * 86_400_000
 #: The position, among the keys of the scripts (`_keys`, from 1 on), of the counter `account`. Only strangers use it.
-_ACCOUNT_COUNTER = 5
+_POSITION_OF_ACCOUNT = 5
 
 
 class TooManyAttempts(Busy):
@@ -60,6 +60,7 @@ class Limits:
 
     #: of one source or one device on one account
     pair_attempts: int = 10
+    #: how long each counter lives after its first attempt
     window_s: float = 300
     #: of one source on all accounts that know it, and also on all that do not know it. A source may be an office behind
     #: one address, or an attacker who tries many accounts
@@ -83,7 +84,7 @@ class Attempt:
     @property
     def is_known(self) -> bool:
         """Whether it comes from a device or a source that logged in to this account before."""
-        return _ACCOUNT_COUNTER not in self.charged_positions
+        return _POSITION_OF_ACCOUNT not in self.charged_positions
 
 
 class CredentialLimiter:
@@ -93,20 +94,20 @@ class CredentialLimiter:
         self._redis = redis
         self._limits = limits
 
-    async def admit(self, account: str, address: str | None, device: str | None = None) -> Attempt:
+    async def admit(self, account: str, address: str | None, device_id: str | None = None) -> Attempt:
         """Admit one attempt on an account, or raise TooManyAttempts.
 
         `account` is an e-mail address in normal form ("" for an invalid one), or for Basic authentication the name of a
-        login. Callers make the normal form (`normal_email`). `device` is the id of a device that the account knows,
-        proved by its cookie.
+        login. Callers make the normal form (`normal_email`). `device_id` is that of a device that the account knows,
+        proved by its cookie; None: of no such device.
         """
-        limits, keys = self._limits, _keys(account, source_of(address), device)
+        limits, keys = self._limits, _keys(account, source_of(address), device_id)
         arguments = [
             round(limits.window_s * 1000),
             limits.source_attempts,
             limits.pair_attempts,
             limits.account_attempts,
-            int(device is not None),
+            int(device_id is not None),
         ]
         try:
             wait_ms, is_last, *positions = await ADMIT.run(self._redis, keys, *arguments)
@@ -125,7 +126,7 @@ class CredentialLimiter:
         await self._take_charge_back(attempt, 0)
 
     async def admit_registration(self, address: str | None) -> None:
-        """Count a new account from the source of this address. Raises TooManyAttempts."""
+        """Count an attempt to register from the source of this address. Raises TooManyAttempts."""
         key = f"shared:credentials:registrations:{source_of(address)}"
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
@@ -142,6 +143,7 @@ class CredentialLimiter:
     async def remember(self, account: str, address: str | None) -> None:
         """Make the source of an address known to an account, such as the source of a registration."""
         try:
+            # The first key is `known`. Only its existence counts.
             await self._redis.set(_keys(account, source_of(address), None)[0], "1", px=KNOWN_MS)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
@@ -178,10 +180,10 @@ def fingerprint(account: str) -> str:
     return hashlib.sha256(account.encode()).hexdigest()[:32]
 
 
-def _keys(account: str, source: str, device: str | None) -> tuple[str, ...]:
+def _keys(account: str, source: str, device_id: str | None) -> tuple[str, ...]:
     """Return the keys of both scripts, in the order in which the scripts name them."""
     account_hash = fingerprint(account)
-    origin = source if device is None else f"device-{device}"
+    origin = source if device_id is None else f"device-{device_id}"
     return (
         f"shared:credentials:known:{account_hash}:{source}",
         f"shared:credentials:source:{source}",

@@ -21,6 +21,7 @@ def is_foreign(method: str, headers: Headers, allowed_origins: frozenset[str]) -
         return False
     origin = headers.get("Origin")
     if origin is None:
+        # "same-site" is another host of the same domain, which is foreign, too.
         return headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}
     return origin not in allowed_origins and _host(origin) != headers.get("Host", "").lower()
 

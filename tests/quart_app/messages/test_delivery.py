@@ -16,7 +16,7 @@ from mesh.errors import Unavailable
 from mesh.quota.quota import Granted, Quota
 from mesh.testing.fake_server import FakeClient
 from quart_app.messages.delivery import Delivery, OutgoingMessage, ProviderReply, Undelivered
-from quart_app.messages.idempotency import NoKey
+from quart_app.messages.idempotency import ClaimWithoutKey
 from quart_app.messages.metrics import MessageMetrics
 from quart_app.messages.provider import TOO_LATE, Answered, Blocked, Failed, ProviderOutcome, Unknown, Unsent
 from quart_app.messages.settings import MessageSettings
@@ -42,14 +42,14 @@ class Scripted:
         message_id: str,
         text: str,
         may_send: Callable[[], bool] = lambda: True,
-        on_sent: Callable[[], None] = lambda: None,
+        pass_turn_on: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
         self.sent.append(text)
         self.leaving += 1
         self.most_leaving = max(self.most_leaving, self.leaving)
         await asyncio.sleep(self._reach_s)
         self.leaving -= 1
-        on_sent()
+        pass_turn_on()
         self.unanswered += 1
         self.most_unanswered = max(self.most_unanswered, self.unanswered)
         await asyncio.sleep(self._latency_s)
@@ -60,7 +60,7 @@ class Scripted:
         return None
 
 
-class LostClaim(NoKey):
+class LostClaim(ClaimWithoutKey):
     """A claim that another request has taken over."""
 
     async def begin_sending(self) -> bool:
@@ -90,7 +90,7 @@ class Scene:
         fields |= {"id": f"user-{paid}", "email": "", "password": ""}
         await self._redis.hset(f"shared:messages:user:user-{paid}", mapping=fields)
         self.message = OutgoingMessage("id", f"user-{paid}", text, time.monotonic() + wait_ms / 1000)
-        return await self.delivery.deliver(self.message, NoKey() if mine else LostClaim())
+        return await self.delivery.deliver(self.message, ClaimWithoutKey() if mine else LostClaim())
 
     @property
     def may_have_arrived(self) -> bool:

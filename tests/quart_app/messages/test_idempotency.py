@@ -10,11 +10,11 @@ from redis.asyncio import Redis
 from mesh.errors import Unavailable
 from quart_app.messages.idempotency import (
     UNUSED,
+    ClaimWithoutKey,
     Finished,
     IdempotencyKeys,
     InProgress,
     KeyClaim,
-    NoKey,
     OtherBody,
     SenderLost,
 )
@@ -147,6 +147,6 @@ async def test_an_answer_that_cannot_be_kept_at_first_is_tried_again(
 
 async def test_a_message_without_a_key_is_its_own() -> None:
     """Nothing is stored for a message without a key."""
-    async with NoKey() as claim:
+    async with ClaimWithoutKey() as claim:
         assert await claim.begin_sending()
         claim.outcome = ANSWER

@@ -250,7 +250,7 @@ async def test_on_sent_is_called_before_the_answer() -> None:
         said.append("answered")
 
     async with serving(handler) as url, client_of(url) as sender:
-        await sender.send("m1", "hello", on_sent=lambda: said.append("left"))
+        await sender.send("m1", "hello", pass_turn_on=lambda: said.append("left"))
     assert said.index("left") < said.index("answered")
 
 
@@ -260,7 +260,7 @@ async def test_on_sent_is_called_when_the_first_try_fails() -> None:
     async with client_of("http://127.0.0.1:1/", connect_tries=3) as sender:
         # Making a client reads certificates, which takes longer than the try.
         began = time.monotonic()
-        await sender.send("m1", "hello", on_sent=lambda: said.append(time.monotonic() - began))
+        await sender.send("m1", "hello", pass_turn_on=lambda: said.append(time.monotonic() - began))
     assert said[0] < 0.1 < time.monotonic() - began
 
 

@@ -147,9 +147,9 @@ async def test_a_session_ends_with_a_change_of_the_account(shared: Redis, user: 
     admin = await users.find_by_email("admin@example.com")
     assert admin is not None
     tokens = [await sessions(shared).begin(user)]
-    await users.change_access(user.id, {"is_active": False}, by=admin, source=None)
+    await users.change_access(user.id, {"is_active": False}, actor=admin, source=None)
     await refused(shared, tokens)
-    user = await users.change_access(user.id, {"is_active": True}, by=admin, source=None)
+    user = await users.change_access(user.id, {"is_active": True}, actor=admin, source=None)
     await refused(shared, tokens)
     for change in ({"password_hash": "other hash"}, {"email": "other@example.com"}):
         tokens.append(await sessions(shared).begin(user))

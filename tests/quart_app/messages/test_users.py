@@ -58,10 +58,10 @@ async def test_access_is_changed_of_accounts_that_exist(shared: Redis) -> None:
     users = Users(shared)
     admin = await administrator(users)
     user = await users.register("a@example.com", "hash")
-    changed = await users.change_access(user.id, {"paid_access": True}, by=admin, source=None)
+    changed = await users.change_access(user.id, {"paid_access": True}, actor=admin, source=None)
     assert (changed.paid_access, changed.is_active, changed.generation) == (True, True, 1)
     with pytest.raises(NoSuchAccount):
-        await users.change_access("nobody", {"paid_access": True}, by=admin, source=None)
+        await users.change_access("nobody", {"paid_access": True}, actor=admin, source=None)
     assert await shared.exists("shared:messages:user:nobody") == 0
 
 
@@ -80,8 +80,8 @@ async def test_a_deactivated_account_comes_back_as_another_generation(shared: Re
     """Tokens from before the deactivation stay invalid."""
     users = Users(shared)
     admin, user = await administrator(users), await users.register("a@example.com", "hash")
-    await users.change_access(user.id, {"is_active": False}, by=admin, source=None)
-    back = await users.change_access(user.id, {"is_active": True}, by=admin, source=None)
+    await users.change_access(user.id, {"is_active": False}, actor=admin, source=None)
+    back = await users.change_access(user.id, {"is_active": True}, actor=admin, source=None)
     assert (back.is_active, back.generation) == (True, 2)
 
 
@@ -89,13 +89,13 @@ async def test_the_right_to_administrate_is_read_when_it_is_used(shared: Redis) 
     """An administrator who was deactivated or demoted after the request was authenticated changes nothing."""
     users = Users(shared)
     first, second = await administrator(users), await promoted(users, "second@example.com")
-    await users.change_access(second.id, {"is_active": False}, by=first, source=None)
+    await users.change_access(second.id, {"is_active": False}, actor=first, source=None)
     with pytest.raises(NotAdministrator):
-        await users.change_access(second.id, {"is_active": True}, by=second, source=None)
+        await users.change_access(second.id, {"is_active": True}, actor=second, source=None)
     third = await promoted(users, "third@example.com")
     await users.set_admin("third@example.com", is_admin=False)
     with pytest.raises(NotAdministrator):
-        await users.change_access(first.id, {"is_active": False}, by=third, source=None)
+        await users.change_access(first.id, {"is_active": False}, actor=third, source=None)
 
 
 async def test_one_active_administrator_is_always_left(shared: Redis) -> None:
@@ -103,13 +103,13 @@ async def test_one_active_administrator_is_always_left(shared: Redis) -> None:
     users = Users(shared)
     first = await administrator(users)
     with pytest.raises(LastAdministrator):
-        await users.change_access(first.id, {"is_active": False}, by=first, source=None)
+        await users.change_access(first.id, {"is_active": False}, actor=first, source=None)
     with pytest.raises(LastAdministrator):
         await users.set_admin(first.email, is_admin=False)
     second = await promoted(users, "second@example.com")
     outcomes = await asyncio.gather(
-        users.change_access(second.id, {"is_active": False}, by=first, source=None),
-        users.change_access(first.id, {"is_active": False}, by=second, source=None),
+        users.change_access(second.id, {"is_active": False}, actor=first, source=None),
+        users.change_access(first.id, {"is_active": False}, actor=second, source=None),
         users.set_admin(first.email, is_admin=False),
         users.set_admin(second.email, is_admin=False),
         return_exceptions=True,
@@ -123,10 +123,10 @@ async def test_an_inactive_administrator_does_not_count(shared: Redis) -> None:
     """Two administrators of whom one is deactivated: the other one stays."""
     users = Users(shared)
     first, second = await administrator(users), await promoted(users, "second@example.com")
-    await users.change_access(second.id, {"is_active": False}, by=first, source=None)
+    await users.change_access(second.id, {"is_active": False}, actor=first, source=None)
     with pytest.raises(LastAdministrator):
         await users.set_admin(first.email, is_admin=False)
-    await users.change_access(second.id, {"is_active": True}, by=first, source=None)
+    await users.change_access(second.id, {"is_active": True}, actor=first, source=None)
     assert await users.set_admin(first.email, is_admin=False) is True
 
 
@@ -185,7 +185,7 @@ async def test_what_administrators_do_is_in_the_audit_log(shared: Redis) -> None
     users = Users(shared)
     first = await administrator(users)
     second = await promoted(users, "second@example.com")
-    await users.change_access(second.id, {"is_active": False, "paid_access": True}, by=first, source="192.0.2.1")
+    await users.change_access(second.id, {"is_active": False, "paid_access": True}, actor=first, source="192.0.2.1")
     assert await users.set_admin(second.email, is_admin=False) is True
     assert await users.set_admin(second.email, is_admin=False) is False
     assert [entry for _, entry in await shared.xrange(keys.AUDIT)] == [

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mesh import Unavailable
-from quart_app.movements.failures import is_fault_of_data, reason_for, translating_errors
+from quart_app.movements.failures import is_fault_of_data, reason_for, translated_database_errors
 
 
 def of_sqlite(name: str) -> DBAPIError:
@@ -48,7 +48,7 @@ def of_postgresql(state: str) -> DBAPIError:
 def test_each_kind_of_failure_has_its_reason(error: Exception, text: str) -> None:
     """The reason names no address; the error becomes Unavailable."""
     assert text in reason_for(error) and "10.0.0.7" not in reason_for(error)
-    with pytest.raises(Unavailable, match=text) as caught, translating_errors():
+    with pytest.raises(Unavailable, match=text) as caught, translated_database_errors():
         raise error
     assert caught.value.retry_after == 1
 
@@ -59,5 +59,5 @@ def test_each_kind_of_failure_has_its_reason(error: Exception, text: str) -> Non
 def test_an_error_of_the_data_passes(error: DBAPIError) -> None:
     """The error would occur again on a healthy database, so the event is to blame."""
     assert is_fault_of_data(error)
-    with pytest.raises(DBAPIError), translating_errors():
+    with pytest.raises(DBAPIError), translated_database_errors():
         raise error

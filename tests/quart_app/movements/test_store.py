@@ -126,11 +126,11 @@ async def test_departures_before_arrivals_leave_a_deficit(store: MovementStore, 
     await store.add([event("1", event="departure", quantity=30)])
     found = await store.stock(NORTH, BOLTS)
     assert found is not None and found.quantity == 0
-    assert await store.deficit() == Deficit(products=1, quantity=30)
+    assert await store.deficit() == Deficit(pair_count=1, quantity=30)
     await store.add([event("2", quantity=50)])
     found = await store.stock(NORTH, BOLTS)
     assert found is not None and found.quantity == 20
-    assert await store.deficit() == Deficit(products=0, quantity=0)
+    assert await store.deficit() == Deficit(pair_count=0, quantity=0)
 
 
 async def test_an_unknown_product_is_none(store: MovementStore) -> None:

@@ -31,7 +31,7 @@ async def test_a_blocked_provider_answers_429() -> None:
 
 async def test_retry_after_can_be_a_date() -> None:
     """RFC 9110 allows both forms."""
-    client = create_app(free(retry_after="date")).test_client()
+    client = create_app(free(retry_after_form="date")).test_client()
     answers = [await client.post("/", json={"message": f"m{n}"}) for n in range(3)]
     until = parsedate_to_datetime(answers[2].headers["Retry-After"]).timestamp()
     assert 28 <= until - time.time() <= 31
