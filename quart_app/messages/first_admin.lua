@@ -14,17 +14,20 @@ if redis.call('HEXISTS', first_admin_key, 'id') == 1 then return 'recorded' end
 local owner_id = redis.call('GET', email_key)
 local outcome = 'created'
 if owner_id then
-  -- An older release made this account an administrator, and recorded no id. No other account is promoted.
+  -- The present owner of the address is adopted only if it is an administrator already: an older release made it one,
+  -- and recorded no id. The script never promotes an account.
   if owner_id ~= id or redis.call('HGET', account_key, 'is_admin') ~= '1' then return 'taken' end
   outcome = 'adopted'
 end
 redis.call('HSET', first_admin_key, 'email', email)
 if outcome == 'created' then
+  -- ARGV has no fields of an account.
   if #ARGV == 4 + word_count then return 'reserved' end
   redis.call('SET', email_key, id)
   redis.call('HSET', account_key, unpack(ARGV, 5 + word_count))
 end
 redis.call('HSET', first_admin_key, 'id', id)
+-- An adopted administrator may have been deactivated.
 if redis.call('HGET', account_key, 'is_active') == '1' then redis.call('SADD', administrators_key, id) end
 redis.call('XADD', audit_key, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 5, 4 + word_count))
 return outcome

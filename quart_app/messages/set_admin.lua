@@ -17,6 +17,7 @@ if stored[2] == '1' then
   if is_admin == '1' then
     redis.call('SADD', administrators_key, id)
   else
+    -- The set may lack `id`, so the script counts the others, and adds `id` again if there are none.
     redis.call('SREM', administrators_key, id)
     if redis.call('SCARD', administrators_key) == 0 then
       redis.call('SADD', administrators_key, id)
