@@ -7,8 +7,8 @@
        └── look again ─┴─> pay ─> reply
 
 Look again: just before a payment the allowance is read once more, and the message reserves again if the free provider
-has opened. The time of every step and the number of repetitions are limited, so a delivery ends by itself. Not drawn:
-if no provider takes the message, the delivery ends with `Undelivered`.
+has opened. The time of every step is limited, and `MessageIntake` limits the time of the whole delivery. Not drawn: if
+no provider takes the message, the delivery ends with `Undelivered`.
 """
 
 from __future__ import annotations
@@ -152,9 +152,8 @@ class Delivery:
         """Deliver one message: reserve and decide, again and again, until it is sent. Raises Undelivered, MeshError."""
         while True:
             verdict, turn = await self._reserve()
-            # A granted slot needs no paid access, so the account is not read then.
+            # A granted slot needs no paid access. So the account is not read then, and `next_step` ignores the False.
             may_pay = not isinstance(verdict, Granted) and await self._has_paid_access(message)
-            # For a granted slot, `next_step` ignores the False that this gives.
             match next_step(verdict, message.wait_left_ms, has_paid_access=may_pay, was_refused=message.was_refused):
                 case SendFree(reservation):
                     try:
@@ -255,7 +254,7 @@ class Delivery:
     async def _pay_if_allowed(
         self, message: OutgoingMessage, claim: KeyClaim, reason: Reason, cause: str
     ) -> ProviderReply:
-        """Pay for a message that the free provider has certainly not sent, if the account has paid access."""
+        """Pay for a message that the free provider did not get or could not handle, if the account has paid access."""
         if await self._has_paid_access(message):
             return await self._pay(message, claim, reason)
         raise Undelivered(502, f"the free provider cannot be used ({cause}); try again later", reason=reason)
