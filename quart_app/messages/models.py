@@ -142,8 +142,9 @@ class IdempotencyKeyHeader(BaseModel):
 
 
 class NewMessage(_StrictBody):
-    """A message to be delivered. With a larger bound of its length, the messages in progress need more memory."""
+    """A message to be delivered."""
 
+    # With a larger bound of the length, the messages in progress may need more memory.
     message: Annotated[str, StringConstraints(min_length=1, max_length=10_000), Field(examples=["hello"])]
     max_wait_ms: int = Field(default=0, ge=0, description="wait this long for the free provider instead of paying")
 
