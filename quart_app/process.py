@@ -101,7 +101,7 @@ class Process:
         gc.set_threshold(20_000, 5, 1000)
 
     async def run(self) -> None:
-        """Serve until signalled. Raises SetupError, OSError."""
+        """Serve until signalled. Raises OSError, or a group with the error that ended a task, such as SetupError."""
         sockets = listen(self._settings)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._begin_leaving, self._settings.drain_ms)
@@ -111,12 +111,12 @@ class Process:
             async with asyncio.TaskGroup() as tasks:
                 http_task = tasks.create_task(self._serve_http(sockets))
                 membership_task = tasks.create_task(self._keep_membership(sockets))
-                watchers = [
+                watcher_tasks = [
                     tasks.create_task(self._watch_the_end_of_work()),
                     tasks.create_task(health.report(lambda: why_not_ready(self._app))),
                 ]
                 await tasks.create_task(self._drain(http_task, membership_task))
-                for task in watchers:
+                for task in watcher_tasks:
                     task.cancel()
         finally:
             sockets.close()
@@ -184,7 +184,7 @@ class Process:
 
     async def _keep_membership(self, sockets: Sockets) -> None:
         """Join the mesh, and join again after each lost lease, until this replica leaves."""
-        delays = pauses(FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
+        backoffs = pauses(FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
         while True:
             began_at_s = time.monotonic()
             try:
@@ -206,8 +206,8 @@ class Process:
                 LOST_REASON if cause is None or isinstance(error, MeshError) else f"{LOST_REASON}: {cause.detail}"
             )
             if time.monotonic() - began_at_s > STEADY_S:
-                delays = pauses(FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
-            await asyncio.sleep(next(delays))
+                backoffs = pauses(FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
+            await asyncio.sleep(next(backoffs))
 
     async def _watch_the_end_of_work(self) -> None:
         """End the process if the work of a lost membership does not stop: it might still act under the lost lease."""

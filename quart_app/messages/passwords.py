@@ -86,7 +86,10 @@ class Passwords:
 
 
 class _ThreadPermits:
-    """One permit for each thread. While callers wait, a free permit goes to a known caller first."""
+    """One permit for each thread. While callers wait, a free permit goes to a known caller first.
+
+    Callers wait here and not in the queue of the executor, which would serve them in the order of their coming.
+    """
 
     def __init__(self, thread_count: int) -> None:
         self._free_count = thread_count

@@ -223,6 +223,7 @@ async def _allowance_or_none(backend: Backend) -> dict[str, Any] | None:
 
 def _profile_answer(user: User) -> Response:
     answer = jsonify(user.profile.model_dump())
+    # The answer is for this user only, so no proxy may store it.
     answer.headers["Cache-Control"] = "no-store"
     return answer
 

@@ -103,6 +103,7 @@ class MessageSettings(BaseSettings):
         if password is None:
             return None
         normal = normal_password(password.get_secret_value())
+        # `info.data` has the fields that are declared above this one.
         if reason := why_weak(normal, info.data.get("admin_email") or None):
             raise ValueError(reason)
         return SecretStr(normal)

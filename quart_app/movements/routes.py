@@ -49,6 +49,7 @@ class MovementRoutes:
 
 
 def _parse_uuid(text: str, name: str) -> UUID:
+    """Return the id that a parameter holds. Raises Problem (422); a converter in the route would answer 404."""
     try:
         return _UUID.validate_python(text)
     except ValidationError:
