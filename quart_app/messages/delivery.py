@@ -82,7 +82,7 @@ class OutgoingMessage:
     text: str
     #: until this `time.monotonic()` it may wait for the free provider instead of using the paid one; `MessageIntake`
     #: gets it from the client's `max_wait_ms`
-    wait_until: float
+    wait_until_s: float
     #: whether the free provider has refused it, although our count allowed it
     was_refused: bool = False
     #: whether a provider has or may have it; then no request with its idempotency key may send it again
@@ -92,7 +92,7 @@ class OutgoingMessage:
 
     @property
     def wait_left_ms(self) -> float:
-        return max(0.0, (self.wait_until - time.monotonic()) * 1000)
+        return max(0.0, (self.wait_until_s - time.monotonic()) * 1000)
 
 
 class Turn:
@@ -109,10 +109,10 @@ class Turn:
         self._lock = lock
         self._is_taken = False
 
-    async def take(self, give_up_at: float) -> bool:
+    async def take(self, give_up_at_s: float) -> bool:
         """Wait for the turn, but not beyond this time of the loop's clock. Return whether it came."""
         try:
-            async with asyncio.timeout_at(give_up_at):
+            async with asyncio.timeout_at(give_up_at_s):
                 self._is_taken = await self._lock.acquire()
         except TimeoutError:
             return False
@@ -181,8 +181,11 @@ class Delivery:
 
         The caller has the turn if the slot is granted and the free provider is reachable, and must pass it on.
         """
-        give_up_at, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._turn_lock)
-        if not await turn.take(give_up_at):
+        give_up_at_s, turn = (
+            asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000,
+            Turn(self._turn_lock),
+        )
+        if not await turn.take(give_up_at_s):
             # The messages before this one took too long. `Probing` makes `next_step` decide as if a probe took too
             # long. This message has not tried to reserve, so the allowance is only read.
             return Probing(await self.quota.look()), turn
@@ -190,7 +193,7 @@ class Delivery:
         verdict: Verdict | None = None
         try:
             verdict = await self.quota.reserve()
-            while isinstance(verdict, Probing) and asyncio.get_running_loop().time() < give_up_at:
+            while isinstance(verdict, Probing) and asyncio.get_running_loop().time() < give_up_at_s:
                 await self._sleep_unless_leaving(PROBE_POLL_S)
                 verdict = await self.quota.reserve()
             return verdict, turn
@@ -336,9 +339,9 @@ class Delivery:
         pass_turn_on: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
         # The default arguments are for the paid provider, which needs neither a reservation nor a turn.
-        send_started_at = time.perf_counter()
+        send_started_at_s = time.perf_counter()
         outcome = await client.send(message.id, message.text, may_send, pass_turn_on)
-        self.metrics.count_outcome(provider_name, outcome, time.perf_counter() - send_started_at)
+        self.metrics.count_outcome(provider_name, outcome, time.perf_counter() - send_started_at_s)
         # `Failed` counts, too: the provider has received the request.
         message.may_have_arrived = message.may_have_arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome

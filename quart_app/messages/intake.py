@@ -106,7 +106,7 @@ class MessageIntake:
             # The message is delivered in any case: this claim is always granted and records nothing.
             return ClaimWithoutKey()
         # The request that holds the claim may take about as long as this delivery may.
-        give_up_at = time.monotonic() + self._longest_delivery_s(new_message.max_wait_ms)
+        give_up_at_s = time.monotonic() + self._longest_delivery_s(new_message.max_wait_ms)
         body = new_message.model_dump_json().encode()
         pause_s, longest_pause_s = FIRST_AND_LONGEST_PAUSE_S
         while True:
@@ -115,7 +115,7 @@ class MessageIntake:
             )
             if (
                 not isinstance(claim_result, InProgress)
-                or time.monotonic() > give_up_at
+                or time.monotonic() > give_up_at_s
                 or self.delivery.leaving.is_set()
             ):
                 return claim_result

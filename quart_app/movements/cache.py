@@ -40,8 +40,8 @@ class Cache(Generic[K, V]):
 
     async def get(self, key: K) -> V | None:
         """Return the value, cached or loaded. Raises what `load` raises."""
-        expires_at, value = self._entries.get(key, (0.0, None))
-        if value is not None and self._clock() < expires_at:
+        expires_at_s, value = self._entries.get(key, (0.0, None))
+        if value is not None and self._clock() < expires_at_s:
             self._entries.move_to_end(key)
             return value
         # Shielded: a caller that is cancelled must not cancel the load for the others.

@@ -19,16 +19,16 @@ class Window:
     block_s: float
     #: how many requests were accepted since the start or the last block; `limit` during a block and just after it
     taken: int = 0
-    blocked_until: float = 0.0
+    blocked_until_s: float = 0.0
 
-    def take(self, now: float) -> float | None:
+    def take(self, now_s: float) -> float | None:
         """Count a request. Return None if it is accepted, else the seconds until the block ends."""
-        if now < self.blocked_until:
-            return self.blocked_until - now
-        # The block is over.
+        if now_s < self.blocked_until_s:
+            return self.blocked_until_s - now_s
+        # The count is full, and its block is over.
         if self.taken == self.limit:
             self.taken = 0
         self.taken += 1
         if self.taken == self.limit:
-            self.blocked_until = now + self.block_s
+            self.blocked_until_s = now_s + self.block_s
         return None
