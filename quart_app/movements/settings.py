@@ -37,16 +37,17 @@ class MovementSettings(BaseSettings):
     movements_batch: int = Field(
         500, ge=1, le=MOST_ROWS, description="events per commit; more are faster, with fewer a crash repeats less work"
     )
+    # A consumer keeps its events alive four times in this span, so a shorter span costs more commands.
     movements_claim_idle_ms: int = Field(
         5000, ge=200, description="after this time another replica takes over the events of a dead replica"
     )
 
     @field_validator("database_url")
     @classmethod
-    def _readable(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            async_url(value.get_secret_value())
-        return value
+    def _url_if_readable(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            async_url(url.get_secret_value())
+        return url
 
     @property
     def url(self) -> URL:
