@@ -13,9 +13,9 @@ local id, generation, email, password_hash = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if redis.call('HGET', account_key, 'generation') ~= generation then return 'changed' end
 if email ~= '' and new_email_key ~= old_email_key then
   if redis.call('EXISTS', new_email_key) == 1 then return 'taken' end
-  -- first_admin[1] is the address that is reserved for the first administrator, first_admin[2] the id of the account.
-  local first_admin = redis.call('HMGET', first_admin_key, 'email', 'id')
-  if first_admin[1] == email and first_admin[2] ~= id then return 'taken' end
+  -- first[1] is the address that is reserved for the first administrator, and first[2] the id of that account.
+  local first = redis.call('HMGET', first_admin_key, 'email', 'id')
+  if first[1] == email and first[2] ~= id then return 'taken' end
 end
 if email ~= '' then
   redis.call('DEL', old_email_key)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from quart_app.movements.address import async_url, connect_timeout_s, dsn_of
+from quart_app.movements.address import async_url, dsn_of, read_connect_timeout_s
 from quart_app.movements.settings import MovementSettings
 
 
@@ -52,7 +52,7 @@ def test_asyncpg_gets_the_options_that_it_reads(given: str, dsn: str) -> None:
 @pytest.mark.parametrize(("given", "seconds"), [("", 5), ("?connect_timeout=10", 10), ("?connect_timeout=0", 5)])
 def test_connect_timeout_bounds_a_connect(given: str, seconds: float) -> None:
     """0 is "wait for ever" in libpq; here it is the default."""
-    assert connect_timeout_s(async_url(f"postgresql://db/shop{given}"), 5) == seconds
+    assert read_connect_timeout_s(async_url(f"postgresql://db/shop{given}"), 5) == seconds
 
 
 @pytest.mark.parametrize(
