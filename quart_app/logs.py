@@ -6,6 +6,8 @@ of bytes waits for it. Lines beyond the bound are dropped and counted:
     written -> waiting -> in the stream
        |          '-> dropped: the stream is closed or full
        '-> dropped: the reader of the stream is stuck or slow
+
+A stream is here a text stream such as standard error, not one of Redis.
 """
 
 from __future__ import annotations

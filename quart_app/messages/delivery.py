@@ -66,11 +66,11 @@ class ProviderReply:
 
 
 class Undelivered(Problem):
-    """The message was not delivered; `reason` is a label of the metrics."""
+    """The message was not delivered; `metrics_label` is the reason under which it is counted."""
 
-    def __init__(self, status: int, detail: str, *, reason: str, retry_after_ms: int | None = None) -> None:
+    def __init__(self, status: int, detail: str, *, metrics_label: str, retry_after_ms: int | None = None) -> None:
         super().__init__(status, detail, retry_after=None if retry_after_ms is None else retry_after_ms / 1000)
-        self.reason = reason
+        self.metrics_label = metrics_label
 
 
 @dataclass(slots=True)
@@ -169,7 +169,7 @@ class Delivery:
                         return await self._pay(message, claim, reason)
                 case Refuse(retry_after_ms):
                     detail = "the free provider is closed, and this account has no paid access"
-                    raise Undelivered(403, detail, reason="no-paid-access", retry_after_ms=retry_after_ms)
+                    raise Undelivered(403, detail, metrics_label="no-paid-access", retry_after_ms=retry_after_ms)
 
     async def _has_paid_access(self, message: OutgoingMessage) -> bool:
         """Read from Redis whether the account has paid access: it may have lost this right since the login."""
@@ -209,7 +209,10 @@ class Delivery:
         except TimeoutError:
             return
         raise Undelivered(
-            503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=SHORT_RETRY_AFTER_MS
+            503,
+            "this replica is leaving; retry after 1 s",
+            metrics_label="leaving",
+            retry_after_ms=SHORT_RETRY_AFTER_MS,
         )
 
     async def _try_free(
@@ -260,7 +263,7 @@ class Delivery:
         """Pay for a message that the free provider did not get or could not handle, if the account has paid access."""
         if await self._has_paid_access(message):
             return await self._pay(message, claim, reason)
-        raise Undelivered(502, f"the free provider cannot be used ({cause}); try again later", reason=reason)
+        raise Undelivered(502, f"the free provider cannot be used ({cause}); try again later", metrics_label=reason)
 
     async def _record_outcome(
         self, quota_method: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation
@@ -312,11 +315,11 @@ class Delivery:
             case Blocked(provider_retry_ms):
                 retry_after_ms = provider_retry_ms or SHORT_RETRY_AFTER_MS
                 detail = "the free and the paid provider are closed"
-                raise Undelivered(503, detail, reason="paid-blocked", retry_after_ms=retry_after_ms)
+                raise Undelivered(503, detail, metrics_label="paid-blocked", retry_after_ms=retry_after_ms)
             case Unsent(cause):
-                raise Undelivered(502, f"neither provider can be reached ({cause})", reason="unreachable")
+                raise Undelivered(502, f"neither provider can be reached ({cause})", metrics_label="unreachable")
             case Failed(cause):
-                raise Undelivered(502, f"the paid provider failed ({cause})", reason="failed")
+                raise Undelivered(502, f"the paid provider failed ({cause})", metrics_label="failed")
             case Unknown(cause):
                 raise _unknown_arrival("paid", cause)
         raise AssertionError("every outcome has its case")
@@ -328,7 +331,7 @@ class Delivery:
         """
         if not await claim.begin_sending():
             detail = "another request delivers this message; retry with its Idempotency-Key after 1 s"
-            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=SHORT_RETRY_AFTER_MS)
+            raise Undelivered(503, detail, metrics_label="taken-over", retry_after_ms=SHORT_RETRY_AFTER_MS)
 
     async def _send(
         self,
@@ -359,5 +362,5 @@ def _unknown_arrival(provider_name: str, cause: str) -> Undelivered:
     return Undelivered(
         502,
         f"the {provider_name} provider did not answer ({cause}); whether it has the message is not known",
-        reason="unknown",
+        metrics_label="unknown",
     )

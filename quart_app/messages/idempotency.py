@@ -33,7 +33,7 @@ SCRIPTS = {name: Script.beside(__file__, f"{name}.lua") for name in ("claim", "b
 #: The largest number of tries to keep an answer in Redis. If all fail, the answer is not kept. More tries outlast a
 #: longer failure of Redis, and delay the answer.
 MOST_TRIES_TO_KEEP = 3
-#: The outcome of a message that reached no provider: its key is free again.
+#: What `KeyClaim` records if the message reached no provider: its key is free again.
 UNUSED: Final = "unused"
 
 
@@ -109,11 +109,11 @@ class IdempotencyKeys:
 
 @dataclass(slots=True)
 class KeyClaim:
-    """The right to deliver one message. `async with claim:` records the outcome that was set inside the block.
+    """The right to deliver one message. At the end of `async with claim:` it records what the block has set.
 
-    If the block set no outcome (it was cancelled, ran out of time or had an unexpected error), the claim stays as it
-    is. If the message was being sent, no request may send it again. Otherwise the next request with the key may take
-    the claim over after the time that the owner had.
+    If the block set nothing (it was cancelled, ran out of time or had an unexpected error), the claim stays as it is.
+    If the message was being sent, no request may send it again. Otherwise the next request with the key may take the
+    claim over after the time that the owner had.
     """
 
     idempotency_keys: IdempotencyKeys
@@ -122,7 +122,7 @@ class KeyClaim:
     #: the owner of the claim in the scripts, which change the claim only for its owner
     message_id: str
     #: what the end of the block records: an answer is kept, UNUSED frees the key, and None changes nothing
-    outcome: dict[str, Any] | str | None = field(default=None, init=False)
+    to_record: dict[str, Any] | str | None = field(default=None, init=False)
 
     async def __aenter__(self) -> KeyClaim:
         return self
@@ -130,9 +130,9 @@ class KeyClaim:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(self.outcome, dict):
-            await self._keep_answer(self.outcome)
-        elif self.outcome == UNUSED:
+        if isinstance(self.to_record, dict):
+            await self._keep_answer(self.to_record)
+        elif self.to_record == UNUSED:
             await self._free_key()
 
     async def begin_sending(self) -> bool:
@@ -172,7 +172,7 @@ class ClaimWithoutKey(KeyClaim):
 
     def __init__(self) -> None:
         # The other fields stay unset, because no method of this class reads them.
-        self.outcome = None
+        self.to_record = None
 
     async def __aexit__(self, *_: object) -> None:
         return None

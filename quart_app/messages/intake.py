@@ -130,8 +130,8 @@ class MessageIntake:
         # after `open`, when `refusal` is not None.
         if refusal is not None or self._tasks is None:
             async with claim:
-                # With this outcome the end of the block frees the key.
-                claim.outcome = UNUSED
+                # The end of the block then frees the key.
+                claim.to_record = UNUSED
             raise NotAdmitted(503, refusal or "this replica is leaving; retry after 1 s", retry_after=1)
         reply_future: asyncio.Future[ProviderReply] = asyncio.get_running_loop().create_future()
         self._delivery_count += 1
@@ -160,13 +160,13 @@ class MessageIntake:
         self._metrics.in_flight.inc()
         try:
             async with asyncio.timeout(time_limit_s):
-                reply = await self._deliver_and_set_outcome(message, claim)
+                reply = await self._deliver_for_claim(message, claim)
             # A client that has hung up has cancelled the future.
             if not reply_future.done():
                 reply_future.set_result(reply)
         except TimeoutError:
             self._fail_unless_done(
-                reply_future, Undelivered(504, f"not delivered within {time_limit_s:.0f} s", reason="deadline")
+                reply_future, Undelivered(504, f"not delivered within {time_limit_s:.0f} s", metrics_label="deadline")
             )
         except Exception as error:
             self._fail_unless_done(reply_future, error)
@@ -176,7 +176,7 @@ class MessageIntake:
             self._delivery_count -= 1
             self._metrics.in_flight.dec()
 
-    async def _deliver_and_set_outcome(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
+    async def _deliver_for_claim(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
         """Deliver, and set what the claim records: the answer, or that no provider has the message.
 
         After a cancellation, a time-out or an unexpected error nothing is set, and the claim stays as it is: see
@@ -187,9 +187,9 @@ class MessageIntake:
                 reply = await self.delivery.deliver(message, claim)
             except (Undelivered, MeshError) as error:
                 # `Delivery` sets `may_have_arrived` when a provider has or may have the message.
-                claim.outcome = _failure_answer(error) if message.may_have_arrived else UNUSED
+                claim.to_record = _failure_answer(error) if message.may_have_arrived else UNUSED
                 raise
-            claim.outcome = {"status": 200, "provider": reply.provider, "response": reply.response}
+            claim.to_record = {"status": 200, "provider": reply.provider, "response": reply.response}
             return reply
 
     def _fail_unless_done(self, reply_future: asyncio.Future[ProviderReply], error: Exception) -> None:
@@ -197,7 +197,7 @@ class MessageIntake:
         if reply_future.done():
             return
         if isinstance(error, Undelivered):
-            self._metrics.undelivered.labels(error.reason).inc()
+            self._metrics.undelivered.labels(error.metrics_label).inc()
         reply_future.set_exception(error)
 
     def _longest_delivery_s(self, max_wait_ms: int) -> float:

@@ -122,7 +122,7 @@ class ProviderClient:
             follow_redirects=False,
             # No proxy from the environment: messages go straight to the configured URL.
             trust_env=False,
-            # Certificates take 17 ms to load. Without redirects, an address of plain HTTP never needs them.
+            # Certificates take 17 ms to load. Without redirects, a URL of plain HTTP never needs them.
             verify=urlsplit(url).scheme != "http",
         )
 

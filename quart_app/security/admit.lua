@@ -9,12 +9,12 @@
 -- ARGV     length of a window in ms, bound of a source, bound of an account for one source or device,
 --          bound of an account for everybody, 1 if the device is known
 -- Returns {ms until the next attempt (0: admitted), 1 if a counter has reached its bound with this attempt,
---          positions (in KEYS) of the counters that were charged}.
+--          numbers (in KEYS) of the counters that were charged}.
 local known_key, source_key, known_source_key, pair_key, account_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local window_ms, source_bound, pair_bound, account_bound = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_known_device = ARGV[5] == '1'
 
--- The counters that this attempt is charged to, each as {key, bound, position of the key}.
+-- The counters that this attempt is charged to, each as {key, bound, number of the key}.
 local counters = { { pair_key, pair_bound, 4 } }
 if not is_known_device then
   if redis.call('EXISTS', known_key) == 1 then
@@ -36,7 +36,7 @@ end
 if wait_ms > 0 then return { wait_ms, 0 } end
 
 local is_last = 0
--- The second element gets `is_last` below, and the positions follow.
+-- The second element gets `is_last` below, and the numbers of the keys follow.
 local reply = { 0, 0 }
 for _, counter in ipairs(counters) do
   local attempt_count = redis.call('INCR', counter[1])

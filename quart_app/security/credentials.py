@@ -46,8 +46,8 @@ IPV6_PREFIX_BITS = 64
 #: now stays known, and may guess beyond the bound for strangers. With a shorter time, an owner who rarely logs in
 #: counts as a stranger.
 KNOWN_MS = 30 * 86_400_000
-#: The position, among the keys of the scripts (`_keys`, from 1 on), of the counter `account`. Only strangers use it.
-_POSITION_OF_ACCOUNT = 5
+#: The number, among the keys of the scripts (`_keys`, from 1 on), of the counter `account`. Only strangers use it.
+_ACCOUNT_KEY_NUMBER = 5
 
 
 class TooManyAttempts(Busy):
@@ -75,16 +75,16 @@ class Limits:
 class Attempt:
     """An admitted attempt."""
 
-    #: the keys of the scripts, and the positions among them (from 1 on) of the counters that were charged
+    #: the keys of the scripts, and the numbers (from 1 on) of those among them whose counters were charged
     keys: tuple[str, ...]
-    charged_positions: tuple[int, ...]
+    charged_key_numbers: tuple[int, ...]
     #: whether it was the last attempt that a counter allows in its window: if it fails, the next ones are refused
     is_last: bool
 
     @property
     def is_known(self) -> bool:
         """Whether it comes from a device or a source that logged in to this account before."""
-        return _POSITION_OF_ACCOUNT not in self.charged_positions
+        return _ACCOUNT_KEY_NUMBER not in self.charged_key_numbers
 
 
 class CredentialLimiter:
@@ -110,12 +110,12 @@ class CredentialLimiter:
             int(device_id is not None),
         ]
         try:
-            wait_ms, is_last, *positions = await ADMIT.run(self._redis, keys, *arguments)
+            wait_ms, is_last, *key_numbers = await ADMIT.run(self._redis, keys, *arguments)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
         if wait_ms:
             raise _too_many_attempts("too many wrong passwords", int(wait_ms))
-        return Attempt(keys, tuple(int(position) for position in positions), bool(is_last))
+        return Attempt(keys, tuple(int(number) for number in key_numbers), bool(is_last))
 
     async def excuse(self, attempt: Attempt) -> None:
         """Take back what an attempt was charged and remember its source, because its password was right."""
@@ -151,7 +151,7 @@ class CredentialLimiter:
     async def _take_charge_back(self, attempt: Attempt, known_ms: int) -> None:
         """Take the charge back. If `known_ms` is not 0, the account knows the source for this time."""
         try:
-            await EXCUSE.run(self._redis, attempt.keys, known_ms, *attempt.charged_positions)
+            await EXCUSE.run(self._redis, attempt.keys, known_ms, *attempt.charged_key_numbers)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
 

@@ -42,7 +42,7 @@ async def test_an_answer_is_given_again(shared: Redis) -> None:
     """The answer has the id of the first message, and is given as long as answers are kept."""
     async with await claimed(keys(shared)) as claim:
         assert await claim.begin_sending()
-        claim.outcome = ANSWER
+        claim.to_record = ANSWER
     assert await keys(shared).claim("u", "k", b"body", "m2", 0) == Finished("m1", ANSWER)
     assert 0 < await shared.pttl(claim.redis_key) <= 60_000
 
@@ -51,7 +51,7 @@ async def test_another_body_with_the_key_is_a_conflict(shared: Redis) -> None:
     """There is a conflict in progress and afterwards; the key of another user is another key."""
     async with await claimed(keys(shared)) as claim:
         assert await keys(shared).claim("u", "k", b"other", "m2", 0) == OtherBody()
-        claim.outcome = ANSWER
+        claim.to_record = ANSWER
     assert await keys(shared).claim("u", "k", b"other", "m2", 0) == OtherBody()
     assert isinstance(await keys(shared).claim("v", "k", b"other", "m2", 0), KeyClaim)
 
@@ -59,7 +59,7 @@ async def test_another_body_with_the_key_is_a_conflict(shared: Redis) -> None:
 async def test_an_unused_key_is_free_again(shared: Redis) -> None:
     """No provider has the message, so the key may have another body."""
     async with await claimed(keys(shared)) as claim:
-        claim.outcome = UNUSED
+        claim.to_record = UNUSED
     assert await claimed(keys(shared), "m2", b"other")
 
 
@@ -96,7 +96,7 @@ async def test_an_owner_that_died_before_sending_is_replaced(shared: Redis) -> N
     assert await second.begin_sending()
     for outcome in (ANSWER, UNUSED):
         async with first:
-            first.outcome = outcome
+            first.to_record = outcome
     assert await keys(shared).claim("u", "k", b"body", "m3", 0) == InProgress()
 
 
@@ -141,7 +141,7 @@ async def test_an_answer_that_cannot_be_kept_at_first_is_tried_again(
 
     monkeypatch.setattr(IdempotencyKeys, "finish", fail_twice)
     async with await claimed(keys(shared)) as claim:
-        claim.outcome = ANSWER
+        claim.to_record = ANSWER
     assert await keys(shared).claim("u", "k", b"body", "m2", 0) == Finished("m1", ANSWER)
 
 
@@ -149,4 +149,4 @@ async def test_a_message_without_a_key_is_its_own() -> None:
     """Nothing is stored for a message without a key."""
     async with ClaimWithoutKey() as claim:
         assert await claim.begin_sending()
-        claim.outcome = ANSWER
+        claim.to_record = ANSWER

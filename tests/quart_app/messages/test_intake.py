@@ -137,7 +137,7 @@ async def test_a_failure_is_kept_only_if_a_provider_may_have_the_message(arrived
     async def fail(message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
         assert await claim.begin_sending()
         message.may_have_arrived = arrived
-        raise Undelivered(502, "no answer", reason="unknown")
+        raise Undelivered(502, "no answer", metrics_label="unknown")
 
     async with scene() as it:
         it.step(fail)
