@@ -20,8 +20,8 @@ Neither attack locks the owner out: strangers never use up the attempts of a kno
     shared:credentials:account:{account}            counter, PX  attempts of strangers on one account
     shared:credentials:registrations:{source}       counter, PX  new accounts
 
-Both `source` and `known-source` have the bound `Limits.source_attempts`. A key names an account by a hash, so that no
-key shows an e-mail address.
+PX: the key expires. Both `source` and `known-source` have the bound `Limits.most_per_source`. A key names an account by
+a hash, so that no key shows an e-mail address.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ class Limits:
     """The most attempts within one window (this is no limit of the glossary). Successful attempts do not count."""
 
     #: of one source or one device on one account
-    pair_attempts: int = 10
+    most_per_pair: int = 10
     #: how long each counter lives after its first attempt
     window_s: float = 300
     #: of one source on all accounts that know it, and also on all that do not know it. A source may be an office behind
     #: one address, or an attacker who tries many accounts
-    source_attempts: int = 50
+    most_per_source: int = 50
     #: of all strangers together on one account. 100 in 300 s are 28,800 guesses a day; a good password needs millions
-    account_attempts: int = 100
+    most_per_account: int = 100
     #: new accounts of one source; each costs a hash and stays in Redis
-    registrations: int = 200
+    most_registrations: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,14 @@ class CredentialLimiter:
 
         `account` is an e-mail address in normal form ("" for an invalid one), or for Basic authentication the name of a
         login. Callers make the normal form (`normal_email`). `device_id` is that of a device that the account knows,
-        proved by its cookie; None: of no such device.
+        proved by its cookie; None: of no such device. `address` is the network address of the client.
         """
         limits, keys = self._limits, _keys(account, source_of(address), device_id)
         arguments = [
             round(limits.window_s * 1000),
-            limits.source_attempts,
-            limits.pair_attempts,
-            limits.account_attempts,
+            limits.most_per_source,
+            limits.most_per_pair,
+            limits.most_per_account,
             int(device_id is not None),
         ]
         try:
@@ -137,7 +137,7 @@ class CredentialLimiter:
                 registration_count, _, window_left_ms = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
-        if registration_count > self._limits.registrations:
+        if registration_count > self._limits.most_registrations:
             raise _too_many_attempts("too many new accounts from this address", window_left_ms)
 
     async def remember(self, account: str, address: str | None) -> None:

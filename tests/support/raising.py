@@ -65,7 +65,7 @@ async def main() -> None:
     assert service.lifespan is not None
     auth = BasicAuth("grades", "grades", SecretStr(BASIC_PASSWORD))
     auth.open(
-        CredentialLimiter(replica.shared, Limits(pair_attempts=1000, source_attempts=1000)), Audit(replica.shared)
+        CredentialLimiter(replica.shared, Limits(most_per_pair=1000, most_per_source=1000)), Audit(replica.shared)
     )
     guarded = Blueprint("guarded", __name__)
 

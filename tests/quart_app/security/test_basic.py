@@ -33,7 +33,7 @@ class Site:
         self.app.add_url_rule("/backup", "backup", self.backup)
 
     def open(self, redis: Redis) -> Site:
-        limits = Limits(pair_attempts=5, source_attempts=8)
+        limits = Limits(most_per_pair=5, most_per_source=8)
         self.auth.open(CredentialLimiter(redis, limits), Audit(redis))
         return self
 

@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from mesh.errors import Unavailable
 from quart_app.security.credentials import Attempt, CredentialLimiter, Limits, TooManyAttempts, source_of
 
-LIMITS = Limits(pair_attempts=3, window_s=60, source_attempts=5, account_attempts=7, registrations=2)
+LIMITS = Limits(most_per_pair=3, window_s=60, most_per_source=5, most_per_account=7, most_registrations=2)
 ANN, OFFICE, ATTACKER = "ann@example.com", "192.0.2.1", "203.0.113.9"
 
 
@@ -39,7 +39,7 @@ async def test_one_source_does_not_spray_one_password_over_all_accounts(shared: 
     """Guesses at invented accounts count, too."""
     limiter = CredentialLimiter(shared, LIMITS)
     attempts = [await admitted(limiter, 1, f"user-{number}@example.com") for number in range(300)]
-    assert sum(map(len, attempts)) == LIMITS.source_attempts
+    assert sum(map(len, attempts)) == LIMITS.most_per_source
 
 
 async def test_a_source_that_logged_in_before_gets_in(shared: Redis) -> None:
@@ -74,7 +74,7 @@ async def test_many_sources_do_not_guess_many_passwords_of_one_account(shared: R
     """All strangers together have so many attempts."""
     limiter = CredentialLimiter(shared, LIMITS)
     attempts = [await admitted(limiter, 3, ANN, f"203.0.113.{number}") for number in range(50)]
-    assert sum(map(len, attempts)) == LIMITS.account_attempts
+    assert sum(map(len, attempts)) == LIMITS.most_per_account
 
 
 async def test_sources_known_to_accounts_are_bounded_together(shared: Redis) -> None:
@@ -84,14 +84,14 @@ async def test_sources_known_to_accounts_are_bounded_together(shared: Redis) -> 
     for account in accounts:
         await limiter.excuse(await limiter.admit(account, OFFICE))
     attempts = [await admitted(limiter, 1, account, OFFICE) for account in accounts]
-    assert sum(map(len, attempts)) == LIMITS.source_attempts
+    assert sum(map(len, attempts)) == LIMITS.most_per_source
 
 
 async def test_attempts_at_the_same_time_are_charged_before_they_are_known_to_be_wrong(shared: Redis) -> None:
     """Parallel guesses gain nothing."""
     limiter = CredentialLimiter(shared, LIMITS)
     outcomes = await asyncio.gather(*(limiter.admit(ANN, ATTACKER) for _ in range(50)), return_exceptions=True)
-    assert sum(isinstance(outcome, Attempt) for outcome in outcomes) == LIMITS.pair_attempts
+    assert sum(isinstance(outcome, Attempt) for outcome in outcomes) == LIMITS.most_per_pair
 
 
 async def test_a_right_password_costs_nothing_and_starts_anew(shared: Redis) -> None:
@@ -106,7 +106,7 @@ async def test_a_right_password_costs_nothing_and_starts_anew(shared: Redis) -> 
     for number in range(20):
         sprayed += len(await admitted(limiter, 1, f"user-{number}@example.com"))
         await limiter.excuse(await limiter.admit("own@example.com", ATTACKER)) if number < 4 else None
-    assert sprayed == LIMITS.source_attempts
+    assert sprayed == LIMITS.most_per_source
 
 
 async def test_an_attempt_that_was_not_compared_is_given_back(shared: Redis) -> None:
@@ -119,7 +119,7 @@ async def test_an_attempt_that_was_not_compared_is_given_back(shared: Redis) -> 
 
 async def test_a_window_ends(shared: Redis) -> None:
     """Giving an attempt back after the window leaves no counter without an expiry."""
-    limiter = CredentialLimiter(shared, Limits(pair_attempts=1, window_s=0.2))
+    limiter = CredentialLimiter(shared, Limits(most_per_pair=1, window_s=0.2))
     attempt = await limiter.admit(ANN, ATTACKER)
     with pytest.raises(TooManyAttempts):
         await limiter.admit(ANN, ATTACKER)
