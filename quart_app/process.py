@@ -132,7 +132,7 @@ class Process:
         grace_s = self._settings.max_wait_ms / 1000 + 1
         public, private = self._app.public, self._app.private
 
-        # The private port closes without this wait: no client sends requests there.
+        # Only the public port stops in this way: no client has a connection to the private one.
         async def stop_public() -> None:
             await self._must_close_http.wait()
             # Not `sockets.common`: the refusal would hold for the other replicas that accept from this socket, too.
@@ -179,7 +179,7 @@ class Process:
             await asyncio.sleep(self._drain_ms / 1000)
         self._must_close_http.set()
         self._ready_or_leaving.set()
-        # The membership ends when both ports are closed: see `_serve_until_closed`. Nobody cancels it here.
+        # A membership that was not cancelled ends when both ports are closed: see `_serve_until_closed`.
         await http_task
 
     async def _keep_membership(self, sockets: Sockets) -> None:
