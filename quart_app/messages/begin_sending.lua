@@ -6,8 +6,8 @@
 local claim_key = KEYS[1]
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
--- stored[1] is the owner, stored[2] the state, and stored[3] until when the owner may work (ms). An owner that is sending
--- already may begin again: after the free provider it tries the paid one.
+-- stored[1] is the owner, stored[2] the state, and stored[3] until when the owner may work (ms). An owner that is
+-- sending already may begin again: after the free provider it tries the paid one.
 local stored = redis.call('HMGET', claim_key, 'owner', 'state', 'until_ms')
 if stored[1] ~= ARGV[1] or stored[2] == 'done' or tonumber(stored[3]) <= now_ms then return 0 end
 redis.call('HSET', claim_key, 'state', 'sending')
