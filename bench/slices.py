@@ -30,7 +30,7 @@ def advance(factoring: Factoring, seconds_left: float, sieve_bits: int) -> Slice
     begun_s, cpu_s = time.monotonic(), time.process_time()
     reached = child.advance(factoring, seconds_left, sieve_bits)
     first, last = factoring.composites[0].curves, reached[0].composites[0].curves
-    work = sum(map(curves.bound, range(first + 1, last + 1)))
+    work = sum(map(curves.b1_bound, range(first + 1, last + 1)))
     with Path(os.environ[FILE]).open("a") as lines:
         lines.write(f"{begun_s} {time.monotonic()} {time.process_time() - cpu_s} {work}\n")
     return reached

@@ -79,9 +79,9 @@ async def pools(stack: AsyncExitStack, kit: MeshKit, replicas: int, processes: i
             return joined[place]
 
         metrics = FactorMetrics(CollectorRegistry())
-        pool = FactorPool(processes=processes, metrics=metrics, helpers=help.Helpers(here))
+        pool = FactorPool(processes=processes, metrics=metrics, help_from_others=help.HelpFromOthers(here))
         opened.append(await stack.enter_async_context(pool))
-        joined.append((await kit.start(help.operations(pool.helper, processes, here), class_="A")).replica)
+        joined.append((await kit.start(help.help_worker(pool.help_for_others, processes, here), class_="A")).replica)
     return opened
 
 
@@ -103,7 +103,7 @@ async def measured(replicas: int, processes: int, lines: Path) -> Found:
         # Start the processes.
         await compute(first, posted, 1)
         for other in others:
-            await other.helper.share(Factoring(posted, (), (Composite(posted),)), processes, 0.2)
+            await other.help_for_others.share(Factoring(posted, (), (Composite(posted),)), processes, 0.2)
         await asyncio.sleep(2)
         begun_s = time.monotonic()
         await compute(first, posted, SECONDS)

@@ -23,7 +23,8 @@ Slice = tuple[Factoring, str | None]
 #: About how long a slice of curves takes. The pool learns only after a slice how far the computation is, and a process
 #: that dies loses the work of its slice. Each slice costs a call into a process.
 SLICE_S = 0.5
-#: How long after the deadline the system kills a process that still computes, in case the pool is gone.
+#: How long after the deadline the system kills a process that still computes, in case the pool is gone. The pool itself
+#: kills it at the deadline, if it lives.
 GRACE_S = 5.0
 
 #: The option of prctl(2), as in `quart_app.local.spawning`, which this module does not import to stay small.
@@ -77,6 +78,6 @@ def _with_alarm(work: Callable[[], Factoring], seconds_left: float) -> Slice:
     signal.setitimer(signal.ITIMER_REAL, max(seconds_left, 0) + GRACE_S)
     try:
         factoring = work()
-        return factoring, factoring.factors() if factoring.done else None
+        return factoring, factoring.checked_factors() if factoring.done else None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -12,7 +12,7 @@ from quart_app.values.factorise import Factoring
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a computation is. Times are in seconds; `estimate_s` is None if no sieve can end the computation.
+    """How far a computation is. `estimate_s` is the expected time to its end; None if nobody can tell.
 
     `factors` are the primes found so far as text, and `unfactored` the composites that are left. `waiting` is the
     number of callers, and `curves` is the number of curves that were run on the smallest composite.
@@ -30,7 +30,7 @@ class Progress:
 
 @dataclass(slots=True, eq=False)
 class Computation:
-    """The factorisation of one number, for all of its callers."""
+    """The factorisation of one number, for all of its callers. The pool makes it and changes its fields."""
 
     number: int
     #: None if a process has to do the cheap steps, until it has done them
@@ -39,15 +39,16 @@ class Computation:
     begun_s: float
     deadline_s: float
     #: gets the factors as text, or the error, for all callers
-    found_factors: asyncio.Future[str]
-    #: whether a job began it. If it is hard, it then goes into the lane "patient"
+    factors_future: asyncio.Future[str]
+    #: whether a job began it; if the number is hard, it then goes into the lane "patient"
     patient: bool
     #: a `Stage` of the engine, or "waiting" before the first one
     stage: str = "waiting"
     #: how many callers wait
-    waiting: int = 0
-    #: whether the number is hard, so that it goes into the lane "hard" or "patient"; the pool decides it
-    hard: bool = False
+    caller_count: int = 0
+    #: whether the number goes into the lane "hard" or "patient"; the pool sets this
+    is_hard: bool = False
+    #: the pool's task that computes; it is cancelled when the last caller has left
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     #: the latest estimate of the engine (s), and the `time.monotonic()` at which it was made (s)
@@ -59,7 +60,7 @@ class Computation:
         While the engine's estimate stays the same, the time that has passed meanwhile is subtracted from it.
         """
         factoring = self.factoring
-        estimate_s = math.inf if factoring is None else engine.seconds(factoring, sieve_bits)
+        estimate_s = math.inf if factoring is None else engine.expected_seconds(factoring, sieve_bits)
         if estimate_s != self._estimated[0]:
             self._estimated = (estimate_s, now_s)
         return max(0.0, estimate_s - (now_s - self._estimated[1]))
@@ -73,8 +74,8 @@ class Computation:
             stage=self.stage,
             elapsed_s=round(now_s - self.begun_s, 3),
             estimate_s=None if math.isinf(left_s) else round(left_s, 3),
-            waiting=self.waiting,
-            factors=factoring.known() if factoring else "",
+            waiting=self.caller_count,
+            factors=factoring.known_factors() if factoring else "",
             unfactored=[composite.value for composite in factoring.composites] if factoring else [self.number],
             curves=factoring.composites[0].curves if factoring and factoring.composites else 0,
         )

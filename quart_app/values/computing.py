@@ -17,7 +17,8 @@ from quart_app.values.pool import FactorPool
 #: A value is hard if it is expected to take at least this long. For a faster value, a request of its own is not worth
 #: the two round trips that such a request costs.
 HARD_S = 0.05
-#: A computation ends this long before the deadline, so that its answer arrives in time.
+#: A computation ends this long before the deadline, so that its answer arrives in time. With less, a busy replica's
+#: answer comes late; more takes time from the computation.
 MARGIN_S = 0.25
 #: How many results are kept. A request that runs again after a conflict takes its results from here. With fewer, it may
 #: have to compute again; more take more memory.
@@ -30,34 +31,34 @@ SHOWN_FACTS = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 class Computing:
     """Finds factors for handlers, and keeps those of the last computations.
 
-    `replica` is a function that returns the present membership, because another one may follow.
+    `current_replica` returns the present membership, because another one may follow.
     """
 
-    def __init__(self, replica: Callable[[], Replica], pool: FactorPool) -> None:
-        self._replica = replica
+    def __init__(self, current_replica: Callable[[], Replica], pool: FactorPool) -> None:
+        self._current_replica = current_replica
         self._pool = pool
         #: the factors by request id and value, the oldest first
         self._finished_factors: OrderedDict[tuple[str, str], str] = OrderedDict()
 
-    async def small(self, values: Sequence[str]) -> list[str]:
+    async def factorise_small(self, values: Sequence[str]) -> list[str]:
         """Return the factors of values below 2^64."""
         return await self._pool.factorise_small([int(value) for value in values])
 
-    async def at_once(self, value: str) -> str | None:
+    async def factorise_quickly(self, value: str) -> str | None:
         """Return the factors of a value if the cheap steps find them on the event loop, else None."""
-        return await self._pool.at_once(int(value))
+        return await self._pool.factorise_quickly(int(value))
 
     def is_hard(self, value: str) -> bool:
-        """Return whether a value is expected to take long. Only for values that `at_once` does not factor."""
+        """Return whether a value is expected to take long. Only for values that `factorise_quickly` does not factor."""
         return self._pool.expected_s(int(value)) >= HARD_S
 
-    async def large(self, value: str, request: Request) -> str:
+    async def factorise_large(self, value: str, request: Request) -> str:
         """Return the factors of a value from 2^64 on. Raises Busy, DeadlineExceeded, Unavailable."""
         kept_factors = self._finished_factors.get((request.id, value))
         if kept_factors is not None:
             return kept_factors
         number = int(value)
-        quick_factors = await self._pool.at_once(number)
+        quick_factors = await self._pool.factorise_quickly(number)
         return await self._compute(value, number, request) if quick_factors is None else quick_factors
 
     def progress(self, value: str) -> dict[str, Any] | None:
@@ -89,7 +90,7 @@ class Computing:
     def _left_s(self, request: Request) -> float:
         """Return how many seconds a computation for this request may take."""
         deadline = deadline_of(request)
-        # A request without a deadline, such as a replayed dead letter, gets an hour.
+        # A request without a deadline, such as a replayed dead letter, gets the time of the largest sieve: an hour.
         if deadline == NEVER:
             return 3600.0
-        return (deadline - self._replica().now_ms()) / 1000 - MARGIN_S
+        return (deadline - self._current_replica().now_ms()) / 1000 - MARGIN_S

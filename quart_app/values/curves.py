@@ -2,9 +2,9 @@
 
 python-flint offers curves only through `factor_smooth`. That function starts from the same seed at each call, so a
 second call repeats the curves of the first. It also proves that each factor is prime, and returns only after its last
-curve. FLINT's C function `fmpz_factor_ecm` runs one curve, with any bounds and any seed. This module calls it directly,
-in the library that python-flint's wheel contains. So each factor is known as soon as its curve has found it, even just
-before a deadline.
+curve. FLINT's C function `fmpz_factor_ecm` can run one curve, with any bounds and any seed. This module calls it
+directly, in the library that python-flint's wheel contains. So each factor is known as soon as its curve has found it,
+even just before a deadline.
 
 A curve has two stages, with the bounds B1 and B2: higher bounds find larger factors, and take longer. The bounds need
 no table: the i-th curve has B1 = 50·i and B2 = 50·B1. The expected work to find a factor of 12 to 25 digits is at
@@ -24,31 +24,30 @@ import secrets
 from functools import cache
 from importlib import metadata
 
-#: B1 and B2 are the bounds of the two stages of a curve: a curve finds a prime factor if the order of its group modulo
-#: this factor is a product of primes up to B1 and at most one more up to B2. Larger bounds find larger factors, slower.
-#: The i-th curve has B1 = i · B1_STEP and B2 = B1 · B2_RATIO.
+#: A curve finds a prime factor if the order of its group modulo this factor is a product of primes up to B1 and at most
+#: one more up to B2. The i-th curve has B1 = i · B1_STEP and B2 = B1 · B2_RATIO.
 B1_STEP = 50
 B2_RATIO = 50
 
-#: The least B1. A curve with a smaller B1 takes as long, because most of its time goes into the set-up of the curve.
+#: The least B1. A curve with a smaller B1 would take as long, because most of its time goes into its set-up.
 _LEAST_B1 = 60
 
-#: Memory for a `flint_rand_t`. It takes 24 bytes in FLINT 3, and may take more in a later release.
+#: Memory for FLINT's random state (`flint_rand_t`). It takes 24 bytes in FLINT 3, and may take more in a later release.
 _RANDOM_STATE_BYTES = 512
 
 
-def bound(index: int) -> int:
-    """Return the bound B1 of the curve with this index, counted from 1. A larger bound finds larger factors, slower."""
+def b1_bound(index: int) -> int:
+    """Return the bound B1 of the curve with this index, counted from 1."""
     return max(_LEAST_B1, B1_STEP * index)
 
 
-def curve(number: int, index: int) -> int | None:
-    """Run the curve with this index (see `bound`) on a composite number. Return a proper divisor, or None.
+def run_curve(number: int, index: int) -> int | None:
+    """Run the curve with this index (see `b1_bound`) on a composite number. Return a proper divisor, or None.
 
     A proper divisor is neither 1 nor the number. It may be composite.
     """
     flint = _library()
-    b1 = bound(index)
+    b1 = b1_bound(index)
     with _Integer(flint, number) as composite, _Integer(flint, 0) as divisor:
         has_divisor = flint.fmpz_factor_ecm(
             divisor.reference, 1, b1, B2_RATIO * b1, _random_state(), composite.reference

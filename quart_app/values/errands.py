@@ -34,11 +34,11 @@ FindProgress = Callable[[str], dict[str, Any] | None]
 class Errands:
     """Finds out which requests are errands: `of` returns the errand of a request.
 
-    `replica` is a function that returns the present membership, because another one may follow.
+    `current_replica` returns the present membership, because another one may follow.
     """
 
-    def __init__(self, replica: Callable[[], Replica], find_progress: FindProgress) -> None:
-        self._replica = replica
+    def __init__(self, current_replica: Callable[[], Replica], find_progress: FindProgress) -> None:
+        self._current_replica = current_replica
         self.find_progress = find_progress
 
     async def of(self, request: Request) -> Errand | None:
@@ -47,7 +47,7 @@ class Errands:
         id = request.body.get("job")
         if id is None:
             return None
-        replica = self._replica()
+        replica = self._current_replica()
         next_items_field = f"work:{replica.cls}:{request.body.get('next')}"
         created, next_items = await replica.store().shared.hmget(JOB + id, "created", next_items_field)
         if created is None:

@@ -31,7 +31,7 @@ SIEVE_TIMES = (
 )
 
 #: (bits, seconds): how long a curve takes for each unit of its bound B1 (see `curves`).
-CURVE_UNIT = ((64, 1.2e-6), (133, 1.6e-6), (200, 1.9e-6), (333, 2.7e-6), (500, 4.0e-6), (666, 5.6e-6), (1000, 1.1e-5))
+UNIT_TIMES = ((64, 1.2e-6), (133, 1.6e-6), (200, 1.9e-6), (333, 2.7e-6), (500, 4.0e-6), (666, 5.6e-6), (1000, 1.1e-5))
 
 #: How long curves may run before the sieve, as a share of the sieve's time. More curves find more of the small factors,
 #: which saves the sieve. If the number has no small factor, the factorisation takes that much longer.
@@ -45,21 +45,21 @@ def sieve_seconds(bits: int) -> float:
 
 def curve_seconds(bits: int, index: int) -> float:
     """Return the expected time of the curve with this index for a composite of this size."""
-    return _interpolated(CURVE_UNIT, bits) * curves.bound(index)
+    return _interpolated(UNIT_TIMES, bits) * curves.b1_bound(index)
 
 
-def curves_worth(bits: int) -> int:
-    """Return how many curves to run before the sieve.
+def curve_count_before_sieve(bits: int) -> int:
+    """Return how many curves to run on a composite of this size before the sieve.
 
-    The i-th curve has B1 = a·i, and takes B1 units of the table CURVE_UNIT. So k curves take a + 2a + … + ka, about
-    a·k²/2 units.
+    The i-th curve has B1 = a·i (a is B1_STEP), and takes B1 units of the table UNIT_TIMES. So k curves take
+    a + 2a + … + ka, about a·k²/2 units.
     """
-    units = CURVES_SHARE * sieve_seconds(bits) / _interpolated(CURVE_UNIT, bits)
+    units = CURVES_SHARE * sieve_seconds(bits) / _interpolated(UNIT_TIMES, bits)
     return int(math.sqrt(2 * units / curves.B1_STEP))
 
 
 def _interpolated(points: tuple[tuple[int, float], ...], bits: int) -> float:
-    """Return the value at `bits`, interpolated between the logarithms of the values; extrapolated at both ends."""
+    """Return the seconds at `bits`, interpolated between the logarithms of the seconds; extrapolated at both ends."""
     upper = min(max(bisect_right(points, bits, key=lambda point: point[0]), 1), len(points) - 1)
     (low_bits, low_s), (high_bits, high_s) = points[upper - 1], points[upper]
     fraction = (bits - low_bits) / (high_bits - low_bits)

@@ -24,7 +24,7 @@ from mesh.raw import Body, Effects, Filter, Request, Store, Worker
 from quart_app.values import hard_values
 from quart_app.values import store as records  # a variable `store` is a `mesh.raw.Store`
 from quart_app.values.errands import Errand, Errands
-from quart_app.values.hard_values import APART, HARD
+from quart_app.values.hard_values import KNOWS_LANES, HARD
 from quart_app.values.jobs import ADMIT, DELETE, PUT, WRITE_FIELDS, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
@@ -35,13 +35,13 @@ from quart_app.values.store import Place, Record
 class Factoriser(Protocol):
     """Finds the factors of values, as text (see `notation`). The class `Computing` is one."""
 
-    async def small(self, values: Sequence[str]) -> list[str]:
+    async def factorise_small(self, values: Sequence[str]) -> list[str]:
         """Return the factors of values below 2^64."""
 
-    async def at_once(self, value: str) -> str | None:
+    async def factorise_quickly(self, value: str) -> str | None:
         """Return the factors of a larger value if a quick attempt finds them, else None."""
 
-    async def large(self, value: str, request: Request) -> str:
+    async def factorise_large(self, value: str, request: Request) -> str:
         """Return the factors of a larger value."""
 
     def is_hard(self, value: str) -> bool:
@@ -59,7 +59,7 @@ FIND_EACH = "values.find_each"
 TEXT = "text"
 
 
-class Item(NamedTuple):
+class PutItem(NamedTuple):
     """One value of a put, and the place of its record when the handler looked it up; None if it had no record."""
 
     value: str
@@ -74,15 +74,15 @@ class Decision:
     """What a put does with each of its items."""
 
     #: items whose records this replica writes
-    here: list[Item]
+    here: list[PutItem]
     #: by value: the records that this database already has of the items `here`
     existing: dict[str, Record]
     #: by value: the factors of all items `here`, and perhaps of others
     factors: dict[str, str]
     #: by the address of a holder of this class: the items whose expiry this holder refreshes
-    elsewhere: list[tuple[Address, list[Item]]]
-    #: hard items; each gets a request of its own
-    apart: list[Item]
+    elsewhere: list[tuple[Address, list[PutItem]]]
+    #: items whose values are hard, or may be; each gets a request of its own
+    apart: list[PutItem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,14 @@ class _Handlers:
     factoriser: Factoriser
     errands: Errands
     pace: Pace
-    #: these two functions are described at `handlers`
-    store_room: Callable[[int], None]
+    #: these two functions are described at `values_worker`
+    take_room: Callable[[int], None]
     current_filters: Callable[[], Sequence[Filter]]
 
     async def put(self, request: Request, store: Store, transaction: Effects) -> Body | None:
         """Store values here or at their holders. Reply with the factors of those stored here.
 
-        The reply has null for the values that the caller has to put again.
+        The reply has null for the values that the caller has to put again. An errand has no caller, and gets no reply.
         """
         try:
             errand = await self.errands.of(request)
@@ -109,16 +109,16 @@ class _Handlers:
         except Gone:
             return None
         decision = await self._decide_and_take_room(request, store)
-        # APART in a body: the caller knows lanes, and itself puts the items again that get null in the reply.
-        to_put_again, apart_field = [], {APART: True} if APART in request.body else {}
+        # With KNOWS_LANES in its body, the caller itself puts the items again that get null in the reply.
+        to_put_again, knows_lanes_field = [], {KNOWS_LANES: True} if KNOWS_LANES in request.body else {}
         for address, items in decision.elsewhere:
             if request.op == HARD:
                 # A request in a lane has a limit, so it cannot be forwarded. Its caller puts these items again.
                 to_put_again += items
             else:
-                transaction.forward(address, {"items": _as_body_items(items), **apart_field})
+                transaction.forward(address, {"items": _as_body_items(items), **knows_lanes_field})
         for item in decision.apart:
-            if apart_field:
+            if knows_lanes_field:
                 to_put_again.append(item)
             else:
                 # A caller of an earlier release does not know lanes, so the hard value gets a plain put of its own.
@@ -131,18 +131,19 @@ class _Handlers:
     async def _decide_and_take_room(self, request: Request, store: Store) -> Decision:
         """Decide what a put does, and count the bytes that it will store. Raises Busy if there is no room for them."""
         decision = await _decide(request, store, self.factoriser, self.pace)
-        # The caller builds its transaction without a pause, so other tasks get the event loop here.
+        # The methods that call this build their transactions without a pause, so other tasks get the event loop here.
         await self.pace()
         new_values = [item.value for item in decision.here if item.value not in decision.existing]
         if new_values:
-            self.store_room(sum(records.record_bytes(value, decision.factors[value]) for value in new_values))
+            self.take_room(sum(records.record_bytes(value, decision.factors[value]) for value in new_values))
         return decision
 
     async def _do_errand(self, errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
         """Do a put that belongs to a job, and store the outcome in the job. Raises Gone if the job was deleted."""
         is_on_database_stream = request.stream == Database(store.database).stream
         try:
-            # On a database's stream, a request that waited for room would hold up all requests behind it.
+            # On a database's stream, a request that waited for room would hold up all requests behind it. So the errand
+            # does not wait there: without room, it goes to the class (see `except Busy`).
             work = (
                 self._decide_and_take_room(request, store)
                 if is_on_database_stream
@@ -162,7 +163,7 @@ class _Handlers:
         for address, items in decision.elsewhere:
             transaction.send(address, PUT, errand.part(_as_body_items(items)), deadline=deadline)
         # If the step consists of one hard value, the request in the value's lane ends this step, and sends the next
-        # step.
+        # step. Any other step ends here, and does not wait for its requests in lanes.
         is_step_over = len(request.body["items"]) > 1 or not decision.apart
         for item in _as_body_items(decision.apart):
             hard_values.send(transaction, store.cls, item, errand.job_fields(with_step=not is_step_over), deadline)
@@ -202,33 +203,33 @@ async def find_each(request: Request, store: Store, transaction: Effects) -> Non
     records.answer_searches(transaction, request.at_ms, searches)
 
 
-def handlers(
+def values_worker(
     factoriser: Factoriser,
     errands: Errands,
     pace: Pace,
-    store_room: Callable[[int], None],
+    take_room: Callable[[int], None],
     current_filters: Callable[[], Sequence[Filter]] = tuple,
 ) -> Worker:
     """Return the handlers of the operations of /values, as a Worker.
 
-    `store_room` counts bytes that are about to be stored, and raises Busy if there is no room for them.
+    `take_room` counts the bytes that a put will store, and raises Busy if Redis has no room for them.
     `current_filters` returns the filters to which a put adds the primes of its values, by default none.
     """
     worker = Worker()
-    # `jobs`, `errands` and `primes` run most of these scripts. The server knows all of them before they run.
+    # `jobs`, `errands` and `primes` run most of these scripts. The mesh loads all of them into the server beforehand.
     for script in (records.FIND_SCRIPT, READ_PRIMES, READ_STATE, ADMIT, DELETE, WRITE_FIELDS):
         worker.uses(script)
     worker.writes_with(records.VERBS)
-    methods = _Handlers(factoriser, errands, pace, store_room, current_filters)
-    worker.handles(PUT)(methods.put)
-    worker.handles(HARD)(methods.put)
-    worker.handles(DROP)(methods.drop)
+    handlers = _Handlers(factoriser, errands, pace, take_room, current_filters)
+    worker.handles(PUT)(handlers.put)
+    worker.handles(HARD)(handlers.put)
+    worker.handles(DROP)(handlers.drop)
     worker.handles(FIND, effect=False)(find)
     worker.handles(FIND_EACH, effect=False)(find_each)
     return worker
 
 
-def _as_body_items(items: list[Item]) -> list[dict[str, str | int]]:
+def _as_body_items(items: list[PutItem]) -> list[dict[str, str | int]]:
     """Return items in the form that the body of a put has under "items"."""
     return [{"value": item.value, "ttl": item.ttl} for item in items]
 
@@ -239,7 +240,7 @@ async def _decide(request: Request, store: Store, factoriser: Factoriser, pace: 
     if all(item.place is None and is_small(item.value) for item in items):
         # The most frequent case needs no further lookup: all values are new and small.
         values = [item.value for item in items]
-        return Decision(items, {}, dict(zip(values, await factoriser.small(values), strict=True)), [], [])
+        return Decision(items, {}, dict(zip(values, await factoriser.factorise_small(values), strict=True)), [], [])
     here, elsewhere = await _split_by_holder(items, store)
     existing = await _read_existing(here, store, pace)
     here, apart, quick_factors = await _split_off_hard(here, existing, request, store, factoriser)
@@ -247,11 +248,11 @@ async def _decide(request: Request, store: Store, factoriser: Factoriser, pace: 
     return Decision(here, existing, factors, [*elsewhere.items()], apart)
 
 
-async def _read_items(request: Request, store: Store, pace: Pace) -> list[Item]:
+async def _read_items(request: Request, store: Store, pace: Pace) -> list[PutItem]:
     """Return the items of a put, each with the place of its record."""
     # Requests of releases before 0.2 have values as integers.
     pairs = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
-    # `request.found` has the texts if the submission of the request has looked the places up (see `Small` in `asking`).
+    # `request.found` has the texts if the submission of the request has read the places (see `SmallPuts` in `asking`).
     texts_found = None if request.found is None else records.decode_places(request.found, len(pairs))
     place_texts = (
         await records.read_places(store, [value for value, _ in pairs]) if texts_found is None else texts_found
@@ -259,15 +260,15 @@ async def _read_items(request: Request, store: Store, pace: Pace) -> list[Item]:
     await pace()
     place_by_text = {text: Place.parse(text) for text in set(place_texts) if text is not None}
     return [
-        Item(value, ttl, text, None if text is None else place_by_text[text])
+        PutItem(value, ttl, text, None if text is None else place_by_text[text])
         for (value, ttl), text in zip(pairs, place_texts, strict=True)
     ]
 
 
 async def _split_off_hard(
-    items: list[Item], existing: dict[str, Record], request: Request, store: Store, factoriser: Factoriser
-) -> tuple[list[Item], list[Item], dict[str, str]]:
-    """Return the items to do here, the hard items that get requests of their own, and the factors found meanwhile.
+    items: list[PutItem], existing: dict[str, Record], request: Request, store: Store, factoriser: Factoriser
+) -> tuple[list[PutItem], list[PutItem], dict[str, str]]:
+    """Return the items to do here, the items that get requests of their own, and the factors found meanwhile.
 
     A hard value would hold up the other values of its request. On a database's stream, whose requests run one after the
     other, it would hold up every GET. A put is forwarded to such a stream because the holder has the record of its
@@ -278,28 +279,28 @@ async def _split_off_hard(
     is_on_database_stream = request.stream == Database(store.database).stream
     is_alone_on_class_stream = len(items) == 1 and not is_on_database_stream
     # A caller of an earlier release does not know lanes. It waits here for a hard value that is alone in its request.
-    knows_lanes = APART in request.body or "job" in request.body
+    knows_lanes = KNOWS_LANES in request.body or "job" in request.body
     if not large or request.op == HARD or (is_alone_on_class_stream and not knows_lanes):
         return items, [], {}
     without_record = [item.value for item in large if item.value not in existing]
     factors_or_none = (
-        {} if is_on_database_stream else {value: await factoriser.at_once(value) for value in without_record}
+        {} if is_on_database_stream else {value: await factoriser.factorise_quickly(value) for value in without_record}
     )
     quick_factors = {value: text for value, text in factors_or_none.items() if text is not None}
     # A value that is alone in its request holds up no other value. So this request computes it, unless it takes long.
-    hard = {
+    apart_values = {
         value
         for value in without_record
         if value not in quick_factors and not (is_alone_on_class_stream and not factoriser.is_hard(value))
     }
-    here = [item for item in items if item.value not in hard]
-    return here, [item for item in items if item.value in hard], quick_factors
+    here = [item for item in items if item.value not in apart_values]
+    return here, [item for item in items if item.value in apart_values], quick_factors
 
 
-async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
+async def _split_by_holder(items: list[PutItem], store: Store) -> tuple[list[PutItem], dict[Address, list[PutItem]]]:
     """Return the items whose records this replica writes, and by address those that another holder refreshes."""
-    here: list[Item] = []
-    elsewhere: dict[Address, list[Item]] = {}
+    here: list[PutItem] = []
+    elsewhere: dict[Address, list[PutItem]] = {}
     held_by_database: dict[int, bool] = {}
     for item in items:
         place = item.place
@@ -315,7 +316,7 @@ async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item],
     return here, elsewhere
 
 
-async def _read_existing(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
+async def _read_existing(items: list[PutItem], store: Store, pace: Pace) -> dict[str, Record]:
     """Return by value the records of these items that this database has."""
     values_here = [item.value for item in items if item.place is not None and item.place.database == store.database]
     if not values_here:
@@ -326,7 +327,7 @@ async def _read_existing(items: list[Item], store: Store, pace: Pace) -> dict[st
 
 
 async def _collect_factors(
-    items: list[Item],
+    items: list[PutItem],
     existing: dict[str, Record],
     quick_factors: dict[str, str],
     request: Request,
@@ -335,10 +336,10 @@ async def _collect_factors(
     """Return the factors by value: those of existing records, those already found, and computed ones for the others."""
     factors = quick_factors | {value: record.factors for value, record in existing.items()}
     small = [item.value for item in items if item.value not in factors and is_small(item.value)]
-    factors |= zip(small, await factoriser.small(small), strict=True)
+    factors |= zip(small, await factoriser.factorise_small(small), strict=True)
     for item in items:
         if item.value not in factors:
-            factors[item.value] = await factoriser.large(item.value, request)
+            factors[item.value] = await factoriser.factorise_large(item.value, request)
     return factors
 
 

@@ -30,8 +30,8 @@ from quart_app.values.notation import is_small
 #: The operation of a put in a lane; the handler is that of PUT.
 HARD = "values.put-hard"
 
-#: In the body of a put: the caller accepts null for a hard value, and then puts the value in its lane.
-APART = "apart"
+#: In the body of a put: the caller knows lanes. It accepts null for a hard value, and then puts the value in its lane.
+KNOWS_LANES = "apart"
 #: In the body of a request of a job: the job's deadline (ms of Redis's clock). It is here because the mesh gives no
 #: deadline to a request that a handler sends into a lane.
 UNTIL = "until"
@@ -40,44 +40,44 @@ UNTIL = "until"
 _ONE_AT_A_TIME = Limit(by="of", concurrency=1)
 
 
-def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
-    """Return the put of a chunk, which the caller sends. If its values are large, its answer may have null for some.
+def ask_for_chunk(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
+    """Return the request that puts a chunk. If the values are large, its answer may have null for some of them.
 
     The submission of the request also reads the shared keys `read`. With these, the handler of small values needs no
     trip, so it may run in place. The values of a chunk are all small or all large.
     """
     body: dict[str, Any] = {"items": items}
     if not is_small(items[0]["value"]):
-        body[APART] = True
+        body[KNOWS_LANES] = True
     return Ask(Class(cls), PUT, body, read=read, in_place=bool(read))
 
 
-def put_in_lane(item: ItemAsked) -> Ask:
-    """Return the put of a hard value in its lane."""
+def ask_in_lane(item: ItemAsked) -> Ask:
+    """Return the request that puts a hard value in its lane."""
     body = _lane_body(item.cls, as_body_item(item))
     return Ask(Class(item.cls), HARD, body, limit=_ONE_AT_A_TIME.words(HARD, body))
 
 
-def put_again(item: ItemAsked) -> Ask:
-    """Return the put of a value whose record another replica refreshes. The answer may be null once more."""
-    return put(item.cls, [as_body_item(item)])
+def ask_again(item: ItemAsked) -> Ask:
+    """Return the request that puts a value whose record another replica refreshes. The answer may be null once more."""
+    return ask_for_chunk(item.cls, [as_body_item(item)])
 
 
-def put_without_lane(item: ItemAsked) -> Ask:
-    """Return the put of a hard value without a lane, for a mesh with a replica of a release that does not know lanes.
+def ask_without_lane(item: ItemAsked) -> Ask:
+    """Return the request that puts a hard value if the mesh has a replica of a release that does not know lanes.
 
-    Such a put has no field APART, so a worker computes the value at once, and the answer is never null.
+    Such a put has no field KNOWS_LANES, so a worker computes the value at once, and the answer is never null.
     """
     return Ask(Class(item.cls), PUT, {"items": [as_body_item(item)]})
 
 
 def send(transaction: Effects, cls: str, item: Mapping[str, Any], job_fields: Mapping[str, Any], deadline: int) -> None:
-    """Send a request for a hard value of a job into its lane; `job_fields` name the job and its step.
+    """Send a request for a hard value of a job into its lane, in the commit of this transaction.
 
-    `deadline` is in ms of Redis's clock.
+    `job_fields` name the job and its step. `deadline` is in ms of Redis's clock.
     """
     body = {**_lane_body(cls, item), **job_fields, UNTIL: deadline}
-    # The key names the request while it waits in `mesh:later`, so it must be unique.
+    # The random key names the request while it waits in `mesh:later`, so it must be unique.
     transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ONE_AT_A_TIME.words(HARD, body))
 
 

@@ -25,11 +25,12 @@ from quart_app.values.metrics import LaneMetrics
 #: the arguments may depend on the time. This is no call of the glossary.
 Call = Callable[[], tuple[Any, ...]]
 
-#: Pebble looks for cancelled work every tenth of a second. After this time it has certainly killed the process.
-_PEBBLE_CYCLE_S = 0.25
-#: The longest time to wait until pebble notices a cancellation. After that, the slot of the call is given back anyway:
+#: Pebble looks for cancelled calls every tenth of a second. This long after it has noticed one, it has certainly killed
+#: the process.
+_KILLED_AFTER_S = 0.25
+#: The longest time to wait until pebble notices a cancellation. After that, the slot of the call is released anyway:
 #: the next call may then wait for a process, but the lane does not lose the slot.
-_LONGEST_KILL_S = 5.0
+_LONGEST_NOTICE_S = 5.0
 
 
 def cores() -> int:
@@ -39,7 +40,7 @@ def cores() -> int:
 
 
 class Lane:
-    """Some processes of one priority. Each runs one call at a time; further calls wait for their turn."""
+    """Some processes of one priority. Each runs one call at a time; further calls wait in the order of asking."""
 
     def __init__(self, process_count: int, *, niceness: int, metrics: LaneMetrics) -> None:
         self._metrics = metrics
@@ -47,18 +48,18 @@ class Lane:
         self._niceness = niceness
         #: one slot for each process: the right to use it
         self._slots = asyncio.Semaphore(process_count)
-        #: the number of calls that have a slot or wait for one
-        self.calls = 0
+        #: how many calls have a slot or wait for one
+        self.call_count = 0
         #: keeps two calls from starting two pools
         self._start_lock = asyncio.Lock()
         self._pool: ProcessPool | None = None
-        #: tasks that give back the slots of cancelled calls
+        #: tasks that release the slots of cancelled calls
         self._pending_releases: set[asyncio.Task[None]] = set()
 
     @property
-    def idle(self) -> int:
+    def idle_count(self) -> int:
         """Return how many processes no call uses or waits for."""
-        return max(0, self._process_count - self.calls)
+        return max(0, self._process_count - self.call_count)
 
     async def run(self, call: Call) -> Any:
         """Run in a process the function that `call` returns. If the caller is cancelled, the process is killed.
@@ -81,23 +82,24 @@ class Lane:
 
     async def _take_slot(self) -> None:
         """Wait for a free slot."""
-        self.calls += 1
+        self.call_count += 1
         try:
             with self._metrics.waiting.track_inprogress():
                 await self._slots.acquire()
         except asyncio.CancelledError:
-            self.calls -= 1
+            self.call_count -= 1
             raise
 
-    def _give_slot_back(self) -> None:
+    def _release_slot(self) -> None:
         """Let the next call have the slot."""
-        self.calls -= 1
+        self.call_count -= 1
         self._slots.release()
 
     async def stop(self) -> None:
         """Kill the calls that are running, and end the processes."""
-        for release in self._pending_releases:
-            release.cancel()
+        # All processes are killed here, so no slot has to wait for that.
+        for release_task in self._pending_releases:
+            release_task.cancel()
         if self._pool is not None:
             await asyncio.to_thread(_stop_pool, self._pool)
             self._pool = None
@@ -113,35 +115,37 @@ class Lane:
             return self._pool
 
     def _release_slot_when_free(self, future: concurrent.futures.Future[Any] | None) -> None:
-        """Give the slot back once its process is free. The process of a cancelled call is free when it was killed."""
+        """Release the slot once its process is free. `future` is the call's; None if no process has got the call.
+
+        The process of a cancelled call is free when it was killed.
+        """
         if future is None or not future.cancelled():
-            self._give_slot_back()
+            self._release_slot()
             return
         self._metrics.killed.inc()
-        task = asyncio.get_running_loop().create_task(self._release_when_killed(future))
+        task = asyncio.get_running_loop().create_task(self._release_slot_when_killed(future))
         self._pending_releases.add(task)
         task.add_done_callback(self._pending_releases.discard)
 
-    async def _release_when_killed(self, future: concurrent.futures.Future[Any]) -> None:
-        """Wait until the process of a cancelled call was killed, then give its slot back.
+    async def _release_slot_when_killed(self, future: concurrent.futures.Future[Any]) -> None:
+        """Wait until the process of a cancelled call was killed, then release its slot.
 
-        Pebble marks the call as done when it notices the cancellation, and kills the process within the next cycle.
+        Pebble marks the call as done when it notices the cancellation, and kills the process a moment later.
         """
-        end_s = time.monotonic() + _LONGEST_KILL_S
+        end_s = time.monotonic() + _LONGEST_NOTICE_S
         try:
-            # Five looks in a cycle: more looks would give the slot back at most a fifth of a cycle sooner.
             while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:
-                # Several looks in a cycle: the sooner the end is seen, the sooner the next call gets the slot.
-                await asyncio.sleep(_PEBBLE_CYCLE_S / 5)
-            await asyncio.sleep(_PEBBLE_CYCLE_S)
+                # A longer pause would release the slot later; a shorter one costs more looks.
+                await asyncio.sleep(_KILLED_AFTER_S / 5)
+            await asyncio.sleep(_KILLED_AFTER_S)
         finally:
-            self._give_slot_back()
+            self._release_slot()
 
 
 def _new_pool(process_count: int, niceness: int) -> ProcessPool:
     """Return a pool of pebble whose processes have not started yet."""
     context = multiprocessing.get_context("forkserver")
-    # The fork server imports these modules once, and each process that it forks has them.
+    # The fork server imports these modules once, and each process that it forks has them. It skips a missing one.
     context.set_forkserver_preload([child.__name__, "cypari"])
     return ProcessPool(process_count, initializer=child.prepare, initargs=(niceness,), context=context)
 

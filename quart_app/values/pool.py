@@ -5,7 +5,7 @@
     Computation(n) ── slice by slice ──> Lane "brisk":   numbers that are expected to take at most half a second
                                          Lane "hard":    all others; the number of them is bounded
                                          Lane "patient": hard numbers of jobs, for which no client waits
-    helper ── curves for another replica ──> Lane "help"
+    HelpForOthers ── curves for another replica ──> Lane "help"
 
 A computation is made in slices. Each slice is a call into a worker process: the state of the factorisation goes in, and
 the new state comes out. So the pool always knows how far a computation is, numbers take turns, and a process that dies
@@ -37,24 +37,22 @@ from quart_app.values import child, notation
 from quart_app.values import factorise as engine
 from quart_app.values.computation import Computation, Progress
 from quart_app.values.factorise import Factoring, Stage
-from quart_app.values.help import Helper, Helpers
+from quart_app.values.help import HelpForOthers, HelpFromOthers
 from quart_app.values.lanes import Call, Lane, cores
 from quart_app.values.metrics import FactorMetrics, FactorOutcome
 from quart_app.values.pace import Pace
 from quart_app.values.side_by_side import race
 
-#: The rest of a number after division by small primes is tested on the event loop if it has at most this number of
-#: bits. The test takes less than 0.5 ms.
+#: A number of at most this many bits is tested on the event loop, in less than 0.5 ms. Longer ones would block it.
 INLINE_BITS = 512
-#: How many numbers below 2^64 are factored in one piece of work. A product of two primes of 32 bits takes 0.3 ms, and
-#: most numbers a fiftieth of that.
-WORDS_A_PIECE = 8
-
-#: A number that is expected to take no longer than this goes to the brisk lane.
+#: How many numbers below 2^64 are factored in one piece of work: 2.4 ms if each is a product of two primes of 32 bits.
+#: Most numbers take a fiftieth of that. More would block the event loop for longer; fewer cost more calls of `pace`.
+SMALL_NUMBERS_A_PIECE = 8
+#: Numbers that are expected to take at most this long go to the brisk lane. Longer ones would hold up the others there.
 BRISK_S = 0.5
-#: When the computation of a hard number has taken this long, other replicas are asked to help with its curves.
+#: After this time, a hard number gets the help of other replicas. Earlier, most numbers end before the help comes.
 HELP_AFTER_S = 1.0
-#: In how many processes a slice is tried, one after the other. If all of them die, the number is given up.
+#: In how many processes a slice is tried, one after the other. If both die, the number is probably the cause.
 ATTEMPTS = 2
 
 
@@ -65,7 +63,7 @@ def _after_cheap_steps(number: int) -> Factoring | None:
     The cache saves time for callers that ask for the estimate of a number first, and then for its factors. A larger
     cache helps if more callers come in between, and keeps more numbers in memory.
     """
-    return engine.begin_short(number, INLINE_BITS)
+    return engine.begin_unless_long(number, INLINE_BITS)
 
 
 class FactorPool:
@@ -75,8 +73,8 @@ class FactorPool:
     most `hard_limit` hard numbers of clients and at most `hard_limit` of jobs, by default four for each process. All
     numbers together, brisk ones included, are at most `brisk_limit` + `hard_limit`. Further numbers get Busy, because
     they would wait for a process until their deadlines. A number with a composite of more than `sieve_bits` gets curves
-    until its deadline. `metrics` count the outcomes. `helpers` are the other replicas of the class: the pool asks them
-    for curves on one hard number of each lane at a time. The attribute `helper` runs curves for these replicas.
+    until its deadline. `help_from_others` lets other replicas run curves on one hard number of each lane at a time. The
+    attribute `help_for_others` runs curves for them.
     """
 
     def __init__(
@@ -88,7 +86,7 @@ class FactorPool:
         sieve_bits: int = engine.SIEVE_BITS,
         metrics: FactorMetrics | None = None,
         pace: Pace | None = None,
-        helpers: Helpers | None = None,
+        help_from_others: HelpFromOthers | None = None,
     ) -> None:
         self.processes = process_count = processes or cores()
         self.hard_limit = 4 * process_count if hard_limit is None else hard_limit
@@ -100,13 +98,13 @@ class FactorPool:
         self._brisk = Lane(min(process_count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
         self._hard = Lane(process_count, niceness=10, metrics=self._metrics.lane("hard"))
         self._patient = Lane(process_count, niceness=15, metrics=self._metrics.lane("patient"))
-        self.helper = Helper(
+        self.help_for_others = HelpForOthers(
             Lane(process_count, niceness=19, metrics=self._metrics.lane("help")),
-            self._spare_processes,
+            self._count_spare_processes,
             self._run_with_retry,
         )
-        self._helpers = helpers
-        #: the lanes in which other replicas now help with a number; each lane gets help for one number at a time
+        self._help_from_others = help_from_others
+        #: the lanes in which other replicas now help with a number
         self._lanes_with_help: set[Lane] = set()
         self._computations: dict[int, Computation] = {}
         self._pace = pace or Pace()
@@ -123,8 +121,8 @@ class FactorPool:
         self._closed = True
         for computation in list(self._computations.values()):
             self._remove(computation)
-        await self._tasks.__aexit__(None, None, None)
-        await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop(), self.helper.stop())
+        await self._tasks.__aexit__(None, None, None)  # waits for the tasks, which are all cancelled
+        await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop(), self.help_for_others.stop())
         if error is not None:
             # The service has failed, or the lease was lost. The pool will be opened again, so callers wait for that in
             # `_wait_until_open`. After an orderly leave the pool stays closed: callers get a CancelledError there, and
@@ -132,24 +130,24 @@ class FactorPool:
             self._opened.clear()
             self._closed = False
 
-    async def at_once(self, number: int) -> str | None:
+    async def factorise_quickly(self, number: int) -> str | None:
         """Return the prime factors as text if the cheap steps find them on the event loop, else None."""
         await self._pace()
-        if number.bit_length() <= engine.WORD_BITS:
-            return engine.word_factors(number)
+        if number.bit_length() <= engine.SMALL_BITS:
+            return engine.factors_of_small(number)
         factoring = _after_cheap_steps(number)
-        return factoring.factors() if factoring is not None and factoring.done else None
+        return factoring.checked_factors() if factoring is not None and factoring.done else None
 
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
-        """Return the prime factors as text. `patient` is for jobs, because no client waits for their factors.
+        """Return the prime factors as text. `patient` says that the caller is a job: no client waits for the factors.
 
         The computation ends when its last caller leaves. Raises ValueError for a number below 1, and Busy. Raises
         DeadlineExceeded with the facts `factors` (primes found so far) and `unfactored` (composites that are left).
         Raises Unavailable if a slice failed because all processes that tried it died.
         """
-        factors_at_once = await self.at_once(number)
-        if factors_at_once is not None:
-            return factors_at_once
+        quick_factors = await self.factorise_quickly(number)
+        if quick_factors is not None:
+            return quick_factors
         factoring = _after_cheap_steps(number)
         begun_s = time.monotonic()
         await self._wait_until_open(timeout_s)
@@ -159,9 +157,9 @@ class FactorPool:
     async def factorise_small(self, numbers: Sequence[int]) -> list[str]:
         """Return the prime factors of numbers below 2^64, each as text. The event loop finds them, piece by piece."""
         texts: list[str] = []
-        for first in range(0, len(numbers), WORDS_A_PIECE):
+        for first in range(0, len(numbers), SMALL_NUMBERS_A_PIECE):
             await self._pace()
-            texts += map(engine.word_factors, numbers[first : first + WORDS_A_PIECE])
+            texts += map(engine.factors_of_small, numbers[first : first + SMALL_NUMBERS_A_PIECE])
         return texts
 
     async def _wait_until_open(self, timeout_s: float) -> None:
@@ -193,7 +191,7 @@ class FactorPool:
     def expected_s(self, number: int) -> float:
         """Return how many seconds a number is expected to take; infinite if that is not known."""
         factoring = _after_cheap_steps(number)
-        return math.inf if factoring is None else engine.seconds(factoring, self.sieve_bits)
+        return math.inf if factoring is None else engine.expected_seconds(factoring, self.sieve_bits)
 
     def progress(self, number: int) -> Progress | None:
         """Return how far the computation of a number is; None if the number is not being computed."""
@@ -215,32 +213,34 @@ class FactorPool:
             return existing
         if len(self._computations) >= self.brisk_limit + self.hard_limit:
             self._metrics.ended(FactorOutcome.REFUSED)
+            # Most numbers are brisk ones, which make room within a second.
             raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
         now_s = time.monotonic()
-        found_factors = asyncio.get_running_loop().create_future()
+        factors_future = asyncio.get_running_loop().create_future()
         # The second `now_s` is the deadline, until `_wait_for_factors` sets it.
-        computation = Computation(number, factoring, now_s, now_s, found_factors, patient)
+        computation = Computation(number, factoring, now_s, now_s, factors_future, patient)
         if factoring is not None:
-            self._admit(computation)
+            self._admit_if_hard(computation)
         self._computations[number] = computation
         computation.task = self._tasks.create_task(self._run(computation))
         return computation
 
     async def _wait_for_factors(self, computation: Computation, timeout_s: float) -> str:
         """Return the factors when they are found. If the last caller leaves before, the computation ends."""
-        computation.waiting += 1
+        computation.caller_count += 1
         computation.deadline_s = max(computation.deadline_s, time.monotonic() + timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(computation.found_factors)
+                # The shield keeps a caller that leaves from cancelling the future of all callers.
+                return await asyncio.shield(computation.factors_future)
         except TimeoutError:
             # Requests that came together reach their deadlines together. Their error texts are made in turn, so that
             # the event loop is not blocked.
             await self._pace()
             raise self._deadline_error(computation) from None
         finally:
-            computation.waiting -= 1
-            if not computation.waiting:
+            computation.caller_count -= 1
+            if not computation.caller_count:
                 self._remove(computation)
 
     def _deadline_error(self, computation: Computation) -> DeadlineExceeded:
@@ -265,16 +265,16 @@ class FactorPool:
             self._metrics.ended(FactorOutcome.LATE if is_late else FactorOutcome.CANCELLED)
             computation.task.cancel()
 
-    def _admit(self, computation: Computation) -> None:
+    def _admit_if_hard(self, computation: Computation) -> None:
         """Mark a computation as hard if it is expected to take long. Raises Busy if there are too many hard ones.
 
         Hard numbers of clients and those of jobs are counted apart, so neither can take the places of the others.
         """
         assert computation.factoring is not None
-        if computation.hard or engine.seconds(computation.factoring, self.sieve_bits) <= BRISK_S:
+        if computation.is_hard or engine.expected_seconds(computation.factoring, self.sieve_bits) <= BRISK_S:
             return
         competing = [
-            other for other in self._computations.values() if other.hard and other.patient == computation.patient
+            other for other in self._computations.values() if other.is_hard and other.patient == computation.patient
         ]
         if len(competing) >= self.hard_limit:
             self._metrics.ended(FactorOutcome.REFUSED)
@@ -283,12 +283,12 @@ class FactorPool:
                 f"too many hard numbers ({len(competing)}) are being factorised; retry after {retry_after} s",
                 retry_after=retry_after,
             )
-        computation.hard = True
+        computation.is_hard = True
 
     def _first_end_s(self, computations: list[Computation]) -> float:
         """Return in how many seconds the first of these computations is expected to end, from 1 to 60 for Retry-After.
 
-        A computation also ends at its deadline.
+        A computation also ends at its deadline. After a minute a client may ask again, because callers may have left.
         """
         now_s = time.monotonic()
         ends_s = [min(other.deadline_s - now_s, other.left_s(now_s, self.sieve_bits)) for other in computations]
@@ -299,23 +299,23 @@ class FactorPool:
 
         Raises nothing but CancelledError: any other error would end the task group, and with it all computations.
         """
-        found_factors = computation.found_factors
+        factors_future = computation.factors_future
         try:
             factors = await self._compute(computation)
         except asyncio.CancelledError:
-            found_factors.cancel()
+            factors_future.cancel()
             raise
         except Exception as error:
-            # `_admit` has counted a Busy as refused.
+            # `_admit_if_hard` has counted a Busy as refused.
             if not isinstance(error, Busy):
                 self._metrics.ended(FactorOutcome.FAILED)
-            if not found_factors.done():
-                found_factors.set_exception(error)
-                found_factors.exception()  # otherwise asyncio would log the error if the last caller has just left
+            if not factors_future.done():
+                factors_future.set_exception(error)
+                factors_future.exception()  # otherwise asyncio would log the error if the last caller has just left
         else:
             self._metrics.ended(FactorOutcome.DONE)
-            if not found_factors.done():
-                found_factors.set_result(factors)
+            if not factors_future.done():
+                factors_future.set_result(factors)
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
 
@@ -326,57 +326,57 @@ class FactorPool:
                 computation.stage = Stage.DIVISION
             else:
                 # This matters only after cheap steps in a process: before them, the number has no estimate.
-                self._admit(computation)
+                self._admit_if_hard(computation)
             computation.factoring, factors = await self._advance(computation)
             if factors is not None:
                 computation.stage = Stage.DONE
                 return factors
 
     async def _advance(self, computation: Computation) -> child.Slice:
-        """Do the next slice. If only curves can split the number, do a slice in every idle process of the lane.
+        """Do the next slice. If only curves can split the number, do a slice in each idle process of the lane.
 
         If other replicas help with the curves, repeat this until some replica has split the composite, or until it is
-        time for the sieve.
+        time for the sieve. The deadline ends this, too: the last caller leaves then, so the task is cancelled.
         """
-        lane = self._lane(computation)
-        factoring_before = computation.factoring
+        lane = self._choose_lane(computation)
+        before = computation.factoring
         run = partial(self._run_with_retry, lane, partial(self._next_call, computation))
-        if factoring_before is None or self._stage(computation) is not Stage.CURVES:
-            slice_reached: child.Slice = await run()
-            return slice_reached
-        if self._helpers is None or not self._needs_help(computation):
-            return await race(factoring_before, run, max(1, lane.idle))
+        if before is None or self._choose_stage(computation) is not Stage.CURVES:
+            result: child.Slice = await run()
+            return result
+        if self._help_from_others is None or not self._needs_help(computation):
+            return await race(before, run, max(1, lane.idle_count))
         self._lanes_with_help.add(lane)
         try:
-            async with self._helpers.asked(factoring_before, self.processes) as joint:
-                while not joint.found.done():
-                    computation.factoring = factoring_before = joint.factoring
-                    if self._stage(computation) is not Stage.CURVES:
-                        return factoring_before, None
-                    joint.add(factoring_before, await race(factoring_before, run, max(1, lane.idle), joint.found))
-                return joint.found.result()
+            async with self._help_from_others.ask_for_curves(before, self.processes) as joint:
+                while not joint.first_split.done():
+                    computation.factoring = before = joint.factoring
+                    if self._choose_stage(computation) is not Stage.CURVES:
+                        return before, None
+                    joint.add(before, await race(before, run, max(1, lane.idle_count), joint.first_split))
+                return joint.first_split.result()
         finally:
             self._lanes_with_help.discard(lane)
 
     def _needs_help(self, computation: Computation) -> bool:
         """Return whether other replicas should help: the computation is long, and no other one of its lane has help."""
-        is_long = computation.hard and time.monotonic() - computation.begun_s >= HELP_AFTER_S
-        return is_long and self._lane(computation) not in self._lanes_with_help
+        is_long = computation.is_hard and time.monotonic() - computation.begun_s >= HELP_AFTER_S
+        return is_long and self._choose_lane(computation) not in self._lanes_with_help
 
-    def _spare_processes(self) -> int:
+    def _count_spare_processes(self) -> int:
         """Return how many processes this replica does not need. Curves need all of them, also between two slices."""
-        at_curves = any(computation.stage is Stage.CURVES for computation in self._computations.values())
-        if self._closed or not self._opened.is_set() or at_curves:
+        runs_curves = any(computation.stage is Stage.CURVES for computation in self._computations.values())
+        if self._closed or not self._opened.is_set() or runs_curves:
             return 0
-        return max(0, self.processes - self._brisk.calls - self._hard.calls - self._patient.calls)
+        return max(0, self.processes - self._brisk.call_count - self._hard.call_count - self._patient.call_count)
 
-    def _stage(self, computation: Computation) -> Stage:
+    def _choose_stage(self, computation: Computation) -> Stage:
         """Return what the next slice will do in the time that is left."""
         assert computation.factoring is not None
-        return engine.stage(computation.factoring, computation.deadline_s - time.monotonic(), self.sieve_bits)
+        return engine.choose_stage(computation.factoring, computation.deadline_s - time.monotonic(), self.sieve_bits)
 
-    def _lane(self, computation: Computation) -> Lane:
-        if not computation.hard:
+    def _choose_lane(self, computation: Computation) -> Lane:
+        if not computation.is_hard:
             return self._brisk
         return self._patient if computation.patient else self._hard
 
@@ -396,5 +396,5 @@ class FactorPool:
         factoring = computation.factoring
         if factoring is None:
             return child.begin, computation.number, seconds_left
-        computation.stage = self._stage(computation)
+        computation.stage = self._choose_stage(computation)
         return child.advance, factoring, seconds_left, self.sieve_bits

@@ -55,7 +55,7 @@ class ValuesRoutes:
         self._pace = pace
         self._responses = responses
         self._gathers = SharedGathers()
-        self._small_puts = asking.Small(pace)
+        self._small_puts = asking.SmallPuts(pace)
         self._reader = ItemsReader(settings)
         # A POST beyond this budget is refused with Retry-After: 2 (seconds).
         self._digits_in_progress = Budget(settings.large_digits, "digits of large values", 2)
@@ -189,7 +189,7 @@ class ValuesRoutes:
         """Return requests to the classes, each for a chunk of values."""
         chunks = Chunks(self._settings.chunk, LARGE_CHUNK_BYTES)
         await chunks.extend(item_by_value.values(), self._pace)
-        return [hard_values.put(cls, chunk) for cls, chunk in chunks.all]
+        return [hard_values.ask_for_chunk(cls, chunk) for cls, chunk in chunks.all]
 
 
 def read_time_limit_ms(context: Context) -> int:

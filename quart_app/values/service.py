@@ -14,8 +14,8 @@ from quart_app.values.answers import Responses
 from quart_app.values.budget import Budget
 from quart_app.values.computing import Computing
 from quart_app.values.errands import Errands
-from quart_app.values.handlers import handlers
-from quart_app.values.help import Helpers
+from quart_app.values.handlers import values_worker
+from quart_app.values.help import HelpFromOthers
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pace import Pace
 from quart_app.values.panel import JobsPanel
@@ -29,8 +29,8 @@ def create(context: Context) -> Service:
     """Return the service, with its settings from the environment."""
     settings = ValuesSettings()
 
-    # A new membership takes the place of a lost one, so this and `store_room` read `context.mesh` at each call.
-    def replica() -> Replica:
+    # A new membership takes the place of a lost one, so this and `take_room` read `context.mesh` at each call.
+    def current_replica() -> Replica:
         return context.mesh.replica
 
     pace = Pace()
@@ -43,13 +43,13 @@ def create(context: Context) -> Service:
         sieve_bits=settings.sieve_bits,
         metrics=FactorMetrics(context.metrics),
         pace=pace,
-        helpers=Helpers(replica),
+        help_from_others=HelpFromOthers(current_replica),
     )
-    computing = Computing(replica, pool)
-    errands = Errands(replica, computing.progress)
+    computing = Computing(current_replica, pool)
+    errands = Errands(current_replica, computing.progress)
     primes = Primes(pace)
 
-    def store_room(byte_count: int) -> None:
+    def take_room(byte_count: int) -> None:
         context.mesh.memory.store(byte_count)
 
     @contextlib.asynccontextmanager
@@ -68,8 +68,8 @@ def create(context: Context) -> Service:
         "values",
         public=ValuesRoutes(context, settings, pool, pace, responses).blueprints,
         operations=[
-            handlers(computing, errands, pace, store_room, primes.filters),
-            help.operations(pool.helper, pool.processes, replica),
+            values_worker(computing, errands, pace, take_room, primes.filters),
+            help.help_worker(pool.help_for_others, pool.processes, current_replica),
         ],
         lifespan=lifespan,
         panel=panel.read,

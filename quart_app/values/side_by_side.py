@@ -18,44 +18,45 @@ from quart_app.values.factorise import Factoring
 async def race(
     before: Factoring,
     run_slice: Callable[[], Awaitable[Slice]],
-    count: int,
-    elsewhere: asyncio.Future[Slice] | None = None,
+    slice_count: int,
+    found_by_others: asyncio.Future[Slice] | None = None,
 ) -> Slice:
-    """Do a slice `count` times at once; return the state that these slices reached together.
+    """Do a slice `slice_count` times at once, all from the state `before`; return the state that they reached together.
 
-    The first slice that splits the composite cancels the others. So does such a slice from another replica: `elsewhere`
-    gets it. When all slices of this replica have ended, the race does not wait for `elsewhere`. Raises what a slice
-    raises, after all slices have ended.
+    The first slice that splits the composite cancels the others. So does such a slice from another replica:
+    `found_by_others` gets it. When all slices of this replica have ended, the race does not wait for `found_by_others`.
+    Raises what a slice raises, after all slices have ended.
     """
-    running = {asyncio.ensure_future(run_slice()) for _ in range(count)}
-    found_elsewhere = set() if elsewhere is None else {elsewhere}
+    slice_tasks = {asyncio.ensure_future(run_slice()) for _ in range(slice_count)}
+    others_future = set() if found_by_others is None else {found_by_others}
     ended: list[Slice] = []
-    still_running = running
+    still_running = slice_tasks
     try:
         while still_running and not any(splits(before, result) for result in ended):
-            just_ended, _ = await asyncio.wait(still_running | found_elsewhere, return_when=asyncio.FIRST_COMPLETED)
-            ended += [slice_task.result() for slice_task in just_ended]
+            just_ended, _ = await asyncio.wait(still_running | others_future, return_when=asyncio.FIRST_COMPLETED)
+            ended += [future.result() for future in just_ended]
             still_running = still_running - just_ended
     finally:
-        for slice_task in still_running:
-            slice_task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        for task in still_running:
+            task.cancel()
+        # Wait for the cancelled slices, too: their processes are free only then. The loop above has raised any error.
+        await asyncio.gather(*slice_tasks, return_exceptions=True)
     return combined(before, ended)
 
 
-def splits(before: Factoring, reached: Slice) -> bool:
+def splits(before: Factoring, result: Slice) -> bool:
     """Return whether a slice found a divisor of the smallest composite, on which it worked."""
-    composites = reached[0].composites
+    composites = result[0].composites
     return not composites or composites[0].value != before.composites[0].value
 
 
 def combined(before: Factoring, slices: Sequence[Slice]) -> Slice:
     """Return the first slice that found a divisor; if there is none, the state after the curves of all slices."""
-    for reached in slices:
-        if splits(before, reached):
-            return reached
+    for result in slices:
+        if splits(before, result):
+            return result
     first = before.composites[0]
-    return with_curves(before, sum(reached[0].composites[0].curves - first.curves for reached in slices)), None
+    return with_curves(before, sum(result[0].composites[0].curves - first.curves for result in slices)), None
 
 
 def with_curves(before: Factoring, curve_count: int) -> Factoring:

@@ -10,7 +10,7 @@ import pytest
 from bench import slices, together
 from bench.slices import Done
 from bench.together import Found
-from quart_app.values.curves import bound
+from quart_app.values.curves import b1_bound
 from quart_app.values.factorise import Composite, Factoring
 
 
@@ -23,7 +23,7 @@ def test_a_slice_writes_down_its_time_and_its_work(tmp_path: Path, monkeypatch: 
     assert factors is None
     (done,) = slices.read(path)
     last = factoring.composites[0].curves
-    assert done.work == sum(map(bound, range(6, last + 1)))
+    assert done.work == sum(map(b1_bound, range(6, last + 1)))
     assert 0 < done.cpu_s < 1.1 * (done.ended_s - done.begun_s)
 
 

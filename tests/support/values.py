@@ -13,8 +13,8 @@ from mesh.raw import Replica, Worker
 from quart_app.values import asking, hard_values
 from quart_app.values.computing import Computing
 from quart_app.values.errands import Errands
-from quart_app.values.factorise import factors
-from quart_app.values.handlers import handlers
+from quart_app.values.factorise import find_factors
+from quart_app.values.handlers import values_worker
 from quart_app.values.jobs import Job, Jobs, ValueOutcome
 from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
@@ -37,7 +37,7 @@ class Pool:
         self.may_end = asyncio.Event()
         self.killed = 0
 
-    async def at_once(self, number: int) -> str | None:
+    async def factorise_quickly(self, number: int) -> str | None:
         return self.quick.get(number)
 
     def expected_s(self, number: int) -> float:
@@ -47,7 +47,7 @@ class Pool:
         return None
 
     async def factorise_small(self, numbers: Sequence[int]) -> list[str]:
-        return [factors(number) for number in numbers]
+        return [find_factors(number) for number in numbers]
 
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
         self.computed.append(number)
@@ -60,7 +60,7 @@ class Pool:
         except asyncio.CancelledError:
             self.killed += 1
             raise
-        return factors(number)
+        return find_factors(number)
 
 
 class Values:
@@ -80,7 +80,7 @@ class Values:
                 return self.replicas[place]
 
             computing = Computing(here, self.pool)  # type: ignore[arg-type]
-            worker: Worker = handlers(computing, Errands(here, computing.progress), Pace(), self._store_room)
+            worker: Worker = values_worker(computing, Errands(here, computing.progress), Pace(), self._store_room)
             self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency, **settings))
         return self.replicas
 
@@ -90,7 +90,7 @@ class Values:
     def put(self, asker: Replica, value: int = HARD, ttl: int = 60, to: Any = None, ms: int = 20_000) -> Any:
         """Put a value as the route does, in a task; `to` is the address of the first request."""
         item = PlainItem(str(value), ttl, "A")
-        first = hard_values.put("A", [{"value": item.value, "ttl": ttl}])
+        first = hard_values.ask_for_chunk("A", [{"value": item.value, "ttl": ttl}])
         first.to = to or first.to
 
         async def put() -> dict[str, str]:

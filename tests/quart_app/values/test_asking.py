@@ -17,7 +17,7 @@ async def test_a_hard_value_holds_up_no_other_of_its_chunk(values: Values) -> No
     quick = str(2**70)
     values.pool.quick[2**70] = "2^70"
     items = {value: PlainItem(value, 60, "A") for value in (str(HARD), quick, "6")}
-    first = hard_values.put("A", [{"value": value, "ttl": 60} for value in items])
+    first = hard_values.ask_for_chunk("A", [{"value": value, "ttl": 60} for value in items])
     asked = asyncio.create_task(asking.put(replica, [first], items, 20_000, Pace()))
     await eventually(values.begun)
 
@@ -37,7 +37,7 @@ async def test_a_record_with_another_replica_is_refreshed_there(values: Values) 
     await values.put(replicas[0])
     item = PlainItem(str(HARD), 500, "A")
     for _ in range(4):
-        factors, _ = await asking.put(replicas[0], [hard_values.put_in_lane(item)], {item.value: item}, 5000, Pace())
+        factors, _ = await asking.put(replicas[0], [hard_values.ask_in_lane(item)], {item.value: item}, 5000, Pace())
         assert factors == DONE
     assert values.pool.computed == [HARD]
     records = await asyncio.gather(*(replica.store().hget("values:records", HARD) for replica in replicas))
@@ -59,7 +59,7 @@ async def test_many_hard_values_are_asked_for_some_at_a_time(values: Values) -> 
     """One step submits all that are asked for at once, and holds the server for as long."""
     (replica,) = await values.join(1, concurrency=100)
     many = [PlainItem(str(n * HARD), 60, "A") for n in range(1, asking.MOST_HARD + 9)]
-    first = hard_values.put("A", [{"value": item.value, "ttl": 60} for item in many])
+    first = hard_values.ask_for_chunk("A", [{"value": item.value, "ttl": 60} for item in many])
     asked = asyncio.create_task(asking.put(replica, [first], {item.value: item for item in many}, 20_000, Pace()))
 
     async def some_begun() -> bool:
@@ -76,7 +76,7 @@ async def test_many_hard_values_are_asked_for_some_at_a_time(values: Values) -> 
 async def test_small_values_of_many_clients_share_a_request(values: Values) -> None:
     """Each client gets the factors of its value, wherever its record is; and each value has one record."""
     one, two = await values.join(2)
-    small = asking.Small(Pace())
+    small = asking.SmallPuts(Pace())
     items = [PlainItem(str(n), 60, "A") for n in range(2, 12)]
     before = (await one.books())["accepted"]
     for replica in (one, two):
@@ -94,7 +94,7 @@ async def test_small_values_of_many_clients_share_a_request(values: Values) -> N
 async def test_of_small_values_that_come_together_the_last_one_counts(values: Values) -> None:
     """As if they came one after the other."""
     (one,) = await values.join(1)
-    small = asking.Small(Pace())
+    small = asking.SmallPuts(Pace())
     items = [PlainItem(value, ttl, "A") for value, ttl in (("7", 9), ("6", 50), ("6", 900))]
     await asyncio.gather(*(small.put(one, item, 5000) for item in items))
     (record,) = await one.store().hmget("values:records", "6")

@@ -146,9 +146,9 @@ def test_a_composite_factor_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> Non
     """A library that calls a composite a prime is found out."""
     n = prime(12) * prime(12)
     with pytest.raises(WrongFactors, match="is not prime"):
-        Factoring(n * 2, ((2, 1), (n, 1))).factors()
+        Factoring(n * 2, ((2, 1), (n, 1))).checked_factors()
     with pytest.raises(WrongFactors, match="is not prime"):
-        Factoring(n**2, ((n, 2),)).factors()
+        Factoring(n**2, ((n, 2),)).checked_factors()
     whole = engine.fmpz
 
     class Lazy:
@@ -175,10 +175,10 @@ def test_an_unfinished_factorisation_has_no_factors_but_says_what_is_known() -> 
     """Half a result must not be taken for one."""
     large = prime(40) * prime(40)
     begun = engine.begin(2**3 * 101 * large)
-    assert begun.known() == "2 2 2 101"
+    assert begun.known_factors() == "2 2 2 101"
     assert begun.composites == (Composite(large),)
     with pytest.raises(ValueError, match="not finished"):
-        begun.factors()
+        begun.checked_factors()
 
 
 def test_a_carmichael_number_is_split_by_the_test_that_tells_it_composite() -> None:
@@ -197,12 +197,12 @@ def test_what_divides_several_times_is_split_once(monkeypatch: pytest.MonkeyPatc
 
 
 def stage_of(digits: int, *, curves: int = 0, **limits: float) -> Stage:
-    return engine.stage(Factoring(10**digits + 1, (), (Composite(10 ** (digits - 1), 1, curves),)), **limits)
+    return engine.choose_stage(Factoring(10**digits + 1, (), (Composite(10 ** (digits - 1), 1, curves),)), **limits)
 
 
 def test_the_stages() -> None:
     """The sieve begins at once up to 42 digits, and after some curves above; past the limit there are only curves."""
-    assert engine.stage(Factoring(6, ((2, 1), (3, 1)))) is Stage.DONE
+    assert engine.choose_stage(Factoring(6, ((2, 1), (3, 1)))) is Stage.DONE
     assert stage_of(30) is Stage.SIEVE
     assert stage_of(60) is Stage.CURVES
     assert stage_of(60, curves=1000) is Stage.SIEVE
@@ -223,7 +223,7 @@ def test_a_hopeless_number_gives_its_small_factors() -> None:
         factoring = engine.advance(factoring, slice_s=0.05)
         if factoring.powers:
             break
-    assert factoring.known() == str(small)
+    assert factoring.known_factors() == str(small)
     assert not factoring.done
     assert small * math.prod(c.value for c in factoring.composites) == factoring.number
 

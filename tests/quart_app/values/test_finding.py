@@ -9,13 +9,13 @@ from mesh import GivenUp
 from mesh.raw import Replica
 from quart_app.values import store as records
 from quart_app.values.finding import SharedGathers, Wanted
-from quart_app.values.handlers import handlers
+from quart_app.values.handlers import values_worker
 from quart_app.values.pace import Pace
 from quart_app.values.store import MOST_FOUND_VALUES, Part, Place
 from tests.support.backend import Backend
 
 NOTHING: Any = None
-WORKER = handlers(NOTHING, NOTHING, Pace(), lambda _: None)
+WORKER = values_worker(NOTHING, NOTHING, Pace(), lambda _: None)
 
 
 async def write(replica: Replica, factors: dict[str, str]) -> None:

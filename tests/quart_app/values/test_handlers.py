@@ -12,7 +12,7 @@ from mesh import Class, Database, GivenUp, Replies, keys
 from mesh.raw import Ask, Replica, Request
 from mesh.requests import protocol
 from quart_app.values import store as records
-from quart_app.values.handlers import DROP, FIND, PUT, TEXT, handlers
+from quart_app.values.handlers import DROP, FIND, PUT, TEXT, values_worker
 from quart_app.values.pace import Pace
 from quart_app.values.store import Part, Place, read_part
 from tests.support.backend import Backend
@@ -33,18 +33,18 @@ class Valued:
         self._backend = backend
         self.factorised: list[int] = []
         errands: Any = NoErrands()
-        self.worker = handlers(self, errands, Pace(), lambda _: None)
+        self.worker = values_worker(self, errands, Pace(), lambda _: None)
 
-    async def small(self, values: Sequence[str]) -> list[str]:
-        return [await self.large(value) for value in values]
+    async def factorise_small(self, values: Sequence[str]) -> list[str]:
+        return [await self.factorise_large(value) for value in values]
 
-    async def at_once(self, value: str) -> str | None:
-        return await self.large(value)
+    async def factorise_quickly(self, value: str) -> str | None:
+        return await self.factorise_large(value)
 
     def is_hard(self, value: str) -> bool:
         return False
 
-    async def large(self, value: str, request: Request | None = None) -> str:
+    async def factorise_large(self, value: str, request: Request | None = None) -> str:
         number = int(value)
         self.factorised.append(number)
         await asyncio.sleep(0)

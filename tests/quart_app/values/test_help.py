@@ -16,7 +16,16 @@ from mesh.raw import Replica
 from quart_app.values import help as module
 from quart_app.values.child import Slice
 from quart_app.values.factorise import Composite, Factoring
-from quart_app.values.help import HELP, Helper, Helpers, JointWork, from_body, operations, to_body, usable_processes
+from quart_app.values.help import (
+    HELP,
+    HelpForOthers,
+    HelpFromOthers,
+    JointWork,
+    count_usable_processes,
+    from_body,
+    help_worker,
+    to_body,
+)
 from quart_app.values.lanes import Call, Lane
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.side_by_side import with_curves
@@ -58,7 +67,7 @@ def test_replicas_of_one_machine_share_its_cores(
 ) -> None:
     """A helper uses only cores that the asker on the same machine leaves."""
     monkeypatch.setattr(module, "cores", lambda: 4)
-    assert usable_processes({"machine": machine, "processes": used}, 3) == found
+    assert count_usable_processes({"machine": machine, "processes": used}, 3) == found
 
 
 # A helper
@@ -73,7 +82,7 @@ class Processes:
         self.cancelled = 0
         self.slice: Callable[[Factoring], Factoring | None] = lambda before: with_curves(before, 3)
         lane = Lane(count, niceness=19, metrics=FactorMetrics(CollectorRegistry()).lane("help"))
-        self.helper = Helper(lane, lambda: self.spare, self.run)
+        self.helper = HelpForOthers(lane, lambda: self.spare, self.run)
 
     async def run(self, lane: Lane, call: Call) -> Slice:
         _, before, *others = call()
@@ -203,7 +212,7 @@ class FakeHelper:
 
 async def join(backend: Backend, helper: FakeHelper, cls: str = "A", **settings: Any) -> Replica:
     joined: list[Replica] = []
-    worker = operations(helper, 1, lambda: joined[0])  # type: ignore[arg-type]
+    worker = help_worker(helper, 1, lambda: joined[0])  # type: ignore[arg-type]
     joined.append(await backend.join(worker, class_=cls, **settings))
     return joined[0]
 
@@ -226,7 +235,7 @@ async def test_every_other_replica_of_the_class_helps(backend: Backend) -> None:
     """All others of the class work while the block lasts; then the mesh ends their work within a second."""
     helpers = [FakeHelper(None) for _ in range(4)]
     asker, *_ = [await join(backend, helper, cls) for helper, cls in zip(helpers, "AAAB", strict=True)]
-    async with Helpers(lambda: asker).asked(BEFORE, 1):
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1):
         for helper in helpers[1:3]:
             await begun(helper)
         ending = time.monotonic()
@@ -243,12 +252,12 @@ async def test_curves_of_helpers_count_and_they_go_on_from_there(backend: Backen
     helper = FakeHelper(lambda before: (with_curves(before, 5), None))
     asker = await join(backend, FakeHelper(None))
     await join(backend, helper)
-    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1) as help:
         await begun(helper)
         help.add(BEFORE, (with_curves(BEFORE, 2), None))
         await begun(helper, 3)
     assert helper.begun[:2] == [BEFORE, with_curves(BEFORE, 7)]
-    assert not help.found.done()
+    assert not help.first_split.done()
 
 
 @pytest.mark.parametrize(("found", "factors"), [(SPLIT, None), (DONE, "2 5 7 7 11")])
@@ -257,8 +266,8 @@ async def test_the_first_divisor_of_a_helper_is_taken(backend: Backend, found: F
     helper = FakeHelper(lambda before: (found, None))
     asker = await join(backend, FakeHelper(None))
     await join(backend, helper)
-    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
-        assert await asyncio.wait_for(help.found, 10) == (found, factors)
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1) as help:
+        assert await asyncio.wait_for(help.first_split, 10) == (found, factors)
         await asyncio.sleep(0.3)
     assert len(helper.begun) == 1
 
@@ -268,7 +277,7 @@ async def test_a_replica_without_others_asks_nobody(backend: Backend) -> None:
     asker = await join(backend, FakeHelper(None))
     await backend.join(class_="A")
     accepted = (await asker.books())["accepted"]
-    async with Helpers(lambda: asker).asked(BEFORE, 1):
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1):
         await asyncio.sleep(0.3)
     assert (await asker.books())["accepted"] == accepted
 
@@ -279,12 +288,12 @@ async def test_who_is_refused_looks_again_later(backend: Backend, monkeypatch: p
     helper = FakeHelper(lambda before: None)
     asker = await join(backend, FakeHelper(None))
     await join(backend, helper)
-    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1) as help:
         await asyncio.sleep(0.8)
         # At once, after 0.3 s and after 0.6 s: one request for the other replica, and one for the asker itself.
         assert 3 <= (await asker.books())["accepted"] <= 6
         helper.answer = lambda before: (SPLIT, None)
-        await asyncio.wait_for(help.found, 10)
+        await asyncio.wait_for(help.first_split, 10)
 
 
 async def test_a_helper_that_fails_is_none(backend: Backend) -> None:
@@ -296,9 +305,9 @@ async def test_a_helper_that_fails_is_none(backend: Backend) -> None:
     helper = FakeHelper(fails)
     asker = await join(backend, FakeHelper(None))
     await join(backend, helper)
-    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1) as help:
         await begun(helper, 2)
-        assert not help.found.done()
+        assert not help.first_split.done()
         assert help.factoring == BEFORE
 
 
@@ -307,11 +316,11 @@ async def test_a_helper_that_dies_costs_its_curves(backend: Backend) -> None:
     dying = FakeHelper(None)
     asker = await join(backend, FakeHelper(None))
     await join(backend, dying)
-    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1) as help:
         await begun(dying)
         await backend.kill(1)
         await join(backend, FakeHelper(lambda before: (SPLIT, None)))
-        assert await asyncio.wait_for(help.found, 20) == (SPLIT, None)
+        assert await asyncio.wait_for(help.first_split, 20) == (SPLIT, None)
 
 
 async def test_a_wrong_answer_ends_the_help_and_not_the_number(
@@ -324,10 +333,10 @@ async def test_a_wrong_answer_ends_the_help_and_not_the_number(
     asker = await join(backend, FakeHelper(None))
     helper = FakeHelper(lambda before: (wrong, None))
     await join(backend, helper)
-    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1) as help:
         await begun(helper)
         await asyncio.sleep(0.3)
-        assert not help.found.done()
+        assert not help.first_split.done()
     assert errors == ["other replicas could not be asked for curves"]
 
 
@@ -338,9 +347,9 @@ async def test_a_replica_that_has_left_asks_nobody(backend: Backend, monkeypatch
     asker = await join(backend, FakeHelper(None))
     await join(backend, FakeHelper(lambda before: (SPLIT, None)))
     await backend.stop(0)
-    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
+    async with HelpFromOthers(lambda: asker).ask_for_curves(BEFORE, 1) as help:
         await asyncio.sleep(0.3)
-        assert not help.found.done()
+        assert not help.first_split.done()
     assert errors == []
 
 
@@ -367,4 +376,4 @@ async def test_the_first_hit_stays() -> None:
     help = JointWork(BEFORE)
     help.add(BEFORE, (SPLIT, None))
     help.add(BEFORE, (DONE, "2 5 7 7 11"))
-    assert help.found.result() == (SPLIT, None)
+    assert help.first_split.result() == (SPLIT, None)

@@ -280,7 +280,7 @@ async def test_an_estimate_runs_down_while_its_stage_lasts(monkeypatch: pytest.M
     assert math.isinf(computation.left_s(1.0, 300))
     computation.factoring = object()  # type: ignore[assignment]
     for seconds, now_s, left_s in ((100.0, 1.0, 100.0), (100.0, 31.0, 70.0), (40.0, 32.0, 40.0), (40.0, 99.0, 0.0)):
-        monkeypatch.setattr(pools.engine, "seconds", lambda *_, seconds=seconds: seconds)
+        monkeypatch.setattr(pools.engine, "expected_seconds", lambda *_, seconds=seconds: seconds)
         assert computation.left_s(now_s, 300) == left_s
 
 

@@ -14,7 +14,7 @@ import gmpy2
 import pytest
 
 from quart_app.values import pool as pools
-from quart_app.values.estimate import curves_worth
+from quart_app.values.estimate import curve_count_before_sieve
 from quart_app.values.factorise import Composite, Factoring, Stage
 from quart_app.values.help import JointWork
 from quart_app.values.pool import FactorPool
@@ -41,7 +41,7 @@ class Others:
         self.at_s: list[float] = []
 
     @contextlib.asynccontextmanager
-    async def asked(self, factoring: Factoring, processes: int) -> AsyncIterator[JointWork]:
+    async def ask_for_curves(self, factoring: Factoring, processes: int) -> AsyncIterator[JointWork]:
         self.asked_for.append(factoring.number)
         self.at_s.append(time.monotonic())
         help = JointWork(factoring)
@@ -65,7 +65,7 @@ def others() -> Others:
 
 @pytest.fixture
 async def pool(others: Others) -> AsyncIterator[FactorPool]:
-    async with FactorPool(processes=1, helpers=others) as made:  # type: ignore[arg-type]
+    async with FactorPool(processes=1, help_from_others=others) as made:  # type: ignore[arg-type]
         yield made
 
 
@@ -104,7 +104,7 @@ async def test_a_divisor_from_elsewhere_ends_the_curves_here(pool: FactorPool, o
     async with asking(pool) as task:
         help = await others.until_asked()
         done = Factoring(HOPELESS, ((P, 1), (Q, 1)))
-        help.add(help.factoring, (done, done.known()))
+        help.add(help.factoring, (done, done.known_factors()))
         assert await asyncio.wait_for(task, 2) == f"{P} {Q}"
     assert others.under_way == []
 
@@ -136,7 +136,7 @@ async def test_help_ends_when_the_sieve_is_due(pool: FactorPool, others: Others)
     number = prime(35) * prime(35, 1)
     async with asking(pool, number):
         help = await others.until_asked()
-        help.add(help.factoring, (with_curves(help.factoring, curves_worth(number.bit_length())), None))
+        help.add(help.factoring, (with_curves(help.factoring, curve_count_before_sieve(number.bit_length())), None))
         async with asyncio.timeout(20):
             while (known := pool.progress(number)) is None or known.stage != Stage.SIEVE:
                 await asyncio.sleep(0.01)
@@ -165,9 +165,9 @@ async def test_a_replica_helps_with_what_it_does_not_need() -> None:
     """The pool helps only while it is open, and not with processes that its own numbers use."""
     before = Factoring(HOPELESS, (), (Composite(HOPELESS),))
     pool = FactorPool(processes=2)
-    assert await pool.helper.share(before, 2, 1) is None
+    assert await pool.help_for_others.share(before, 2, 1) is None
     async with pool:
-        found = await pool.helper.share(before, 2, 1)
+        found = await pool.help_for_others.share(before, 2, 1)
         assert found is not None
         assert found[0].composites[0].curves > 0
         async with asking(pool):
@@ -176,16 +176,16 @@ async def test_a_replica_helps_with_what_it_does_not_need() -> None:
                     await asyncio.sleep(0)
             async with asyncio.timeout(20):
                 while pool.progress(HOPELESS).curves == known.curves:  # type: ignore[union-attr]
-                    assert await pool.helper.share(before, 2, 1) is None
+                    assert await pool.help_for_others.share(before, 2, 1) is None
                     await asyncio.sleep(0)
-    assert await pool.helper.share(before, 2, 1) is None
+    assert await pool.help_for_others.share(before, 2, 1) is None
 
 
 async def test_a_pool_that_ends_ends_its_share() -> None:
     """A replica that leaves does not go on to compute for others."""
     before = Factoring(HOPELESS, (), (Composite(HOPELESS),))
     async with FactorPool(processes=1) as pool:
-        share = asyncio.create_task(pool.helper.share(before, 1, 60))
+        share = asyncio.create_task(pool.help_for_others.share(before, 1, 60))
         await asyncio.sleep(1)
         assert not share.done()
         begun = time.monotonic()

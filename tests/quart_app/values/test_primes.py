@@ -12,7 +12,7 @@ from mesh import Busy
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, among
 from quart_app.values import notation, primes
 from quart_app.values import store as records
-from quart_app.values.factorise import factors
+from quart_app.values.factorise import find_factors
 from quart_app.values.pace import Pace
 from quart_app.values.primes import FILTER_NAME, Primes
 from quart_app.values.store import Place
@@ -37,7 +37,7 @@ def worker() -> Worker:
 async def put(replica: Replica, kept: Primes | None, *values: int, ms: int = 60_000) -> None:
     """Store some values; without `kept` as an earlier release does."""
     transaction = replica.transaction()
-    texts = {str(value): factors(value) for value in values}
+    texts = {str(value): find_factors(value) for value in values}
     expiries = dict.fromkeys(texts, replica.now_ms() + ms)
     filters = () if kept is None else kept.filters()
     records.put(transaction, Place(replica.database, replica.cls, "1-0"), expiries, texts, filters=filters)
@@ -51,7 +51,7 @@ async def has(replica: Replica, number: str) -> bool:
 
 async def lacks(replica: Replica, values: list[int]) -> set[str]:
     """The primes of these values that the filter does not have."""
-    names = {prime for value in values for prime in notation.primes(factors(value))}
+    names = {prime for value in values for prime in notation.primes(find_factors(value))}
     return {name for name in names if not await has(replica, name)}
 
 
