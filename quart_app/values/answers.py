@@ -28,8 +28,8 @@ def element(value: str, factors: str) -> bytes:
     return f'{{"value":{value},"prime_factors":{notation.array(factors)}}}'.encode()
 
 
-#: A search returns a text that `elements` turns into JSON. The spaces between factors become commas. A prefix before
-#: each value says its length, and sorts the values in Redis: one letter, or "z" and four digits. It is removed.
+#: For `elements`, which turns the text of a search into JSON. The spaces between factors become commas. The prefix of
+#: each value is removed: one letter, or "z" and four digits (see `store.with_prefix`).
 _SPACES_TO_COMMAS, _PREFIX_LETTERS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
 _LONG_PREFIX = re.compile(rb"z\d{4}")
 
@@ -61,15 +61,15 @@ class Array:
         self.size = 2
         #: the texts that are in no piece yet
         self._unjoined: list[bytes] = []
-        self._unjoined_bytes = 0
+        self._unjoined_byte_count = 0
         self._pieces: list[bytes] = []
 
     def add(self, text: bytes) -> None:
         """Append JSON text: one element, or several with commas between them."""
         self._unjoined.append(text)
-        self._unjoined_bytes += len(text) + 1
+        self._unjoined_byte_count += len(text) + 1
         self.size += len(text) + 1
-        if self._unjoined_bytes >= PIECE_BYTES:
+        if self._unjoined_byte_count >= PIECE_BYTES:
             self._join_piece()
 
     async def extend(self, items: Iterable[tuple[str, str]], pace: Pace) -> None:
@@ -84,7 +84,7 @@ class Array:
         comma = b"," if self._pieces else b""
         self._pieces.append(comma + b",".join(self._unjoined))
         self._unjoined.clear()
-        self._unjoined_bytes = 0
+        self._unjoined_byte_count = 0
 
     def pieces(self, head: str, tail: str) -> list[bytes]:
         """Return the array as JSON text between `head` and `tail`, in pieces."""
@@ -115,14 +115,15 @@ class Responses:
         self.budget.take(size)
         response = Response(_each_piece(pieces), content_type="application/json")
         response.content_length = size
-        # Quart ends the response if it is not sent within this time.
+        # Quart ends the response if it is not sent within these seconds.
         response.timeout = READ_WAIT_S
-        # The bytes are given back even if the response is never sent, or only in part.
+        # When the response is deleted, its bytes leave the budget, even if it was never sent, or only in part.
         weakref.finalize(response, self.budget.give, size)
         return response
 
 
 async def _each_piece(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    """Yield the pieces one by one."""
     for piece in pieces:
         yield piece
         # Let the event loop do other work between two pieces.

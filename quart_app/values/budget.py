@@ -18,6 +18,7 @@ class Budget:
     """
 
     def __init__(self, bound: int, unit: str, retry_after_s: int) -> None:
+        #: the sum of the amounts that all work in progress takes now
         self.taken = 0
         self._bound = bound
         self._unit = unit

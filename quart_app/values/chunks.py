@@ -53,9 +53,9 @@ class Chunks:
         self.all: list[tuple[str, list[dict[str, Any]]]] = []
         self._max_values = max_values
         self._max_large_bytes = max_large_bytes
-        #: by class and whether the values are large: the last chunk
-        self._last_chunks: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-        #: by the same key: for how many more small values, or bytes of large values, the last chunk has room
+        #: by class and whether the values are large: the latest chunk, which may have room
+        self._latest_chunks: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        #: by the same key: for how many more small values, or bytes of large values, the latest chunk has room
         self._room_left: dict[tuple[str, bool], int] = {}
 
     async def extend(self, items: Iterable[ItemAsked], pace: Pace) -> None:
@@ -70,8 +70,8 @@ class Chunks:
         is_large = not is_small(item.value)
         class_and_size, cost = (item.cls, is_large), most_bytes(item.value) if is_large else 1
         if self._room_left.get(class_and_size, 0) < cost:
-            self._last_chunks[class_and_size] = []
+            self._latest_chunks[class_and_size] = []
             self._room_left[class_and_size] = self._max_large_bytes if is_large else self._max_values
-            self.all.append((item.cls, self._last_chunks[class_and_size]))
+            self.all.append((item.cls, self._latest_chunks[class_and_size]))
         self._room_left[class_and_size] -= cost
-        self._last_chunks[class_and_size].append({"value": item.value, "ttl": item.ttl})
+        self._latest_chunks[class_and_size].append({"value": item.value, "ttl": item.ttl})

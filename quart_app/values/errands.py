@@ -20,8 +20,8 @@ from quart_app.values.jobs import JOB, PUT, WRITE_FIELDS, Gone
 
 T = TypeVar("T")
 
-#: The pause between two checks whether a job still exists. With a larger one, the work goes on for longer after the job
-#: was deleted; each check is a trip to Redis.
+#: The pause between two checks whether a job still exists. With a longer one, the work goes on for longer after the job
+#: was deleted; a shorter one costs more trips to Redis.
 LOOK_S = 0.3
 #: The longest pause between two tries to find room for a value. A longer pause leaves room unused; a shorter one costs
 #: more tries.
@@ -109,7 +109,7 @@ class Errand:
                 await asyncio.sleep(min(error.retry_after or LONGEST_PAUSE_S, LONGEST_PAUSE_S))
 
     def store_factors(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
-        """Store factors in the job. If this step is over, send the next step in the same commit."""
+        """Store factors in the job, by value. If this step is over, send the next step in the same commit."""
         self._expect_job(transaction)
         if factors:
             transaction.shared.hset(self._key, {f"found:{value}": text for value, text in factors.items()})
@@ -120,7 +120,7 @@ class Errand:
     def store_failure(self, transaction: Effects, error: MeshError) -> None:
         """Store in the job why the values of this request were not factorised, and send the next step."""
         self._expect_job(transaction)
-        # The result of a job names the value beside each error.
+        # Without the fact `value`: the result of a job names the value beside each error.
         facts = {name: text for name, text in error.facts.items() if name != "value"}
         failure = json.dumps({"detail": error.detail, **facts})
         values = [item["value"] for item in self._request.body["items"]]
@@ -134,16 +134,19 @@ class Errand:
 
         On the stream of a database, the part would hold up the other requests while it waits.
         """
-        part = self.part(self._request.body["items"])
-        transaction.send(Class(self._replica.cls), PUT, part, deadline=deadline_of(self._request))
+        body = self.part_body(self._request.body["items"])
+        transaction.send(Class(self._replica.cls), PUT, body, deadline=deadline_of(self._request))
 
     def job_fields(self, *, with_step: bool) -> dict[str, Any]:
-        """Return the fields of this request's body that name the job and, if `with_step`, the next step."""
+        """Return the fields of this request's body that name the job and, if `with_step`, the next step.
+
+        A request with these fields ends the step only if it names the next step.
+        """
         kept_names = ("job", "next") if with_step else ("job",)
         return {name: self._request.body[name] for name in kept_names if name in self._request.body}
 
-    def part(self, items: list[dict[str, str | int]]) -> dict[str, Any]:
-        """Return the body of a request for some of the values."""
+    def part_body(self, items: list[dict[str, str | int]]) -> dict[str, Any]:
+        """Return the body of a request for some of the values: it names the job, and no next step."""
         return {"items": items, "job": self._id}
 
     def _expect_job(self, transaction: Effects) -> None:
@@ -165,7 +168,7 @@ class Errand:
     async def _store_stage(self) -> bool:
         """Store in the job how the work is going; return whether the job still exists."""
         values = [item["value"] for item in self._request.body["items"]]
-        # The first value of the step that this replica is factorising; if there is none, the step waits.
+        # How the first value goes that this replica is factorising now; if there is none, the step waits.
         progress = next(filter(None, map(self._find_progress, values)), {"value": int(values[0]), "stage": "waiting"})
         text = json.dumps({**progress, "replica": self._replica.id})
         shared = self._replica.store().shared

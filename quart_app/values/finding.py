@@ -12,13 +12,16 @@ from quart_app.values.primes import FILTER_NAME
 from quart_app.values.store import Part, read_part, read_parts
 from quart_app.values.together import Together
 
-#: The most searches in one request. With more searches in each, fewer requests would be sent; but a reply comes only
-#: after all searches of its request.
+#: The most searches in one request. With more, fewer requests would be sent, but each reply would come later: after all
+#: searches of its request.
 MOST_SEARCHES = 16
 
 
 class Wanted(NamedTuple):
-    """One search: values above `after` ("" for all) with the factor `prime`, at most `limit` from each database."""
+    """One search: values above `after` ("" for all) with the factor `prime`, at most `limit` from each database.
+
+    The body of a FIND has these fields.
+    """
 
     prime: str
     after: str

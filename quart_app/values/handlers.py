@@ -24,7 +24,7 @@ from mesh.raw import Body, Effects, Filter, Request, Store, Worker
 from quart_app.values import hard_values
 from quart_app.values import store as records  # a variable `store` is a `mesh.raw.Store`
 from quart_app.values.errands import Errand, Errands
-from quart_app.values.hard_values import KNOWS_LANES, HARD
+from quart_app.values.hard_values import HARD, KNOWS_LANES
 from quart_app.values.jobs import ADMIT, DELETE, PUT, WRITE_FIELDS, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
@@ -161,7 +161,7 @@ class _Handlers:
             return
         deadline = hard_values.deadline_of(request)
         for address, items in decision.elsewhere:
-            transaction.send(address, PUT, errand.part(_as_body_items(items)), deadline=deadline)
+            transaction.send(address, PUT, errand.part_body(_as_body_items(items)), deadline=deadline)
         # If the step consists of one hard value, the request in the value's lane ends this step, and sends the next
         # step. Any other step ends here, and does not wait for its requests in lanes.
         is_step_over = len(request.body["items"]) > 1 or not decision.apart

@@ -22,7 +22,8 @@ from quart_app.values.settings import ValuesSettings
 #: costs more reads.
 LOOK_S = 0.1
 #: How many bytes of the budget for answers a result of several parts takes while it is read. This is a guess, because
-#: the length of a result is known only after it was read.
+#: the length of a result is known only after it was read. A larger guess refuses more clients; a smaller one may
+#: let results take more memory than the budget.
 RESULT_GUESS_BYTES = 4 << 20
 #: The error of a value that was not done in time, in the form of the other failures of a job (see ValueOutcome).
 LATE_FAILURE = '{"detail": "not done before the job\'s time was over"}'
@@ -47,10 +48,10 @@ class JobRoutes:
         classes = await replica.classes()
         await self._pace()
         for cls in sorted({item.cls for item in items}):
-            # A class without a live replica could not do its part of the job.
+            # `absence` is the error for a class without a live replica, which could not do its part of the job.
             if error := classes.absence(cls):
                 raise error
-        # Refuse the job with Busy if Redis has no room for it.
+        # Refuse the job with Busy if Redis has no room for it. This stores nothing yet.
         replica.memory.store(job_bytes(items))
         id = await self._jobs.begin(replica, items)
         job = await self._wait(id)
@@ -106,7 +107,7 @@ class JobRoutes:
             await asyncio.sleep(LOOK_S)
 
     async def _result_response(self, job: Job, head: str, tail: str) -> Response:
-        """Return the results between the texts `head` and `tail`; the errors of a failed job come before `tail`."""
+        """Return the results between the texts `head` and `tail` of JSON; errors of the job come before `tail`."""
         results, errors = Array(), Array()
         failed_values: set[str] = set()
         # Reserve memory before a long answer is read.

@@ -12,12 +12,13 @@
         failed:{value}          why the value has no factors (JSON)
         stage:{class}           how the work of a class is going now (JSON)
     shared:values:jobs          zset, PX     "{id} {size}" of all kept jobs, by expiry (ms)
-    shared:values:jobs:open     zset, PX     the ids of unfinished jobs, by deadline (ms). A finished job stays until
-                                            somebody tries to begin another one, or deletes it
+    shared:values:jobs:open     zset, PX     the ids of unfinished ("open") jobs, by deadline (ms). A finished job stays
+                                            here until somebody tries to begin another one, or deletes it
     shared:values:jobs:size     counter, PX  the sum of the sizes of all kept jobs
 
-The number of unfinished jobs and the bytes of all kept jobs have bounds. No command reads a whole job at once: a step
-reads its own work, a look at a job reads the ten `FIELDS`, and a result is read part by part.
+A job is kept until it expires or is deleted. The number of unfinished jobs and the bytes of all kept jobs have bounds.
+No command reads a whole job at once: a step reads its own work, a look at a job reads the ten `FIELDS`, and a result is
+read part by part.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ return 1
 #: With a shorter time, a replica might not finish storing a large job. With a longer time, a job that no replica works
 #: on counts for longer against `max_jobs` and `jobs_bytes`.
 UNSENT_JOB_MS = 10_000
-#: About how many bytes of Redis an item takes in addition to its texts, which `job_bytes` counts. Too small a number
-#: lets jobs take more than their bound; too large a one refuses jobs early.
+#: About how many bytes of Redis an item takes in addition to its texts (see `job_bytes`). Too small a number lets jobs
+#: take more than their bound; too large a one refuses jobs early.
 ITEM_BYTES = 250
 #: The most values, and about the most bytes, in a field order:{n}. One piece of work reads and shows such a part; a
 #: larger part would block the event loop for longer.
@@ -108,17 +109,17 @@ class Job:
 
     @classmethod
     def parse(cls, id: str, fields: Sequence[str | None]) -> Job | None:
-        """Return the job from its FIELDS; None if it is gone or has no work yet.
+        """Return the job from the texts of its FIELDS; None if it is gone, or if its work was not sent yet.
 
         `fields` may be the first eight FIELDS only, as `admit_job.lua` returns them. Then the two missing counts
         are 0.
         """
-        created, deadline, values, left, *extras = fields
+        created, deadline, values, left, *others = fields
         if created is None or deadline is None or values is None or left is None:
             return None
-        # The extras are the stages of four classes, then `failures` and `parts`.
-        stages = [json.loads(stage) for stage in extras[:4] if stage is not None]
-        return cls(id, int(created), int(deadline), int(values), int(left), stages, *map(int, filter(None, extras[4:])))
+        # The others are the stages of four classes, then `failures` and `parts`.
+        stages = [json.loads(stage) for stage in others[:4] if stage is not None]
+        return cls(id, int(created), int(deadline), int(values), int(left), stages, *map(int, filter(None, others[4:])))
 
     @property
     def done_count(self) -> int:
@@ -152,7 +153,8 @@ class Job:
         """Return in how many seconds the job is expected to end, at the latest at its deadline.
 
         If some values are finished, the others are expected to take as long on average. If none is finished and each
-        has an estimate, the longest estimate counts. Otherwise the deadline counts.
+        has an estimate, the longest estimate counts, because the classes work at the same time. Otherwise the deadline
+        counts.
         """
         until_deadline_s = max(0, self.deadline_ms - now_ms) / 1000
         finished_count = self.value_count - self.left_count
@@ -165,7 +167,10 @@ class Job:
 
 
 def job_bytes(items: Sequence[ItemAsked]) -> int:
-    """Return about how many bytes of Redis a job takes: the work and the factors are each as long as the values."""
+    """Return about how many bytes of Redis a job takes: it stores the values three times, or texts as long as they.
+
+    These are the order of the values, the work of the steps, and the factors.
+    """
     return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
@@ -184,7 +189,7 @@ class Jobs:
         await self._pace()
         item_by_value, size = {item.value: item for item in items}, job_bytes(items)
         await self._pace()
-        # Each chunk is one step. A chunk of large values may have 0 bytes here, so each gets one large value only.
+        # Each chunk is one step. With a bound of 0 bytes for large values, each large value gets a step of its own.
         steps = Chunks(self._settings.chunk, 0)
         await steps.extend(item_by_value.values(), self._pace)
         first_steps, later_steps = await self._split_into_steps(steps)
@@ -200,14 +205,14 @@ class Jobs:
         """Return the items of the first step by class, and the fields `work` that store the items of later steps."""
         first_steps: dict[str, Any] = {}
         later_steps: dict[str, str] = {}
-        latest_step: dict[str, int] = {}
-        for index, (cls, chunk) in enumerate(steps.all):
+        latest_index: dict[str, int] = {}  # by class, of the latest step
+        for count_before, (cls, chunk) in enumerate(steps.all):
             # The event loop gets its turn after as many steps as a part has values.
-            if index % MOST_PART_VALUES == MOST_PART_VALUES - 1:
+            if count_before % MOST_PART_VALUES == MOST_PART_VALUES - 1:
                 await self._pace()
-            step = latest_step[cls] = latest_step.get(cls, -1) + 1
-            if step:
-                later_steps[f"work:{cls}:{step}"] = msgspec.json.encode(chunk).decode()
+            step_index = latest_index[cls] = latest_index.get(cls, -1) + 1
+            if step_index:
+                later_steps[f"work:{cls}:{step_index}"] = msgspec.json.encode(chunk).decode()
             else:
                 first_steps[cls] = chunk
         return first_steps, later_steps
@@ -228,7 +233,7 @@ class Jobs:
         return fields
 
     async def _admit(self, replica: Replica, id: str, size: int, counts: dict[str, int]) -> int:
-        """Store the counts of a job, and reserve its bytes; return when it was created (ms). Raises Busy.
+        """Store the counts of a job, and count its bytes; return when it was created (ms). Raises Busy.
 
         `size` is in bytes. `counts` are fields of the job. The values and the work follow (`_store`).
         """
@@ -243,9 +248,9 @@ class Jobs:
                 raise _too_many_jobs(settings.max_jobs, int(now), open_jobs)
             case ["size", now, room_at]:
                 retry_s = _retry_after_s(int(room_at) - int(now))
-                bound = f"all jobs and their results may take {settings.jobs_bytes} bytes, and this one does not fit"
-                advice = f"{bound}; DELETE those that you have read"
-                raise Busy(f"{advice}, or retry after {retry_s} s", retry_after=retry_s)
+                reason = f"all jobs and their results may take {settings.jobs_bytes} bytes, and this one does not fit"
+                detail = f"{reason}; DELETE those that you have read"
+                raise Busy(f"{detail}, or retry after {retry_s} s", retry_after=retry_s)
         raise MeshError(f"the script that admits a job returned {admission!r:.100}")
 
     async def _store(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
@@ -255,11 +260,11 @@ class Jobs:
         """
         words: list[str] = []
         byte_count = 0
-        for number, (field, text) in enumerate(fields.items(), 1):
+        for field_count, (field, text) in enumerate(fields.items(), 1):
             words += (field, text)
             byte_count += len(text)
-            if byte_count < MOST_PIECE_BYTES and len(words) < MOST_PIECE_WORDS and number < len(fields):
-                continue
+            if byte_count < MOST_PIECE_BYTES and len(words) < MOST_PIECE_WORDS and field_count < len(fields):
+                continue  # the piece is not full, and fields follow
             if not await replica.store().shared.script(WRITE_FIELDS, [JOB + id], *words):
                 raise _not_begun()
             words, byte_count = [], 0
@@ -321,7 +326,7 @@ def _retry_after_s(milliseconds: float) -> int:
 
 
 def _not_begun() -> Unavailable:
-    """Return the error for a job that has expired before its first steps were sent."""
+    """Return the error for a job that has expired before its first steps were sent. A retry makes a new job."""
     return Unavailable(f"the job was not begun within {UNSENT_JOB_MS // 1000} s; retry after 1 s", retry_after=1)
 
 
@@ -331,6 +336,6 @@ def _too_many_jobs(max_jobs: int, now_ms: int, open_jobs: Sequence[Sequence[str 
     `open_jobs` has the first eight FIELDS of each unfinished job.
     """
     # The id of the job is not known here, and not needed.
-    waits_s = [job.ends_in_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
-    retry_s = _retry_after_s(1000 * min(waits_s, default=UNSENT_JOB_MS / 1000))
+    ends_in_s = [job.ends_in_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
+    retry_s = _retry_after_s(1000 * min(ends_in_s, default=UNSENT_JOB_MS / 1000))
     return Busy(f"{max_jobs} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)

@@ -61,7 +61,7 @@ class FactorMetrics:
         self._computing_s = Counter(
             "mesh_values_factorisation_seconds", "time that processes were computing", ["lane"], registry=registry
         )
-        self._lost = Counter(
+        self._lost_processes = Counter(
             "mesh_values_factorisation_processes_lost",
             "processes that were killed because no caller waited any more, or that died by themselves",
             ["lane", "reason"],
@@ -80,6 +80,6 @@ class FactorMetrics:
             self._computing_now.labels(name),
             self._waiting.labels(name),
             self._computing_s.labels(name),
-            self._lost.labels(name, "killed"),
-            self._lost.labels(name, "died"),
+            self._lost_processes.labels(name, "killed"),
+            self._lost_processes.labels(name, "died"),
         )

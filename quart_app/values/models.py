@@ -42,12 +42,12 @@ def _digits_validator(most_digits: int) -> BeforeValidator:
             return str(value)
         if not (type(value) is str and value.isascii() and value.isdigit()):
             raise ValueError("the value must be an integer, or its decimal digits as a string")
-        significant = value.lstrip("0")
-        if not significant:
+        digits = value.lstrip("0")
+        if not digits:
             raise ValueError("the value must be at least 1")
-        if len(significant) > most_digits:
+        if len(digits) > most_digits:
             raise ValueError(f"at most {most_digits} digits are allowed")
-        return significant
+        return digits
 
     return BeforeValidator(checked_digits)
 
@@ -97,7 +97,7 @@ class _ItemText(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
 
 
 class PlainItem(NamedTuple):
-    """An item that pydantic has not read: the digits of its value, its time to live in seconds, and its class."""
+    """An item that msgspec has read: the digits of its value, its time to live in seconds, and its class."""
 
     value: str
     ttl: int
@@ -124,7 +124,8 @@ class ItemsReader:
         self._settings = settings
 
     def decode(self, text: bytes) -> list[Any] | None:
-        """Return the items if all are plain; None if pydantic has to read the text."""
+        """Return the items if all are plain; None if pydantic has to read the text (`validate_python`)."""
+        # No plain item has an escape sequence or a character beyond ASCII.
         if b"\\" in text or not text.isascii():
             return None
         try:
@@ -139,7 +140,7 @@ class ItemsReader:
         return items if all(map(self._is_plain, items)) else None
 
     def validate_python(self, items: Any, /, *, strict: bool = True) -> list[Any]:
-        """Return the items, each with value, ttl (seconds) and cls. Raises pydantic's ValidationError."""
+        """Return the items, each with value, ttl (seconds) and cls; `read_items` calls this. Raises ValidationError."""
         return self._adapter.validate_python(items, strict=strict)
 
     def _is_plain(self, item: PlainItem) -> bool:

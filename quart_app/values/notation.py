@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-#: The first value that does not fit in a machine word.
+#: The first value that is not small: it does not fit in a machine word.
 _FIRST_LARGE = str(1 << 64)
 
 
@@ -22,7 +22,7 @@ def is_small(value: str) -> bool:
 
 
 def rank(value: str) -> tuple[int, str]:
-    """Return a key that sorts values as numbers."""
+    """Return what sorts values as numbers if it is the `key` of a sort."""
     return len(value), value
 
 
@@ -63,11 +63,11 @@ def array(factors: str) -> str:
     """Return factors as a JSON array that repeats each prime: "2^2 3" becomes "[2,2,3]"."""
     if "^" not in factors:
         return f"[{factors.replace(' ', ',')}]"
-    words = []
+    pieces = []
     for power in factors.split():
         prime, _, exponent = power.partition("^")
-        words.append(f"{prime}," * int(exponent or 1))
-    return f"[{''.join(words)[:-1]}]"
+        pieces.append(f"{prime}," * int(exponent or 1))
+    return f"[{''.join(pieces)[:-1]}]"
 
 
 def expanded(factors: str) -> list[int]:

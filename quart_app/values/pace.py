@@ -12,10 +12,11 @@ import heapq
 import itertools
 import time
 
-#: When a turn has lasted this long, further pieces wait. No input may block the loop for more than 20 ms, and other
-#: code runs in the same turn.
+#: When a turn has lasted this long, further pieces wait. No input may block the loop for more than 20 ms, and the last
+#: piece and other code run in the same turn. With less, long work takes more turns.
 MOST_TURN_S = 0.004
-#: The most waiting pieces that are woken in one turn, because waking a long queue at once would take too long itself.
+#: The most waiting pieces that are woken in one turn. Waking a long queue at once would itself take too long. With
+#: fewer, short pieces would leave most of the turn unused.
 MOST_WOKEN = 32
 
 
@@ -28,14 +29,14 @@ class Pace:
         self._full_at_s = 0.0
         #: a heap of the waiting pieces, by the order in which they came
         self._waiting_pieces: list[tuple[int, asyncio.Future[None]]] = []
-        self._orders = itertools.count()
+        self._next_orders = itertools.count()
         self._is_turn_scheduled = False
 
     async def __call__(self) -> None:
         """Wait until a piece of work may run."""
         if not self._waiting_pieces and self._fits():
             return
-        order = next(self._orders)
+        order = next(self._next_orders)
         while True:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # A piece that is woken in a full turn waits again, with the same order.

@@ -86,7 +86,10 @@ class JobsPanel:
         self._settings = settings
 
     async def read(self, mesh: Mesh) -> Panel:
-        """Read up to 20 unfinished jobs and the newest 20 jobs; show 20 of these, the unfinished ones first."""
+        """Read up to 20 unfinished jobs and 20 of the kept ones; show 20 of these, the unfinished ones first.
+
+        The kept jobs are those that expire last.
+        """
         redis, shared = mesh.shared, keys.SHARED
         pipeline = redis.pipeline(transaction=False)
         pipeline.zrange(shared + OPEN, 0, MOST_SHOWN_JOBS - 1)
@@ -95,6 +98,7 @@ class JobsPanel:
         pipeline.zcard(shared + KEPT)
         pipeline.get(shared + SIZE)
         open_ids, open_count, newest_members, kept_count, kept_bytes = await pipeline.execute()
+        # Many jobs are in both lists, and each is read once.
         ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest_members)]))[
             : 2 * MOST_SHOWN_JOBS
         ]
@@ -177,13 +181,13 @@ def _item(job: Job, now_ms: int) -> PanelItem:
 
 
 def _stage_line(stage: dict[str, Any]) -> str:
-    """Return a line about the work of one class: value, method, time so far, time left, and the replica."""
+    """Return a line about the work of one class (a field stage:{class}): value, method, times, and the replica."""
     value = str(stage.get("value", ""))
     if len(value) > MOST_SHOWN_DIGITS:
         value = f"{value[:8]}…{value[-8:]} ({len(value)} digits)"
-    text = f"{value}: {stage.get('stage', '')}"
+    line = f"{value}: {stage.get('stage', '')}"
     if elapsed_s := stage.get("elapsed_s"):
-        text += f" for {duration(int(1000 * elapsed_s))}"
+        line += f" for {duration(int(1000 * elapsed_s))}"
         if estimate_s := stage.get("estimate_s"):
-            text += f", about {duration(int(1000 * estimate_s))} left"
-    return f"{text}, by {stage.get('replica', '')}"
+            line += f", about {duration(int(1000 * estimate_s))} left"
+    return f"{line}, by {stage.get('replica', '')}"

@@ -60,7 +60,8 @@ TOO_FULL_ONE_IN = 8
 #: that grows quickly would otherwise make one filter after the other. Each new filter costs the work of putting all its
 #: primes again.
 YOUNG_S = 10.0
-#: A filter is too large when it is more than eight times as large as a new one would be.
+#: A filter is too large when it is more than eight times as large as a new one would be. With less, a database whose
+#: size varies would make filters often; with more, Redis holds more useless bits.
 TOO_LARGE_TIMES = 8
 
 #: Reads the primes of the index, some at a time.
@@ -73,7 +74,7 @@ READ_STATE = Script(
 
 
 class Primes:
-    """The filters of this replica's database: the current one, and a new one while the replica makes it."""
+    """Keeps the filters of this replica's database: the current one, and a new one while the replica makes it."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -89,7 +90,7 @@ class Primes:
         return self._kept
 
     async def run(self, replica: Replica) -> None:
-        """Check the filter again and again, until cancelled. Puts still set their bits afterwards."""
+        """Check the filter again and again, until cancelled. The puts of a leaving replica still set their bits."""
         while True:
             try:
                 await self.refresh(replica)
@@ -108,6 +109,7 @@ class Primes:
         alone_count, index_count, last_expiry_ms = map(int, state)
         current = next((kept for kept in self._kept if kept == named_filter), None)
         if current is None and named_filter is not None:
+            # Puts set no bits in the filter that the row names, so no GET may rely on it.
             await replica.filters.put_in_row(FILTER_NAME, None)
         elif current is not None:
             await self._keep_only(replica, current)
@@ -122,7 +124,7 @@ class Primes:
 
     async def _must_be_replaced(self, replica: Replica, filter: Filter, prime_count: int) -> bool:
         """Return whether a new filter must replace this one; the database has about `prime_count` primes."""
-        # A filter does not count if its key is gone.
+        # A filter is not valid if its key is gone.
         if prime_count and not await replica.filters.is_valid(filter):
             return True
         bits_set = await replica.filters.count_set_bits(filter)
@@ -156,7 +158,7 @@ class Primes:
             await self._keep_only(replica, new_filter)
 
     async def _keep_only(self, replica: Replica, named: Filter) -> None:
-        """Stop setting bits in filters other than `named`, which the roster row names, and delete their keys."""
+        """Stop setting bits in filters other than `named`, the one that the roster row names, and delete their keys."""
         former_keys = [filter.key for filter in self._kept if filter != named]
         self._kept = (named,)
         if former_keys:
@@ -182,7 +184,7 @@ class Primes:
 async def _read_primes(store: Store) -> AsyncIterator[set[str]]:
     """Yield the primes of the index, some at a time. A prime may come more than once.
 
-    What is no number is left out: somebody has written it by hand, and no GET looks for it.
+    An entry that somebody has written by hand, and that is no number, is left out: no GET looks for it.
     """
     cursor = ""
     while True:

@@ -37,7 +37,7 @@ MOST_NAMED_VALUES, MOST_NAMED_DIGITS = 1000, 20_000
 #: The Retry-After of a strict GET that needs databases whose replica is no longer expected back. It is long, because
 #: such a database needs a new replica first.
 STRICT_RETRY_AFTER_S = 30
-#: A number with more digits is shortened in an error text.
+#: A number with more digits is shortened in an error text, to its first 20 digits.
 MOST_SHOWN_DIGITS = 40
 
 _tagged = tag(["values"])
@@ -56,14 +56,15 @@ class ValuesRoutes:
         self._responses = responses
         self._gathers = SharedGathers()
         self._small_puts = asking.SmallPuts(pace)
-        self._reader = ItemsReader(settings)
-        # A POST beyond this budget is refused with Retry-After: 2 (seconds).
-        self._digits_in_progress = Budget(settings.large_digits, "digits of large values", 2)
+        self._items_reader = ItemsReader(settings)
+        # A POST beyond this budget is refused with Retry-After: 2 (seconds). With less, clients ask more often in vain;
+        # with more, the budget is unused for longer.
+        self._digits_budget = Budget(settings.large_digits, "digits of large values", 2)
         self._jobs = JobRoutes(context, settings, pace, responses)
         self.blueprint = Blueprint("values", __name__)
         self.blueprint.register_error_handler(DeadlineExceeded, _deadline_response)
         self.blueprint.add_url_rule("/classes", "classes", self.classes, methods=["GET"])
-        self.blueprint.add_url_rule("/values", "create_values", self._create_view(), methods=["POST"])
+        self.blueprint.add_url_rule("/values", "create_values", self._make_create_route(), methods=["POST"])
         self.blueprint.add_url_rule("/values/<prime>", "find_values", self.find, methods=["GET"])
         self.blueprints = [self.blueprint, self._jobs.blueprint]
 
@@ -74,13 +75,13 @@ class ValuesRoutes:
         classes = await self._context.mesh.classes()
         return jsonify(sorted(classes.live | classes.expected))
 
-    def _create_view(self) -> Callable[[], Coroutine[Any, Any, Response]]:
+    def _make_create_route(self) -> Callable[[], Coroutine[Any, Any, Response]]:
         """Return the route of POST /values, whose documentation depends on the settings."""
 
         @_tagged
         @document_headers(PreferHeader)
         # mypy does not know the type: it is made when the service starts.
-        @document_request(RootModel[self._reader.request_type])  # type: ignore[name-defined]
+        @document_request(RootModel[self._items_reader.request_type])  # type: ignore[name-defined]
         @document_response(SetValueResponse)
         @document_response(JobBegun, 202)
         async def create_values() -> Response:
@@ -91,9 +92,9 @@ class ValuesRoutes:
 
     async def _create(self) -> Response:
         """Answer POST /values."""
-        # Refuse the request with Busy if Redis is full.
+        # Without a number of bytes, this only refuses the request with Busy if Redis is full.
         self._context.mesh.memory.store()
-        items = await read_items(self._reader, self._settings.max_items, self._reader.decode)
+        items = await read_items(self._items_reader, self._settings.max_items, self._items_reader.decode)
         if items and preferences.is_async():
             return await self._jobs.begin(items)
         factors = await self._put(items)
@@ -117,7 +118,7 @@ class ValuesRoutes:
         arguments = request.args if request.query_string else {}
         limit_text = self._number_argument(arguments, "limit", settings.max_answer)
         after_text = self._number_argument(arguments, "after", 0)
-        # "0" means the same as no `after`: there is no value below 1.
+        # "0" becomes "", the `after` of all values: there is no value below 1.
         question = Question(
             number, after_text.lstrip("0"), int(limit_text or settings.max_answer), settings.max_answer_bytes
         )
@@ -146,7 +147,7 @@ class ValuesRoutes:
     def _number_argument(self, arguments: Mapping[str, str], name: str, most: int) -> str:
         """Return a number of the query string as text, "" if the query has none of this name. Raises Problem.
 
-        The number must be from 1 to `most`. If `most` is 0, any number is allowed, also 0.
+        The number must be from 1 to `most`. If `most` is 0, the number has no bounds, and may be 0.
         """
         text = arguments.get(name)
         if text is None:
@@ -169,8 +170,8 @@ class ValuesRoutes:
         # block the loop; code that handles many values calls `pace` again between its pieces.
         await self._pace()
         replica, time_limit_ms = self._context.mesh.replica, self._read_time_limit_ms()
-        # Most POSTs have one small value. Such values share requests with those of other clients. A value of this kind
-        # needs no chunks, and the budget counts only large values. The result and the errors are as below.
+        # Most POSTs have one small value. Such values share requests with those of other clients. They need no chunks
+        # and no budget, which counts only large values. The result and the errors are as below.
         if len(items) == 1 and is_small((item := items[0]).value):
             factors, answers = await self._small_puts.put(replica, item, time_limit_ms)
             if item.value not in factors:
@@ -178,7 +179,7 @@ class ValuesRoutes:
             return factors
         item_by_value = {item.value: item for item in items}
         asks = await self._make_asks(item_by_value)
-        with self._digits_in_progress.lent(sum(len(value) for value in item_by_value if not is_small(value))):
+        with self._digits_budget.lent(sum(len(value) for value in item_by_value if not is_small(value))):
             factors, answers = await asking.put(replica, asks, item_by_value, time_limit_ms, self._pace)
         not_stored = [value for value in item_by_value if value not in factors]
         if not_stored:
@@ -198,10 +199,10 @@ def read_time_limit_ms(context: Context) -> int:
     A client may ask for a time with `Prefer: wait=N` (seconds), up to the setting `max_wait_ms`. Otherwise the mesh's
     setting `deadline_ms` is the time; it is a span of time, too.
     """
-    asked = preferences.wait_ms()
-    if asked is None:
+    wait_ms = preferences.wait_ms()
+    if wait_ms is None:
         return context.mesh.settings.deadline_ms
-    return max(1, min(asked, context.settings.max_wait_ms))
+    return max(1, min(wait_ms, context.settings.max_wait_ms))
 
 
 def _not_stored_problem(answers: Sequence[Answer], not_stored: list[str]) -> Problem:
@@ -213,10 +214,10 @@ def _not_stored_problem(answers: Sequence[Answer], not_stored: list[str]) -> Pro
     first_other_error = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
     problem = from_mesh(first_other_error or (errors[0] if errors else DeadlineExceeded()))
     named_values: list[int] = []
-    digits = 0
+    digit_count = 0
     for value in not_stored[:MOST_NAMED_VALUES]:
-        digits += len(value)
-        if named_values and digits > MOST_NAMED_DIGITS:
+        digit_count += len(value)
+        if named_values and digit_count > MOST_NAMED_DIGITS:
             break
         named_values.append(int(value))
     problem.facts["missing"] = named_values

@@ -89,14 +89,14 @@ class Search:
         return Result(self._array, self._last_value, self._is_full, sorted(self._left_out))
 
     async def _add_next_part(self, after: str) -> str:
-        """Ask for the next part above the value `after`, and add it to the answer.
+        """Ask for the next part above the value `after`, and add it to the answer as far as there is room.
 
-        Return the value up to which the answer is complete now, or "" after the last part.
+        Return the value up to which the databases were searched, or "" after the last part.
         """
         left_ms = self._end_ms - self._replica.now_ms()
         if left_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
-        # One value more than the answer has room for: this value shows that the answer is full.
+        # One value more than the answer has room for: this value shows that further values follow.
         limit = self._question.most - self._value_count + 1
         replies = await self._gathers.find(self._replica, Wanted(self._question.prime, after, limit), left_ms)
         self._left_out.update(replies.left_out)
@@ -137,13 +137,14 @@ class Search:
         return ";".join(lines)
 
     async def _add(self, text: str) -> bool:
-        """Append values; return False if the answer is full."""
+        """Append the values of these lines; return False, and set `_is_full`, if the answer is full before the end."""
         if self._add_at_once(text):
             return True
         lines = text.split(";")
         if len(lines) == 1:
             return self._add_one(text)
-        # Each block is added at once if it fits and has no exponents. Otherwise this method divides it further.
+        # Each block is added at once if it fits and has no exponents. Otherwise this method divides it further, down to
+        # single lines: a block has at most half of the lines.
         block_size = max(1, min(MOST_BLOCK_VALUES, len(lines) // 2))
         for first in range(0, len(lines), block_size):
             await self._pace()
@@ -154,7 +155,7 @@ class Search:
     def _add_at_once(self, text: str) -> bool:
         """Append all of these values; return False if they do not fit, or have exponents (`elements` takes none)."""
         values_left = self._question.most - self._value_count
-        # A short text cannot have too many values. Most texts are short, so their values are not counted.
+        # A short text cannot have too many values. So the values of most texts need not be counted.
         if "^" in text or (len(text) >= values_left * SHORTEST_LINE_LENGTH and text.count(";") >= values_left):
             return False
         elements_json, added_count = elements(text)
@@ -170,6 +171,7 @@ class Search:
         prefixed_value, _, factors = line.partition("=")
         value = without_prefix(prefixed_value)
         element_json = element(value, factors)
+        # Without the exception for the first value, no page could have a value that is too long.
         if self._value_count >= self._question.most or (
             self._value_count and self._array.size + len(element_json) > self._question.most_bytes
         ):

@@ -1,4 +1,4 @@
-"""Keys and queries of /values. One database of the mesh has the record of a value, and `where` names this database.
+"""Keys and queries of /values. One database of the mesh has the record of a value; the shared key `where` names it.
 
 In the database that has the record, under db{n}:
 
@@ -125,8 +125,7 @@ def record_bytes(value: str, factors: str) -> int:
 
     Three entries contain the value: its record, the key of its place, and its group in EXPIRY. For each different
     prime, an entry in INDEX or ALONE contains it, too. The factors are stored twice: in the record, and prime by prime
-    in these entries.
-    A value of 1000 digits with many different primes takes 340 kB.
+    in these entries. A value of 1000 digits with many different primes takes 340 kB.
     """
     prime_count = 1 + factors.count(" ")
     return (len(value) + ENTRY_BYTES) * (3 + prime_count) + 2 * len(factors)
@@ -144,10 +143,10 @@ def decode_places(text: str, count: int) -> list[str | None] | None:
     """Decode `Request.found`: the texts of the places of `count` values, which the submission of the request has read.
 
     For a value without a record, `text` has the empty text, and the result has None. Return None instead of a list if
-    `text` does not have `count` texts.
+    `text` does not have `count` texts: then the caller reads the places itself.
     """
     if count == 1:
-        return [text or None]
+        return [text or None]  # the submission makes a JSON list for several keys only
     try:
         texts = _decode_list(text)
     except ValueError:
@@ -176,8 +175,8 @@ def put(
     """Write the records of one request, and their places. `expiries` (ms) and `factors` are by value.
 
     `existing` has the records of these values that this database has already. PUT_VERB reads the primes from the
-    records, and sets their bits in `filters`. It skips the primes below `filter.below`, because
-    the filter has all of them: the module `primes` finds this bound when it makes the filter.
+    records, and sets their bits in `filters`. It skips the primes below `filter.below`, because the filter has all of
+    them: the module `primes` finds this bound when it makes the filter.
     """
     if not expiries:
         return
@@ -234,10 +233,9 @@ def remove_from_expiry(transaction: Effects, values: Sequence[str]) -> None:
 class Part(Struct, frozen=True):
     """The answer to one search: values of one database that have a prime factor, ascending.
 
-    The part is complete up to the value `until`, or altogether if `until` is "". `found` has the values and their
-    factors as text, for example "c136=2 2 2 17;c137=137"; `Request.found` is something else. Each value has the prefix
-    that `with_prefix` writes, so sorting the lines of several databases sorts their values. A replica of a
-    release that does not know "as" in the body of the request sends a list: a value, its record, and so on.
+    The part is complete up to the value `until`, or altogether if `until` is "". `found` has a line for each value with
+    its factors: "c136=2 2 2 17;c137=137". Each value has the prefix that `with_prefix` writes, so sorting the lines of
+    several databases sorts their values. A replica of an earlier release sends a list instead (see `as_flat_list`).
     """
 
     until: str
@@ -268,7 +266,10 @@ _SEARCHED_KEYS = [INDEX, ALONE, RECORDS]
 
 
 class Conditions(NamedTuple):
-    """One search: up to `most` values above `after` ("" for all) with the factor `prime`, unexpired at `moment_ms`."""
+    """One search: up to `most` values above `after` ("" for all) with the factor `prime`, unexpired at `moment_ms`.
+
+    A client's search (`Question` in `search`) makes one or more of them in each database.
+    """
 
     prime: str
     moment_ms: int
@@ -315,7 +316,7 @@ def answer_search(transaction: Effects, conditions: Conditions) -> None:
 
 def answer_searches(transaction: Effects, moment_ms: int, searches: Sequence[Conditions]) -> None:
     """Answer the request with several searches that the commit makes, all as of one moment; `read_parts` reads them."""
-    words = [word for one in searches for word in (with_prefix(one.prime), one.after_word, one.most_word)]
+    words = [word for search in searches for word in (with_prefix(search.prime), search.after_word, search.most_word)]
     transaction.answer_with(ANSWER_EACH_VERB, _SEARCHED_KEYS, [moment_ms, MOST_FOUND_BYTES, MOST_LOOKED_AT, *words])
 
 

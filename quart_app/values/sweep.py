@@ -43,7 +43,7 @@ class Swept(NamedTuple):
 
 
 async def run(replica: Replica, interval_ms: int, pace: Pace) -> None:
-    """Sweep until cancelled."""
+    """Sweep until cancelled: again at once while more records may be due, else after `interval_ms`."""
     while True:
         more_may_be_due = False
         try:
@@ -69,7 +69,7 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
     looked_at_count, bytes_freed = 0, 0
     for group in groups:
         if bytes_freed > MOST_BYTES:
-            break
+            break  # the next sweep takes the other groups
         bytes_freed += _sweep_group(group, record_by_value, moment_ms, transaction)
         looked_at_count += len(group)
     # A conflict means that one of the records was written again meanwhile. Then the next sweep does all of this again.
@@ -80,11 +80,11 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
 def _groups_within_bounds(most_values: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
     """Return the first groups; none is added after they have `most_values` values or `most_bytes` bytes together."""
     # For each group: how many values and bytes the groups before it have. The last sums, of all groups, are not used.
-    values_before = accumulate(map(len, groups), initial=0)
-    bytes_before = accumulate((sum(map(len, group)) for group in groups), initial=0)
+    value_counts_before = accumulate(map(len, groups), initial=0)
+    byte_counts_before = accumulate((sum(map(len, group)) for group in groups), initial=0)
     return [
         group
-        for group, value_count, byte_count in zip(groups, values_before, bytes_before, strict=False)
+        for group, value_count, byte_count in zip(groups, value_counts_before, byte_counts_before, strict=False)
         if value_count < most_values and byte_count < most_bytes
     ]
 

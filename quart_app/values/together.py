@@ -30,7 +30,7 @@ A = TypeVar("A")
 #: a larger step, more callers share, and short time limits grow by more.
 TIME_LIMIT_STEP_MS = 20
 #: For how many turns of the event loop a group stays open. With one turn, a replica under load answers 12 % fewer
-#: callers a second.
+#: callers a second; with more turns, each caller waits longer.
 TURNS = 3
 #: A caller waits for the request of its group during this fraction of its time limit. Then it sends its own request:
 #: the group may wait for a stalled replica that only another caller needs. A full queue is rarely the cause: submit.lua
@@ -46,7 +46,7 @@ _SEND_ALONE: Any = object()
 
 
 class Together(Generic[K, W, A]):
-    """The callers in this process that may share requests: at most `most` of them share one, all with the same key.
+    """Groups the callers in this process that may share requests: at most `most` share one, all with the same key.
 
     `ask` sends a request. It takes the key, what each caller wants, and the time limit (ms). It returns one answer for
     each caller, in the order of what they want.
