@@ -26,6 +26,7 @@ class Context:
     """What the application hands to every service."""
 
     settings: AppSettings
+    #: the registry to which a service adds its metrics
     metrics: CollectorRegistry
     #: not the time of a membership, but the object through which a member uses the mesh; None without a lease
     membership: Mesh | None = None
@@ -50,7 +51,7 @@ def no_trouble() -> str:
 
 
 def nothing_told() -> Mapping[str, str]:
-    """Return {}: the service tells the roster nothing."""
+    """Return {}: the service adds no fields to the roster row."""
     return {}
 
 
@@ -72,9 +73,10 @@ class Service:
     #: Returns why the service cannot do all of its work at the moment, or "". `/readyz` gives this reason, and the
     #: roster names the service.
     trouble: Callable[[], str] = no_trouble
-    #: Returns the fields that each renewal writes into this replica's roster row.
+    #: Returns what the service tells all replicas: fields that each renewal of the lease writes into the roster row.
     told: Callable[[], Mapping[str, str]] = nothing_told
-    #: Reads what the live page shows of the service, for the whole mesh. Raises RedisError, MeshError.
+    #: Reads what the live page shows of the service, for the whole mesh. Raises RedisError, MeshError. None: the page
+    #: shows nothing of it.
     panel: Callable[[Mesh], Awaitable[Panel]] | None = None
     #: What an operator can do to the service on the live page.
     acts: Sequence[Act] = ()

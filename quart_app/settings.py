@@ -100,7 +100,7 @@ class AppSettings(BaseSettings):
     @field_validator("services")
     @classmethod
     def _check_services(cls, value: str) -> str:
-        unknown = [name for name in split(value) if name not in SERVICES]
+        unknown = [name for name in split_at_commas(value) if name not in SERVICES]
         if unknown:
             raise ValueError(f"no such service: {', '.join(unknown)}; there are {', '.join(SERVICES)}")
         return value
@@ -108,16 +108,16 @@ class AppSettings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _check_networks(cls, value: str) -> str:
-        for network in split(value):
+        for network in split_at_commas(value):
             ip_network(network)  # raises ValueError for anything else
         return value
 
     @property
     def service_names(self) -> list[str]:
         """Return the services to run, in the order given."""
-        return split(self.services)
+        return split_at_commas(self.services)
 
 
-def split(names: str) -> list[str]:
-    """Return the parts of a comma-separated list, without blanks."""
+def split_at_commas(names: str) -> list[str]:
+    """Return the parts of a list, without spaces around them and without empty parts."""
     return [name.strip() for name in names.split(",") if name.strip()]

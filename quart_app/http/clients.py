@@ -9,14 +9,14 @@ import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 
-from quart_app.settings import AppSettings, split
+from quart_app.settings import AppSettings, split_at_commas
 
 
 class Proxies:
     """The proxies whose X-Forwarded-For header is believed."""
 
     def __init__(self, trusted_networks: str) -> None:
-        self._networks = [ipaddress.ip_network(network) for network in split(trusted_networks)]
+        self._networks = [ipaddress.ip_network(network) for network in split_at_commas(trusted_networks)]
         # Requests come from any number of addresses, so the number of kept answers is bounded.
         self._trusts_cached = lru_cache(maxsize=1024)(self._trusts_uncached)
 

@@ -15,7 +15,7 @@ from werkzeug.datastructures import Headers
 
 from quart_app.http.clients import is_address
 from quart_app.http.problems import Problem
-from quart_app.settings import AppSettings, split
+from quart_app.settings import AppSettings, split_at_commas
 
 #: The header that says what a page may load. Our HTML pages have their own policy in place of the one in
 #: `PROTECTIVE_HEADERS`.
@@ -43,7 +43,7 @@ class AllowedHosts:
     """The host names that this replica answers to."""
 
     def __init__(self, settings: AppSettings) -> None:
-        entries = [_ALLOWED_ENTRY.fullmatch(entry.lower()) for entry in split(settings.allowed_hosts)]
+        entries = [_ALLOWED_ENTRY.fullmatch(entry.lower()) for entry in split_at_commas(settings.allowed_hosts)]
         names = {entry["name"] for entry in entries if entry is not None and entry["name"]}
         self._allows_any = "*" in names
         #: `.example.org` for each name `*.example.org`

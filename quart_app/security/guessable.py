@@ -8,11 +8,11 @@ from pathlib import Path
 
 #: Common passwords, and words that a password must not consist of, whatever digits and signs surround them.
 _COMMON_FILE = Path(__file__).parent / "common_passwords.txt"
-#: Digits and signs that people put in place of letters.
+#: From digits and signs that people put in place of letters to these letters.
 _PLAIN_LETTERS = str.maketrans("013457$@!", "oieastsai")
 #: Digits and signs at the ends of a text.
 _PADDING = re.compile(r"^[\W\d_]+|[\W\d_]+$")
-#: Keyboard rows and sequences; a password that is a piece of one is refused.
+#: Keyboard rows and sequences; a password that is a piece of one is refused. After the 9, people go on with 0.
 _SEQUENCES = (
     "01234567890123456789",
     "abcdefghijklmnopqrstuvwxyz",
@@ -26,7 +26,7 @@ _SEQUENCES = (
 def is_guessable(secret: str) -> bool:
     """Return whether a secret is empty, well known, a repetition, or a piece of a keyboard row."""
     folded = secret.casefold()
-    # One or two different characters are a repetition.
+    # A secret of one or two different characters counts as a repetition.
     if len(set(folded)) < 3 or _is_sequence(folded):
         return True
     return not {folded, *_unpadded_forms(folded)}.isdisjoint(_read_common())
@@ -38,10 +38,10 @@ def _is_sequence(folded: str) -> bool:
 
 
 def _unpadded_forms(folded: str) -> set[str]:
-    """Return three forms of a password without the digits and signs around it.
+    """Return three forms of a secret without the digits and signs around it.
 
-    In the second form, letters replace the digits and signs inside that look like them (`_PLAIN_LETTERS`). In the third
-    form they are replaced first, so those at the ends become letters, too, and stay.
+    In the second form, letters then replace the digits and signs inside that look like them (`_PLAIN_LETTERS`). In the
+    third form, they are replaced first. So those at the ends become letters, too, and stay.
     """
     return {
         without_padding(folded),

@@ -10,8 +10,8 @@ import unicodedata
 
 from quart_app.security.guessable import is_guessable, without_padding
 
-#: Bounds of a password, in characters. The lower one holds only for new passwords. The upper one bounds the cost of
-#: normalising and hashing a password.
+#: Bounds of a password, in characters. The lower one holds only for new passwords; shorter ones are easy to guess.
+#: The upper one bounds the cost of normalising and hashing a password.
 MIN_PASSWORD = 8
 MAX_PASSWORD = 256
 #: Most characters of an address. SMTP allows 256 for an address and the angle brackets around it (RFC 5321, section
@@ -25,7 +25,7 @@ def normal_email(text: str) -> str:
     Case, Unicode compatibility forms (full-width letters, ligatures) and the encoding of the domain (`xn--…`) do not
     make a different account.
     """
-    # This import takes 14 ms, and most commands do not need it; see `load`.
+    # This import takes 14 ms, and most commands of `mesh` do not need it. A replica imports it at its start (`load`).
     from email_validator import EmailNotValidError, validate_email
 
     local, at_sign, domain = text.strip().rpartition("@")
@@ -38,7 +38,7 @@ def normal_email(text: str) -> str:
 
 def load() -> None:
     """Load the libraries and tables of this module, so that the first request does not hold the event loop for them."""
-    normal_email("someone@bücher.example")
+    normal_email("someone@bücher.example")  # not ASCII, so that the tables for such domains are loaded, too
     is_guessable("neither common nor short")
 
 
@@ -65,9 +65,12 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text.casefold())
 
 
-def _is_made_of(folded: str, email: str) -> bool:
+def _is_made_of(folded_password: str, email: str) -> bool:
     """Return whether only digits and signs are left of a password when a part of the address is taken out."""
     local, _, domain = email.partition("@")
     parts = [email, local, domain, domain.rpartition(".")[0]]
     # Parts of one or two characters are in many passwords by chance.
-    return any(len(part) >= 3 and part in folded and not without_padding(folded.replace(part, "")) for part in parts)
+    return any(
+        len(part) >= 3 and part in folded_password and not without_padding(folded_password.replace(part, ""))
+        for part in parts
+    )

@@ -16,7 +16,7 @@ from quart_app.security.guessable import is_guessable
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address can be reached from this machine only."""
+    """Return whether a host name or address can be reached from this machine only. Other names are not looked up."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

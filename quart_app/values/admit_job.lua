@@ -1,7 +1,7 @@
 -- Stores a new job, unless there are too many unfinished jobs, or all kept jobs together take too many bytes.
 -- KEYS: job, kept, open, size (see the head of jobs.py: kept jobs, unfinished jobs, and the bytes of all kept jobs)
 -- ARGV: id, bytes of the job, bound of the number of unfinished jobs, bound of the bytes of all kept jobs, ms until the job
---       expires, field, text, ...
+--       expires if its work is not sent, then fields of the job: field, text, field, text, ...
 -- A replica stores the job with this script, and then sends its work in a commit (`Jobs._send`). That commit moves the job's
 -- expiry, and its scores in `kept` and `open`, to later moments. If the replica dies before, the job expires after these ms.
 -- Returns one of these lists, with moments in ms:
@@ -10,7 +10,7 @@
 --   {"size", now, when enough kept jobs have expired}: there is no room
 -- If somebody has deleted the counter `size`, it begins again at 0: it counts too few bytes until no job is kept any more.
 local job_key, kept_key, open_key, kept_bytes_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, job_bytes, most_unfinished, most_kept_bytes, hold_ms =
+local id, job_bytes, most_unfinished, most_kept_bytes, unsent_ms =
   ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local job_prefix = string.sub(job_key, 1, #job_key - #id)
 local time = redis.call('TIME')
@@ -41,10 +41,10 @@ elseif redis.call('EXISTS', kept_bytes_key) == 1 then
 end
 
 -- Removes from the list of unfinished jobs those whose score has passed, and those that have finished. The score is the job's
--- deadline; before its work is sent, it is the earlier moment at which the job expires. A job whose hash is missing counts as
--- unfinished until then.
+-- deadline; before its work is sent, it is the earlier moment at which the job expires. A job whose hash somebody has deleted
+-- counts as unfinished until that moment.
 redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. as_text(now))
-local unfinished_jobs = {}
+local unfinished_jobs = {}  -- the facts of each
 for _, other_id in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
   local found = redis.call('HMGET', job_prefix .. other_id, 'created', 'deadline', 'values', 'left', 'stage:A', 'stage:B',
     'stage:C', 'stage:D')
@@ -73,13 +73,13 @@ if bytes_missing > 0 then
 end
 
 redis.call('HSET', job_key, 'created', as_text(now), 'size', ARGV[2], unpack(ARGV, 6))
-redis.call('ZADD', kept_key, as_text(now + hold_ms), id .. ' ' .. ARGV[2])
-redis.call('ZADD', open_key, as_text(now + hold_ms), id)
+redis.call('ZADD', kept_key, as_text(now + unsent_ms), id .. ' ' .. ARGV[2])
+redis.call('ZADD', open_key, as_text(now + unsent_ms), id)
 redis.call('INCRBY', kept_bytes_key, ARGV[2])
 -- Each key lives at least as long as this job: NX sets the expiry of a key that has none, GT moves an earlier expiry. Redis
 -- does not allow both in one command.
 for _, key in ipairs(KEYS) do
-  redis.call('PEXPIRE', key, hold_ms, 'NX')
-  redis.call('PEXPIRE', key, hold_ms, 'GT')
+  redis.call('PEXPIRE', key, unsent_ms, 'NX')
+  redis.call('PEXPIRE', key, unsent_ms, 'GT')
 end
 return {'admitted', as_text(now)}

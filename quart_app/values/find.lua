@@ -1,13 +1,14 @@
 -- A part of search.lua and find_verb.lua: finds the values that have a prime factor, in ascending order. The time of a search
 -- depends on the lines that it returns and the expired records that it meets, never on the number of stored values.
 -- Parameters: the keys index, alone and records (see store.py); the prime; the value above which to search, or "" for all; the
--- moment in ms; the most values and bytes to return; the most records to look at. Prime and value are written as in the index.
+-- moment (ms) at which a record must be unexpired; the most values and bytes to return; the most records to look at. Prime and
+-- value are written as in the index.
 -- Returns the value up to which the lines are complete, as digits, and the list of lines. If the value is "", no further lines
 -- exist. A line is "<value>=<factors>", with the value as it is in the index and the factors as they are in the record.
 local function find_values(index_key, alone_key, records_key, prime, after, moment_text, most, most_bytes, most_looked_at)
   most, most_bytes, most_looked_at = tonumber(most), tonumber(most_bytes), tonumber(most_looked_at)
   -- A step reads STEP members. A member contains two numbers of at most 4000 digits, so these are at most 800 KB. If the last
-  -- member of a step has fewer than SHORT characters, the next step reads STEP_OF_SHORT members.
+  -- member of a step has fewer than SHORT characters, the next step reads STEP_OF_SHORT members: fewer steps for short values.
   local STEP, SHORT, STEP_OF_SHORT = 100, 100, 1000
   local step_size = STEP
   local before_value = prime .. ':'
@@ -40,7 +41,7 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
   local moment, has_13_digits = tonumber(moment_text), #moment_text == 13
   local function factors_of(record)
     local space = find(record, ' ', 1, true)
-    local after_expiry = byte(record, space + 14)  -- 32 is a space
+    local after_expiry = byte(record, space + 14)  -- what follows 13 digits: 32 (a space), or nothing if there are no factors
     if has_13_digits and (after_expiry == 32 or not after_expiry) then
       if sub(record, space + 1, space + 13) > moment_text then return sub(record, space + 15) end
     else

@@ -1,7 +1,7 @@
 -- Verbs of transactions that answer the request with searches for the values that have a prime factor.
---   find-values, index, alone, records, and the other parameters of find.lua
+--   find-values, index key, alone key, records key, and the other parameters of find.lua
 --       Make one search. The answer is, for example, {"until": "", "found": "c136=2 2 2 17;c137=137"}.
---   find-each, index, alone, records, moment, most bytes, most looked at, prime, above, most, prime, above, most, ...
+--   find-each, index key, alone key, records key, moment, most bytes, most looked at, prime, above, most, prime, ...
 --       Make several searches. The answer is {"each": [{...}, ...]}, with one answer for each search.
 -- The text that a search finds has no character that JSON would have to escape.
 -- A part of commit_verbs.lua. From there it uses `verbs`; from the other parts of commit.lua it uses `tx` and `head`. The body
@@ -19,7 +19,7 @@ local function part_of(...)
   made_find = made_find or make_find()
   local is_ok, until_value, lines = pcall(made_find, ...)
   if not is_ok then
-    local reason = until_value
+    local reason = until_value  -- what `pcall` returns second: here the error
     return nil, {err = type(reason) == 'table' and reason.err or tostring(reason)}
   end
   -- What the JSON has around the lines becomes a part of the first and of the last line, so the text is made only once.
@@ -36,10 +36,11 @@ verbs['find-values'] = function(first, last)
 end
 
 verbs['find-each'] = function(first, last)
-  local index, alone, records, moment, most_bytes, most_looked_at = unpack(tx, first + 1, first + 6)
+  local index_key, alone_key, records_key, moment, most_bytes, most_looked_at = unpack(tx, first + 1, first + 6)
   local parts = {}
   for k = first + 7, last, 3 do
-    local part, failure = part_of(index, alone, records, tx[k], tx[k + 1], moment, tx[k + 2], most_bytes, most_looked_at)
+    local part, failure =
+      part_of(index_key, alone_key, records_key, tx[k], tx[k + 1], moment, tx[k + 2], most_bytes, most_looked_at)
     if failure then return failure end
     parts[#parts + 1] = part
   end

@@ -1,10 +1,10 @@
 -- Verbs of transactions that write and remove records together with their index, so that both always agree (see store.py).
---   put-values, records, index, alone, filters, value, record, ...
+--   put-values, records key, index key, alone key, filters, value, record, ...
 --       Write these records.
---   remove-values, records, index, alone, value, record, ...
+--   remove-values, records key, index key, alone key, value, record, ...
 --       Remove these records. The transaction expects each of them, so the commit has found that they are there.
--- `records`, `index` and `alone` are the keys that store.py describes. `filters` are the filters that get the primes: "<key>
--- <bits> <below> <key> ...", with the meanings that these words have in the verb `mark` of commit_verbs.lua.
+-- The keys are those that store.py describes. `filters` are the filters that get the primes: "<key> <bits> <below> <key> ...".
+-- A filter has `bits` bits, and all primes below `below` (see the verb `mark` of commit_verbs.lua).
 -- A part of commit_verbs.lua. From there it uses MOST_UNPACKED, `verbs` and `mark_numbers`; from the other parts of commit.lua
 -- it uses `tx`, `frees`, `go_to` and `bus`.
 
@@ -29,7 +29,7 @@ local function read_entries(first, last, score)
   local members, rare_primes, rare_values, primes, prefixed_by_prime = {}, {}, {}, {}, {}
   local member_count, rare_count, prime_count = 0, 0, 0
   for k = first, last, 2 do
-    local value, previous = tx[k], nil
+    local value, previous_prime = tx[k], nil
     value = (prefixes[#value] or add_prefix(#value)) .. value
     local after_prime = ':' .. value
     -- A record is "<id> <expiry> <prime> <prime> ...", so the first match is the expiry. A prime that occurs twice may be
@@ -37,8 +37,8 @@ local function read_entries(first, last, score)
     local next_number = string.gmatch(tx[k + 1], ' (%d+)')
     next_number()
     for prime in next_number do
-      if prime ~= previous then
-        previous = prime
+      if prime ~= previous_prime then
+        previous_prime = prime
         local prefixed, length = prefixed_by_prime[prime], #prime
         if not prefixed then
           prefixed = (prefixes[length] or add_prefix(length)) .. prime
@@ -63,12 +63,13 @@ local function read_entries(first, last, score)
   return members, rare_primes, rare_values, primes
 end
 
--- Writes a rare prime and its value into the hash `alone` if the prime has no value there. If it has another value, the pair
--- is added to `members`, which the caller writes into the index.
-local function put_rare(alone, rare_primes, rare_values, members)
+-- Writes each rare prime and its value into the hash `alone` if the prime has no value there. If it has another value, the
+-- pair is added to `members`, which the caller writes into the index. Redis gets at most MOST_UNPACKED words at once, because
+-- Lua's `unpack` takes no more than some thousands.
+local function put_rare(alone_key, rare_primes, rare_values, members)
   for begin = 1, #rare_primes, MOST_UNPACKED do
     local till = math.min(begin + MOST_UNPACKED - 1, #rare_primes)
-    local stored = redis.call('HMGET', alone, unpack(rare_primes, begin, till))
+    local stored = redis.call('HMGET', alone_key, unpack(rare_primes, begin, till))
     local new_values, fields, field_count, member_count = {}, {}, 0, #members
     for i = begin, till do
       local prime, value = rare_primes[i], rare_values[i]
@@ -82,46 +83,46 @@ local function put_rare(alone, rare_primes, rare_values, members)
         member_count = member_count + 2
       end
     end
-    if field_count > 0 then redis.call('HSET', alone, unpack(fields)) end
+    if field_count > 0 then redis.call('HSET', alone_key, unpack(fields)) end
   end
 end
 
 local function put_values(first, last)
-  local records, index, alone, filters = unpack(tx, first + 1, first + 4)
-  redis.call('HSET', records, unpack(tx, first + 5, last))
+  local records_key, index_key, alone_key, filters = unpack(tx, first + 1, first + 4)
+  redis.call('HSET', records_key, unpack(tx, first + 5, last))
   local members, rare_primes, rare_values, primes = read_entries(first + 5, last, '0')
-  put_rare(alone, rare_primes, rare_values, members)
+  put_rare(alone_key, rare_primes, rare_values, members)
   -- MOST_UNPACKED is even, so a score and its member stay together.
   for begin = 1, #members, MOST_UNPACKED do
-    redis.call('ZADD', index, unpack(members, begin, math.min(begin + MOST_UNPACKED - 1, #members)))
+    redis.call('ZADD', index_key, unpack(members, begin, math.min(begin + MOST_UNPACKED - 1, #members)))
   end
-  for key, bits, below in string.gmatch(filters, '(%S+) (%d+) (%d+)') do
-    -- The filters are in the bus database.
+  for filter_key, bits, below in string.gmatch(filters, '(%S+) (%d+) (%d+)') do
+    -- The filters are in the bus database. Before its next write, the commit chooses the database of that write.
     go_to(bus)
-    mark_numbers(key, tonumber(bits), tonumber(below), primes, 1, #primes)
+    mark_numbers(filter_key, tonumber(bits), tonumber(below), primes, 1, #primes)
   end
 end
 
 local function remove_values(first, last)
-  local records, index, alone = unpack(tx, first + 1, first + 3)
+  local records_key, index_key, alone_key = unpack(tx, first + 1, first + 3)
   local members, rare_primes, rare_values = read_entries(first + 4, last)
   for begin = 1, #rare_primes, MOST_UNPACKED do
     local till = math.min(begin + MOST_UNPACKED - 1, #rare_primes)
-    local stored, fields = redis.call('HMGET', alone, unpack(rare_primes, begin, till)), {}
+    local stored, fields = redis.call('HMGET', alone_key, unpack(rare_primes, begin, till)), {}
     for i = begin, till do
       if stored[i - begin + 1] == rare_values[i] then fields[#fields + 1] = rare_primes[i] end
       -- The pair may be in both. It came into the index while the hash had another value of the prime. After the removal of
       -- that value, a second write put the pair into the hash, too.
       members[#members + 1] = rare_primes[i] .. ':' .. rare_values[i]
     end
-    if #fields > 0 then redis.call('HDEL', alone, unpack(fields)) end
+    if #fields > 0 then redis.call('HDEL', alone_key, unpack(fields)) end
   end
   for begin = 1, #members, MOST_UNPACKED do
-    redis.call('ZREM', index, unpack(members, begin, math.min(begin + MOST_UNPACKED - 1, #members)))
+    redis.call('ZREM', index_key, unpack(members, begin, math.min(begin + MOST_UNPACKED - 1, #members)))
   end
   local removed = {}
   for k = first + 4, last, 2 do removed[#removed + 1] = tx[k] end
-  redis.call('HDEL', records, unpack(removed))
+  redis.call('HDEL', records_key, unpack(removed))
 end
 
 verbs['put-values'], verbs['remove-values'] = put_values, remove_values

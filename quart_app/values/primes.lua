@@ -3,8 +3,8 @@
 -- stored all the time from the first part to the last is in at least one part.
 -- KEYS: index, alone   (see store.py)
 -- ARGV: where to begin (what the part before returned, "" at first), about how many primes to read
--- A part begins at "h:" and a cursor of HSCAN, or at "z:" and the last prime that was read from the index; "z:" alone is the
--- start of the index.
+-- A part begins at "h:" and a cursor of HSCAN (of the hash `alone`), or at "z:" and the last prime that was read from the
+-- index; "z:" alone is the start of the index.
 -- Returns {where the next part begins ("" if there is none), list of primes, written as in the index}
 local index_key, alone_key, count = KEYS[1], KEYS[2], tonumber(ARGV[2])
 local source, position = string.match(ARGV[1], '^(%a):(.*)$')
@@ -14,7 +14,7 @@ if source ~= 'z' then
   for i = 1, #answer[2], 2 do prefixed_primes[#prefixed_primes + 1] = answer[2][i] end
   return {answer[1] == '0' and 'z:' or 'h:' .. answer[1], prefixed_primes}
 end
--- Each read finds one member of the next prime, and skips all other values of the prime before.
+-- Each read finds one member of the next prime, and skips all other values of the prime before: ";" sorts directly after ":".
 local from = position == '' and '-' or '(' .. position .. ';'
 for i = 1, count do
   local member = redis.call('ZRANGEBYLEX', index_key, from, '+', 'LIMIT', 0, 1)[1]
