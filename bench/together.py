@@ -103,7 +103,7 @@ async def measured(replicas: int, processes: int, lines: Path) -> Found:
         # Start the processes.
         await compute(first, posted, 1)
         for other in others:
-            await other.help_for_others.share(Factoring(posted, (), (Composite(posted),)), processes, 0.2)
+            await other.help_for_others.run_curves(Factoring(posted, (), (Composite(posted),)), processes, 0.2)
         await asyncio.sleep(2)
         begun_s = time.monotonic()
         await compute(first, posted, SECONDS)

@@ -60,7 +60,7 @@ def curve_count_before_sieve(bits: int) -> int:
 
 def _interpolated(points: tuple[tuple[int, float], ...], bits: int) -> float:
     """Return the seconds at `bits`, interpolated between the logarithms of the seconds; extrapolated at both ends."""
-    upper = min(max(bisect_right(points, bits, key=lambda point: point[0]), 1), len(points) - 1)
-    (low_bits, low_s), (high_bits, high_s) = points[upper - 1], points[upper]
+    upper_index = min(max(bisect_right(points, bits, key=lambda point: point[0]), 1), len(points) - 1)
+    (low_bits, low_s), (high_bits, high_s) = points[upper_index - 1], points[upper_index]
     fraction = (bits - low_bits) / (high_bits - low_bits)
     return math.exp(math.log(low_s) + fraction * (math.log(high_s) - math.log(low_s)))

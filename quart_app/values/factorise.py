@@ -120,7 +120,7 @@ class Factoring:
 
     def known_factors(self) -> str:
         """Return the prime factors found so far, as text."""
-        return notation.powers(_merged(self.powers))
+        return notation.powers(_merge_powers(self.powers))
 
 
 def factorise(number: int) -> list[int]:
@@ -261,7 +261,7 @@ def is_prime(number: int) -> bool:
 
 def checked_powers(number: int, powers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the powers, ascending, each prime once. Raises WrongFactors if they are not the factors of the number."""
-    merged = _merged(powers)
+    merged = _merge_powers(powers)
     if math.prod(factor**exponent for factor, exponent in merged) != number:
         raise WrongFactors(f"the factors found for {number} have another product: {merged}")
     for factor, _ in merged:
@@ -272,7 +272,7 @@ def checked_powers(number: int, powers: Iterable[tuple[int, int]]) -> list[tuple
     return merged
 
 
-def _merged(powers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merge_powers(powers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the powers, ascending, each prime once."""
     exponents: dict[int, int] = {}
     for prime, exponent in powers:
@@ -299,7 +299,7 @@ def _after_step(factoring: Factoring, next_stage: Stage) -> Factoring:
 
 
 def _with_parts(factoring: Factoring, others: list[Composite], composite: Composite, parts: list[int]) -> Factoring:
-    """Return the factorisation with a composite replaced by the parts that it was split into."""
+    """Return the factorisation with `parts` in place of the composite; `others` are its other composites."""
     powers = list(factoring.powers)
     for part in parts:
         prime_powers, composites_left = _test_divisor(replace(composite, value=part))
@@ -354,7 +354,9 @@ def _fermat_parts(value: int) -> list[int]:
         root = _root_of_one(base, value)
         if root is None:  # an ordinary composite, for which the first base shows it
             break
-        parts = [int(new) for part in parts for gcd in [gmpy2.gcd(part, root - 1)] for new in (gcd, part // gcd)]
+        parts = [
+            int(divisor) for part in parts for gcd in [gmpy2.gcd(part, root - 1)] for divisor in (gcd, part // gcd)
+        ]
         parts = [part for part in parts if part > 1]
     return parts
 

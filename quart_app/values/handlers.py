@@ -77,7 +77,7 @@ class Decision:
     here: list[PutItem]
     #: by value: the records that this database already has of the items `here`
     existing: dict[str, Record]
-    #: by value: the factors of all items `here`, and perhaps of others
+    #: by value: the factors of the items `here`
     factors: dict[str, str]
     #: by the address of a holder of this class: the items whose expiry this holder refreshes
     elsewhere: list[tuple[Address, list[PutItem]]]
@@ -163,7 +163,7 @@ class _Handlers:
         for address, items in decision.elsewhere:
             transaction.send(address, PUT, errand.part_body(_as_body_items(items)), deadline=deadline)
         # If the step consists of one hard value, the request in the value's lane ends this step, and sends the next
-        # step. Any other step ends here, and does not wait for its requests in lanes.
+        # step. Any other step ends here, and does not wait for the requests that it sends.
         is_step_over = len(request.body["items"]) > 1 or not decision.apart
         for item in _as_body_items(decision.apart):
             hard_values.send(transaction, store.cls, item, errand.job_fields(with_step=not is_step_over), deadline)
@@ -275,14 +275,14 @@ async def _split_off_hard(
     value. If this record expires before the put runs, the put has a value to factor, perhaps a hard one. A request on
     this stream makes no quick attempt, so each large value without a record gets a request of its own.
     """
-    large = [item for item in items if not is_small(item.value)]
+    large_items = [item for item in items if not is_small(item.value)]
     is_on_database_stream = request.stream == Database(store.database).stream
     is_alone_on_class_stream = len(items) == 1 and not is_on_database_stream
     # A caller of an earlier release does not know lanes. It waits here for a hard value that is alone in its request.
     knows_lanes = KNOWS_LANES in request.body or "job" in request.body
-    if not large or request.op == HARD or (is_alone_on_class_stream and not knows_lanes):
+    if not large_items or request.op == HARD or (is_alone_on_class_stream and not knows_lanes):
         return items, [], {}
-    without_record = [item.value for item in large if item.value not in existing]
+    without_record = [item.value for item in large_items if item.value not in existing]
     factors_or_none = (
         {} if is_on_database_stream else {value: await factoriser.factorise_quickly(value) for value in without_record}
     )
@@ -301,15 +301,15 @@ async def _split_by_holder(items: list[PutItem], store: Store) -> tuple[list[Put
     """Return the items whose records this replica writes, and by address those that another holder refreshes."""
     here: list[PutItem] = []
     elsewhere: dict[Address, list[PutItem]] = {}
-    held_by_database: dict[int, bool] = {}
+    has_holder: dict[int, bool] = {}
     for item in items:
         place = item.place
         if place is None or place.database == store.database or place.cls != store.cls:
             here.append(item)
             continue
-        if place.database not in held_by_database:
-            held_by_database[place.database] = await store.is_held(place.database)
-        if held_by_database[place.database]:
+        if place.database not in has_holder:
+            has_holder[place.database] = await store.is_held(place.database)
+        if has_holder[place.database]:
             elsewhere.setdefault(Database(place.database), []).append(item)
         else:
             here.append(item)
@@ -335,8 +335,8 @@ async def _collect_factors(
 ) -> dict[str, str]:
     """Return the factors by value: those of existing records, those already found, and computed ones for the others."""
     factors = quick_factors | {value: record.factors for value, record in existing.items()}
-    small = [item.value for item in items if item.value not in factors and is_small(item.value)]
-    factors |= zip(small, await factoriser.factorise_small(small), strict=True)
+    small_values = [item.value for item in items if item.value not in factors and is_small(item.value)]
+    factors |= zip(small_values, await factoriser.factorise_small(small_values), strict=True)
     for item in items:
         if item.value not in factors:
             factors[item.value] = await factoriser.factorise_large(item.value, request)

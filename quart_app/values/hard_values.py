@@ -40,16 +40,16 @@ UNTIL = "until"
 _ONE_AT_A_TIME = Limit(by="of", concurrency=1)
 
 
-def ask_for_chunk(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
+def ask_for_chunk(cls: str, items: Sequence[Mapping[str, Any]], keys_to_read: Sequence[str] = ()) -> Ask:
     """Return the request that puts a chunk. If the values are large, its answer may have null for some of them.
 
-    The submission of the request also reads the shared keys `read`. With these, the handler of small values needs no
-    trip, so it may run in place. The values of a chunk are all small or all large.
+    The submission of the request also reads the shared keys `keys_to_read`. With these, the handler of small values
+    needs no trip, so it may run in place. The values of a chunk are all small, or all large.
     """
     body: dict[str, Any] = {"items": items}
     if not is_small(items[0]["value"]):
         body[KNOWS_LANES] = True
-    return Ask(Class(cls), PUT, body, read=read, in_place=bool(read))
+    return Ask(Class(cls), PUT, body, read=keys_to_read, in_place=bool(keys_to_read))
 
 
 def ask_in_lane(item: ItemAsked) -> Ask:

@@ -164,16 +164,16 @@ class HelpForOthers:
         #: the curves that run for another replica
         self._task: asyncio.Task[Slice] | None = None
 
-    async def share(self, factoring: Factoring, most_processes: int, time_s: float) -> Slice | None:
+    async def run_curves(self, factoring: Factoring, most_processes: int, time_limit_s: float) -> Slice | None:
         """Run curves for another replica in at most `most_processes` processes.
 
         Return None if no process is free, or if this replica helps another one already. New slices begin during the
-        first half of `time_s`. The curves end early if one finds a divisor, or if this replica needs its processes.
-        Raises Unavailable.
+        first half of the time limit. The curves end early if one finds a divisor, or if this replica needs its
+        processes. Raises Unavailable.
         """
         if self._task is not None or self._count_free(most_processes) <= 0:
             return None
-        self._task = task = asyncio.create_task(self._run_curves(factoring, most_processes, time_s))
+        self._task = task = asyncio.create_task(self._run_slices(factoring, most_processes, time_limit_s))
         try:
             # `wait` does not raise when `stop` cancels the task; the asker then gets a refusal.
             await asyncio.wait([task])
@@ -194,21 +194,21 @@ class HelpForOthers:
         """Return how many processes may run curves now, at most `most_processes`."""
         return min(most_processes, self._count_spare(), self._lane.idle_count)
 
-    async def _run_curves(self, factoring: Factoring, most_processes: int, time_s: float) -> Slice:
-        """Run curves until one finds a divisor, no process is free, or half of `time_s` is over; return the result."""
+    async def _run_slices(self, factoring: Factoring, most_processes: int, time_limit_s: float) -> Slice:
+        """Run curves until one finds a divisor, no process is free, or half of the time is over; return the result."""
         begun_s = time.monotonic()
         latest: Slice = factoring, None
 
         async def run_slice() -> Slice:
-            left_s = begun_s + time_s - time.monotonic()
+            left_s = begun_s + time_limit_s - time.monotonic()
             result: Slice = await self._run_call(
                 self._lane, lambda: (child.advance, latest[0], left_s, _HELPER_SIEVE_BITS)
             )
             return result
 
-        while time.monotonic() < begun_s + time_s / 2 and (count := self._count_free(most_processes)) > 0:
+        while time.monotonic() < begun_s + time_limit_s / 2 and (process_count := self._count_free(most_processes)) > 0:
             before = latest[0]
-            latest = await race(before, run_slice, count)
+            latest = await race(before, run_slice, process_count)
             if splits(before, latest):
                 break
         return latest
@@ -226,7 +226,7 @@ def help_worker(helper: HelpForOthers, process_count: int, current_replica: Call
         if body["asker"] == this_replica.id or this_replica.settings.concurrency == 1:
             return {}
         left_s = (request.deadline - this_replica.now_ms()) / 1000
-        result = await helper.share(from_body(body), count_usable_processes(body, process_count), left_s)
+        result = await helper.run_curves(from_body(body), count_usable_processes(body, process_count), left_s)
         return {} if result is None else to_body(result[0])
 
     return worker

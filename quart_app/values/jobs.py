@@ -192,19 +192,19 @@ class Jobs:
         # Each chunk is one step. With a bound of 0 bytes for large values, each large value gets a step of its own.
         steps = Chunks(self._settings.chunk, 0)
         await steps.extend(item_by_value.values(), self._pace)
-        first_steps, later_steps = await self._split_into_steps(steps)
+        first_items, work_fields = await self._split_into_steps(steps)
         order_fields = await self._order_fields(items)
         counts = {"values": len(item_by_value), "left": len(item_by_value), "failures": 0, "parts": len(order_fields)}
         id = secrets.token_urlsafe(16)
         created_ms = await self._admit(replica, id, size, counts)
-        await self._store(replica, id, order_fields | later_steps)
-        await self._send(replica, id, size, created_ms, first_steps)
+        await self._store(replica, id, order_fields | work_fields)
+        await self._send(replica, id, size, created_ms, first_items)
         return id
 
     async def _split_into_steps(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the items of the first step by class, and the fields `work` that store the items of later steps."""
-        first_steps: dict[str, Any] = {}
-        later_steps: dict[str, str] = {}
+        first_items: dict[str, Any] = {}
+        work_fields: dict[str, str] = {}
         latest_index: dict[str, int] = {}  # by class, of the latest step
         for count_before, (cls, chunk) in enumerate(steps.all):
             # The event loop gets its turn after as many steps as a part has values.
@@ -212,10 +212,10 @@ class Jobs:
                 await self._pace()
             step_index = latest_index[cls] = latest_index.get(cls, -1) + 1
             if step_index:
-                later_steps[f"work:{cls}:{step_index}"] = msgspec.json.encode(chunk).decode()
+                work_fields[f"work:{cls}:{step_index}"] = msgspec.json.encode(chunk).decode()
             else:
-                first_steps[cls] = chunk
-        return first_steps, later_steps
+                first_items[cls] = chunk
+        return first_items, work_fields
 
     async def _order_fields(self, items: Sequence[ItemAsked]) -> dict[str, str]:
         """Return the fields `order`, which store the values in the order of the request."""
@@ -270,7 +270,7 @@ class Jobs:
             words, byte_count = [], 0
             await self._pace()
 
-    async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first_steps: dict[str, Any]) -> None:
+    async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first_items: dict[str, Any]) -> None:
         """Send the first step of each class, and let the job live until its results expire, all in one commit.
 
         Raises Unavailable if the job has expired since `_admit`: then the field `created` is gone, and nothing is sent.
@@ -286,7 +286,7 @@ class Jobs:
         shared.write("PEXPIREAT", JOB + id, expiry_ms)
         for key in (KEPT, OPEN, SIZE):
             shared.keep_until(key, expiry_ms)
-        for cls, items in sorted(first_steps.items()):
+        for cls, items in sorted(first_items.items()):
             transaction.send(Class(cls), PUT, {"items": items, "job": id, "next": 1}, deadline=deadline_ms)
         if not await replica.commit(transaction):
             raise _not_begun()

@@ -108,10 +108,10 @@ class Lane:
         """Return pebble's pool. Start one if there is none yet, or if the former one is no longer active."""
         async with self._start_lock:
             if self._pool is None or not self._pool.active:
-                former, self._pool = self._pool, _new_pool(self._process_count, self._niceness)
+                former_pool, self._pool = self._pool, _new_pool(self._process_count, self._niceness)
                 await asyncio.to_thread(_start_processes, self._pool)
-                if former is not None:
-                    await asyncio.to_thread(_stop_pool, former)
+                if former_pool is not None:
+                    await asyncio.to_thread(_stop_pool, former_pool)
             return self._pool
 
     def _release_slot_when_free(self, future: concurrent.futures.Future[Any] | None) -> None:

@@ -70,11 +70,11 @@ class FactorMetrics:
         for outcome in FactorOutcome:  # exports a 0 for each outcome from the start, so that the first increase shows
             self._ended_counter.labels(outcome)
 
-    def ended(self, outcome: FactorOutcome) -> None:
+    def count_ended(self, outcome: FactorOutcome) -> None:
         """Count a computation that has ended."""
         self._ended_counter.labels(outcome).inc()
 
-    def lane(self, name: str) -> LaneMetrics:
+    def lane_metrics(self, name: str) -> LaneMetrics:
         """Return the metrics of the lane with this name."""
         return LaneMetrics(
             self._computing_now.labels(name),

@@ -90,13 +90,13 @@ class JobsPanel:
 
         The kept jobs are those that expire last.
         """
-        redis, shared = mesh.shared, keys.SHARED
+        redis, shared_prefix = mesh.shared, keys.SHARED
         pipeline = redis.pipeline(transaction=False)
-        pipeline.zrange(shared + OPEN, 0, MOST_SHOWN_JOBS - 1)
-        pipeline.zcard(shared + OPEN)
-        pipeline.zrevrange(shared + KEPT, 0, MOST_SHOWN_JOBS - 1)
-        pipeline.zcard(shared + KEPT)
-        pipeline.get(shared + SIZE)
+        pipeline.zrange(shared_prefix + OPEN, 0, MOST_SHOWN_JOBS - 1)
+        pipeline.zcard(shared_prefix + OPEN)
+        pipeline.zrevrange(shared_prefix + KEPT, 0, MOST_SHOWN_JOBS - 1)
+        pipeline.zcard(shared_prefix + KEPT)
+        pipeline.get(shared_prefix + SIZE)
         open_ids, open_count, newest_members, kept_count, kept_bytes = await pipeline.execute()
         # Many jobs are in both lists, and each is read once.
         ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest_members)]))[

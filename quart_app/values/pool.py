@@ -95,11 +95,11 @@ class FactorPool:
         self._metrics = metrics or FactorMetrics(CollectorRegistry())
         # A lane with a higher niceness has a lower priority; 19, the lowest, is for the numbers of other replicas. More
         # than two brisk processes, which go first, would slow hard numbers down.
-        self._brisk = Lane(min(process_count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
-        self._hard = Lane(process_count, niceness=10, metrics=self._metrics.lane("hard"))
-        self._patient = Lane(process_count, niceness=15, metrics=self._metrics.lane("patient"))
+        self._brisk = Lane(min(process_count, 2), niceness=5, metrics=self._metrics.lane_metrics("brisk"))
+        self._hard = Lane(process_count, niceness=10, metrics=self._metrics.lane_metrics("hard"))
+        self._patient = Lane(process_count, niceness=15, metrics=self._metrics.lane_metrics("patient"))
         self.help_for_others = HelpForOthers(
-            Lane(process_count, niceness=19, metrics=self._metrics.lane("help")),
+            Lane(process_count, niceness=19, metrics=self._metrics.lane_metrics("help")),
             self._count_spare_processes,
             self._run_with_retry,
         )
@@ -110,7 +110,7 @@ class FactorPool:
         self._pace = pace or Pace()
         self._tasks: asyncio.TaskGroup
         self._opened = asyncio.Event()
-        self._closed = False
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         self._tasks = await asyncio.TaskGroup().__aenter__()
@@ -118,7 +118,7 @@ class FactorPool:
         return self
 
     async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._closed = True
+        self._is_closed = True
         for computation in list(self._computations.values()):
             self._remove(computation)
         await self._tasks.__aexit__(None, None, None)  # waits for the tasks, which are all cancelled
@@ -128,7 +128,7 @@ class FactorPool:
             # `_wait_until_open`. After an orderly leave the pool stays closed: callers get a CancelledError there, and
             # the replica hands their requests back.
             self._opened.clear()
-            self._closed = False
+            self._is_closed = False
 
     async def factorise_quickly(self, number: int) -> str | None:
         """Return the prime factors as text if the cheap steps find them on the event loop, else None."""
@@ -157,9 +157,9 @@ class FactorPool:
     async def factorise_small(self, numbers: Sequence[int]) -> list[str]:
         """Return the prime factors of numbers below 2^64, each as text. The event loop finds them, piece by piece."""
         texts: list[str] = []
-        for first in range(0, len(numbers), SMALL_NUMBERS_A_PIECE):
+        for start in range(0, len(numbers), SMALL_NUMBERS_A_PIECE):
             await self._pace()
-            texts += map(engine.factors_of_small, numbers[first : first + SMALL_NUMBERS_A_PIECE])
+            texts += map(engine.factors_of_small, numbers[start : start + SMALL_NUMBERS_A_PIECE])
         return texts
 
     async def _wait_until_open(self, timeout_s: float) -> None:
@@ -173,7 +173,7 @@ class FactorPool:
                     await self._opened.wait()
             except TimeoutError:
                 raise DeadlineExceeded("this replica was not ready in time") from None
-        if self._closed:
+        if self._is_closed:
             raise asyncio.CancelledError("the pool has ended")
 
     async def is_prime(self, number: int, timeout_s: float) -> bool:
@@ -198,7 +198,7 @@ class FactorPool:
         computation = self._computations.get(number)
         return None if computation is None else computation.progress(time.monotonic(), self.sieve_bits)
 
-    def state(self) -> list[Progress]:
+    def all_progress(self) -> list[Progress]:
         """Return the progress of all computations, the oldest first."""
         now_s = time.monotonic()
         return [computation.progress(now_s, self.sieve_bits) for computation in self._computations.values()]
@@ -212,7 +212,7 @@ class FactorPool:
         if existing is not None:
             return existing
         if len(self._computations) >= self.brisk_limit + self.hard_limit:
-            self._metrics.ended(FactorOutcome.REFUSED)
+            self._metrics.count_ended(FactorOutcome.REFUSED)
             # Most numbers are brisk ones, which make room within a second.
             raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
         now_s = time.monotonic()
@@ -246,9 +246,9 @@ class FactorPool:
     def _deadline_error(self, computation: Computation) -> DeadlineExceeded:
         """Return the error for a caller whose time is over: it says how far the computation is."""
         progress = computation.progress(time.monotonic(), self.sieve_bits)
-        digits = ", ".join(str(len(str(composite))) for composite in progress.unfactored)
+        digit_counts = ", ".join(str(len(str(composite))) for composite in progress.unfactored)
         return DeadlineExceeded(
-            f"not factorised in time: the composites that are left have {digits} digits",
+            f"not factorised in time: the composites that are left have {digit_counts} digits",
             factors=notation.expanded(progress.factors),
             unfactored=progress.unfactored,
             stage=progress.stage,
@@ -262,7 +262,7 @@ class FactorPool:
             del self._computations[computation.number]
         if computation.task is not None and not computation.task.done():
             is_late = time.monotonic() >= computation.deadline_s
-            self._metrics.ended(FactorOutcome.LATE if is_late else FactorOutcome.CANCELLED)
+            self._metrics.count_ended(FactorOutcome.LATE if is_late else FactorOutcome.CANCELLED)
             computation.task.cancel()
 
     def _admit_if_hard(self, computation: Computation) -> None:
@@ -277,7 +277,7 @@ class FactorPool:
             other for other in self._computations.values() if other.is_hard and other.patient == computation.patient
         ]
         if len(competing) >= self.hard_limit:
-            self._metrics.ended(FactorOutcome.REFUSED)
+            self._metrics.count_ended(FactorOutcome.REFUSED)
             retry_after = math.ceil(self._first_end_s(competing))
             raise Busy(
                 f"too many hard numbers ({len(competing)}) are being factorised; retry after {retry_after} s",
@@ -308,12 +308,12 @@ class FactorPool:
         except Exception as error:
             # `_admit_if_hard` has counted a Busy as refused.
             if not isinstance(error, Busy):
-                self._metrics.ended(FactorOutcome.FAILED)
+                self._metrics.count_ended(FactorOutcome.FAILED)
             if not factors_future.done():
                 factors_future.set_exception(error)
                 factors_future.exception()  # otherwise asyncio would log the error if the last caller has just left
         else:
-            self._metrics.ended(FactorOutcome.DONE)
+            self._metrics.count_ended(FactorOutcome.DONE)
             if not factors_future.done():
                 factors_future.set_result(factors)
         if self._computations.get(computation.number) is computation:
@@ -366,7 +366,7 @@ class FactorPool:
     def _count_spare_processes(self) -> int:
         """Return how many processes this replica does not need. Curves need all of them, also between two slices."""
         runs_curves = any(computation.stage is Stage.CURVES for computation in self._computations.values())
-        if self._closed or not self._opened.is_set() or runs_curves:
+        if self._is_closed or not self._opened.is_set() or runs_curves:
             return 0
         return max(0, self.processes - self._brisk.call_count - self._hard.call_count - self._patient.call_count)
 

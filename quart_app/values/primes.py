@@ -127,11 +127,11 @@ class Primes:
         # A filter is not valid if its key is gone.
         if prime_count and not await replica.filters.is_valid(filter):
             return True
-        bits_set = await replica.filters.count_set_bits(filter)
+        set_bit_count = await replica.filters.count_set_bits(filter)
         # A young filter may have twice as many bits set: one in four.
         one_in = TOO_FULL_ONE_IN / 2 if time.monotonic() < self._young_until_s else TOO_FULL_ONE_IN
         is_too_large = filter.bits > TOO_LARGE_TIMES * Filter.size_for(prime_count)
-        return bits_set * one_in > filter.bits or is_too_large or (not prime_count and bits_set > 0)
+        return set_bit_count * one_in > filter.bits or is_too_large or (not prime_count and set_bit_count > 0)
 
     async def _make(self, replica: Replica, current: Filter | None, size_bits: int, last_expiry_ms: int) -> None:
         """Make a new filter, and name it in the roster row: the four steps of this module's docstring."""
@@ -151,7 +151,7 @@ class Primes:
             # Also after a cancellation: otherwise puts would go on setting bits in a filter that nobody completes.
             self._kept = kept_before
             raise
-        new_filter = replace(new_filter, below=_first_without(common_primes))
+        new_filter = replace(new_filter, below=_first_prime_not_in(common_primes))
         self._kept, self._young_until_s = (*kept_before, new_filter), time.monotonic() + YOUNG_S
         # Step 4. If the answer is lost, puts set bits in both filters, until the next check reads which one is named.
         if await replica.filters.put_in_row(FILTER_NAME, new_filter):
@@ -198,7 +198,7 @@ async def _read_primes(store: Store) -> AsyncIterator[set[str]]:
             return
 
 
-def _first_without(primes: set[str]) -> int:
+def _first_prime_not_in(primes: set[str]) -> int:
     """Return the first prime that is not among these."""
     prime = 2
     while str(prime) in primes:

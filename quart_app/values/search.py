@@ -188,14 +188,14 @@ def _text_of_lists(answers: Sequence[list[str]]) -> str:
 
     If two databases have a value, the record of the newer request counts.
     """
-    newest: dict[str, str] = {}
+    newest_records: dict[str, str] = {}
     for alternating in answers:
         for value, record in zip(alternating[::2], alternating[1::2], strict=True):
-            if value not in newest or _request_id(newest[value]) <= _request_id(record):
-                newest[value] = record
+            if value not in newest_records or _request_id(newest_records[value]) <= _request_id(record):
+                newest_records[value] = record
     return ";".join(
         f"{with_prefix(value)}={record.split(' ', 2)[2] if record.count(' ') > 1 else ''}"
-        for value, record in sorted(newest.items(), key=lambda item: rank(item[0]))
+        for value, record in sorted(newest_records.items(), key=lambda item: rank(item[0]))
     )
 
 

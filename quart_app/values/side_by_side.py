@@ -55,8 +55,8 @@ def combined(before: Factoring, slices: Sequence[Slice]) -> Slice:
     for result in slices:
         if splits(before, result):
             return result
-    first = before.composites[0]
-    return with_curves(before, sum(result[0].composites[0].curves - first.curves for result in slices)), None
+    smallest = before.composites[0]
+    return with_curves(before, sum(result[0].composites[0].curves - smallest.curves for result in slices)), None
 
 
 def with_curves(before: Factoring, curve_count: int) -> Factoring:

@@ -196,7 +196,11 @@ def put(
     for expiry, values in values_by_expiry.items():
         transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
         # A value whose record expires later than before is in EXPIRY already, by an earlier moment. That is enough.
-        add_to_expiry(transaction, expiry, [v for v in values if v not in existing or expiry < existing[v].expiry_ms])
+        add_to_expiry(
+            transaction,
+            expiry,
+            [value for value in values if value not in existing or expiry < existing[value].expiry_ms],
+        )
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(values_by_expiry))
 

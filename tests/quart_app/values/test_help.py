@@ -81,7 +81,7 @@ class Processes:
         self.calls: list[tuple[Any, ...]] = []
         self.cancelled = 0
         self.slice: Callable[[Factoring], Factoring | None] = lambda before: with_curves(before, 3)
-        lane = Lane(count, niceness=19, metrics=FactorMetrics(CollectorRegistry()).lane("help"))
+        lane = Lane(count, niceness=19, metrics=FactorMetrics(CollectorRegistry()).lane_metrics("help"))
         self.helper = HelpForOthers(lane, lambda: self.spare, self.run)
 
     async def run(self, lane: Lane, call: Call) -> Slice:
@@ -101,7 +101,7 @@ async def test_a_share_is_curves_in_every_spare_process_for_half_of_the_time() -
     """Slices begin in the first half of the time; in the other half the last of them can end."""
     processes = Processes()
     begun = time.monotonic()
-    found = await processes.helper.share(BEFORE, 2, 0.2)
+    found = await processes.helper.run_curves(BEFORE, 2, 0.2)
     assert 0.1 <= time.monotonic() - begun < 0.2
     assert found == (with_curves(BEFORE, 3 * len(processes.calls)), None)
     assert [call[0] for call in processes.calls[:4]] == [BEFORE, BEFORE, with_curves(BEFORE, 6), with_curves(BEFORE, 6)]
@@ -113,7 +113,7 @@ async def test_without_a_spare_process_help_is_refused_at_once(spare: int, most:
     """A request for help never waits for a process."""
     processes = Processes()
     processes.spare = spare
-    assert await processes.helper.share(BEFORE, most, 10) is None
+    assert await processes.helper.run_curves(BEFORE, most, 10) is None
     assert processes.calls == []
 
 
@@ -127,7 +127,7 @@ async def test_a_share_ends_once_the_processes_are_needed_here() -> None:
 
     processes.slice = needed
     async with asyncio.timeout(5):
-        assert await processes.helper.share(BEFORE, 1, 60) == (with_curves(BEFORE, 1), None)
+        assert await processes.helper.run_curves(BEFORE, 1, 60) == (with_curves(BEFORE, 1), None)
 
 
 async def test_a_share_ends_with_a_divisor() -> None:
@@ -135,13 +135,13 @@ async def test_a_share_ends_with_a_divisor() -> None:
     processes = Processes()
     processes.slice = lambda before: SPLIT
     async with asyncio.timeout(5):
-        assert await processes.helper.share(BEFORE, 2, 60) == (SPLIT, None)
+        assert await processes.helper.run_curves(BEFORE, 2, 60) == (SPLIT, None)
 
 
 @contextlib.asynccontextmanager
 async def long_share(processes: Processes) -> AsyncIterator[asyncio.Task[Slice | None]]:
     processes.slice = lambda before: None
-    share = asyncio.create_task(processes.helper.share(BEFORE, 2, 60))
+    share = asyncio.create_task(processes.helper.run_curves(BEFORE, 2, 60))
     while len(processes.calls) < 2:
         await asyncio.sleep(0)
     yield share
@@ -151,11 +151,11 @@ async def test_one_number_at_a_time_is_helped() -> None:
     """A helper refuses a second number while it has processes left."""
     processes = Processes(4)
     async with long_share(processes) as share:
-        assert await processes.helper.share(BEFORE, 2, 10) is None
+        assert await processes.helper.run_curves(BEFORE, 2, 10) is None
         share.cancel()
         await asyncio.wait([share])
     processes.slice = lambda before: SPLIT
-    assert await processes.helper.share(BEFORE, 2, 10) == (SPLIT, None)
+    assert await processes.helper.run_curves(BEFORE, 2, 10) == (SPLIT, None)
 
 
 async def test_a_share_that_is_cancelled_kills_its_processes() -> None:
@@ -193,7 +193,7 @@ class FakeHelper:
         self.refused = 0
         self._busy = False
 
-    async def share(self, factoring: Factoring, most: int, time_s: float) -> Slice | None:
+    async def run_curves(self, factoring: Factoring, most: int, time_s: float) -> Slice | None:
         if self._busy:
             self.refused += 1
             return None

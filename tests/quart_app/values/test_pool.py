@@ -130,7 +130,7 @@ async def test_a_medium_number_is_done_in_a_process(pool: FactorPool) -> None:
     """The result is right, and does not come from the event loop."""
     assert await factors(pool, MEDIUM, 30) == sorted([prime(13), prime(13, 1)])
     assert workers()
-    assert pool.state() == []
+    assert pool.all_progress() == []
 
 
 async def test_a_number_too_long_for_the_loop_is_begun_in_a_process(pool: FactorPool) -> None:
@@ -142,8 +142,8 @@ async def test_a_number_too_long_for_the_loop_is_begun_in_a_process(pool: Factor
 async def test_who_asks_for_the_same_number_shares_one_computation(pool: FactorPool) -> None:
     """Eight callers wait for one computation."""
     asked = [asyncio.create_task(pool.factorise(prime(25) * prime(25, 1), 60)) for _ in range(8)]
-    await until(lambda: pool.state() and pool.state()[0].waiting == 8)
-    assert len(pool.state()) == 1
+    await until(lambda: pool.all_progress() and pool.all_progress()[0].waiting == 8)
+    assert len(pool.all_progress()) == 1
     assert await asyncio.gather(*asked) == [notation.powers([(p, 1) for p in sorted([prime(25), prime(25, 1)])])] * 8
 
 
@@ -153,18 +153,18 @@ async def test_the_last_waiter_takes_the_computation_along(pool: FactorPool) -> 
     await until(busy)
     first.cancel()
     await asyncio.sleep(0.3)
-    assert pool.state()[0].waiting == 1
+    assert pool.all_progress()[0].waiting == 1
     assert busy()
     computing = await until(busy)
     second.cancel()
     await freed(computing)
-    assert pool.state() == []
+    assert pool.all_progress() == []
 
 
 async def test_a_sieve_is_killed_within_a_second(pool: FactorPool) -> None:
     """The library may compute for minutes without looking at anything."""
     asked = asyncio.create_task(pool.factorise(SIXTY_DIGITS, 100))
-    await until(lambda: pool.state() and pool.state()[0].stage == Stage.SIEVE, 60)
+    await until(lambda: pool.all_progress() and pool.all_progress()[0].stage == Stage.SIEVE, 60)
     computing = await until(busy)
     asked.cancel()
     await killed(computing)
@@ -199,7 +199,7 @@ async def test_the_deadline_holds_and_what_is_known_is_told(pool: FactorPool) ->
 async def test_beyond_the_bound_hard_numbers_are_refused_at_once(pool: FactorPool) -> None:
     """Busy, with a time to try again; easy numbers are still taken."""
     asked = [asyncio.create_task(pool.factorise(EIGHTY_DIGITS * 2**i, 60)) for i in range(2)]
-    await until(lambda: len(pool.state()) == 2)
+    await until(lambda: len(pool.all_progress()) == 2)
     begun = time.monotonic()
     with pytest.raises(Busy) as raised:
         await pool.factorise(EIGHTY_DIGITS * 3, 60)
@@ -369,7 +369,7 @@ from quart_app.values.metrics import FactorMetrics
 from quart_app.values.lanes import Lane
 
 if __name__ == "__main__":
-    lane = Lane(1, niceness=10, metrics=FactorMetrics(CollectorRegistry()).lane("hard"))
+    lane = Lane(1, niceness=10, metrics=FactorMetrics(CollectorRegistry()).lane_metrics("hard"))
     asyncio.run(lane.run(lambda: (math.factorial, 10**7)))
 """
 

@@ -165,9 +165,9 @@ async def test_a_replica_helps_with_what_it_does_not_need() -> None:
     """The pool helps only while it is open, and not with processes that its own numbers use."""
     before = Factoring(HOPELESS, (), (Composite(HOPELESS),))
     pool = FactorPool(processes=2)
-    assert await pool.help_for_others.share(before, 2, 1) is None
+    assert await pool.help_for_others.run_curves(before, 2, 1) is None
     async with pool:
-        found = await pool.help_for_others.share(before, 2, 1)
+        found = await pool.help_for_others.run_curves(before, 2, 1)
         assert found is not None
         assert found[0].composites[0].curves > 0
         async with asking(pool):
@@ -176,16 +176,16 @@ async def test_a_replica_helps_with_what_it_does_not_need() -> None:
                     await asyncio.sleep(0)
             async with asyncio.timeout(20):
                 while pool.progress(HOPELESS).curves == known.curves:  # type: ignore[union-attr]
-                    assert await pool.help_for_others.share(before, 2, 1) is None
+                    assert await pool.help_for_others.run_curves(before, 2, 1) is None
                     await asyncio.sleep(0)
-    assert await pool.help_for_others.share(before, 2, 1) is None
+    assert await pool.help_for_others.run_curves(before, 2, 1) is None
 
 
 async def test_a_pool_that_ends_ends_its_share() -> None:
     """A replica that leaves does not go on to compute for others."""
     before = Factoring(HOPELESS, (), (Composite(HOPELESS),))
     async with FactorPool(processes=1) as pool:
-        share = asyncio.create_task(pool.help_for_others.share(before, 1, 60))
+        share = asyncio.create_task(pool.help_for_others.run_curves(before, 1, 60))
         await asyncio.sleep(1)
         assert not share.done()
         begun = time.monotonic()
