@@ -346,17 +346,15 @@ def _fermat_parts(value: int) -> list[int]:
     """Return the parts into which Fermat's test splits an odd composite n; n alone if the test does not split it.
 
     A Carmichael number n passes the test for nearly every base b: b^(n-1) = 1 (mod n). The test computes this power by
-    repeated squaring. If it meets a square root of 1 that is neither 1 nor -1, this root splits n. A further
-    base may split the parts, too; more than seven would seldom split more. So some exponentiations replace a sieve.
+    repeated squaring. If it meets a square root of 1 that is neither 1 nor -1, this root splits n. A further base may
+    split the parts, too; an eighth would seldom do so. Thus a few exponentiations save a sieve.
     """
     parts = [value]
     for base in (2, 3, 5, 7, 11, 13, 17):
         root = _root_of_one(base, value)
         if root is None:  # an ordinary composite, for which the first base shows it
             break
-        parts = [
-            int(divisor) for part in parts for gcd in [gmpy2.gcd(part, root - 1)] for divisor in (gcd, part // gcd)
-        ]
+        parts = [int(half) for part in parts for gcd in [gmpy2.gcd(part, root - 1)] for half in (gcd, part // gcd)]
         parts = [part for part in parts if part > 1]
     return parts
 
