@@ -46,7 +46,7 @@ class Computation:
     stage: str = "waiting"
     #: how many callers wait
     caller_count: int = 0
-    #: whether the number goes into the lane "hard" or "patient"; the pool sets this
+    #: whether the number is hard: it then goes into the lane "hard", or "patient" for a job; the pool sets this
     is_hard: bool = False
     #: the pool's task that computes; it is cancelled when the last caller has left
     task: asyncio.Task[None] | None = field(default=None, repr=False)

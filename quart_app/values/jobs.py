@@ -167,10 +167,7 @@ class Job:
 
 
 def job_bytes(items: Sequence[ItemAsked]) -> int:
-    """Return about how many bytes of Redis a job takes: it stores the values three times, or texts as long as they.
-
-    These are the order of the values, the work of the steps, and the factors.
-    """
+    """Return about how many bytes of Redis a job takes: order, work and factors are each as long as the values."""
     return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
@@ -233,7 +230,7 @@ class Jobs:
         return fields
 
     async def _admit(self, replica: Replica, id: str, size: int, counts: dict[str, int]) -> int:
-        """Store the counts of a job, and count its bytes; return when it was created (ms). Raises Busy.
+        """Store the counts of a job, and add its bytes to SIZE; return when it was created (ms). Raises Busy.
 
         `size` is in bytes. `counts` are fields of the job. The values and the work follow (`_store`).
         """
@@ -286,6 +283,7 @@ class Jobs:
         shared.write("PEXPIREAT", JOB + id, expiry_ms)
         for key in (KEPT, OPEN, SIZE):
             shared.keep_until(key, expiry_ms)
+        # Each step names the next one by its number.
         for cls, items in sorted(first_items.items()):
             transaction.send(Class(cls), PUT, {"items": items, "job": id, "next": 1}, deadline=deadline_ms)
         if not await replica.commit(transaction):
@@ -335,7 +333,7 @@ def _too_many_jobs(max_jobs: int, now_ms: int, open_jobs: Sequence[Sequence[str 
 
     `open_jobs` has the first eight FIELDS of each unfinished job.
     """
-    # The id of the job is not known here, and not needed.
+    # The id of the job is not known here, and not needed. `parse` returns None while the work of a job was not sent.
     ends_in_s = [job.ends_in_s(now_ms) for fields in open_jobs if (job := Job.parse("", fields)) is not None]
     retry_s = _retry_after_s(1000 * min(ends_in_s, default=UNSENT_JOB_MS / 1000))
     return Busy(f"{max_jobs} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)
