@@ -18,21 +18,21 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
 
   -- One value of a rare prime is in the hash `alone` instead of the index, and is put in its place among the members of the
   -- index. Lua compares texts by the server's collation. Every collation gives the same order here: either the letters before
-  -- the numbers differ and decide, or both texts have the same number of digits. Below, `alone` is that member, and false as
+  -- the numbers differ and decide, or both texts have the same number of digits. `alone_member` is that member, and false as
   -- soon as it is in its place.
-  local alone = redis.call('HGET', alone_key, prime)
-  if alone and alone > after then alone = before_value .. alone else alone = false end
-  local function put_in_place(members, is_complete)
+  local alone_member = redis.call('HGET', alone_key, prime)
+  if alone_member and alone_member > after then alone_member = before_value .. alone_member else alone_member = false end
+  local function put_in_place(members, is_last_step)
     for i, member in ipairs(members) do
-      if member >= alone then
-        if member ~= alone then table.insert(members, i, alone) end
-        alone = false
+      if member >= alone_member then
+        if member ~= alone_member then table.insert(members, i, alone_member) end
+        alone_member = false
         return
       end
     end
-    if is_complete then
-      members[#members + 1] = alone
-      alone = false
+    if is_last_step then
+      members[#members + 1] = alone_member
+      alone_member = false
     end
   end
 
@@ -53,8 +53,8 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
   local lines, count, total_bytes, looked_at = {}, 0, 0, 0
   local digit_count, prefix = 0, ''
 
-  -- Adds a line for each of these members whose record has not expired. When the search has found enough lines, or
-  -- has looked at enough records, returns the value that it looked at last. Returns nothing if the search must go on.
+  -- Adds a line for each of these members whose record has not expired. When the search has found enough lines, or has looked
+  -- at enough records, returns the value that it looked at last. Returns nothing if the search must go on.
   -- `prefix` is kept for the next values, because neighbours mostly have the same number of digits.
   local prefix_start = #before_value + 1
   local function add_lines(members)
@@ -87,13 +87,13 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
   repeat
     local read_count = math.min(step_size, most - count)
     local members = redis.call('ZRANGEBYLEX', index_key, from, beyond, 'LIMIT', 0, read_count)
-    local is_complete, last_member = #members < read_count, members[read_count]
-    if alone then put_in_place(members, is_complete) end
+    local is_last_step, last_member = #members < read_count, members[read_count]
+    if alone_member then put_in_place(members, is_last_step) end
     until_value = #members > 0 and add_lines(members) or nil
-    if not is_complete then
+    if not is_last_step then
       from = '(' .. last_member
       step_size = #from < SHORT and STEP_OF_SHORT or STEP
     end
-  until is_complete or until_value
+  until is_last_step or until_value
   return until_value or '', lines
 end

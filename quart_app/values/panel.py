@@ -86,7 +86,7 @@ class JobsPanel:
         self._settings = settings
 
     async def read(self, mesh: Mesh) -> Panel:
-        """Read 20 unfinished jobs and the 20 kept ones that expire last; show 20 of these, the unfinished ones first."""
+        """Read 20 unfinished jobs and the 20 kept ones that expire last; show 20 of these, unfinished ones first."""
         redis, shared_prefix = mesh.shared, keys.SHARED
         pipeline = redis.pipeline(transaction=False)
         pipeline.zrange(shared_prefix + OPEN, 0, MOST_SHOWN_JOBS - 1)
