@@ -94,7 +94,7 @@ class JobRoutes:
 
         Return None if the client does not ask to wait. Raises Problem if the job is deleted meanwhile.
         """
-        replica, wait_ms = self._context.mesh.replica, preferences.wait_ms()
+        replica, wait_ms = self._context.mesh.replica, preferences.read_wait_ms()
         if wait_ms is None:
             return None
         end_ms = replica.now_ms() + min(wait_ms, self._context.settings.max_wait_ms)

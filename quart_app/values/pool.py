@@ -43,7 +43,7 @@ from quart_app.values.metrics import FactorMetrics, FactorOutcome
 from quart_app.values.pace import Pace
 from quart_app.values.side_by_side import race
 
-#: A number of at most this many bits is tested on the event loop, in less than 0.5 ms. Longer ones would block it.
+#: The most bits of a number, or of its rest after division, that the event loop tests: in 0.5 ms. More would block it.
 INLINE_BITS = 512
 #: How many numbers below 2^64 are factored in one piece of work: 2.4 ms if each is a product of two primes of 32 bits.
 #: Most numbers take a fiftieth of that. More would block the event loop for longer; fewer cost more calls of `pace`.
@@ -213,7 +213,7 @@ class FactorPool:
             return existing
         if len(self._computations) >= self.brisk_limit + self.hard_limit:
             self._metrics.count_ended(FactorOutcome.REFUSED)
-            # Most numbers are brisk ones, which make room within a second.
+            # Each number that ends makes room, and a brisk one takes half a second at most.
             raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
         now_s = time.monotonic()
         factors_future = asyncio.get_running_loop().create_future()

@@ -18,7 +18,7 @@ ADVICE = {
 }
 
 
-def _preferred() -> Mapping[str, str]:
+def _read_preferences() -> Mapping[str, str]:
     """Return the preferences of the header Prefer by name; one without a value has ""."""
     # `Application.request_class` makes each request an HttpRequest.
     return cast("HttpRequest", request).preferred
@@ -26,17 +26,17 @@ def _preferred() -> Mapping[str, str]:
 
 def is_async() -> bool:
     """Return whether the client does not want to wait for the result."""
-    return _preferred().get("respond-async") == ""
+    return _read_preferences().get("respond-async") == ""
 
 
 def is_strict() -> bool:
     """Return whether the client prefers an error to an answer that is not complete."""
-    return _preferred().get("handling", "").lower() == "strict"
+    return _read_preferences().get("handling", "").lower() == "strict"
 
 
-def wait_ms() -> int | None:
+def read_wait_ms() -> int | None:
     """Return how long the client will wait, in ms; None if it does not say."""
-    seconds = preferred_wait_s(_preferred())
+    seconds = preferred_wait_s(_read_preferences())
     return None if seconds is None else seconds * 1000
 
 

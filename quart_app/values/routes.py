@@ -199,7 +199,7 @@ def read_time_limit_ms(context: Context) -> int:
     A client may ask for a time with `Prefer: wait=N` (seconds), up to the setting `max_wait_ms`. Otherwise the mesh's
     setting `deadline_ms` is the time; it is a span of time, too.
     """
-    wait_ms = preferences.wait_ms()
+    wait_ms = preferences.read_wait_ms()
     if wait_ms is None:
         return context.mesh.settings.deadline_ms
     return max(1, min(wait_ms, context.settings.max_wait_ms))

@@ -261,7 +261,8 @@ read_parts = json.Decoder(Parts).decode
 
 
 #: The most values that one search returns, the most bytes of its answer, and the most records that it looks at. A
-#: longer search would block the server for long, and a longer answer the event loop.
+#: longer search would block the server for long, and a longer answer the event loop. With less, a client's search needs
+#: more gathers.
 MOST_FOUND_VALUES = 2000
 MOST_FOUND_BYTES = 100_000
 MOST_LOOKED_AT = 4000

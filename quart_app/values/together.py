@@ -142,6 +142,7 @@ class _Group(Generic[W, A]):
         """Send the request if at least two callers still wait; a single caller sends its own."""
         self.members = [member for member in self.members if not member.answer.done()]
         if len(self.members) > 1:
+            # A copy, because `_run` puts its own call id and trail into it.
             context = contextvars.copy_context()
             self._task = asyncio.get_running_loop().create_task(self._run(ask, wait_s), context=context)
         else:
