@@ -31,7 +31,7 @@ class ItemAsked(Protocol):
     def cls(self) -> str: ...
 
 
-def most_bytes(value: str) -> int:
+def most_commit_bytes(value: str) -> int:
     """Return about how many bytes the commit of a large value has at most.
 
     The commit has an entry for each different prime factor, and each entry contains the value. A product of the first
@@ -68,7 +68,7 @@ class Chunks:
     def add(self, item: ItemAsked) -> None:
         """Put an item into a chunk."""
         is_large = not is_small(item.value)
-        class_and_size, cost = (item.cls, is_large), most_bytes(item.value) if is_large else 1
+        class_and_size, cost = (item.cls, is_large), most_commit_bytes(item.value) if is_large else 1
         if self._room_left.get(class_and_size, 0) < cost:
             self._latest_chunks[class_and_size] = []
             self._room_left[class_and_size] = self._max_large_bytes if is_large else self._max_values

@@ -18,7 +18,7 @@ MOST_SEARCHES = 16
 
 
 class Wanted(NamedTuple):
-    """One search: values above `after` ("" for all) with the factor `prime`, at most `limit` from each database.
+    """What one gather asks of each database: at most `limit` values above `after` ("" for all) with the factor `prime`.
 
     The body of a FIND has these fields.
     """

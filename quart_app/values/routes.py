@@ -27,7 +27,7 @@ from quart_app.values.pool import FactorPool
 from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 
-#: Large values share a request up to this number of bytes in its commit; `chunks.most_bytes` estimates the bytes. A
+#: Large values share a request up to this number of bytes in its commit; `chunks.most_commit_bytes` estimates the bytes. A
 #: value whose own commit is larger goes alone. The bound saves memory: a replica may have `MESH_CONCURRENCY` commits in
 #: memory at once.
 LARGE_CHUNK_BYTES = 1 << 19

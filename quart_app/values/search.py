@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
 
 class Search:
-    """One search. Call `run` once."""
+    """The search for one client, with as many gathers as its answer needs. Call `run` once."""
 
     def __init__(
         self,

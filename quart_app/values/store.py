@@ -271,9 +271,10 @@ _SEARCHED_KEYS = [INDEX, ALONE, RECORDS]
 
 
 class Conditions(NamedTuple):
-    """One search: up to `most` values above `after` ("" for all) with the factor `prime`, unexpired at `moment_ms`.
+    """One search in one database: up to `most` values above `after` ("" for all) with the factor `prime`.
 
-    A client's search (`Question` in `search`) makes one or more of them in each database.
+    Their records must be unexpired at `moment_ms`. A client's search (`Search`) makes one or more of these searches in
+    each database.
     """
 
     prime: str

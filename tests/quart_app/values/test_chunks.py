@@ -6,7 +6,7 @@ import gmpy2
 import pytest
 
 from quart_app.values import store
-from quart_app.values.chunks import ITEMS_BETWEEN_PACES, Chunks, most_bytes
+from quart_app.values.chunks import ITEMS_BETWEEN_PACES, Chunks, most_commit_bytes
 from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
 from quart_app.values.routes import LARGE_CHUNK_BYTES
@@ -28,7 +28,7 @@ async def test_small_values_go_together_up_to_a_number() -> None:
 async def test_large_values_go_together_up_to_so_many_bytes() -> None:
     """Alone where no bytes are allowed; a small value between them does not end their chunk."""
     items = [PlainItem(value, 60, "A") for value in (LARGE, "6", LARGE, LARGE)]
-    assert await divided(Chunks(5, 2 * most_bytes(LARGE)), *items) == [
+    assert await divided(Chunks(5, 2 * most_commit_bytes(LARGE)), *items) == [
         ("A", [LARGE, LARGE]),
         ("A", ["6"]),
         ("A", [LARGE]),
