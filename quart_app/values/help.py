@@ -100,8 +100,8 @@ class HelpFromOthers:
         """Keep a request in flight for each other replica that can help.
 
         Any replica of the class may read a request: also a replica that cannot help, and even this replica. Such a
-        replica refuses at once, and the request is sent again. After more refusals than there are other replicas, this
-        waits for LOOK_S.
+        replica refuses at once, and the request is sent again. After more refusals than there are other replicas,
+        this replica waits for LOOK_S.
         """
         in_flight: set[asyncio.Task[bool]] = set()
         async with asyncio.TaskGroup() as tasks:
