@@ -104,7 +104,7 @@ class Replica:
         self._durability = self._make_durability()
         replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
         only_reads = worker.readers.__contains__  # `worker.readers`: the names of operations that only read
-        # With spans, each request takes both trips, because a call and a delivery have a span each.
+        # Where there are spans, a call and a delivery have one each.
         in_place = None if tracing.is_on() else InPlace(host, worker, self._class_consumer, replies)
         self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound, in_place)
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by name; `_close` cancels them
@@ -248,8 +248,7 @@ class Replica:
         common_arguments = (grant.holder, remembered_ms)  # in the order in which submit.lua and commit.lua read them
         submit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: number of keys
-            keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
-            settings.concurrency,  # so submit.lua knows how many requests the replicas of a class work on at most
+            keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
         )  # fmt: skip
         commit_arguments = (
             3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common_arguments,
@@ -267,9 +266,8 @@ class Replica:
         )
 
     def _make_consumer(self, host: Host, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
-        reader = RequestReader(
-            self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
-        )
+        connection = self._connection("requests", block_ms=BLOCK_MS)
+        reader = RequestReader(connection, self._link, address.stream, self.id, self._streams)
         return Consumer(host, reader, worker, ordered=ordered)
 
     def _make_durability(self) -> Durability | None:
@@ -297,8 +295,7 @@ class Replica:
         }
         if self._durability is not None:
             run_functions["durability"] = self._durability.run
-        for name, run in run_functions.items():
-            self._tasks[name] = tasks.create_task(run(), name=f"mesh-{name}")
+        self._tasks |= {name: tasks.create_task(run(), name=f"mesh-{name}") for name, run in run_functions.items()}
 
     async def _run_upkeep(self) -> None:
         await self._publication.publish(self._link)  # the definitions of this replica's operations

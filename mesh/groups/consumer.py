@@ -89,13 +89,13 @@ class GroupConsumer(ABC, Generic[W]):
     def _failed(self, error: Exception) -> None:
         """Log an error of the loop, or raise it: then the consumer ends."""
 
-    def _room_now(self) -> int:
+    def room_now(self) -> int:
         """Return how many more entries the consumer can accept now; 0 when it stops."""
         return 0 if self._stopping.is_set() else self._most_per_read
 
     async def _wait_for_room(self) -> int:
         """Wait until the consumer can accept entries, and return how many; 0 when it stops."""
-        return self._room_now()
+        return self.room_now()
 
     def _most_per_claim(self, deliveries: int) -> int:
         """Return how many entries one claim may take over if each has had this number of deliveries.
@@ -170,8 +170,8 @@ class GroupConsumer(ABC, Generic[W]):
                 await self._take_over(mine=False, idle_ms=self._claim_idle_ms, count=True)
                 # After a quarter of `claim_idle_ms`, in seconds.
                 self._take_over_at = time.monotonic() + self._claim_idle_ms / 4000
-            # While there is room, `_room_now` gives the same number as `_wait_for_room`, without a coroutine.
-            if room := self._room_now() or await self._wait_for_room():
+            # While there is room, `room_now` gives the same number as `_wait_for_room`, without a coroutine.
+            if room := self.room_now() or await self._wait_for_room():
                 entries = await self._reader.read(room, block_ms)
                 if entries:
                     await self._accept(entries)

@@ -21,8 +21,8 @@ commit. The link calls `committed` with the answer. After most commits nothing i
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
@@ -104,17 +104,7 @@ class Consumer(GroupConsumer[Work]):
         return len(self._works)
 
     @property
-    def has_room(self) -> bool:
-        """Whether it works, and could take a request now."""
-        return self._recovered and self._room_now() > 0
-
-    def count_done(self, work_us: int) -> None:
-        """Count a request of its class that was done in place, and how long its handler worked."""
-        self.counters.done += 1
-        self._runner.last_durations_us.append(work_us)
-
-    @property
-    def last_durations_us(self) -> Iterable[int]:
+    def last_durations_us(self) -> deque[int]:
         """How long this consumer worked on each of the last requests, in microseconds."""
         return self._runner.last_durations_us
 
@@ -171,11 +161,11 @@ class Consumer(GroupConsumer[Work]):
             work.task.add_done_callback(lambda _: self._remove_work(work))
 
     # GroupConsumer calls the methods from here to `_accept`, and `_kept_alive`; it says what each of them is for.
-    def _room_now(self) -> int:
-        return min(super()._room_now(), max(0, self._concurrency - len(self._works)))
+    def room_now(self) -> int:
+        return min(super().room_now(), max(0, self._concurrency - len(self._works)))
 
     async def _wait_for_room(self) -> int:
-        while not (room := self._room_now()) and not self._stopping.is_set():
+        while not (room := self.room_now()) and not self._stopping.is_set():
             self._has_room.clear()
             await self._has_room.wait()
         return room

@@ -100,9 +100,8 @@ class Writer:
         self._write_variadic("HDEL", key, fields)
 
     def zadd(self, key: str, scores: Mapping[str, Word]) -> None:
-        self._write_variadic(
-            "ZADD", key, [word for member, score in scores.items() for word in (score_of(score), member)]
-        )
+        words = [word for member, score in scores.items() for word in (score_of(score), member)]
+        self._write_variadic("ZADD", key, words)
 
     def write_with(self, verb: str, names: Sequence[str], words: Sequence[Word], lead: Sequence[Word] = ()) -> None:
         """Write with a verb that a service has added to its worker. `names` are its keys, all different.

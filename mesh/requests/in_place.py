@@ -36,8 +36,8 @@ from mesh.requests.work import Host
 from mesh.requests.worker import Handler, Worker
 from mesh.wire.connection import Encoded
 
-#: After a try without success, so many requests are submitted without a try. With fewer, a replica whose requests cannot
-#: run in place makes more tries for nothing. With more, it notices later that they can.
+#: After a try without success, so many requests get no try. With fewer, a replica whose requests cannot run in place
+#: makes more tries for nothing. With more, it notices later that they can.
 SKIPPED = 16
 #: The second numbers of two ids of one replica in the same ms differ by this. The number of the replica's database is
 #: added, so two replicas never give the same id.
@@ -87,7 +87,7 @@ class InPlace:
         host, handler = self._host, self._worker.handler(op)
         if target != host.cls or handler is None or handler.limit is not None or op in host.paused():
             return None
-        return handler if self._consumer.has_room and not host.link.down else None
+        return handler if self._consumer.room_now() and not host.link.down else None
 
     def _run(self, handler: Handler, group: Sequence[Any]) -> tuple[Encoded, list[str], float] | None:
         """Run a handler. Return its transaction, the entry of its reply, and how long it worked (s).
@@ -139,12 +139,20 @@ class InPlace:
             key_count = shared_keys.count(",") + 1
             found = "" if key_count == 1 else "[" + ",".join(['""'] * key_count) + "]"
             further = further.partition("read ")[0].rstrip()
-        now_ms = self._host.now_ms()
+        host, now_ms = self._host, self._host.now_ms()
         request = Request(
-            keys.class_requests(self._host.cls), self._next_id(now_ms), op, key, self._host.replica, self._replies.stream,
-            now_ms + int(ttl_ms), handler.decode(body_text), 1, fields.get("call", ""), fields.get("traceparent", ""),
+            stream=keys.class_requests(host.cls),
+            id=self._next_id(now_ms),
+            op=op,
+            key=key,
+            sender=host.replica,
+            reply_to=self._replies.stream,
+            deadline=now_ms + int(ttl_ms),
+            body=handler.decode(body_text),
+            call=fields.get("call", ""),
+            traceparent=fields.get("traceparent", ""),
             found=found,
-        )  # fmt: skip
+        )
         return request, further
 
     def _next_id(self, now_ms: int) -> str:
@@ -158,7 +166,8 @@ class InPlace:
 
     def ended(self, op: str, work_s: float) -> None:
         """Count a request that was done in place, as the consumer counts its own."""
-        self._consumer.count_done(int(work_s * 1e6))
+        self._consumer.counters.done += 1
+        self._consumer.last_durations_us.append(int(work_s * 1e6))
         self._host.durations.add(op, work_s, work_s)
         self._replies.note_in_place()
 

@@ -99,8 +99,8 @@ _COUNTER_CHECKS = {"INCRBY": "integer", "HINCRBY": "field"}
 #: The check of a key whose type this transaction itself decides, with an earlier write: there is nothing to check.
 _NO_CHECK = "any"
 #: Checks that are no type: "bounded" is whether `mesh:later` has room, and "placed" is whether the limit and the
-#: idempotency key of a request that is sent allow it now; "passable" is whether the transaction's own request may run in
-#: place. commit.lua makes them for each command, even if the transaction has written the key before.
+#: idempotency key of a request that is sent allow it now; "passable" is whether the request of the transaction may run
+#: in place. commit.lua makes them for each command, even if the transaction has written the key before.
 _CHECKS_BEYOND_TYPES = frozenset(("bounded", "placed", "passable"))
 
 #: A command: its first word (the side, and the checks of its keys), the number of all later words, its verb, its keys,

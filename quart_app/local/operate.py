@@ -126,8 +126,7 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
 
 def _asyncapi(definition_by_op: dict[str, dict[str, Any]]) -> dict[str, Any]:
     settings = MeshSettings()
-    # Operations may be of programs with different versions, but the document has one version. Versions have no common
-    # order, so it is the one that sorts last as text.
+    # Operations may have different versions, which have no common order: the document has the one that sorts last.
     version = max((str(definition.get("version", "")) for definition in definition_by_op.values()), default="")
     return make_document(
         definition_by_op,
@@ -163,13 +162,8 @@ def _operation_line(facts: dict[str, Any]) -> str:
     server_text = f"served by {databases}" if databases else "served by nobody"
     limit_text = f"limit {facts['limit']};" if facts["limit"] else ""
     pause_text = f"; paused since {facts['since']} by {facts['by']}" if facts["paused"] else ""
-    parts = (
-        f"{facts['op']:<24} {facts['kind']:<7}",
-        f"{server_text};",
-        limit_text,
-        f"{work_text};",
-        f"{answer_text}{pause_text}",
-    )
+    head = f"{facts['op']:<24} {facts['kind']:<7}"
+    parts = (head, f"{server_text};", limit_text, f"{work_text};", f"{answer_text}{pause_text}")
     return " ".join(part for part in parts if part)
 
 
