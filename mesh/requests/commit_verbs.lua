@@ -97,14 +97,19 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  -- The check has found the stream empty. So this read, which moves the group past the entry, gets no other entry.
+  -- The check has found the stream empty. So the read, which moves the group past the entry, gets no other entry. The id may be
+  -- lower than those of earlier requests. But no later request gets a lower one, because the mesh's clock is set to it.
   local function pass(first)
     local stream, deadline, body, further = unpack(tx, first + 1, first + 4)
-    local id = redis.pcall('XADD', stream, 'NOMKSTREAM', tx[head + 2], 'op', tx[head + 5], 'request', tx[head + 4],
-      'from', consumer, 'reply_to', tx[head + 3], 'deadline', deadline, 'body', body, unpack(further_fields(further)))
-    redis.pcall('XREADGROUP', 'GROUP', 'workers', consumer, 'COUNT', 1, 'NOACK', 'STREAMS', stream, '>')
-    if type(id) == 'string' then redis.pcall('XDEL', stream, id) end
-    redis.call('SET', 'mesh:clock', string.match(tx[head + 2], '^%d+'))
+    local id, ms = tx[head + 2], string.match(tx[head + 2], '^%d+')
+    local added = redis.pcall('XADD', stream, 'NOMKSTREAM', id, 'op', tx[head + 5], 'request', tx[head + 4], 'from', consumer,
+      'reply_to', tx[head + 3], 'deadline', deadline, 'body', body, unpack(further_fields(further)))
+    -- XADD fails if an earlier entry had a later id, or if somebody has deleted or overwritten the stream. Nobody needs the entry.
+    if added == id then
+      redis.pcall('XREADGROUP', 'GROUP', 'workers', consumer, 'COUNT', 1, 'NOACK', 'STREAMS', stream, '>')
+      redis.call('XDEL', stream, id)
+    end
+    if tonumber(ms) > ms_of_clock(redis.call('MGET', 'mesh:clock')[1]) then redis.call('SET', 'mesh:clock', ms) end
     accepted, answered = accepted + 1, answered + 1
   end
 

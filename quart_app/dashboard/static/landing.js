@@ -236,7 +236,7 @@ async function find(event) {
     const countText = records.length === MOST_FOUND ? `The first ${MOST_FOUND} numbers` : records.length === 1 ? "One number" : `${records.length || "No"} numbers`;
     status.textContent = `${countText}; ${tookText}.`;
     table.tBodies[0].replaceChildren(
-      ...list.map((record) => element("tr", {}, element("td", {}, grouped(record.value)), element("td", {}, ...powerNotation(record.prime_factors)))),
+      ...records.map((record) => element("tr", {}, element("td", {}, grouped(record.value)), element("td", {}, ...powerNotation(record.prime_factors)))),
     );
     table.hidden = !records.length;
   } catch (error) {

@@ -89,7 +89,7 @@ async def test_a_filter_is_named_under_the_lease_only(backend: Backend) -> None:
     row = f"mesh:replica:{two.database}"
     client = backend.redis()
     late = Filters(two._link, two.database, "1 a-former-holder")
-    assert not await late.name(NAME, Filter("x", 8))
+    assert not await late.put_in_row(NAME, Filter("x", 8))
     assert await client.hget(row, f"filter:{NAME}") == f"shared:{filter_of(two).key} 4096"
     await client.aclose()
 

@@ -67,7 +67,7 @@ def test_uvloop_accepts_several_connections_in_a_turn() -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(count):
                 stack.enter_context(socket.create_connection(address, timeout=5))
-            serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1, clients=clients))
+            serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1, client_usage=clients))
             async with asyncio.timeout(5):
                 while clients.connections.total < count:
                     turns += clients.connections.total > 0

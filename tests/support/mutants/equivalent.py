@@ -217,7 +217,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "force = time.monotonic() > until",
     ): "a boundary that no clock hits exactly",
     (
-        "mesh/requests/calls.py",
+        "mesh/requests/streams.py",
         "await asyncio.sleep(0)",
         "await asyncio.sleep( -1)",
     ): "a pause of 0 s and a negative one are the same to asyncio",
