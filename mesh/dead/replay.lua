@@ -75,14 +75,16 @@ local function replay(id, flat)
   if is_request then
     local refusal = refusal_for_key(id, fields)
     if refusal then return refusal end
-    stream_lengths[stream] = stream_lengths[stream] or redis.call('EXISTS', stream) == 1 and redis.call('XLEN', stream) or 0
+    -- A table is the error of Redis, for example because the stream's key holds another type.
+    local length = stream_lengths[stream] or redis.pcall('XLEN', stream)
+    if type(length) == 'table' then return stream .. ': ' .. tostring(length.err) end
+    stream_lengths[stream] = length
     if stream_lengths[stream] >= most_on_stream then return stream .. ' is full' end
     stream_lengths[stream] = stream_lengths[stream] + 1
   end
   local words = is_request and words_of_request(flat, first_other) or words_of_event(letter, flat, first_other)
   if #words == 0 then return id .. ' has no fields to replay' end
   local new_id = append(stream, unpack(words))
-  -- A table is the error of Redis, for example because the stream's key holds another type.
   if type(new_id) == 'table' then return stream .. ': ' .. tostring(new_id.err) end
   redis.call('XDEL', dead_key, id)
   if is_request then

@@ -166,6 +166,22 @@ async def test_a_full_stream_stops_a_replay(redis: Any) -> None:
     assert (await audited(redis))[0]["problem"] == f"{A} is full"
 
 
+async def test_an_overwritten_stream_stops_a_replay(redis: Any, dead: DeadLetters) -> None:
+    """What was replayed before is counted and in the audit log."""
+    other = "mesh:requests:B"
+    await OPEN.run(redis, [keys.BOOKS, other, A], 1)
+    await bury(redis, 1)
+    await bury(redis, 2, stream=other)
+    letters = await dead.look(10)
+    await redis.set(other, "overwritten")
+    ids = [letter.id for letter in sorted(letters, key=lambda letter: letter.stream)]
+    report = await dead.replay(ids, ACTOR)
+    assert report.done == 1 and report.problem.startswith(f"{other}: WRONGTYPE")
+    await redis.delete(other)
+    assert (await balance(redis))["accepted"] == 3
+    assert (await audited(redis))[0]["outcome"] == "1 replayed, 0 gone"
+
+
 @pytest.mark.parametrize("fields", [{"body": "one"}, {"b": "2", "a": "é"}, {"body": "x", "kind": "y"}])
 async def test_an_event_gets_its_own_fields_back(
     backend: Backend, redis: Any, dead: DeadLetters, fields: dict[str, str]
