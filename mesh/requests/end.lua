@@ -38,10 +38,11 @@ end
 
 -- Removes a request that is on a stream. Its entry is read only for its options, before it is deleted.
 local function end_entry(stream, id, outcome, has_options)
-  local entry = has_options and redis.call('XRANGE', stream, id, id)[1]
-  if redis.call('XDEL', stream, id) == 0 then return end
+  -- If somebody has overwritten the key of the stream, each command answers with an error. Then the request is gone.
+  local entry = has_options and redis.pcall('XRANGE', stream, id, id)[1]
+  if redis.pcall('XDEL', stream, id) ~= 1 then return end
   -- The stream may have no group: then there is nothing to acknowledge.
-  pcall(redis.call, 'XACK', stream, 'workers', id)
+  redis.pcall('XACK', stream, 'workers', id)
   redis.pcall('HINCRBY', books_key, outcome, 1)
   ended_count = ended_count + 1
   if entry then end_early(stream, id, entry[2], outcome) end

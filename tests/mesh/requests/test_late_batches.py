@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis import exceptions as redis_errors
 
-from mesh import Class, DeadlineExceeded, keys
+from mesh import Class, Database, DeadlineExceeded, keys
 from mesh.raw import Body, Effects, Request, Store, Worker, join
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
@@ -77,6 +77,38 @@ async def test_overwritten_books_end_no_membership(backend: Backend, worker: Wor
     assert (await one.books())["accepted"] == 0
     await backend.redis().delete(keys.BOOKS)
     assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+
+
+async def test_a_request_on_an_overwritten_stream_can_be_given_up(mesh_of: Backend, worker: Worker) -> None:
+    """Its caller gets the deadline, another call of the same step is removed, and the replica stays a member."""
+    one = await mesh_of.join(worker)
+    calls = [
+        asyncio.create_task(one.call(to, "wait", {}, deadline_ms=300)) for to in (Class("A"), Database(one.database))
+    ]
+    client, own_stream = mesh_of.redis(), keys.database_requests(one.database)
+
+    async def submitted() -> bool:
+        return bool(await client.xlen(STREAM) == 1 and await client.xlen(own_stream) == 1)
+
+    await eventually(submitted, 5)
+    await client.set(STREAM, "overwritten")
+    for call in calls:
+        with pytest.raises(DeadlineExceeded):
+            await call
+
+    async def removed() -> bool:
+        return bool(await client.xlen(own_stream) == 0)
+
+    await eventually(removed, 5)
+    await client.delete(STREAM)
+
+    async def works() -> bool:
+        try:
+            return await one.call(Class("A"), "quick", {}, deadline_ms=500) == {"answered": True}
+        except DeadlineExceeded:
+            return False
+
+    await eventually(works, 10)
 
 
 async def test_an_overwritten_queue_does_not_keep_a_replica_from_leaving(backend: Backend, worker: Worker) -> None:
