@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from mesh import (
     NoReplica,
     SetupError,
     Unavailable,
+    keys,
 )
 from mesh.client import WRITE_PRESENCE
 from mesh.later.due import Due
@@ -212,6 +214,21 @@ async def test_a_presence_that_ended_is_followed_by_another(monkeypatch: pytest.
             await asyncio.sleep(1)
             assert (await client.call(Class("A"), "count.add", {}))["from"] == client.id
         assert await left_by_clients(kit) == []
+
+
+async def test_an_overwritten_reply_stream_is_written_anew(server: Server) -> None:
+    """With the next renewal of the presence: then calls get their replies again."""
+    async with MeshKit(counting, redis=server.settings, lease_ttl_ms=1000) as kit, kit.connect() as connected:
+        client = connected.client
+        await client.call(Class("A"), "count.add", {})
+        await kit.redis().set(keys.replies(client.id), "overwritten")
+
+        async def works() -> bool:
+            with contextlib.suppress(DeadlineExceeded):
+                return bool(await client.call(Class("A"), "count.add", {}, deadline_ms=300))
+            return False
+
+        await eventually(works, 20)
 
 
 class Failing:
