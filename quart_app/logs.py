@@ -106,19 +106,17 @@ class Sink:
     def _write_whole(self, line: bytes) -> bool:
         """Write all of these bytes and return True, or return False if the stream cannot take them."""
         assert self._descriptor is not None
-        try:
-            while line:
+        while line:
+            try:
                 line = line[os.write(self._descriptor, line) :]
-        except BlockingIOError:
-            # Somebody has made the stream non-blocking. The processes on a terminal share this state. So wait until the
-            # stream takes bytes, for at most a second, and go on with the rest of the line. Each such wait is one call
-            # deeper.
-            select.select([], [self._descriptor], [], 1)
-            return self._write_whole(line)
-        except OSError:
-            # The disk may be full, and may have room again after the pause, when the next line comes.
-            time.sleep(0.01)
-            return False
+            except BlockingIOError:
+                # Somebody has made the stream non-blocking. The processes on a terminal share this state. So wait until
+                # the stream takes bytes, for at most a second, and go on with the rest of the line.
+                select.select([], [self._descriptor], [], 1)
+            except OSError:
+                # The disk may be full, and may have room again after the pause, when the next line comes.
+                time.sleep(0.01)
+                return False
         return True
 
 

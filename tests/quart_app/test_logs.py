@@ -98,6 +98,28 @@ def test_a_stuck_reader_delays_nobody_and_is_told_what_it_missed() -> None:
     os.close(writing)
 
 
+def test_a_stream_that_takes_nothing_for_long_takes_the_line_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait ends before the next one begins, so there may be any number of them."""
+    reading, writing = os.pipe()
+    waits_left, write = 2 * sys.getrecursionlimit(), os.write
+
+    def refused(descriptor: int, data: bytes) -> int:
+        nonlocal waits_left
+        waits_left -= 1
+        if waits_left > 0:
+            raise BlockingIOError
+        return write(descriptor, data)
+
+    monkeypatch.setattr(logs.os, "write", refused)
+    monkeypatch.setattr(logs.select, "select", lambda *_: ([], [], []))
+    sink = logs.Sink(writing)
+    sink.write("a line\n")
+    sink.wait_until_written(5)
+    assert os.read(reading, 100) == b"a line\n"
+    os.close(reading)
+    os.close(writing)
+
+
 @pytest.mark.parametrize("kind", ["full", "closed", "none"])
 def test_a_stream_that_takes_nothing_fails_nobody(kind: str) -> None:
     """The disk is full, the pipe is closed, or there is no stream."""
