@@ -263,7 +263,7 @@ class Lease:
             clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) / 2 * 1000,
         )
         # renew.lua also answers when work is due next (ms, or ""), whether to drain, and the paused operations.
-        due_ms, must_drain, *paused_ops = rest_of_answer or ["", 0]
+        due_ms, must_drain, *paused_ops = rest_of_answer
         self.paused_ops = frozenset(paused_ops)
         if due_ms:
             self._thread.call_back(functools.partial(self.on_due, int(due_ms)))

@@ -167,7 +167,10 @@ class _Members(_Collection, Generic[T]):
 
     def decode(self, text: str) -> T:
         """Return the member that a stored text stands for. Raises ValueError."""
-        return self._codec.decode(text)
+        try:
+            return self._codec.decode(text)
+        except NotOfType as error:
+            raise ValueError(f"a member of {self.name} is something else: {error}") from error
 
 
 class Set(_Members[T]):

@@ -44,6 +44,8 @@ class _Added:
 _ADDED = _Added()
 #: The keys and fields whose long values were logged: the warning comes once for each in a process.
 _warned_about: set[str] = set()
+#: The most keys and fields of which a process warns: without a bound, names that contain ids would fill memory and log.
+MOST_WARNED = 1000
 
 
 class Transaction(Reads):
@@ -320,7 +322,7 @@ def _known_text(key: KeyOrField[Any], text: str | _Added | None) -> str | None:
 
 def _warn_once(key: KeyOrField[Any], length: int) -> None:
     """Log that a guarded value is long, the first time for this key or field."""
-    if str(key) not in _warned_about:
+    if str(key) not in _warned_about and len(_warned_about) < MOST_WARNED:
         _warned_about.add(str(key))
         log.warning(
             "guarded value is long", key=str(key), characters=length, advice="guard a short key that changes with it"

@@ -153,11 +153,10 @@ def _check_address_and_op(to: Address, op: str) -> None:
 class _AfterEnd(dict[str, Any]):
     """Replaces the verbs and the sends of a transaction that is over: every use of them raises UsageError."""
 
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key: object) -> Any:
         raise _used_after_end()
 
-    def append(self, item: Any) -> None:
-        raise _used_after_end()
+    __contains__ = append = __missing__
 
 
 def _used_after_end() -> UsageError:

@@ -83,10 +83,6 @@ class FrozenRecords:
     count: int
     digest: str
 
-    def packed_record(self, user_id: str) -> bytes | None:
-        """Return a user's packed record, or None."""
-        return self.shards[_shard_of(user_id)].get(user_id)
-
     def free(self) -> None:
         """Free all records in steps: see `Storage.free`."""
         _free_in_steps(self.shards)

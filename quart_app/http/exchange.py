@@ -7,7 +7,6 @@ this module writes as HTTP/1.1.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import time
 from collections.abc import Iterable
@@ -323,9 +322,11 @@ def _quart_can_split(path: str) -> bool:
     """Return whether this is a path, or can be split like a URL. Quart itself checks the host of a URL."""
     if path.startswith("/"):
         return True
-    with contextlib.suppress(ValueError):
-        return bool(path and urlsplit(path))
-    return False  # empty, or with brackets that enclose no IP address, where `urlsplit` raises ValueError
+    try:
+        urlsplit(path)
+    except ValueError:  # it has brackets that enclose no IP address
+        return False
+    return path != ""
 
 
 #: The second (Unix time) for which `date_line` last formatted a Date header, and the line of this header.
