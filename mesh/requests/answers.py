@@ -34,7 +34,8 @@ class Ask:
     #: Names of shared keys, without spaces and commas. submit.lua reads these keys, and the handler gets their values
     #: in `Request.found`. Such a request is sent without others.
     read: Sequence[str] = ()
-    #: whether this replica may run its handler itself, before the submission: see `mesh.requests.in_place`
+    #: whether this replica may run the handler itself, before the submission. `mesh.requests.in_place` says for which
+    #: handlers this is right.
     in_place: bool = False
 
     @property

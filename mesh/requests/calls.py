@@ -303,7 +303,7 @@ class Calls:
         # A request of a gather has the key "<key of the gather>.db<n>". Other keys have no dot: the names of replicas
         # and clients, with which they begin, are a word, "-" and hexadecimal digits.
         call = self._in_progress.get(request_key) or self._in_progress.get(request_key.rpartition(".")[0])
-        if call is not None:
+        if call is not None and not call.completed.done():  # a caller may have a reply from elsewhere: see `in_place`
             call.take(reply, flat)
 
     async def _watch(self) -> None:

@@ -109,7 +109,10 @@ local function make_verbs(keep)
       redis.pcall('XREADGROUP', 'GROUP', 'workers', consumer, 'COUNT', 1, 'NOACK', 'STREAMS', stream, '>')
       redis.call('XDEL', stream, id)
     end
-    if tonumber(ms) > ms_of_clock(redis.call('MGET', 'mesh:clock')[1]) then redis.call('SET', 'mesh:clock', ms) end
+    if tonumber(ms) > ms_of_clock(redis.call('MGET', 'mesh:clock')[1]) then
+      redis.call('SET', 'mesh:clock', ms)
+      stamp = nil  -- so that append.lua reads the clock again
+    end
     accepted, answered = accepted + 1, answered + 1
   end
 

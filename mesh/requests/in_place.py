@@ -10,8 +10,9 @@ could also work on the request, one trip is enough:
              v                     v
              the request is submitted, as if nothing had been tried
 
-Nothing is written before the commit, so a try without success has no effect. A handler that waits is closed at its
-first wait. So `Ask.in_place` is for requests whose handler needs no wait, and takes little time.
+The handler writes nothing before the commit, so a try without success changes nothing in Redis. The handler is closed
+at its first wait, and runs a second time after the submission. So `Ask.in_place` is for requests whose handler has no
+wait and takes little time. If it may wait after all, it must have done nothing by then that may not be done twice.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from contextvars import copy_context
 from time import perf_counter
 from typing import Any
 
+from redis import exceptions as redis_errors
+
 from mesh import keys
 from mesh.errors import MeshError
 from mesh.requests.answers import CallInProgress
@@ -28,7 +31,7 @@ from mesh.requests.consumer import Consumer
 from mesh.requests.effects import Effects
 from mesh.requests.handling import steps_of
 from mesh.requests.protocol import Request, reply_of
-from mesh.requests.runner import add_answer
+from mesh.requests.runner import add_answer, warn_if_blocked
 from mesh.requests.settlement import DONE
 from mesh.requests.store import Store
 from mesh.requests.streams import ReplyReader
@@ -80,12 +83,12 @@ class InPlace:
 
     def _handler_for(self, group: Sequence[Any]) -> Handler | None:
         """Return the handler of a request that may run in place, else None."""
-        if self._left_to_skip:
-            self._left_to_skip -= 1
-            return None
         _, _, target, op, *_ = group
         host, handler = self._host, self._worker.handler(op)
         if target != host.cls or handler is None or handler.limit is not None or op in host.paused():
+            return None
+        if self._left_to_skip:
+            self._left_to_skip -= 1
             return None
         return handler if self._consumer.room_now() and not host.link.down else None
 
@@ -114,6 +117,7 @@ class InPlace:
             effects.writes.add(0, "pass", (request.stream,), (request.deadline, group[-1], further))
             request.stream = ""  # so that commit.lua does not look for the request: no consumer has it
             work_s = perf_counter() - began
+            warn_if_blocked(request, work_s)
             took_us = int(work_s * 1e6)
             encoded = effects.wire(took_us)
             effects.end()
@@ -138,7 +142,7 @@ class InPlace:
         if shared_keys:
             key_count = shared_keys.count(",") + 1
             found = "" if key_count == 1 else "[" + ",".join(['""'] * key_count) + "]"
-            further = further.partition("read ")[0].rstrip()
+            further = " ".join(further_words[:-2])  # these keys are the last field
         host, now_ms = self._host, self._host.now_ms()
         request = Request(
             stream=keys.class_requests(host.cls),
@@ -156,7 +160,7 @@ class InPlace:
         return request, further
 
     def _next_id(self, now_ms: int) -> str:
-        """Return an id that no other request of the mesh has, and that is above those given before."""
+        """Return an id above those given before. No other replica gives the same id to a request in place."""
         latest_ms, number = self._latest_id
         if now_ms > latest_ms:
             self._latest_id = (now_ms, self._host.database)
@@ -164,12 +168,12 @@ class InPlace:
             self._latest_id = (latest_ms, number + ID_STEP)
         return "{}-{}".format(*self._latest_id)
 
-    def ended(self, op: str, work_s: float) -> None:
-        """Count a request that was done in place, as the consumer counts its own."""
+    def ended(self, op: str, work_s: float, body: str) -> None:
+        """Count a request that was done in place, as the consumer counts its own. `body` is that of its reply."""
         self._consumer.counters.done += 1
         self._consumer.last_durations_us.append(int(work_s * 1e6))
         self._host.durations.add(op, work_s, work_s)
-        self._replies.note_in_place()
+        self._replies.note_in_place(body)
 
     def failed(self) -> None:
         """Note a try without success."""
@@ -199,18 +203,20 @@ class _Try:
         if answer != DONE:
             self._submit_after_all()
             return
-        self._in_place.ended(self._reply[3], self._work_s)
-        self._call.set_result([""])  # as after a submission; but its entry is gone already, so it has no id
-        reply = reply_of(self._reply)
-        if reply is not None:
-            self._call.take(reply, self._reply)
+        call, entry = self._call, self._reply
+        reply = reply_of(entry)
+        assert reply is not None  # `_run` has made the entry
+        self._in_place.ended(entry[3], self._work_s, reply[3])
+        call.set_result([""])  # as after a submission; but its entry is gone already, so it has no id
+        if not call.completed.done():  # the reader of the stream may have had the reply before
+            call.take(reply, entry)
 
     def set_exception(self, error: BaseException) -> None:
         """Receive the error that prevented the commit."""
-        if isinstance(error, MeshError):  # the membership is over
-            self._call.fail(error)
-        else:  # only this transaction is at fault
+        if isinstance(error, redis_errors.DataError | redis_errors.ResponseError):  # only this transaction is at fault
             self._submit_after_all()
+        else:  # the membership is over, or nobody knows whether the commit was applied
+            self._call.fail(error)
 
     def _submit_after_all(self) -> None:
         self._in_place.failed()

@@ -277,9 +277,7 @@ class Runner:
         finally:
             # A handler that never waited has blocked the event loop for its whole run.
             blocked_s = perf_counter() - run_began if remaining_steps is None else remaining_steps.longest_s
-            if blocked_s > BLOCKED_S:
-                blocked_ms = round(blocked_s * 1000)
-                log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
+            warn_if_blocked(request, blocked_s)
 
     def commit_refusal(self, work: Work, error: MeshError) -> None:
         """Commit a transaction that only answers the request with an error. A caller waits for the answer.
@@ -335,6 +333,13 @@ class Runner:
         reason = describe(error)
         log.warning("try failed", op=request.op, id=request.id, tries=failed_tries, pause_ms=pause_ms, reason=reason)
         return Outcome.TRY_FAILED, reason
+
+
+def warn_if_blocked(request: Request, blocked_s: float) -> None:
+    """Log that the handler of a request has blocked the event loop, if this took longer than BLOCKED_S."""
+    if blocked_s > BLOCKED_S:
+        blocked_ms = round(blocked_s * 1000)
+        log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
 
 
 def add_answer(handler: Handler, transaction: Effects, body: Any) -> None:

@@ -141,8 +141,8 @@ class ReplyReader:
         self._characters_since_trim = 0
         #: how many calls wait for replies
         self._waiting_count = 0
-        #: how many replies to requests in place came since the last read
-        self._in_place_count = 0
+        #: how many replies to requests in place came since the last read, and how long their bodies are together
+        self._in_place_count, self._in_place_characters = 0, 0
         #: set if `listen` is to read
         self._is_needed = asyncio.Event()
         self._is_needed.set()
@@ -156,13 +156,15 @@ class ReplyReader:
         """Note that a call of `add_waiting` no longer waits."""
         self._waiting_count -= 1
 
-    def note_in_place(self) -> None:
-        """Note that a reply is on the stream which its caller has already."""
+    def note_in_place(self, body: str) -> None:
+        """Note that a reply with this body is on the stream, and that its caller has it already."""
         self._in_place_count += 1
-        if not self._waiting_count and self._in_place_count < REPLIES_KEPT:
-            self._is_needed.clear()
-        else:
+        self._in_place_characters += len(body)
+        is_much = self._in_place_count >= REPLIES_KEPT or self._in_place_characters > REPLY_CHARACTERS_KEPT
+        if self._waiting_count or is_much:
             self._is_needed.set()
+        else:
+            self._is_needed.clear()
 
     async def listen(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
         """Read replies until cancelled. Raises LeaseLost."""
@@ -183,7 +185,8 @@ class ReplyReader:
 
     async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
         """Wait for new replies, at most BLOCK_MS; call `take` with each and the words of its entry; trim old ones."""
-        read_began, self._in_place_count = time.monotonic(), 0
+        read_began = time.monotonic()
+        self._in_place_count, self._in_place_characters = 0, 0
         # At most 512 replies at once, to bound the memory of one answer. A smaller number would need more trips.
         commands: list[tuple[Any, ...]] = [
             ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self.stream, self._last_id)

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis import exceptions as redis_errors
+from structlog.testing import capture_logs
 
-from mesh import Class, Database, DeadlineExceeded, LeaseLost, Refused, keys
+from mesh import (
+    Busy,
+    Class,
+    Database,
+    DeadlineExceeded,
+    LeaseLost,
+    Limit,
+    Refused,
+    Unavailable,
+    UsageError,
+    keys,
+)
 from mesh.raw import Answer, Ask, Body, Effects, Replica, Request, ServiceVerbs, Store, Worker
 from mesh.requests import in_place, streams, tracing
+from mesh.requests.once import Once
+from mesh.requests.runner import BLOCKED_S
+from mesh.requests.worker import Handler
 from tests.support.backend import Backend
+from tests.support.server import Server
 from tests.support.waiting import eventually
 
 STREAM = Class("A").stream
@@ -27,6 +46,8 @@ class Noting:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        #: keeps a task of a test alive
+        self.task: asyncio.Task[None] | None = None
         self.worker = Worker()
         self.worker.writes_with(LOOK)
         for name in ("add", "wait", "refuse", "crash", "send", "forward", "look", "leave", "put"):
@@ -93,6 +114,15 @@ async def ask(replica: Replica, op: str = "x.add", cls: str = "A", read: Sequenc
     wanted = Ask(Class(cls), op, {"text": "a ü"}, read=read, in_place=True)
     (answer,) = await replica.ask([wanted], **options)
     return answer
+
+
+def in_place_further(replica: Replica, further: str) -> str:
+    """Return what the entry of a request in place gets as further fields."""
+    place = replica._calls._in_place
+    assert place is not None
+    handler = place._worker.handler("x.add")
+    assert handler is not None
+    return place._request_of(handler, [1, further, "A", "x.add", "a-key", "1000", "{}"])[1]
 
 
 async def trips_of(replica: Replica, call: Callable[[], Any]) -> int:
@@ -169,14 +199,15 @@ async def test_the_group_of_the_stream_has_no_lag(backend: Backend, noting: Noti
 async def test_the_caller_gets_the_fields_of_the_reply(backend: Backend, noting: Noting) -> None:
     """They are those of the entry that people can read."""
     one = await backend.join(noting.worker)
-    tracing.CALL.set("a-call")
+    tracing.CALL.set("thread-call")  # the word "read" in it is no field
     trail: list[Any] = []
     tracing.TRAIL.set(trail)
     await ask(one)
     tracing.TRAIL.set(None)
     ((_, reply),) = await backend.redis().xrange(keys.replies(one.id))
     assert trail == [("A", reply)]
-    assert reply["call"] == noting.requests[0].call == "a-call"
+    assert reply["call"] == noting.requests[0].call == "thread-call"
+    assert in_place_further(one, "call thread-call read shared:x:key") == "call thread-call"
 
 
 async def test_ids_are_in_order_and_the_meshs_clock_follows(backend: Backend, noting: Noting) -> None:
@@ -280,6 +311,176 @@ async def test_an_idempotency_key_and_several_requests_are_submitted(backend: Ba
     asks = [Ask(Class("A"), "x.add", {"text": "1"}, in_place=True)] * 2
     assert await trips_of(one, lambda: one.ask(asks)) == 3  # a submission, and a commit for each
     assert await count(one) == 2
+    keyed = Ask(Class("A"), "x.add", {"text": "1"}, once=Once("a-key", 60_000), in_place=True)
+    for _ in range(2):
+        (answer,) = await one.ask([keyed])
+        assert answer.merged() == {"seen": "1"}
+    assert await count(one) == 3
+
+
+async def test_an_operation_with_a_limit_is_submitted(backend: Backend, noting: Noting) -> None:
+    """Its lanes are counted with the submission."""
+    handle = Handler("x.limited", noting.add, True, limit=Limit(concurrency=1))
+    noting.worker.add(handle)
+    one = await backend.join(noting.worker)
+    assert await trips_of(one, lambda: ask(one, "x.limited")) == 2
+
+
+async def test_a_replica_that_leaves_tries_nothing(backend: Backend, noting: Noting) -> None:
+    """Its consumer takes no more requests, so another replica of the class is to get this one."""
+    one = await backend.join(noting.worker)
+    place, group = one._calls._in_place, [1, "", "A", "x.add", "a-key", "1000", "{}"]
+    assert place is not None and place._handler_for(group) is not None
+    one._class_consumer._stopping.set()
+    assert place._handler_for(group) is None
+
+
+async def test_redis_that_is_away_is_said_at_once(backend: Backend, noting: Noting) -> None:
+    """Such a call does not wait for the link."""
+    one = await backend.join(noting.worker)
+    one._link._down = True
+    with pytest.raises(Unavailable):
+        await ask(one)
+    one._link._down = False
+    assert not noting.requests
+
+
+async def test_spans_need_both_trips(backend: Backend, noting: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call and a delivery have a span each."""
+    monkeypatch.setattr("mesh.replica.tracing", SimpleNamespace(is_on=lambda: True, activate=lambda: None))
+    one = await backend.join(noting.worker)
+    assert await trips_of(one, lambda: ask(one)) == 2
+
+
+async def test_full_memory_refuses_what_stores(server: Server, noting: Noting) -> None:
+    """The answer is the one of a submission."""
+    async with Backend(server.settings) as members:
+        one = await members.join(noting.worker)
+        await ask(one)
+        redis = members.redis()
+        await redis.config_set("maxmemory", 1)
+        answer_or_error: Any = None
+        with pytest.raises(Busy) as caught:
+            answer_or_error = (await ask(one)).merged()
+        assert answer_or_error is None and caught.value.facts["retry_after"] > 0
+        await redis.config_set("maxmemory", 0)
+        assert await count(one) == 1
+        await books_balance(one, 1)
+
+
+@pytest.mark.parametrize("error", [redis_errors.InvalidResponse("a bad answer"), LeaseLost()])
+async def test_a_commit_that_may_have_been_applied_is_not_followed_by_a_submission(
+    backend: Backend, noting: Noting, error: Exception
+) -> None:
+    """The caller gets the error, and the effect happens once at most."""
+    one = await backend.join(noting.worker)
+    commit = one._link.commit
+
+    def lose_the_answer(transaction: Any, waiter: Any) -> None:
+        async def applied() -> None:
+            outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            commit(transaction, outcome)
+            await outcome
+            waiter.set_exception(error)
+
+        noting.task = asyncio.create_task(applied())
+
+    one._link.commit = lose_the_answer  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        await ask(one)
+    one._link.commit = commit  # type: ignore[method-assign]
+    assert await count(one) == 1 and len(noting.requests) == 1
+
+
+async def test_a_transaction_that_the_server_refuses_is_submitted(backend: Backend, noting: Noting) -> None:
+    """It alone is at fault; the submission meets the same, and its consumer deals with it."""
+    one = await backend.join(noting.worker)
+    commit = one._link.commit
+
+    def refuse(transaction: Any, waiter: Any) -> None:
+        one._link.commit = commit  # type: ignore[method-assign]
+        waiter.set_exception(redis_errors.ResponseError("ERR of this transaction"))
+
+    one._link.commit = refuse  # type: ignore[method-assign]
+    assert (await ask(one)).merged() == {"seen": "a ü"}
+    assert await count(one) == 1
+
+
+async def test_a_link_that_has_ended_meanwhile_ends_the_call(backend: Backend, noting: Noting) -> None:
+    """The submission after a failed try raises this error, which the caller gets."""
+    one = await backend.join(noting.worker)
+    commit, submit = one._link.commit, one._link.submit
+
+    def refuse(transaction: Any, waiter: Any) -> None:
+        one._link.commit = commit  # type: ignore[method-assign]
+        waiter.set_exception(redis_errors.ResponseError("ERR of this transaction"))
+
+    def ended(requests: Any, waiter: Any) -> None:
+        raise Unavailable("the link has ended")
+
+    one._link.commit, one._link.submit = refuse, ended  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await ask(one)
+    one._link.submit = submit  # type: ignore[method-assign]
+    assert one._calls._reader._waiting_count == 0
+
+
+async def test_a_handler_that_waits_is_closed_and_one_that_has_ended_writes_no_more(
+    backend: Backend, noting: Noting
+) -> None:
+    """As of a handler that runs after a submission, nothing goes on behind the caller's back."""
+    closed: list[str] = []
+    effects: list[Effects] = []
+
+    @noting.worker.handles("x.hold")
+    async def hold(request: Request, store: Store, transaction: Effects) -> Body:
+        effects.append(transaction)
+        try:
+            if len(effects) == 1:
+                await asyncio.sleep(0)
+        finally:
+            closed.append(request.id)
+        return {}
+
+    one = await backend.join(noting.worker)
+    await ask(one, "x.hold")
+    assert len(closed) == len(effects) == 2
+    one._calls._in_place._left_to_skip = 0  # type: ignore[union-attr]
+    assert await trips_of(one, lambda: ask(one, "x.hold")) == 1
+    with pytest.raises(UsageError):
+        effects[-1].set("x:late", "1")
+
+
+async def test_a_handler_that_blocks_is_named_in_the_log(backend: Backend, noting: Noting) -> None:
+    """As any handler is. On a real server its commit comes too late for its id, so it runs a second time."""
+
+    @noting.worker.handles("x.block")
+    async def block(request: Request, store: Store, transaction: Effects) -> Body:
+        time.sleep(BLOCKED_S * 1.5)  # noqa: ASYNC251 - it blocks the event loop
+        return {}
+
+    one = await backend.join(noting.worker)
+    with capture_logs() as lines:
+        trip_count = await trips_of(one, lambda: ask(one, "x.block"))
+    blocked = [line for line in lines if line["event"] == "handler blocked the event loop"]
+    assert (trip_count, [line["op"] for line in blocked]) in [(1, ["x.block"]), (3, ["x.block"] * 2)]
+
+
+async def test_durations_count(backend: Backend, noting: Noting) -> None:
+    """The metrics and the roster have the time of a request in place."""
+    one = await backend.join(noting.worker)
+    await ask(one)
+    assert one.durations.by_op["x.add"]
+    assert len(one._class_consumer.last_durations_us) == 1
+
+
+async def test_two_replicas_never_give_the_same_id(backend: Backend, noting: Noting) -> None:
+    """Even in the same ms."""
+    one = await backend.join(noting.worker)
+    two = await backend.join(noting.worker, class_="A")
+    places = [one._calls._in_place, two._calls._in_place]
+    ids = [place._next_id(1000) for place in places if place is not None for _ in range(20)]
+    assert len(set(ids)) == 40
 
 
 async def test_a_paused_operation_is_refused(backend: Backend, noting: Noting) -> None:
@@ -293,11 +494,11 @@ async def test_a_paused_operation_is_refused(backend: Backend, noting: Noting) -
     assert not noting.requests
 
 
-@pytest.mark.parametrize("clock_ms", [-5000, 5000])
-async def test_a_replica_whose_estimate_of_the_clock_is_wrong_submits(
+@pytest.mark.parametrize("clock_ms", [-5000, -200, 100, 5000])
+async def test_a_request_whose_time_may_not_be_right_is_submitted(
     backend: Backend, noting: Noting, clock_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ids are in order, and the mesh's clock does not run ahead."""
+    """The estimate of the server's clock may be wrong. The mesh's clock does not follow it."""
     one = await backend.join(noting.worker)
     await one.call(Class("A"), "x.add", {"text": ""})
     place = one._calls._in_place
@@ -305,9 +506,18 @@ async def test_a_replica_whose_estimate_of_the_clock_is_wrong_submits(
     now_ms = place._host.now_ms
     monkeypatch.setattr(place._host, "now_ms", lambda: now_ms() + clock_ms)
     before = int(await backend.redis().get(keys.CLOCK))
-    assert (await ask(one, deadline_ms=20_000)).merged() == {"seen": "a ü"}
+    assert await trips_of(one, lambda: ask(one, deadline_ms=20_000)) == 3
     assert abs(int(await backend.redis().get(keys.CLOCK)) - before) < 3000
     assert await count(one) == 2
+
+
+async def test_after_a_step_back_of_the_servers_clock_requests_are_submitted(backend: Backend, noting: Noting) -> None:
+    """Their ids, from which expiries count, are then of the mesh's clock, which stands still."""
+    one = await backend.join(noting.worker)
+    ahead_ms = one.now_ms() + 60_000
+    await backend.redis().set(keys.CLOCK, ahead_ms)
+    assert await trips_of(one, lambda: ask(one)) == 3
+    assert noting.requests[-1].at_ms == ahead_ms
 
 
 async def test_a_deadline_that_is_over_leaves_no_effect(backend: Backend, noting: Noting) -> None:
@@ -386,9 +596,36 @@ async def test_calls_of_both_kinds_get_their_answers(backend: Backend, noting: N
     async def many(number: int) -> None:
         for turn in range(20):
             if (number + turn) % 3:
-                assert (await ask(one)).merged() == {"seen": "a ü"}
+                assert (await ask(one)).bodies == [{"seen": "a ü"}]
             else:
                 assert await one.call(Class("A"), "x.add", {"text": str(number)}) == {"seen": str(number)}
 
-    await asyncio.gather(*map(many, range(16)))
+    async def keep_busy() -> None:
+        while True:
+            time.sleep(0.001)  # noqa: ASYNC251 - it blocks the event loop
+            await asyncio.sleep(0)
+
+    busy = asyncio.create_task(keep_busy())  # so that both connections have an answer in one turn of the loop
+    try:
+        await asyncio.gather(*map(many, range(16)))
+    finally:
+        busy.cancel()
     await books_balance(one, 320)
+    assert one._calls._reader._waiting_count == 0
+
+
+async def test_large_replies_in_place_are_trimmed_soon(backend: Backend, noting: Noting) -> None:
+    """The bound of the stream counts characters, too."""
+
+    @noting.worker.handles("x.large")
+    async def large(request: Request, store: Store, transaction: Effects) -> Body:
+        return {"text": "x" * 300_000}
+
+    one = await backend.join(noting.worker)
+    for _ in range(20):
+        await ask(one, "x.large")
+
+    async def trimmed() -> bool:
+        return bool(await backend.redis().xlen(keys.replies(one.id)) < 12)
+
+    await eventually(trimmed, 5)
