@@ -28,6 +28,7 @@ from mesh import (
 from mesh.raw import Answer, Ask, Body, Effects, Replica, Request, ServiceVerbs, Store, Worker
 from mesh.requests import in_place, streams, tracing
 from mesh.requests.once import Once
+from mesh.requests.protocol import reply_of
 from mesh.requests.runner import BLOCKED_S
 from mesh.requests.worker import Handler
 from tests.support.backend import Backend
@@ -192,8 +193,9 @@ async def test_the_group_of_the_stream_has_no_lag(backend: Backend, noting: Noti
     one = await backend.join(noting.worker)
     for _ in range(3):
         await ask(one)
-    (group,) = await backend.redis().xinfo_groups(STREAM)
+    (group,), stream = await backend.redis().xinfo_groups(STREAM), await backend.redis().xinfo_stream(STREAM)
     assert group.get("lag", 0) == 0
+    assert group["last-delivered-id"] == stream["last-generated-id"] == noting.requests[-1].id
 
 
 async def test_the_caller_gets_the_fields_of_the_reply(backend: Backend, noting: Noting) -> None:
@@ -279,7 +281,8 @@ async def test_a_request_overtakes_no_other(backend: Backend, noting: Noting) ->
     await backend.redis().xadd(STREAM, fields)
     await asyncio.wait_for(hanging.wait(), 5)
     assert await trips_of(one, lambda: ask(one)) == 3  # the try, the submission and the commit
-    assert await count(one) == 1
+    assert await trips_of(one, lambda: ask(one)) == 2  # without a try
+    assert await count(one) == 2
 
 
 async def test_after_a_failure_requests_get_no_try_for_a_while(backend: Backend, noting: Noting) -> None:
@@ -316,6 +319,7 @@ async def test_an_idempotency_key_and_several_requests_are_submitted(backend: Ba
         (answer,) = await one.ask([keyed])
         assert answer.merged() == {"seen": "1"}
     assert await count(one) == 3
+    assert await trips_of(one, lambda: ask(one)) == 1  # none of them was a try that failed
 
 
 async def test_an_operation_with_a_limit_is_submitted(backend: Backend, noting: Noting) -> None:
@@ -413,14 +417,15 @@ async def test_a_link_that_has_ended_meanwhile_ends_the_call(backend: Backend, n
 
     def refuse(transaction: Any, waiter: Any) -> None:
         one._link.commit = commit  # type: ignore[method-assign]
-        waiter.set_exception(redis_errors.ResponseError("ERR of this transaction"))
+        error = redis_errors.ResponseError("ERR of this transaction")
+        asyncio.get_running_loop().call_soon(waiter.set_exception, error)
 
     def ended(requests: Any, waiter: Any) -> None:
         raise Unavailable("the link has ended")
 
     one._link.commit, one._link.submit = refuse, ended  # type: ignore[method-assign]
     with pytest.raises(Unavailable):
-        await ask(one)
+        await asyncio.wait_for(ask(one), 2)
     one._link.submit = submit  # type: ignore[method-assign]
     assert one._calls._reader._waiting_count == 0
 
@@ -612,6 +617,36 @@ async def test_calls_of_both_kinds_get_their_answers(backend: Backend, noting: N
         busy.cancel()
     await books_balance(one, 320)
     assert one._calls._reader._waiting_count == 0
+
+
+async def test_a_reply_that_was_read_from_the_stream_first_counts_once(backend: Backend, noting: Noting) -> None:
+    """Both come over connections of their own, so either may be the first."""
+    one = await backend.join(noting.worker)
+    commit, calls = one._link.commit, one._calls
+
+    def commit_and_read_first(transaction: Any, waiter: Any) -> None:
+        async def run() -> None:
+            outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            commit(transaction, outcome)
+            answer = await outcome
+            ((id, fields),) = await backend.redis().xrange(keys.replies(one.id))
+
+            async def read() -> bool:
+                return calls._reader._last_id == id
+
+            await eventually(read, 5)
+            waiter.set_result(answer)
+            flat = [word for pair in fields.items() for word in pair]
+            reply = reply_of(flat)
+            assert reply is not None
+            calls._take(reply, flat)  # as if it were read in the same turn of the loop
+
+        noting.task = asyncio.create_task(run())
+
+    one._link.commit = commit_and_read_first  # type: ignore[method-assign]
+    assert (await ask(one)).bodies == [{"seen": "a ü"}]
+    assert noting.task is not None
+    await noting.task
 
 
 async def test_large_replies_in_place_are_trimmed_soon(backend: Backend, noting: Noting) -> None:
