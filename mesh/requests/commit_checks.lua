@@ -49,6 +49,7 @@ end
 
 -- By limit: how many requests of this transaction with this limit were checked so far. Nil until a limit is checked.
 local count_by_limit
+-- Checks that a request with this limit can be sent: now, or later if it has to wait.
 local function wrong_limit(k, limit)
   count_by_limit = count_by_limit or {}
   local earlier_count = count_by_limit[limit] or 0
@@ -56,7 +57,8 @@ local function wrong_limit(k, limit)
   -- The request has no deadline: '0'.
   local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - waiting_count, earlier_count)
   if code then return code .. ' ' .. about end
-  if waits then waiting_count = waiting_count + 1 end
+  if not waits then return wrong_stream('mesh:requests:' .. tx[k + 5]) end
+  waiting_count = waiting_count + 1
 end
 
 -- Checks that the request of a verb `place` can be sent now. commit_verbs.lua lists the words of the verb.

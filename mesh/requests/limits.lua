@@ -112,7 +112,7 @@ local function make_limits(options)
     while true do
       local name = redis.call('LINDEX', list_key, 0)
       if not name then
-        if redis.call('HLEN', running) == 0 then redis.call('SREM', 'mesh:lanes', lane) end
+        if redis.call('HLEN', running) == 0 then redis.pcall('SREM', 'mesh:lanes', lane) end
         return
       end
       local entry_key = 'mesh:later:' .. name
@@ -141,7 +141,8 @@ local function make_limits(options)
 
   local function place_in_lane(name, to, words, concurrency, lane, deadline)
     local running = 'mesh:running:' .. lane
-    redis.call('SADD', 'mesh:lanes', lane)
+    -- If somebody has overwritten this key, the sweep does not look at the lane until the key is deleted.
+    redis.pcall('SADD', 'mesh:lanes', lane)
     words[#words + 1], words[#words + 2] = 'limit', 'lane ' .. concurrency .. ' ' .. name .. ' ' .. lane
     if redis.call('EXISTS', 'mesh:lane:' .. lane) == 0 and redis.call('HLEN', running) < tonumber(concurrency) then
       local stream = 'mesh:requests:' .. to

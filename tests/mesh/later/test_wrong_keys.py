@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from mesh import Class, GivenUp, Limit, Operations, Transaction, keys
+from mesh import Class, GivenUp, Limit, MeshError, Operations, Transaction, keys
 from mesh.later import entering
 from mesh.requests.streams import keep_minute
 from mesh.testing import MeshKit
@@ -127,7 +127,38 @@ async def test_a_send_to_a_stream_that_takes_no_entries_fails_its_own_request(me
         await pipeline.xadd(stream, {"op": "x"}, id=HIGHEST).xdel(stream, HIGHEST).execute()
     counts = [mesh.call(count) for _ in range(5)]
     failed, *right = await asyncio.gather(mesh.call(pass_on, Job("ann")), *counts, return_exceptions=True)
-    assert isinstance(failed, GivenUp) and "place mesh:later: ERR The stream has" in failed.detail
+    assert isinstance(failed, GivenUp) and f"{stream} takes no more entries" in failed.detail
     assert right == [None] * 5
     assert await redis.exists("mesh:once:work.do:k") == 0
     await redis.delete(stream)
+
+
+async def test_a_limited_send_to_a_stream_that_takes_no_entries_writes_nothing(mesh_of: Backend) -> None:
+    """The commit looks at the stream before the first write: else each delivery would write again."""
+    table, do, _ = work(ONE)
+    again, number = Operations("again"), table.value("number", int, 0)
+
+    @again.command
+    async def pass_on(tx: Transaction, body: Job) -> None:
+        tx.add(number)
+        tx.send(do, body, to=Class("D"))
+
+    mesh = await mesh_of.mesh(table, again)
+    stream, redis = keys.class_requests("D"), mesh_of.redis()
+    async with redis.pipeline(transaction=True) as pipeline:
+        await pipeline.xadd(stream, {"op": "x"}, id=HIGHEST).xdel(stream, HIGHEST).execute()
+    with pytest.raises(MeshError, match="takes no more entries"):
+        await mesh.call(pass_on, Job("ann"))
+    assert await mesh.replica.store().get("number") is None
+    await redis.delete(stream)
+
+
+async def test_overwritten_names_of_lanes_stop_no_commit(mesh_of: Backend) -> None:
+    """Requests with a limit begin and end; the names are for the sweep alone."""
+    table, do, seen = work(ONE)
+    mesh = await mesh_of.mesh(table)
+    await mesh_of.redis().set(keys.LANES, "overwritten")
+    for n in range(3):
+        await mesh.call(do, Job("ann", n))
+    assert seen.order == {"ann": [0, 1, 2]}
+    await mesh_of.redis().delete(keys.LANES)
