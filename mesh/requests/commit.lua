@@ -4,7 +4,8 @@
 -- make a transaction fail before the first write of that transaction. If a check fails, the transaction changes nothing.
 -- A line such as `[[ batch.lua ]]` in a comment stands for that file: scripts.py puts it there. scripts.py also makes three
 -- variants of the script:
---   complete            the server refuses it when memory is full, and room.lua when the batch would exceed `maxmemory`
+--   complete            runs any batch while the server has memory. The server refuses this variant when its memory is full.
+--                       room.lua, a part of the script, refuses a batch that would exceed `maxmemory`.
 --   for a full memory   gets a batch that was refused because memory is full (`allow-oom`; `memory_is_full` is true). It
 --                       applies only the transactions that store nothing more. These finish accepted requests, which frees
 --                       memory.
@@ -14,12 +15,15 @@
 -- ARGV: holder, how long to keep the result of the batch (ms), database, bus database, consumer, number of the batch, and
 --       the words of all transactions, as batch.lua reads them. The first word of a transaction is the number of its words.
 --       The others are:
---   stream, id            of the request; both are "" for a transaction that the replica makes without a request. The stream
---                         alone is "" if the request ran in place: then the transaction has the verb `pass`.
+--   stream, id            of the request. Both are "" for a transaction that the replica makes without a request. A request
+--                         that ran in place (see in_place.py) has an id and the stream "": it is pending for nobody. So
+--                         `commit` does not look it up, and the verb `pass` does what else a request needs: it checks that
+--                         the request may run, puts its entry on the stream and takes it off, and counts it in the books.
 --   reply stream, name, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits. The name is
 --                         the caller's name of the request, and `forwards` says how many more replies follow from elsewhere.
 --   number of groups of expectations, number of writes, number of sends
 --   how long the handler worked (µs), and the field `call` of the request, or ""
+--   The counts among these words, and the µs, are JSON numbers. All other words are texts, also numbers in later words.
 --   Then come the groups of expectations, the writes and the sends:
 --   expectations  "1" (own keys) or "0" (shared keys), hash, number of names, number of values, the names, the values.
 --                 The names are fields of the hash, or keys if the hash is "". There is one value for each name, or none:
@@ -27,8 +31,8 @@
 --                 Or "1r" (own key) or "0r" (shared key), and a reading command with its answer: see commit_answers.lua.
 --   write         A text such as "1 hash zset", the number of words of the command, and these words: verb, key, ... The text
 --                 begins with "1" (own keys), "0" (shared keys) or "2" (own keys; the verb only reads them, for the reply).
---                 Then it names one check for each of the command's first keys. A verb in small letters is one of
---                 commit_verbs.lua.
+--                 After it the text may name checks: the first for the command's first key, the second for the second key,
+--                 and so on. A verb in small letters is one of commit_verbs.lua.
 --                 The checks, which the script makes before the first write:
 --                   a type      the key is absent or has this type
 --                   "integer"   the key is absent, or a string that the command can increase
@@ -78,8 +82,9 @@ local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or dat
 local BATCH_ARGUMENT = 7
 --[[ batch.lua ]]
 
--- `tx` has the words of all transactions, and `heads` the position of the first word of each. The present transaction begins
--- at tx[head], with HEAD_WORDS words about the request and its reply. Then its expectations, writes and sends follow.
+-- `tx` has the words of all transactions of the batch, not of one: the verbs of services know the list by this name. `heads`
+-- has the position of each transaction's first word. The present transaction begins at tx[head], with HEAD_WORDS words about
+-- the request and its reply. Then its expectations, writes and sends follow.
 local HEAD_WORDS = 14
 local tx, heads, head, total = words, {}, 1, #words
 -- By stream: the ids of the first and the last of its requests in the batch, and the number of these requests.
@@ -116,13 +121,18 @@ for stream, number in pairs(number_of) do
   look_up(stream, first_of[stream], last_of[stream], 2 * number)
 end
 
--- Returns a text that says so if a key exists and has another type than `wanted`; nothing otherwise.
+-- Returns nothing if a key is absent or has the type `wanted`. Otherwise returns a text that names the type of the key.
 local function wrong_type(key, wanted)
   local found = redis.call('TYPE', key).ok
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
 end
 
--- How many requests the batch has put on streams, and how many it has answered, as the books count them.
+-- The parts of this script below share its locals. commit_seldom.lua and commit_verbs.lua read most of them, and change four:
+-- `accepted`, `answered`, `ending` and `expiries`. A verb of a service may also change tx[head + 8], the body of the reply.
+-- Only this file changes `head` and `mine`.
+
+-- How many requests the batch has put on streams, and how many it has answered, as the books count them. Both are added to the
+-- books once, at the end of the script.
 local accepted, answered = 0, 0
 -- The words of the verb `ends` of the present transaction: the options of its request (see options.lua). It is nil if the
 -- transaction has no such verb. The verb is the last one of its transaction, so `commit` always takes these words over:
@@ -143,7 +153,8 @@ local function seldom()
 end
 
 -- Compares the group of expected values that begins at tx[i]. Returns the position after the group; or nil and the reason,
--- if a value has changed or the key is not a hash. Redis answers false for an absent key or field, so `wanted` is false, too.
+-- if a value has changed or the key is not a hash. In a group without values, `wanted` is false for each name, because Redis
+-- answers false for an absent key or field.
 local function check_expectations(i)
   local hash, name_count, value_count, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
   local last_name = i + 3 + name_count  -- writes.py makes groups of at most 4000 names, because `unpack` takes about 8000
@@ -166,7 +177,8 @@ end
 local checks = {}
 -- Checks all that can make a write fail, before the first write, because Redis cannot roll a script back. verbs.py has
 -- already checked what can be checked without the database.
--- Returns the position after the writes; or nil and the reason, if a write would fail. `each` is the list of a write's checks.
+-- Returns the position after the writes; or nil and the reason, if a write would fail. `each` has the names of all checks of
+-- one write.
 local function check_writes(first, count)
   local i = first
   if seldom_functions then seldom_functions.begin_checks() end
@@ -178,7 +190,8 @@ local function check_writes(first, count)
         each = {is_special = false}
         for name in string.gmatch(word, '%a+') do
           each[#each + 1] = name
-          -- These are the names in `special_checks` of commit_checks.lua, which the plain variant lacks.
+          -- These are the names in `special_checks` of commit_checks.lua, which the plain variant lacks. "stream" looks at
+          -- more than the type, and "any" is no type that `wrong_type` could look for.
           if string.find(' bounded placed passable integer field stream any ', ' ' .. name .. ' ', 1, true) then
             each.is_special = true
           end
@@ -234,12 +247,14 @@ local function make_writes(first, count)
   end
 end
 
--- By number of a transaction: the words of its verb `ends`. Only transactions of requests with options have this verb.
+-- By number of a transaction in the batch (1 for the first): the words of its verb `ends`. Only transactions of requests with
+-- options have this verb.
 local endings = {}
 
--- Checks a transaction, and makes its writes and sends. Returns why the transaction is not applied; nothing if it is.
-local function commit(number)
-  head = heads[number]
+-- Checks the transaction number `nth` of the batch, and makes its sends and writes. Returns why the transaction is not applied;
+-- nothing if it is.
+local function commit(nth)
+  head = heads[nth]
   local stream, id = tx[head + 1], tx[head + 2]
   local group_count, write_count, send_count = tx[head + 9], tx[head + 10], tx[head + 11]
   if stream ~= '' then
@@ -261,14 +276,16 @@ local function commit(number)
   if memory_is_full and seldom().adds(first_write, write_count, send_count) then return 'full' end
   local first_send, wrong = check_writes(first_write, write_count)
   if not first_send then return wrong end
+  -- The words have the writes first, but the sends are made first: the script can undo a send, but not a write. If a write
+  -- fails afterwards, the sends and the writes before it stay.
   local failed = send_count > 0 and seldom().send(first_send, send_count) or make_writes(first_write, write_count)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
-  endings[number], ending = ending, nil
+  endings[nth], ending = ending, nil
 end
 
 local outcomes, ids_of, expired = {}, {}, 0
-for number = 1, #heads do outcomes[number] = commit(number) or 'done' end
+for nth = 1, #heads do outcomes[nth] = commit(nth) or 'done' end
 -- GT moves an expiry that is there, but only to a later moment; NX gives one to a key that has none.
 for of_database, expiry_of in pairs(expiries) do
   go_to(of_database)
@@ -287,9 +304,9 @@ end
 go_to(bus)
 -- All entries without the field `call` share this empty list.
 local no_field = {}
-for number = 1, #heads do
-  if outcomes[number] == 'done' then
-    head = heads[number]
+for nth = 1, #heads do
+  if outcomes[nth] == 'done' then
+    head = heads[nth]
     local stream = tx[head + 1]
     if tx[head + 3] ~= '' then
       local call_field = tx[head + 13] == '' and no_field or {'call', tx[head + 13]}
@@ -298,7 +315,7 @@ for number = 1, #heads do
         'status', tx[head + 6], 'forwards', tx[head + 7], 'body', tx[head + 8], 'asked', tx[head + 2],
         'took_us', tx[head + 12], 'db', database, unpack(call_field))
     end
-    if endings[number] then seldom().end_options(endings[number]) end
+    if endings[nth] then seldom().end_options(endings[nth]) end
     if stream ~= '' then
       local ids = ids_of[stream] or {}
       ids[#ids + 1], ids_of[stream] = tx[head + 2], ids

@@ -1,12 +1,15 @@
 -- Checks before a write that look at more than the type of a key. A part of commit_seldom.lua. Each check returns the reason
 -- if the write is not possible. tx[k] is the key to check, and the later words of the command follow it.
+-- A reason is the result of the transaction, which `outcome_of` of settlement.py reads. There, the reasons that begin with
+-- "too-many ", "limited " or "key-reused " have a meaning of their own. After any other reason the request is delivered again,
+-- or buried after its last delivery. So a new check returns a sentence, unless settlement.py gets a code for it.
 
 -- The largest magnitude that a counter may reach. Lua rounds numbers above 2^53, and near 2^63 to multiples of 1024. So the
 -- bound is a little lower than the 64 bits of Redis allow.
 local MOST_INTEGER = 2 ^ 63 - 4096
--- By name of a counter: by how much the transaction changes it, as the sum of magnitudes. Nil until a counter is checked.
--- `text` is what the counter holds now, and `change` what a write adds to it.
+-- For each counter: the sum of all its changes in this transaction, each without its sign. Nil until a counter is checked.
 local change_of
+-- `name` names the counter: its key, or its key and field. `text` is what it holds now, and `change` what a write adds to it.
 local function wrong_counter(name, text, change)
   if text and text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return name .. ' does not hold an integer' end
   change_of = change_of or {}
@@ -40,8 +43,8 @@ end
 
 -- How many requests of this transaction that were checked so far will wait in mesh:later.
 local waiting_count = 0
--- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, which may have tx[k + 2] members.
-local function wrong_size(k)
+-- Checks that mesh:later has room for one more request. tx[k] is this key, which may have tx[k + 2] members.
+local function no_room_to_wait(k)
   local wrong = wrong_type(tx[k], 'zset')
   if wrong or redis.call('ZCARD', tx[k]) + waiting_count >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
   waiting_count = waiting_count + 1
@@ -49,7 +52,7 @@ end
 
 -- By limit: how many requests of this transaction with this limit were checked so far. Nil until a limit is checked.
 local count_by_limit
--- Checks that a request with this limit can be sent: now, or later if it has to wait.
+-- Checks that a request with this limit can be sent: now, or later if the limit makes it wait.
 local function wrong_limit(k, limit)
   count_by_limit = count_by_limit or {}
   local earlier_count = count_by_limit[limit] or 0
@@ -71,16 +74,16 @@ local function wrong_place(k)
     if code then return code .. ' ' .. about end
     if known then return end
   end
-  if with.due then return wrong_size(k) end  -- until then it needs no stream
+  if with.due then return no_room_to_wait(k) end  -- until then it needs no stream
   if with.limit then return wrong_limit(k, with.limit) end
   return wrong_stream('mesh:requests:' .. tx[k + 5])
 end
 
 -- Checks that a request may run in place, by the verb `pass`: its deadline has not passed, and no other request of its class is
--- on the stream. The id of the request is tx[head + 2], the second word of the transaction. The replica has taken the time of the
--- id from its estimate of the server's clock, and expiries count from this time. If it is wrong, the request is submitted, and
--- gets another id. With a smaller MOST_LATE_MS, more batches come too late that waited in the replica. With a larger
--- MOST_AHEAD_MS, one wrong estimate would let the expiries of all databases come earlier.
+-- on the stream. tx[head] is the first word of the present transaction, so tx[head + 2] is the id of its request. The replica has
+-- made this id, with the time of its own estimate of the server's clock, and expiries count from this time. If it is wrong, the
+-- request is submitted, and gets another id. With a smaller MOST_LATE_MS, more batches come too late that waited in the replica.
+-- With a larger MOST_AHEAD_MS, one wrong estimate would let the expiries of all databases come earlier.
 local MOST_LATE_MS, MOST_AHEAD_MS = 100, 20
 local function wrong_pass(k)
   local time, ms = redis.call('TIME'), tonumber(string.match(tx[head + 2], '^%d+'))
@@ -94,7 +97,7 @@ local function wrong_pass(k)
 end
 
 local special_checks = {
-  bounded = wrong_size, placed = wrong_place, passable = wrong_pass, integer = wrong_integer, field = wrong_field,
+  bounded = no_room_to_wait, placed = wrong_place, passable = wrong_pass, integer = wrong_integer, field = wrong_field,
   stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
 }
 -- Makes the check `wanted` of the key tx[k] and of the words after it. Returns the reason if the check fails.

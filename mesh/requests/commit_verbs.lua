@@ -1,12 +1,16 @@
 -- The verbs of transactions that are not commands of Redis. A part of commit_seldom.lua, and so of commit.lua. A verb returns
 -- an error reply if it fails. Any other result is ignored. After an error, the verbs before it and the sends stay applied, and
 -- the request is delivered again, or buried after its last delivery. So before the first write, the commit checks all that can
--- make a verb fail. These names come from other files:
+-- make a verb fail, but for what `wrong_limit` of commit_checks.lua leaves out. These names come from other files:
 --   commit.lua          tx (the words of all transactions), head (tx[head] is the first word of the present transaction),
---                       books_key, ending
---   commit_seldom.lua   frees; options (the object that make_options() returns)
+--                       books_key, consumer, accepted, answered, ending
+--   commit_seldom.lua   frees; options (the functions of options.lua, once make_options() has made them)
+--   append.lua          ms_of_clock
 --   place.lua           delay, place
 --   options.lua         make_options
+--   further_fields.lua  further_fields
+-- A verb may add to `accepted` and `answered`, which the commit adds to the books at its end: that takes one command for the
+-- whole batch. It may also count with HINCRBY at once, as `later` and `place` do. The books then say the same.
 -- The words of one command are tx[first], its verb, to tx[last].
 --   set-all, until_ms, value, key, ...
 --       Set each key to the value, with its expiry at `until_ms` (Unix time).
@@ -19,12 +23,13 @@
 --       Send a request that waits until `due`: "<ms>", or "+<ms>" from now. `name` is the name of the request. The verb
 --       does not read the three words before `due`: commit.lua and commit_checks.lua use them before the first write.
 --   place, mesh:later, mesh:later:<name>, most waiting requests, options, name, to, op, from, body
---       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains. The
---       verb puts the request on its stream, or lets it wait. Only a request with a limit of concurrency gets a
---       place in a lane.
+--       Send a request with a limit or an idempotency key. Its options are JSON, with the names that submit.lua explains: the
+--       code decodes them to `with`. The verb puts the request on its stream, or lets it wait. Only a request with a limit of
+--       concurrency gets a place in a lane.
 --   pass, stream, deadline, body, further fields
---       Put the request of the transaction on the stream of its class, and take it off again: it has run in place, before
---       it was submitted. The further fields are one word: see further_fields.lua.
+--       Put the request of the transaction on the stream of its class, and take it off again. The replica has run its handler
+--       already, without a submission: the request ran in place (see in_place.py). The further fields are one word: see
+--       further_fields.lua.
 --   ends, name, value, ...
 --       End the options of the request that the transaction belongs to: answer the other calls with its idempotency
 --       key, free this key or keep the answer in it, and free the place in a lane. The names and values are fields of
@@ -97,14 +102,17 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  -- The check has found the stream empty. So the read, which moves the group past the entry, gets no other entry. The id may be
-  -- lower than those of earlier requests. But no later request gets a lower one, because the mesh's clock is set to it.
-  local function pass(first)
+  -- XADD, XREADGROUP and XDEL leave the stream as every other request leaves it: its last id is at least this request's id,
+  -- the group has no lag, and the entry is gone. The check has found the stream empty. So the read, which moves the group past
+  -- the entry, gets no other entry. The id may be lower than those of earlier requests, on this stream and on others. But the
+  -- mesh's clock is set to it, so no later request on any stream gets an id with an earlier time.
+  local function note_request_in_place(first)
     local stream, deadline, body, further = unpack(tx, first + 1, first + 4)
     local id, ms = tx[head + 2], string.match(tx[head + 2], '^%d+')
     local added = redis.pcall('XADD', stream, 'NOMKSTREAM', id, 'op', tx[head + 5], 'request', tx[head + 4], 'from', consumer,
       'reply_to', tx[head + 3], 'deadline', deadline, 'body', body, unpack(further_fields(further)))
-    -- XADD fails if an earlier entry had a later id, or if somebody has deleted or overwritten the stream. Nobody needs the entry.
+    -- XADD fails if an earlier entry of this stream had a later id, or if somebody has deleted or overwritten the stream. Nobody
+    -- needs the entry.
     if added == id then
       redis.pcall('XREADGROUP', 'GROUP', 'workers', consumer, 'COUNT', 1, 'NOACK', 'STREAMS', stream, '>')
       redis.call('XDEL', stream, id)
@@ -152,7 +160,7 @@ local function make_verbs(keep)
 
   local verbs = {
     ends = note_ending, ['set-all'] = set_all, keep = keep, mark = mark, later = send_later,
-    place = place_request, pass = pass,
+    place = place_request, pass = note_request_in_place,
   }
   --[[ verbs of services ]]
   return verbs

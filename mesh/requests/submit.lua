@@ -3,7 +3,8 @@
 -- of them is refused, for example because its address has no live replica or a full queue.
 -- A line such as `[[ batch.lua ]]` in a comment stands for that file: scripts.py puts it there. scripts.py also makes three
 -- variants of the script:
---   complete            the server refuses it when memory is full, and room.lua when the batch would exceed `maxmemory`
+--   complete            runs any batch while the server has memory. The server refuses this variant when its memory is full.
+--                       room.lua, a part of the script, refuses a batch that would exceed `maxmemory`.
 --   for a full memory   gets a batch that was refused because memory is full (`allow-oom`; `memory_is_full` is true). It
 --                       submits the groups that only read and those whose idempotency key belongs to an earlier request,
 --                       and refuses the others.
