@@ -1,4 +1,7 @@
-"""The settings of the mesh, read from the environment once. If a default is a compromise, its description says so."""
+"""The settings of the mesh, read from the environment once.
+
+If a default is a compromise, its description names both sides.
+"""
 
 from __future__ import annotations
 

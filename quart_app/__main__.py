@@ -1,4 +1,4 @@
-"""`python -m quart_app`: run one replica, configured by the environment alone."""
+"""`python -m quart_app`: run one replica, configured only by the environment."""
 
 import gc
 import sys

@@ -1,4 +1,4 @@
-"""`python -m quart_app`: the process of one replica, configured by the environment alone.
+"""`python -m quart_app`: the process of one replica, configured only by the environment.
 
 A lost lease ends the membership, not the process: the replica answers 503 at once and joins the mesh again.
 

@@ -1,7 +1,7 @@
--- Reads a dead letter; `fields` has its names and values in turn. The letter's own fields come first, and `deliveries` is the
--- last of them. All other fields are those of the request or event. A letter of an older release has no field `kind`: its
--- stream tells whether this was a request or event. Returns the letter's own fields by name, and the position of the first
--- other field.
+-- Reads a dead letter. A part of look.lua, replay.lua and discard.lua. `fields` has its names and values in turn. The letter's
+-- own fields come first, and `deliveries` is the last of them. All other fields are those of the request or event. A letter of
+-- an older release has no field `kind`: its stream tells whether this was a request or event. Returns the letter's own fields
+-- by name, and the position of the first other field.
 local function parse_letter(fields)
   local letter, i = {}, 1
   while i < #fields do

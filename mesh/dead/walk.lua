@@ -1,8 +1,8 @@
 -- Calls `act(id, flat)` for each chosen letter. The caller names letters by their ids, or chooses a group: all letters
 -- between two ids that have one reason and one stream. The script reads one letter at a time, because a body may be large.
--- `dead_key` is the key of the letters. A walk ends early if `act` returns a text, which says why a letter cannot be dealt
--- with. Several bounds keep a walk short: the named ids are few (see `_ids_by_step` in letters.py), and ARGV 3 and 4 and
--- MOST_BYTES_READ bound a walk over a group.
+-- A part of replay.lua and discard.lua, after letter.lua. These scripts name `dead_key`, the key of the letters. A walk ends
+-- early if `act` returns a text, which says why a letter cannot be dealt with. Several bounds keep a walk short: the named ids
+-- are few (see `_ids_by_step` in letters.py), and ARGV 3 and 4 and MOST_BYTES_READ bound a walk over a group.
 -- ARGV 1 to 6: id after which to begin ("-": the first letter), last id, most letters to act on, most letters to look at,
 --       reason, stream
 -- The ids of named letters are ARGV[first_named] and all later arguments. Without any, the letters of the group are chosen.

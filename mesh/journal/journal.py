@@ -1,7 +1,8 @@
 """A replicated log: one stream to which each replica appends, and which all read in the same order and restore from.
 
 Each entry has the identity of the log and a number; the numbers have no gaps. The stream id of an entry is its time.
-The newest entry tells the identity and the length of the log. So the log needs no other key, which could be lost alone.
+The newest entry tells the identity and the length of the log. So no second key is needed, which could be lost while the
+stream stays.
 
     position    of an entry: identity of its log, number and stream id. It says how far a reader or a snapshot has come.
     founding    the first entry of the log. With number 1 the log begins with an empty state. With number 2 it begins

@@ -1,4 +1,5 @@
--- Removes a waiting request. Returns its fields as a flat list; nothing if no request of this name waits.
+-- Removes a waiting request. A part of cancel.lua, and of requests/end.lua. Returns its fields as a flat list; nothing if no
+-- request of this name waits.
 local function take_waiting(name)
   if redis.call('ZREM', 'mesh:later', name) == 0 then return end
   local entry_key = 'mesh:later:' .. name

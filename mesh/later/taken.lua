@@ -1,3 +1,5 @@
+-- Takes a request from its stream. A part of defer.lua, enter.lua and park.lua, which store the request elsewhere.
+
 -- Acknowledges a request, and removes it from its stream.
 local function remove_entry(stream, id)
   redis.call('XACK', stream, 'workers', id)

@@ -1,4 +1,5 @@
 -- Records the outcome of a request that was granted a slot.
+-- common.lua stands before this script. All names that are not declared here are its locals.
 -- ARGV[4]  id of the reservation
 -- ARGV[5]  used       the provider took the request
 --          unsent     the request was certainly not sent; its slot is free again

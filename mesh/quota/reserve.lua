@@ -1,4 +1,5 @@
 -- Grants one request a slot if the provider takes requests.
+-- common.lua stands before this script. All names that are not declared here are its locals.
 -- ARGV[4]  id of the reservation; a second call with the same id grants the same slot
 -- Returns {granted | probing | closed, now, taken, reopens, caution}.
 local id = ARGV[4]

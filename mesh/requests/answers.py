@@ -101,7 +101,7 @@ class Answer:
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
     def take(self, status: str, forwards: str, text: str, decode: Decode) -> None:
-        """Add a reply; see `protocol.Reply`. If it cannot be read, the answer is an error that says so."""
+        """Add a reply; see `protocol.Reply`. If it cannot be read, the answer is an error with the reason."""
         try:
             further_replies = 0 if forwards == "0" else int(forwards)
             if further_replies and not text:  # this reply has no body: it only says how many replies follow

@@ -1,14 +1,16 @@
--- Runs a reading command again, and compares its answer with the one that the handler got. A part of commit_seldom.lua.
--- From position `start`, `tx` has: how to compare (list, set or hash), number of elements of the handler's answer, number of
--- words of the command, the words of the command, and the elements.
+-- Runs a reading command again, and compares its answer with the one that the handler got. A part of commit_seldom.lua. `tx`
+-- is the list of commit.lua with the words of all transactions. From position `start`, it has: how to compare (list, set or
+-- hash), number of elements of the handler's answer, number of words of the command, the words of the command, and the
+-- elements.
 local function make_answer_check()
   -- By reading command: the command that counts the members of its key, and how many elements of the answer each member
   -- makes. If the number of members has changed, the key is not read, because it may have grown beyond all bounds.
   local count_command = {HGETALL = 'HLEN', SMEMBERS = 'SCARD'}
   local elements_per_member = {HGETALL = 2, SMEMBERS = 1}
 
-  -- Returns whether the key still has as many members as the handler's answer, with `element_count` elements, showed. An error,
-  -- such as that of a key which holds another type by now, counts as a change. So does an error of the reading command below.
+  -- Returns whether the key still has as many members as the handler's answer, with `element_count` elements, showed. An
+  -- error, such as that of a key which holds another type by now, counts as a change. So does an error of the reading command
+  -- below.
   local function has_as_many(verb, key, element_count)
     if not count_command[verb] then return true end
     local member_count = redis.pcall(count_command[verb], key)

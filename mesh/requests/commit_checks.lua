@@ -3,6 +3,7 @@
 -- A reason is the result of the transaction, which `outcome_of` of settlement.py reads. There, the reasons that begin with
 -- "too-many ", "limited " or "key-reused " have a meaning of their own. After any other reason the request is delivered again,
 -- or buried after its last delivery. So a new check returns a sentence, unless settlement.py gets a code for it.
+-- From commit.lua it uses `tx`, `head` and `wrong_type`, and from commit_seldom.lua `seldom`, `options` and `make_options`.
 
 -- The largest magnitude that a counter may reach. Lua rounds numbers above 2^53, and near 2^63 to multiples of 1024. So the
 -- bound is a little lower than the 64 bits of Redis allow.

@@ -111,8 +111,8 @@ local function make_verbs(keep)
     local id, ms = tx[head + 2], string.match(tx[head + 2], '^%d+')
     local added = redis.pcall('XADD', stream, 'NOMKSTREAM', id, 'op', tx[head + 5], 'request', tx[head + 4], 'from', consumer,
       'reply_to', tx[head + 3], 'deadline', deadline, 'body', body, unpack(further_fields(further)))
-    -- XADD fails if an earlier entry of this stream had a later id, or if somebody has deleted or overwritten the stream. Nobody
-    -- needs the entry.
+    -- XADD fails if an earlier entry of this stream had a later id, or if somebody has deleted or overwritten the stream.
+    -- Nobody needs the entry.
     if added == id then
       redis.pcall('XREADGROUP', 'GROUP', 'workers', consumer, 'COUNT', 1, 'NOACK', 'STREAMS', stream, '>')
       redis.call('XDEL', stream, id)

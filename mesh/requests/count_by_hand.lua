@@ -1,9 +1,9 @@
 --[[ counts.lua ]]
 
--- Corrects the books for what no script has counted. Requests that somebody deleted with their stream (DEL, FLUSHALL) count
--- as lost. Requests that somebody wrote to a stream by hand (XADD) count as accepted, and also in the field `by_hand`.
--- Returns the corrected counts, in the order of counts.lua, and how many requests were lost; negative if some were written
--- by hand. The request streams are KEYS[first] and all later keys.
+-- Corrects the books for what no script has counted. A part of open.lua and minute.lua. Requests that somebody deleted with
+-- their stream (DEL, FLUSHALL) count as lost. Requests that somebody wrote to a stream by hand (XADD) count as accepted, and
+-- also in the field `by_hand`. Returns the corrected counts, in the order of counts.lua, and how many requests were lost;
+-- negative if some were written by hand. The request streams are KEYS[first] and all later keys.
 local function correct_books(books_key, first)
   local counts = counts_of(books_key, first)
   local uncounted = counts[1]

@@ -1,3 +1,5 @@
+-- Counts requests. A part of books.lua, and of count_by_hand.lua.
+
 -- Returns how many elements a key holds, as XLEN or ZCARD counts them; 0 if somebody has overwritten it with another type.
 local function size_of(command, key)
   local count = redis.pcall(command, key)

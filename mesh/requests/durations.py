@@ -31,7 +31,7 @@ class Durations:
     """Two histograms for each operation, of the durations of its requests.
 
     total    from the acceptance, by Redis's clock in ms, until the handler is done
-    work     the handler alone
+    work     only the runs of the handler
     """
 
     __slots__ = ("_by_op", "_uncounted")

@@ -349,7 +349,7 @@ class Effects(Writer):
     def refuse(self, error: MeshError) -> None:
         """Answer the request with an error, and have no other effect.
 
-        If the error cannot be written as JSON, the answer is an InvalidReply that says so.
+        If the error cannot be written as JSON, the answer is an InvalidReply with the reason.
         """
         for collection in (self.expects, self.writes, self.sends, self.dues, self.sent_ops):
             collection.clear()

@@ -1,6 +1,8 @@
--- Ends the options of a request that was removed without an effect. A part of the scripts that remove requests past their
--- deadline. Other calls with the same idempotency key may have later deadlines than the call that made the request. Then the
--- request is appended again, as a new entry with the latest of these deadlines.
+-- Ends the options of a request that was removed without an effect. A part of end.lua and sweep.lua, after append.lua and
+-- options.lua. It uses `append`, `make_options`, and `books_key` of these scripts. Other calls with the same idempotency key
+-- may have later deadlines than the call that made the request. Then the request is appended again, as a new entry with the
+-- latest of these deadlines.
+
 -- What make_options() returns; nil until a request with options is removed. The scripts with this part use it, too.
 local options
 local function end_early(stream, id, flat, outcome)

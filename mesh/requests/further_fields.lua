@@ -1,3 +1,5 @@
+-- Reads the further fields of entries. A part of commit.lua and submit.lua.
+
 -- Returns the text of a shared key; "" if the key is absent; nil if somebody has overwritten it with another type.
 local function text_at(key)
   local text_or_error = redis.pcall('GET', key)  -- false if the key is absent

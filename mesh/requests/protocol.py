@@ -234,7 +234,7 @@ Reply = tuple[str, str, str, str]
 def reply_of(flat: Sequence[str]) -> Reply | None:
     """Read the entry of a reply, which is a list of names and values in turn; None if it names no request.
 
-    If another field is missing, return a reply with an error that says so.
+    If another field is missing, return a reply with an error that names the field.
     """
     # commit.lua writes most replies, and puts the four fields at these places.
     if len(flat) > 11 and (flat[0], flat[6], flat[8], flat[10]) == _REPLY_FIELDS:

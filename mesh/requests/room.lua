@@ -1,7 +1,8 @@
 -- Refuses a batch that would take the server's memory beyond `maxmemory`, with the error that the server itself answers when
 -- its memory is full. The server compares its memory with the limit only before a script begins, and a large batch may go
 -- beyond the limit afterwards. If the server does not tell its memory, the batch is not refused.
--- `words_to_store` is how many words the batch may store, and `bytes` the length of all its words.
+-- A part of commit.lua and submit.lua, which set three names before it: `words_to_store` is how many words the batch may store,
+-- `bytes` (from batch.lua) is the length of all its words, and `memory_is_full` is true in the variant for a full memory.
 -- A batch that needs fewer bytes than SMALL is not refused here, and costs no INFO. With a larger SMALL, batches may exceed
 -- the limit by more; with a smaller one, more batches cost an INFO.
 local SMALL = 131072

@@ -1,6 +1,8 @@
 -- What few batches need. A part of submit.lua that its plain variant lacks; see `variants` of scripts.py. The list
 -- `request_words` of submit.lua has the words of each request; submit.lua says in which order. Nothing is indented, because
 -- almost the whole file is the body of this function.
+-- It changes these names of submit.lua: `options` (in `read_options`), `classes` and `accepted`. It reads `further`, the
+-- further fields of the present group, and calls `class_of`, `refused`, `refused_by_queue` and `put`.
 local function make_seldom()
   local seldom = {}
 

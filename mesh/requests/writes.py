@@ -320,7 +320,7 @@ class Writes:
             return _SIDE_WORDS[side]
         if verb in _COUNTER_CHECKS:
             return f"{_SIDE_WORDS[side]} {self._check_of_counter(side, verb, keys[0], args)}"
-        # If the transaction has not written the keys before, the first word depends on the verb alone. The first test
+        # If the transaction has not written the keys before, the first word depends only on the verb. The first test
         # finds this out faster than the second one, which would be enough.
         if not (self._histories or self._set_all_keys[side]):
             return _first_word_for_unwritten_keys(side, needs)

@@ -36,7 +36,7 @@ _ENCODE = ENCODER.encode
 _NO_LONG_WORDS: Sequence[str] = ()
 
 #: Each 2**WEIGHT_SHIFT bytes of JSON, or characters of a command, count for one more word. So `link.MOST_WORDS`, the
-#: bound for the words of a batch, bounds its bytes, too: to 640 kB, unless one item alone is larger.
+#: bound for the words of a batch, bounds its bytes, too: to 640 kB, unless a single item is larger.
 WEIGHT_SHIFT = 5
 
 #: A word of more characters is sent as an argument of its own, because the server reads a long word in JSON slowly. A

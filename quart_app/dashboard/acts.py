@@ -5,7 +5,7 @@
     POST /mesh/acts/{act}       does it; a form gets a page, JSON gets JSON
 
 Every act is one script or a series of scripts, which also add an entry to `mesh:audit`. Without PAGE_PASSWORD the page
-shows no buttons, and every POST is refused: to hide the buttons alone would protect nothing.
+shows no buttons, and every POST is refused: hidden buttons would protect nothing.
 """
 
 from __future__ import annotations

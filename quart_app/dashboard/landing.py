@@ -1,6 +1,6 @@
 """The landing page, `GET /` of the public port: try the mesh in a browser.
 
-The page posts a number, shows its prime factors and finds numbers by prime, with the public routes alone. Visitors who
+The page posts a number, shows its prime factors and finds numbers by prime, with only the public routes. Visitors who
 can reach the live page get a link to it. The page is rendered only twice: once with the link, and once without.
 """
 

@@ -103,7 +103,7 @@ class Looks:
         that its connection is alive.
         """
         # Comparing with `is` is enough: all viewers of a view share the same objects. Only the first event of a viewer,
-        # who has no sections yet, is made for this viewer alone.
+        # who has no sections yet, is not shared.
         for kept_before, kept_after, text in self._events:
             if kept_before is before and kept_after is after:
                 return text

@@ -138,8 +138,8 @@ class Pages:
             "services_headline": services_headline,
             "shown_letters": MOST_SHOWN_LETTERS,
         }
-        # The templates get the macros as a global. They cannot import the macros: `sections` renders blocks alone, and
-        # then the imports of their template do not run.
+        # The templates get the macros as a global. They cannot import the macros: `sections` renders single blocks,
+        # and then the imports of their template do not run.
         self._environment.globals["pictures"] = self._environment.get_template("macros.html").module
 
     def page(self, view: PageView, events_url: str) -> str:

@@ -168,8 +168,8 @@ class Exchange:
     async def send(self, message: Any) -> None:
         """Send one part of the answer (ASGI `send`). The head is written together with the first part of the body.
 
-        So the client wakes up once. If the process dies after it has the head alone, a balancer has got no part of the
-        answer, and may ask another replica. But if no length is announced, the head is sent at once.
+        So the client wakes up once. If the process dies before the first part of the body, a balancer has got no part
+        of the answer, and may ask another replica. But if no length is announced, the head is sent at once.
         """
         if self._client_has_gone or self._is_over:
             return
@@ -200,8 +200,8 @@ class Exchange:
             head_lines.append(b"%b: %b\r\n" % (name, value))
         self._answer_is_bodiless = suppress_body(self.head.method, status)
         self._answer_bytes_left = 0 if self._answer_is_bodiless else announced_length
-        # A body of unknown length is sent in chunks. The head of an answer to HEAD says so, too, because it is the head
-        # of the answer to GET. An answer 204 or 304 never has a body.
+        # A body of unknown length is sent in chunks. The head of an answer to HEAD announces chunks, too, because it is
+        # the head of the answer to GET. An answer 204 or 304 never has a body.
         if announced_length is None and not (self._answer_is_bodiless and status in {204, 304}):
             self._sends_chunks = self.head.version == "1.1"
             if self._sends_chunks:

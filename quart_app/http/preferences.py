@@ -26,6 +26,6 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
 
 
 def preferred_wait_s(preferred: Mapping[str, str]) -> int | None:
-    """Return how many seconds the client will wait; None if it does not say so in the form of RFC 7240."""
+    """Return how many seconds the client will wait; None without a `wait` in the form of RFC 7240."""
     text = preferred.get("wait", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_WAIT_DIGITS else None

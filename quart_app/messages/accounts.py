@@ -57,7 +57,7 @@ class Accounts:
 
     async def register(self, email: str, password: SecretStr, requester: Requester) -> User:
         """Create an account without rights."""
-        # The type of the body has checked the password alone. This check also compares it with the address.
+        # The type of the body has checked the password, but did not know the address. This check compares the two.
         _refuse_weak(password, email)
         await self.limiter.admit_registration(requester.source)
         # `users.register` checks this again. The look here saves the hash of a password in most cases.

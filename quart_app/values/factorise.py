@@ -59,8 +59,8 @@ _LOOKED_UP_BELOW = 1 << 8
 _LOOKED_UP_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP_BELOW)))
 #: Below this, FLINT proves in 4 µs that a number is prime. Above this, a proof takes a thousand times as long.
 _PROVEN_BELOW = 1 << 81
-#: Between these sizes, a mixture of all of PARI's methods is fastest. Smaller numbers get PARI's sieve alone. So do
-#: larger ones, because curves have run before it.
+#: Between these sizes, a mixture of all of PARI's methods is fastest. For smaller numbers PARI only sieves. So it
+#: does for larger ones, because curves have run before.
 MIXTURE_BITS = 140
 SIEVE_ALONE_BITS = 90
 
@@ -343,7 +343,7 @@ def _root_and_degree(value: int) -> tuple[int, int]:
 
 
 def _fermat_parts(value: int) -> list[int]:
-    """Return the parts into which Fermat's test splits an odd composite n; n alone if the test does not split it.
+    """Return the parts into which Fermat's test splits an odd composite n; only n if the test does not split it.
 
     A Carmichael number n passes the test for nearly every base b: b^(n-1) = 1 (mod n). The test computes this power by
     repeated squaring. If it meets a square root of 1 that is neither 1 nor -1, this root splits n. A further base may

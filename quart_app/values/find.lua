@@ -22,7 +22,7 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
   -- soon as it is in its place.
   local alone_member = redis.call('HGET', alone_key, prime)
   if alone_member and alone_member > after then alone_member = before_value .. alone_member else alone_member = false end
-  local function put_in_place(members, is_last_step)
+  local function insert_alone_member(members, is_last_step)
     for i, member in ipairs(members) do
       if member >= alone_member then
         if member ~= alone_member then table.insert(members, i, alone_member) end
@@ -88,7 +88,7 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
     local read_count = math.min(step_size, most - count)
     local members = redis.call('ZRANGEBYLEX', index_key, from, beyond, 'LIMIT', 0, read_count)
     local is_last_step, last_member = #members < read_count, members[read_count]
-    if alone_member then put_in_place(members, is_last_step) end
+    if alone_member then insert_alone_member(members, is_last_step) end
     until_value = #members > 0 and add_lines(members) or nil
     if not is_last_step then
       from = '(' .. last_member

@@ -176,8 +176,8 @@ class _Handlers:
         value = str(request.body["value"])
         (record,) = await records.read_records(store, [value])
         if record is not None and record.request_id == request.body["id"]:
-            # The sweep's list names values in groups. This removes a group of this value alone. A larger group stays on
-            # the list, and the sweep finds no record of this value.
+            # The sweep's list names values in groups. If this value is a group of its own, this removes the group. A
+            # larger group stays on the list, and the sweep finds no record of this value.
             records.remove(transaction, {value: record})
             records.remove_from_expiry(transaction, [value])
 

@@ -1,7 +1,7 @@
 """Makes the requests for hard values: a put of one value, in a lane of its class and value.
 
     a put                           answers null for a hard value without a record, and stores its other values
-    the caller of the put, or the   sends a request for this value alone into the value's lane, where one request runs
+    the caller of the put, or the   sends a request for only this value into the value's lane, where one request runs
     handler of a job's put          at a time
     the first request in the lane   computes the value and writes its record
     later requests in the lane      find the record and refresh it
