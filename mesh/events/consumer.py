@@ -122,7 +122,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             await self.stop(self._drain_s)

@@ -39,9 +39,9 @@ class Block(AsyncOnly, AbstractAsyncContextManager[T_co, bool | None]):
         return await self._inner.__aenter__()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._inner.__aexit__(kind, error, traceback)
+        return await self._inner.__aexit__(error_type, error, traceback)
 
     if not TYPE_CHECKING:  # a type checker reports this mistake only if it does not see the method
 

@@ -1,9 +1,9 @@
 """Filters: they say which databases may have something, so that a gather need not ask the others.
 
-A filter (a Bloom filter) is a string of bits in the bus database. Each database has a filter for each kind of thing,
-such as the primes of `/values`. A thing is a number in decimal digits. Each thing that the database has sets two bits
-of the filter, and nothing clears a bit. If one of a thing's two bits is missing, the database certainly does not have
-the thing. If both bits are set, the database may have it.
+A filter (a Bloom filter) is a string of bits in the bus database. A name, such as that of the primes of `/values`,
+stands for one filter in each database. What a filter has is a number in decimal digits, called a thing here. Each thing
+that the database has sets two bits of the filter, and nothing clears a bit. If one of a thing's two bits is missing,
+the database certainly does not have the thing. If both bits are set, the database may have it.
 
 The holder of a database makes the filter. Once the filter is complete, the holder names it in its roster row. The row
 ends with the holder, and the grant to a successor deletes it, so a filter counts only while its maker holds the
@@ -58,7 +58,7 @@ _HASHED_DIGITS = 15
 
 
 class Among(NamedTuple):
-    """The live databases whose filter of the kind `name` has both bits of a pair, and those without such a filter.
+    """The live databases whose filter `name` has both bits of a pair, and those without such a filter.
 
     A pair has the two hashes of one number. submit.lua makes positions of bits from them, with the size of each filter.
     """
@@ -73,7 +73,7 @@ class Among(NamedTuple):
 
 
 def among(name: str, *numbers: str) -> Among:
-    """Return the databases that may have one of these numbers, as their filters of the kind `name` say."""
+    """Return the databases that may have one of these numbers, as their filters `name` say."""
     return Among(name, tuple(map(_hashes, numbers)))
 
 
@@ -102,28 +102,34 @@ class Filter:
 
     @property
     def name(self) -> str:
-        """Its value in a roster row, not its kind: its key in the bus database, and its number of bits."""
+        """Its value in a roster row: its key in the bus database, and its number of bits.
+
+        The field of the row that has this value is named for what `among` and `Filters` call the name of a filter.
+        """
         return f"{keys.SHARED}{self.key} {self.bits}"
 
 
 class Filters:
-    """The filters of the database that a replica holds. `Replica.filters` is such an object; services use it."""
+    """The filters of the database that a replica holds. `Replica.filters` is such an object; services use it.
+
+    `name` is the name under which gathers ask for a filter: see `among`.
+    """
 
     def __init__(self, link: Link, database: int, holder: str) -> None:
         self._link = link
         self._holder = holder
         self._keys = [keys.lease(database), keys.row(database)]
 
-    async def put_in_row(self, kind: str, filter: Filter | None) -> bool:
+    async def put_in_row(self, name: str, filter: Filter | None) -> bool:
         """Make our roster row name a complete filter; None: name none. Return False if the lease or the row is gone."""
         if filter is None:
-            return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(kind), ""))
-        words = (self._holder, _row_field(kind), filter.name, filter.bits)
+            return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(name), ""))
+        words = (self._holder, _row_field(name), filter.name, filter.bits)
         return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
 
-    async def read_from_row(self, kind: str) -> Filter | None:
-        """Return the filter of this kind that our roster row names; None if it names none."""
-        key_and_bits = await self._link.shared("HGET", self._keys[1], _row_field(kind))
+    async def read_from_row(self, name: str) -> Filter | None:
+        """Return the filter of this name that our roster row names; None if it names none."""
+        key_and_bits = await self._link.shared("HGET", self._keys[1], _row_field(name))
         if key_and_bits is None:
             return None
         key, bits = key_and_bits.rsplit(" ", 1)
@@ -146,6 +152,6 @@ class Filters:
             return 0
 
 
-def _row_field(kind: str) -> str:
-    """Return the field of a roster row that names the filter of this kind."""
-    return f"filter:{kind}"
+def _row_field(name: str) -> str:
+    """Return the field of a roster row that names the filter of this name."""
+    return f"filter:{name}"

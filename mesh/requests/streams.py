@@ -212,7 +212,7 @@ class ReplyReader:
         for id, flat in entries:
             self._kept_ids.append(id)
             if (reply := reply_of(flat)) is not None:
-                self._characters_since_trim += len(reply[3])
+                self._characters_since_trim += len(reply[3])  # the body: see `protocol.Reply`
                 take(reply, flat)
             if time.monotonic() > pause_at:
                 await asyncio.sleep(0)

@@ -102,16 +102,16 @@ def _messaging(stream: str, op: str) -> dict[str, Any]:
     return {"messaging.system": "redis", "messaging.destination.name": stream, "messaging.operation.name": op}
 
 
-async def traced(awaitable: Awaitable[T], kind: str, name: str, attributes: Mapping[str, Any]) -> T:
-    """Await something within a span of this kind ("SERVER", "PRODUCER", "CONSUMER" or "INTERNAL")."""
-    with span(kind, name, attributes):
+async def traced(awaitable: Awaitable[T], span_kind: str, name: str, attributes: Mapping[str, Any]) -> T:
+    """Await something within a new span. `span_kind` is OpenTelemetry's: the first column of the table at the top."""
+    with span(span_kind, name, attributes):
         return await awaitable
 
 
 @contextlib.contextmanager
-def span(kind: str, name: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
+def span(span_kind: str, name: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
     """Run a block within a new span, the parent of all spans that begin in the block. Call this only if `is_on`."""
-    new_span = begin(kind, name, attributes)
+    new_span = begin(span_kind, name, attributes)
     token = TRACEPARENT.set(_traceparent_of(new_span))
     try:
         with _trace.use_span(new_span, end_on_exit=True):
@@ -125,9 +125,9 @@ def current() -> Any:
     return None if _tracer is None else _trace.get_current_span()
 
 
-def begin(kind: str, name: str, attributes: Mapping[str, Any]) -> Any:
+def begin(span_kind: str, name: str, attributes: Mapping[str, Any]) -> Any:
     """Begin a span, which its caller ends with `end()`. Call this only if `is_on`."""
-    return _tracer.start_span(name, _parent(), kind=_trace.SpanKind[kind], attributes=dict(attributes))
+    return _tracer.start_span(name, _parent(), kind=_trace.SpanKind[span_kind], attributes=dict(attributes))
 
 
 def _parent() -> Any:

@@ -115,7 +115,7 @@ class MeshKit(AsyncOnly):
             raise
         return self
 
-    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    async def __aexit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
         try:
             if error is None:
                 await self._leave_in_order()

@@ -84,7 +84,7 @@ def transactions_of(command: Sequence[Any]) -> list[list[Any]]:
     """Return the words of each transaction that a command carries to commit.lua. That file explains their order.
 
     In the batch, a number before each transaction says how many words it has, this number included. A null stands for
-    a long word.
+    a long word. The lists here are without the number: word 0 is the stream of the request, and word 1 its id.
     """
     long_words = iter(command[TRANSACTIONS_POSITION + 1 :])
     words = [next(long_words) if word is None else word for word in decode(command[TRANSACTIONS_POSITION])]
@@ -97,7 +97,7 @@ def transactions_of(command: Sequence[Any]) -> list[list[Any]]:
 
 def op_of(transaction: Sequence[Any]) -> str:
     """Return the operation of the request to which a transaction belongs; "" if it belongs to none."""
-    return str(transaction[4])
+    return str(transaction[4])  # words 2, 3 and 4: reply stream, name and operation
 
 
 class Observed:
@@ -140,7 +140,8 @@ class Observed:
             return
         self._noted_batches.add(replica_and_number)
         for transaction, result in zip(transactions_of(command), decode(answer), strict=True):
-            # Word 5 is the status of the reply: a refusal is applied, too, but has no effect.
+            # Word 5 is the status of the reply: a refusal is applied, too, but has no effect. Position 8 of the command
+            # is the database: see BATCH_POSITION.
             if result == DONE and transaction[5] == OK:
                 self._note_transaction(transaction, database=int(command[8]))
 

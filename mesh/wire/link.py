@@ -136,7 +136,7 @@ class Link:
         """
         if self._end_error is not None:
             raise self._end_error
-        if first:
+        if first:  # as in `submit`, `transaction[1]` is the weight
             self._commits.put_first([(transaction, waiter, transaction[1])])
         else:
             self._commits.add(transaction, waiter, transaction[1])
@@ -227,7 +227,7 @@ class Link:
 
     def _is_refused_for_memory(self, command: tuple[Any, ...], reply: Any) -> bool:
         if not isinstance(reply, Exception) or command[0] != "EVALSHA" or command[1] not in self._full_variant_by_sha:
-            return False
+            return False  # no error, or no batch: `command[1]` is the hash of a script
         return classify(reply) is Meaning.FULL
 
     def _take(self) -> list[Items[Any]]:

@@ -128,7 +128,7 @@ class KeyClaim:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(self.to_record, dict):
             await self._keep_answer(self.to_record)

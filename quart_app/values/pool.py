@@ -117,13 +117,13 @@ class FactorPool:
         self._opened.set()
         return self
 
-    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         self._is_closed = True
         for computation in list(self._computations.values()):
             self._remove(computation)
         await self._tasks.__aexit__(None, None, None)  # waits for the tasks, which are all cancelled
         await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop(), self.help_for_others.stop())
-        if error is not None:
+        if error_type is not None:
             # The service has failed, or the lease was lost. The pool will be opened again, so callers wait for that in
             # `_wait_until_open`. After an orderly leave the pool stays closed: callers get a CancelledError there, and
             # the replica hands their requests back.
