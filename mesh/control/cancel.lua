@@ -14,7 +14,7 @@ local books_key, audit_key = KEYS[1], KEYS[2]
 
 local options = make_options()
 local id, actor, source, status, body = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[6]
-for k = 3, #KEYS do
+for k = 3, #KEYS do  -- the request streams
   local stream = KEYS[k]
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry then

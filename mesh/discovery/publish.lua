@@ -19,6 +19,7 @@ local function each_op(text, visit)
   for op in string.gmatch(text, '%S+') do visit(op) end
 end
 
+-- From ARGV[4] on, each operation is followed by its definition.
 local own_ops = {}
 for i = 4, #ARGV, 2 do
   own_ops[#own_ops + 1] = ARGV[i]

@@ -4,7 +4,7 @@
 -- ARGV: group, consumer, id, ...
 -- Returns the ids that this consumer no longer has, because they were claimed or removed
 local stream, group, consumer, lost = KEYS[1], ARGV[1], ARGV[2], {}
-for i = 3, #ARGV do
+for i = 3, #ARGV do  -- the ids
   local id = ARGV[i]
   -- XPENDING tells whether the entry is still pending for this consumer. XCLAIM does not ask: it would take back an entry that
   -- another consumer has claimed. XPENDING fails if the stream or its group is gone: then the entry is lost, too.

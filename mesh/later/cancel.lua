@@ -28,7 +28,7 @@ end
 --[[ left.lua ]]
 local flat = take_waiting(request_name)
 if flat then return end_removed(flat) end
-for k = 4, #KEYS do
+for k = 4, #KEYS do  -- the request streams
   -- The answer is an error, and has no entries, if somebody has overwritten the stream.
   for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most_searched)) do
     for i = 1, #entry[2], 2 do

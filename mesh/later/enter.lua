@@ -18,9 +18,9 @@ local entry = redis.call('XRANGE', stream, id, id)[1]
 if not entry then return {'not-mine', ''} end
 local entry_fields = options.named(entry[2])
 local deadline = entry_fields.deadline or '0'
-local code, subject = options.limits().refusal(limit, deadline, tonumber(later_bound))
+local code, about = options.limits().refusal(limit, deadline, tonumber(later_bound))
 -- A request without a caller that comes too soon is not refused but waits, because nobody would learn of a refusal.
-if code and not (code == 'limited' and (entry_fields.reply_to or '') == '') then return {code, subject} end
+if code and not (code == 'limited' and (entry_fields.reply_to or '') == '') then return {code, about} end
 local flat, fields, name = read_pending(stream, id, consumer)
 if not flat then return {'not-mine', ''} end
 if not entry_fields.first then flat[#flat + 1], flat[#flat + 2] = 'first', id end

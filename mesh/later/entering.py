@@ -20,5 +20,5 @@ async def enter(link: Link, stream: str, id: str, consumer: str, limit: str, lat
     The first word of the result is MOVED, NOT_MINE, or a code of submit.lua that says why the request cannot be placed
     now. The second word says what the code is about.
     """
-    code, subject = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, later_bound)
-    return str(code), str(subject)
+    code, about = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, later_bound)
+    return str(code), str(about)

@@ -118,7 +118,7 @@ note_all_keys()
 local epoch_text = string.format('%.0f', epoch)
 redis.call('SET', epoch_key, epoch_text)
 redis.call('SET', lease_key, epoch_text .. ' ' .. replica, 'PX', ttl)
--- The row of the former holder may have other fields.
+-- The row of the former holder may have other fields. Those of the new row begin at ARGV[12].
 redis.call('DEL', row_key)
 redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', epoch_text, 'state', 'starting',
   'since', string.format('%.0f', now), unpack(ARGV, 12))

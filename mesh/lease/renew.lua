@@ -29,6 +29,7 @@ elseif found_holder ~= holder then
   return {0, now}
 end
 redis.call('PEXPIRE', lease_key, ttl)
+-- The fields of the roster row begin at ARGV[10].
 local count_or_error = redis.pcall('HSET', row_key, 'state', state, unpack(ARGV, 10))
 if type(count_or_error) == 'table' then
   -- Somebody has overwritten the row with a value of another type. All of its fields are known here.

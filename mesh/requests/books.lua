@@ -4,4 +4,4 @@
 -- Returns the counts of counts.lua
 
 --[[ counts.lua ]]
-return counts_of(KEYS[1], 2)
+return counts_of(KEYS[1], 2)  -- 2: the request streams begin at KEYS[2]

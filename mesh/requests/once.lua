@@ -128,7 +128,7 @@ function once.leave(op, key, call_name)
   local facts = options.named(redis.call('HGETALL', redis_key_of(op, key)))
   if facts.sent then return end
   for field in pairs(facts) do
-    if string.sub(field, 1, 7) == 'caller:' then return end
+    if string.sub(field, 1, 7) == 'caller:' then return end  -- another call waits; 7 is the length of "caller:"
   end
   return facts.stream, facts.id
 end

@@ -193,12 +193,12 @@ class Runner:
         limit_text, later_bound = limit.words(request.op, request.body), host.settings.later_bound
         # If there is no room, the loop ends when the consumer cancels this task: after the deadline, or when it stops.
         while True:
-            code, subject = await enter(host.link, request.stream, request.id, host.replica, limit_text, later_bound)
+            code, about = await enter(host.link, request.stream, request.id, host.replica, limit_text, later_bound)
             if code == MOVED:  # the entry is gone: the request waits, or has a new entry on its stream
                 return Outcome.PARKED, ""
             if code == NOT_MINE:
                 return Outcome.NOT_MINE, ""
-            error = refusal(code, subject)
+            error = refusal(code, about)
             if request.reply_to:
                 self.commit_refusal(work, error)
                 return None

@@ -24,7 +24,7 @@ is_complete = true
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for k = 2, #KEYS do
+for k = 2, #KEYS do  -- the request streams
   -- The answer is an error, and has no entries, if somebody has overwritten the stream.
   for _, entry in ipairs(redis.pcall('XRANGE', KEYS[k], '-', '+', 'COUNT', most_entries)) do
     local flat, deadline = entry[2], 0

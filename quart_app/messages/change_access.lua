@@ -32,5 +32,6 @@ elseif is_active == '1' and stored[1] == '1' then
 end
 if is_active ~= '' then redis.call('HSET', account_key, 'is_active', is_active) end
 if paid_access ~= '' then redis.call('HSET', account_key, 'paid_access', paid_access) end
+-- The words of the entry begin at ARGV[6].
 redis.call('XADD', audit_key, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 6))
 return 'done'

@@ -8,6 +8,7 @@
 --          then the fields of the account. Without fields the address is only reserved: nobody can register it.
 -- Returns created | adopted | reserved | taken (by an account that is no administrator) | recorded (done before).
 local first_admin_key, email_key, account_key, administrators_key, audit_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+-- The words of the entry begin at ARGV[5], and the fields of the account at ARGV[5 + word_count].
 local id, email, audit_length, word_count = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 if redis.call('HEXISTS', first_admin_key, 'id') == 1 then return 'recorded' end

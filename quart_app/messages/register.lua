@@ -10,5 +10,5 @@ local id, email = ARGV[1], ARGV[2]
 if redis.call('EXISTS', email_key) == 1 then return 'taken' end
 if redis.call('HGET', first_admin_key, 'email') == email then return 'taken' end
 redis.call('SET', email_key, id)
-redis.call('HSET', account_key, unpack(ARGV, 3))
+redis.call('HSET', account_key, unpack(ARGV, 3))  -- from ARGV[3] on: the fields of the account
 return 'done'

@@ -26,5 +26,6 @@ if stored[2] == '1' then
   end
 end
 redis.call('HSET', account_key, 'is_admin', is_admin)
+-- The words of the entry begin at ARGV[4].
 redis.call('XADD', audit_key, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 4))
 return 'done'

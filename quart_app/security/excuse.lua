@@ -7,7 +7,7 @@
 --          keys that admit.lua charged
 local known_key, pair_key = KEYS[1], KEYS[4]
 
-for position = 2, #ARGV do
+for position = 2, #ARGV do  -- the numbers of the charged keys
   local counter_key = KEYS[tonumber(ARGV[position])]
   -- If the window of a counter is over, DECR would make the key anew, without an expiry.
   if (tonumber(redis.call('GET', counter_key)) or 0) > 0 then redis.call('DECR', counter_key) end

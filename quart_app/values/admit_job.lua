@@ -72,6 +72,7 @@ if bytes_missing > 0 then
   return {'size', as_text(now), as_text(room_at)}
 end
 
+-- The fields of the job begin at ARGV[6].
 redis.call('HSET', job_key, 'created', as_text(now), 'size', ARGV[2], unpack(ARGV, 6))
 redis.call('ZADD', kept_key, as_text(now + unsent_ms), id .. ' ' .. ARGV[2])
 redis.call('ZADD', open_key, as_text(now + unsent_ms), id)

@@ -13,7 +13,8 @@ frees['remove-values'] = true
 
 -- The same number as in primes.py.
 local RARE_DIGITS = 6
--- By number of digits: the prefix that a number has in the index; `with_prefix` of store.py writes the same prefixes.
+-- By number of digits: the prefix that a number has in the index, so that numbers sort by their size. It is a letter for up to
+-- 25 digits (96 is the byte before "a"), and "z" and four digits for more. `with_prefix` of store.py writes the same prefixes.
 local prefixes = {}
 local function add_prefix(length)
   prefixes[length] = length < 26 and string.char(96 + length) or string.format('z%04d', length)

@@ -111,7 +111,7 @@ def with_prefix(number: str) -> str:
 
 
 def without_prefix(text: str) -> str:
-    """Return the digits of a number that `with_prefix` has given a prefix."""
+    """Return the digits of a number that `with_prefix` has given a prefix: "z" and four digits, or another letter."""
     return text[5:] if text[0] == "z" else text[1:]
 
 
