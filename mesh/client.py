@@ -186,7 +186,7 @@ class Presence:
             try:
                 await self._renew()
             except failures.ANY as error:
-                # A lasting error ends the presence at once. Callers get the cause, not this text: `_error_of_absence`.
+                # A lasting error ends the presence at once. Callers get the cause, not this text: `_error_without_presence`.
                 if not self.trusted or not failures.is_passing(error):
                     raise LeaseLost("Redis could not be reached for too long") from error
                 log.warning("presence not renewed", client=self.id, error=failures.text_of(error))
@@ -213,7 +213,7 @@ class Client:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._presence: Presence | None = None
         #: what calls raise while there is no presence; after a SetupError, no new presence is tried
-        self._absence_error: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
+        self._no_presence_error: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         #: set when the first attempt to become present has ended
         self._first_attempt_ended = asyncio.Event()
 
@@ -292,21 +292,21 @@ class Client:
         """Return the presence if the live replicas serve these operations and know options of this level.
 
         Raises Unserved if no live replica serves one of the operations, and OlderRelease if a live replica does not
-        know the level. Without a presence, raises `_absence_error`.
+        know the level. Without a presence, raises `_no_presence_error`.
         """
         presence = self._require_presence()
         await presence.directory.check(ops, level)
         return presence
 
     def _require_presence(self) -> Presence:
-        """Return the presence. Raises `_absence_error` if there is none."""
+        """Return the presence. Raises `_no_presence_error` if there is none."""
         if self._presence is None:
-            raise self._absence_error
+            raise self._no_presence_error
         return self._presence
 
     async def run(self) -> None:
         """Become present, and again whenever a presence has ended. Run until cancelled or until a SetupError."""
-        while not isinstance(self._absence_error, SetupError):
+        while not isinstance(self._no_presence_error, SetupError):
             presence = Presence(self.settings, self._connections)
             try:
                 await presence.begin()
@@ -314,8 +314,8 @@ class Client:
                 self._first_attempt_ended.set()
                 await presence.run()
             except Exception as error:  # of any kind: the next presence begins with new connections
-                self._absence_error = _error_of_absence(error)
-                log.warning("the client is absent", client=presence.id, reason=str(self._absence_error))
+                self._no_presence_error = _error_without_presence(error)
+                log.warning("the client is absent", client=presence.id, reason=str(self._no_presence_error))
             finally:
                 self._presence = None
                 self._first_attempt_ended.set()
@@ -328,12 +328,12 @@ class Client:
         `connect` calls this before its block begins.
         """
         await self._first_attempt_ended.wait()
-        if self._presence is None and isinstance(self._absence_error, SetupError):
-            raise self._absence_error
+        if self._presence is None and isinstance(self._no_presence_error, SetupError):
+            raise self._no_presence_error
 
     def close(self) -> None:
         """Let every later call raise Unavailable. `run` must have ended, because it sets the error of calls, too."""
-        self._absence_error = Unavailable("this client has left the mesh: the block of connect() is over")
+        self._no_presence_error = Unavailable("this client has left the mesh: the block of connect() is over")
 
     async def leave(self) -> None:
         """Wait until the calls in progress are answered, but no longer than the default deadline.
@@ -358,7 +358,7 @@ def _lease_lost_as_unavailable() -> Iterator[None]:
         ) from error
 
 
-def _error_of_absence(error: BaseException) -> MeshError:
+def _error_without_presence(error: BaseException) -> MeshError:
     """Return the error for calls after a presence has ended: Unavailable if a new one may succeed, else SetupError."""
     # The group comes from the TaskGroup of a presence. The first error has ended the presence; others followed from it.
     while isinstance(error, BaseExceptionGroup):

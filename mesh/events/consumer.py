@@ -188,7 +188,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         If the handler raises, `_isolate` calls this again for each half of the events, until they are single.
         """
         try:
-            refusals = await self._attempt(events)
+            refusals = await self._handle_when_available(events)
         except Exception as error:
             await self._isolate(events, error)
             return
@@ -199,14 +199,14 @@ class Events(GroupConsumer[DeliveredEvent]):
             if event.id in refusals:
                 await self._bury(event, refusals[event.id])
 
-    async def _attempt(self, events: Sequence[DeliveredEvent]) -> Mapping[str, str] | None:
+    async def _handle_when_available(self, events: Sequence[DeliveredEvent]) -> Mapping[str, str] | None:
         """Call the handler until it does not raise Unavailable. Return None if this consumer stops before that."""
-        for attempt, delay in enumerate(pauses()):
+        for failure_count, delay in enumerate(pauses()):
             try:
                 async with asyncio.timeout(self._handle_timeout_s):
                     return await self._handle(events)
             except (Unavailable, TimeoutError) as error:
-                write_log = log.debug if attempt else log.warning  # one warning for each batch
+                write_log = log.debug if failure_count else log.warning  # one warning for each batch
                 write_log("events wait for their handler", stream=self.stream, error=class_and_message(error))
             if await self._stopped_within(delay):
                 break

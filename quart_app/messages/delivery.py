@@ -273,15 +273,15 @@ class Delivery:
         Only a refusal must be recorded before the next round. For every other outcome, the quota may treat the
         reservation as that of a sender that died.
         """
-        for attempt in range(1, MOST_TRIES_TO_RECORD + 1):
+        for try_number in range(1, MOST_TRIES_TO_RECORD + 1):
             try:
                 await quota_method(reservation)
                 return True
             except MeshError as error:
-                log.warning("outcome of a free request not recorded", error=str(error), tries=attempt)
-            if attempt < MOST_TRIES_TO_RECORD:
+                log.warning("outcome of a free request not recorded", error=str(error), tries=try_number)
+            if try_number < MOST_TRIES_TO_RECORD:
                 # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2 s.
-                await asyncio.sleep(0.1 * attempt)
+                await asyncio.sleep(0.1 * try_number)
         return False
 
     async def _should_reserve_again(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:

@@ -147,14 +147,14 @@ class KeyClaim:
 
         Then no request sends the message again, and later requests with the key do not learn the answer.
         """
-        for attempt in range(1, MOST_TRIES_TO_KEEP + 1):
+        for try_number in range(1, MOST_TRIES_TO_KEEP + 1):
             try:
                 return await self.idempotency_keys.finish(self.redis_key, self.message_id, answer)
             except MeshError as error:
-                log.warning("answer not kept for its idempotency key", error=str(error), tries=attempt)
-            if attempt < MOST_TRIES_TO_KEEP:
+                log.warning("answer not kept for its idempotency key", error=str(error), tries=try_number)
+            if try_number < MOST_TRIES_TO_KEEP:
                 # Redis may answer again after a pause. The pause grows with each try: 0.1, 0.2 s.
-                await asyncio.sleep(0.1 * attempt)
+                await asyncio.sleep(0.1 * try_number)
 
     async def _free_key(self) -> None:
         """Free the key. If Redis fails, the claim stays as it is, as after the death of this replica."""

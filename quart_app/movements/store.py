@@ -146,12 +146,12 @@ def _row_of(event: Event) -> dict[str, Any]:
 _CONTENT_COLUMNS = ("movement_id", "warehouse_id", "product_id", "event", "quantity", "occurred_at")
 
 
-def _contents_query(keys: Collection[EventKey]) -> Executable:
+def _contents_query(event_keys: Collection[EventKey]) -> Executable:
     """Return the query for the content of the events with these identities."""
     columns = movements.c
     identity = tuple_(columns.source, columns.event_id)
     return select(columns.source, columns.event_id, *(columns[name] for name in _CONTENT_COLUMNS)).where(
-        identity.in_(sorted(keys))
+        identity.in_(sorted(event_keys))
     )
 
 

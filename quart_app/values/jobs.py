@@ -296,8 +296,8 @@ class Jobs:
     async def outcomes(self, replica: Replica, job: Job) -> AsyncIterator[list[ValueOutcome]]:
         """Yield the outcomes of all values in the order of the request, part by part. Raises Gone."""
         shared, key = replica.store().shared, JOB + job.id
-        for number in range(job.part_count):
-            text = await shared.hget(key, f"order:{number}")
+        for part_index in range(job.part_count):
+            text = await shared.hget(key, f"order:{part_index}")
             if text is None:
                 raise Gone(job.id)
             values = text.split()

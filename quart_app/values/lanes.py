@@ -58,7 +58,7 @@ class Lane:
 
     @property
     def idle_count(self) -> int:
-        """Return how many processes no call uses or waits for."""
+        """How many processes no call uses or waits for."""
         return max(0, self._process_count - self.call_count)
 
     async def run(self, call: Call) -> Any:
