@@ -186,7 +186,7 @@ class Presence:
             try:
                 await self._renew()
             except failures.ANY as error:
-                # A lasting error ends the presence at once. Callers get the cause of this error: `_error_without_presence`.
+                # A lasting error ends the presence at once. Callers get its cause: see `_error_without_presence`.
                 if not self.trusted or not failures.is_passing(error):
                     raise LeaseLost("Redis could not be reached for too long") from error
                 log.warning("presence not renewed", client=self.id, error=failures.text_of(error))

@@ -4,7 +4,7 @@ A request that waits for a replica, or that a replica works on, is an entry of i
 a reply: the sender's stream of replies keeps the last few hundred. A request that was given up is a dead letter. There
 is no other record of requests that have ended.
 
-A search does not read these places:
+A search does not read these entries and keys:
 
     mesh:later              the requests that wait there; `mesh.control.read_waiting` reads them
     replies to clients      a client is in no roster, so an answered request of a client is not found
@@ -108,7 +108,7 @@ class Journeys:
         return sorted(by_identity.values(), key=lambda step: (step.accepted_ms or step.answered_ms, step.key))
 
     async def _read_matching(self, matches: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
-        """Read all places of a search, and return the requests for which `matches` returns True."""
+        """Read all that a search reads, and return the requests for which `matches` returns True."""
         members = await roster.read_directly(self._redis)
         unanswered, replies, given_up = await asyncio.gather(
             self._read_unanswered("-", "+", MOST_ENTRIES_SEARCHED),

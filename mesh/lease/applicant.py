@@ -100,7 +100,7 @@ class Applicant:
                     if not isinstance(mesh_error, Unavailable):
                         raise mesh_error from error
                     self._note_wait(str(mesh_error))
-                    await asyncio.sleep(2 * POLL_S)  # longer than between surveys: each try begins anew with its checks
+                    await asyncio.sleep(2 * POLL_S)  # longer than between surveys: each attempt checks the server again
         finally:
             await client.aclose()
 

@@ -121,11 +121,13 @@ class Reads:
 
     async def _read_texts(self, keys: Sequence[KeyOrField[Any]]) -> list[str | None]:
         """Read several keys and fields: all own keys with one command, all shared keys with one, each hash with one."""
-        # By source, the names that its one command reads: keys from (is shared, None), fields from (is shared, hash).
+        # The names that one command reads together: keys by (is shared, None), fields of a hash by (is shared, hash).
         names_of: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
         for shared, name, field in dict.fromkeys(key.location for key in keys):
             names_of[shared, None if field is None else name].append(name if field is None else field)
-        text_lists = await asyncio.gather(*(self._read_source(*source, names) for source, names in names_of.items()))
+        text_lists = await asyncio.gather(
+            *(self._read_together(*keys_or_hash, names) for keys_or_hash, names in names_of.items())
+        )
         text_at: dict[_Location, str | None] = {}
         for (shared, hash_name), texts in zip(names_of, text_lists, strict=True):
             for name, text in zip(names_of[shared, hash_name], texts, strict=True):
@@ -133,7 +135,7 @@ class Reads:
         return [text_at[key.location] for key in keys]
 
     # Without a `hash_name` the `names` are keys, else fields of this hash.
-    async def _read_source(self, shared: bool, hash_name: str | None, names: Sequence[str]) -> list[str | None]:
+    async def _read_together(self, shared: bool, hash_name: str | None, names: Sequence[str]) -> list[str | None]:
         reader = self._reader(shared)
         return await (reader.mget(*names) if hash_name is None else reader.hmget(hash_name, *names))
 
