@@ -3,7 +3,8 @@
 -- KEYS: the stream of the log
 -- ARGV: identity of the log that the writer follows, number of the last entry that it has read, least ms of the id, time
 --       until which the entry may be appended (ms; 0: no limit), op, writer, the writer's name for the entry, body
--- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. The reasons are:
+-- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. `Log.append` has an error for each
+-- reason:
 --   missing    there is no log
 --   replaced   it is another log
 --   rewound    it ends before what the writer has read

@@ -4,7 +4,7 @@
 -- KEYS: stream, later
 -- ARGV: id, consumer, limit as limits.lua reads it, most requests that may wait
 -- Returns {"placed", ""}, {"not-mine", ""} if the request is not pending for this consumer, or {code, what the code is
---       about} if it cannot be placed now
+--       about} if it cannot be placed now; `refusal` of refusals.py knows the codes
 local stream, later_key = KEYS[1], KEYS[2]
 local id, consumer, limit, later_bound = unpack(ARGV)
 

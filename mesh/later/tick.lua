@@ -5,7 +5,8 @@
 --       out, operation, sender, ttl (ms; 0: no deadline), body, 1 to leave this tick out also if a request of the last tick
 --       has not ended, definition from which the caller computed the following tick, and the address: a class or "db<n>";
 --       or "*" (every live database) and the number of databases
--- Returns how many requests were sent; -1 if the tick is not due or was dealt with already, or if the definition has changed
+-- Returns how many requests were sent; -1 if the tick is not due or was dealt with already, or if the definition has changed.
+-- The caller, `Waking._send_tick`, logs only a result of 0.
 local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
 local name, tick, following, must_send, op, sender, ttl, body, skips_if_running, definition, to = unpack(ARGV, 1, 11)
 local time = redis.call('TIME')

@@ -8,7 +8,7 @@
 -- ARGV: holder ("<epoch> <replica>"), lease ttl (ms), state, 1 if the server enforces isolation, bus database, database,
 --       class, end of the lease (ms) as the holder knows it, how long after its lease the holder is expected back (ms),
 --       then field, value, ... of the whole roster row
--- Returns {outcome, now in ms}. The outcome is 1 (renewed), 2 (restored) or 0 (lost). Unless the lease is lost, more
+-- Returns {outcome, now in ms}. The outcome is 1 (renewed), 2 (restored) or 0 (lost), as in holding.py. Unless it is lost, more
 --       follows: when (ms) a request or a schedule is due next, or ""; 1 if the replica should drain, else 0; each paused
 --       operation
 local lease_key, row_key, replies_key, expected_key, paused_key, drain_key, later_key, schedules_key = unpack(KEYS)

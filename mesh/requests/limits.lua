@@ -178,8 +178,8 @@ local function make_limits(options)
 
 --[[ read_error.lua ]]
 
-  -- Returns why a request cannot be placed now: a code, and the key, lane or error that it is about. If the request can be
-  -- placed, returns nil, nil, and whether it will wait.
+  -- Returns why a request cannot be placed now: a code, and the key, lane or error that it is about. refusals.py and
+  -- settlement.py know the codes. If the request can be placed, returns nil, nil, and whether it will wait.
   -- mesh:later takes no request beyond `most_waiting`. Before this request, the caller will place `earlier_count` requests with
   -- the same limit.
   function limits.refusal(limit, deadline, most_waiting, earlier_count)

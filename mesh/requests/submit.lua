@@ -37,7 +37,7 @@
 --   [{"db<n>": id, ...}, [n, ...] ]   of a gather: the ids by database, and the databases that hold data and are left out
 --   [""]                              of a request that has no entry: it waits until it is due, or its answer was stored
 --                                     before and is on its way
---   {"error": code, "about": what}    of a group that is refused
+--   {"error": code, "about": what}    of a group that is refused; `refusal` of refusals.py makes the caller's error of it
 -- A call whose idempotency key belongs to an earlier request has the id of that request. A call that has to wait for its
 -- limit has no entry yet: "@" and its name stand in place of the id.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]

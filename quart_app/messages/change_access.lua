@@ -8,6 +8,7 @@
 -- ARGV     id of the account, id of the administrator, is_active and paid_access (each '0', '1', or '' to keep it),
 --          length of the audit log, then the words of its entry
 -- Returns done | absent | forbidden | last (the only active administrator cannot be deactivated).
+-- `_raise_if_refused` of users.py has an error for each refusal.
 local account_key, actor_account_key, administrators_key, audit_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, actor_id, is_active, paid_access, audit_length = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 

@@ -2,8 +2,8 @@
 -- KEYS[1]  hash, PX  the claim: body, owner, state (claimed | sending | done), until_ms, answer
 -- ARGV     fingerprint of the body, owner (the id of the message), may_take_ms (how long the owner may take for the
 --          delivery), keep_ms (how long the claim is kept)
--- Returns {mine | other-body | done | busy | lost, the owner, the answer}. Busy: another request holds the claim and still
--- has time. Lost: that request died after it had begun to send.
+-- Returns {mine | other-body | done | busy | lost, the owner, the answer}, which `IdempotencyKeys.claim` reads. Busy: another
+-- request holds the claim and still has time. Lost: that request died after it had begun to send.
 local claim_key = KEYS[1]
 local fingerprint, owner, may_take_ms, keep_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 

@@ -6,6 +6,7 @@
 -- KEYS[3]  stream  the audit log
 -- ARGV     id of the account, is_admin ('0' or '1'), length of the audit log, then the words of its entry
 -- Returns done | absent | unchanged | last (the only active administrator stays one).
+-- `_raise_if_refused` of users.py has an error for each refusal.
 local account_key, administrators_key, audit_key = KEYS[1], KEYS[2], KEYS[3]
 local id, is_admin, audit_length = ARGV[1], ARGV[2], ARGV[3]
 

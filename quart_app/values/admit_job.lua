@@ -4,7 +4,7 @@
 --       expires if its work is not sent, then fields of the job: field, text, field, text, ...
 -- A replica stores the job with this script, and then sends its work in a commit (`Jobs._send`). That commit moves the job's
 -- expiry, and its scores in `kept` and `open`, to later moments. If the replica dies before, the job expires after these ms.
--- Returns one of these lists, with moments in ms:
+-- Returns one of these lists, which `Jobs._admit` reads, with moments in ms:
 --   {"admitted", when the job was created}
 --   {"open", now, facts of an unfinished job, ...}: there are too many; the facts are the first eight FIELDS of jobs.py
 --   {"size", now, when enough kept jobs have expired}: there is no room

@@ -114,9 +114,9 @@ class Search:
         the same factors.
         """
         # A replica of an earlier release answers with a list.
-        texts = [each for each in found if isinstance(each, str)]
+        texts = [answer for answer in found if isinstance(answer, str)]
         if len(texts) < len(found):
-            texts.append(_text_of_lists([each for each in found if not isinstance(each, str)]))
+            texts.append(_text_of_lists([answer for answer in found if not isinstance(answer, str)]))
         if len(texts) == 1 and not until:
             return texts[0]
         lines: list[str] = []
