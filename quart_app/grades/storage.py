@@ -147,7 +147,7 @@ class Storage:
 
     def copy(self) -> Storage:
         """Return a storage with the same records. It shares each shard until one of both changes it."""
-        storage, records = Storage(), self.snapshot()  # neither may now change a shard in place
+        storage, records = Storage(), self.snapshot()  # from now on each copies a shard before it changes it
         storage._shards, storage._owns_shard = records.shards, bytearray(SHARD_COUNT)
         storage._digest, storage.count = self._digest, self.count
         return storage

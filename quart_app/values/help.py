@@ -242,7 +242,7 @@ def to_body(factoring: Factoring) -> dict[str, Any]:
     return {
         "number": str(factoring.number),
         "powers": [[str(prime), exponent] for prime, exponent in factoring.powers],
-        "composites": [[str(part.value), part.exponent, part.curves] for part in factoring.composites],
+        "composites": [[str(item.value), item.exponent, item.curves] for item in factoring.composites],
     }
 
 
