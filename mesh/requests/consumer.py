@@ -213,7 +213,7 @@ class Consumer(GroupConsumer[Work]):
         return work
 
     async def _run_in_order(self, works: list[Work]) -> None:
-        """Work in order on a database's requests: those with an effect run alone, neighbours without one together."""
+        """Work in order on a database's requests: each with an effect by itself, neighbours without one together."""
         without_effect: list[Work] = []
         for work in works:
             if work.handler is not None and not work.handler.has_effect:

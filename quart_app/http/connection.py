@@ -279,8 +279,8 @@ class Connection(asyncio.Protocol):
         """Close the connection once everything is written.
 
         With `must_linger`, discard for LINGER_S what the client still sends. If the connection were closed meanwhile,
-        the kernel would reset it, and the client might not read its answer. TLS cannot announce the end of the answer
-        alone, so such a connection is closed at once.
+        the kernel would reset it, and the client might not read its answer. TLS cannot end the answer and still read,
+        so such a connection is closed at once.
         """
         self._is_discarding = True
         if must_linger and self._transport.can_write_eof():

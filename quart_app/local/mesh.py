@@ -39,8 +39,9 @@ HOST = "127.0.0.1"
 #: Seconds that a stopping replica gets in addition to the deadline of a request, before it is killed. With a larger
 #: number, a replica that hangs delays Ctrl-C for longer.
 STOP_MARGIN_S = 10
-#: The setting DRAIN_MS of each replica behind Caddy, unless our environment has one. A replica that leaves alone goes
-#: on serving for this long. With less time, Caddy might still send it requests; with more, it leaves later.
+#: The setting DRAIN_MS of each replica behind Caddy, unless our environment has one. A replica that leaves while
+#: others stay goes on serving for this long. With less time, Caddy might still send it requests; with more, it leaves
+#: later.
 DRAIN_MS = "2000"
 #: How often the check of the environment is looked at, until it has ended. A longer pause delays the start; a shorter
 #: one takes more of the processor.

@@ -228,7 +228,7 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def running(self, program: Program) -> AsyncIterator[Child]:
-        """Start a program, and stop it at the end of the block; alone, this does not start it again when it ends.
+        """Start a program, and stop it at the end of the block. If it ends before, this does not start it again.
 
         Raises OSError if it cannot be started.
         """

@@ -28,8 +28,8 @@ from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 
 #: Large values share a request up to this number of bytes in its commit (see `chunks.most_commit_bytes`). A value whose
-#: own commit is larger goes alone. The bound saves memory: a replica may have `MESH_CONCURRENCY` commits in memory at
-#: once. With a smaller bound, more requests are sent.
+#: own commit is larger gets a request of its own. The bound saves memory: a replica may have `MESH_CONCURRENCY` commits
+#: in memory at once. With a smaller bound, more requests are sent.
 LARGE_CHUNK_BYTES = 1 << 19
 #: The most values not stored that a problem document names, and the most digits that these values have together. So the
 #: document stays short. If it leaves values out, it has the number of all of them.
