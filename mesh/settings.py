@@ -90,7 +90,7 @@ def _database_of(url: str) -> int | None:
     path = urlsplit(url).path.strip("/")
     number = _number_or_none(path)
     if path and number is None:
-        raise ValueError("the address must end with the number of a database, or after the port")
+        raise ValueError("the address must end with the number of a database, such as /0, or directly after the port")
     return number
 
 
@@ -140,8 +140,9 @@ class RedisSettings(BaseSettings):
     url: SecretStr | None = Field(
         None,
         description="redis://user:password@host:port/database, or rediss:// for TLS (with options such as "
-        "?ssl_ca_certs=…); overrides REDIS_HOST to REDIS_DB. With sentinels, its host and port are ignored, and TLS "
-        "applies to the sentinels too",
+        "?ssl_ca_certs=…). REDIS_HOST and REDIS_PORT are then ignored; a user, password or database in the URL "
+        "overrides the setting for it. With sentinels, the host and port of the URL are ignored, and TLS applies to "
+        "the sentinels too",
     )
     host: str = "localhost"
     port: int = Field(6379, ge=1, le=65535)
@@ -153,7 +154,12 @@ class RedisSettings(BaseSettings):
     sentinel_username: str = "default"
     sentinel_password: SecretStr | None = Field(None, description="the password of the sentinels, if they have one")
     connect_timeout_ms: int = Field(1000, ge=50)
-    timeout_ms: int = Field(1500, ge=50, description="longest wait for an answer; keep it well below the lease")
+    timeout_ms: int = Field(
+        1500,
+        ge=50,
+        description="longest wait for an answer; keep it well below MESH_LEASE_TTL_MS and MESH_CLAIM_IDLE_MS, so that "
+        "a command without an answer can be repeated in time",
+    )
     wait_replicas: int = Field(0, ge=0, description="copies of Redis that must confirm a commit (WAIT); 0: none")
     wait_timeout_ms: int = Field(
         1000, ge=1, description="longest wait for the confirmations of the copies that REDIS_WAIT_REPLICAS asks for"
@@ -203,6 +209,7 @@ class MeshSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
         description="the mesh claims its Redis by this name; a replica with another name or REDIS_DB is refused",
     )
+    # No validator compares this setting, the next one and REDIS_TIMEOUT_MS: see the description of the latter.
     lease_ttl_ms: int = Field(
         3000,
         ge=500,
@@ -213,15 +220,31 @@ class MeshSettings(BaseSettings):
     )
     deadline_ms: int = Field(5000, ge=100, description="the deadline of a request that does not name one")
     max_deliveries: int = Field(3, ge=1, description="deliveries before a request becomes a dead letter")
-    concurrency: int = Field(256, ge=1, description="requests of its class that a replica handles at the same time")
+    concurrency: int = Field(
+        256,
+        ge=1,
+        description="requests of its class that a replica handles at the same time; more take more memory, and fewer "
+        "leave a replica idle while its handlers wait",
+    )
     memory_reserve: float = Field(
         0.1,
         ge=0.01,
         le=0.5,
-        description="share of Redis's maxmemory that new data may not use; reads, logins and settlement may",
+        description="share of Redis's maxmemory that new data may not use; reads, logins and settlement may. A larger "
+        "share refuses new data sooner; with a smaller one, accepted work may find no room",
     )
-    stream_bound: int = Field(10_000, ge=1, description="requests that may wait on one stream; more are refused")
-    later_bound: int = Field(100_000, ge=1, description="requests that may wait for their time; more are refused")
+    stream_bound: int = Field(
+        10_000,
+        ge=1,
+        description="requests that may wait on one stream; more are refused. With a larger bound, requests wait longer "
+        "and take more memory of Redis; a smaller one refuses short bursts",
+    )
+    later_bound: int = Field(
+        100_000,
+        ge=1,
+        description="requests that may wait for their time; more are refused. With a larger bound, they may take more "
+        "memory of Redis; a smaller one refuses requests sooner",
+    )
     databases: int = Field(16, ge=1, le=16, description="number of databases that replicas may lease")
     missing_ms: int = Field(
         30_000,

@@ -30,7 +30,8 @@ from mesh.wire.failures import Meaning
 #: Commands that a connection needs in any database: to log in, to ask about the server, to wait for copies, to end.
 CONNECTION_COMMANDS = "+auth +hello +ping +reset +quit +time +wait +info +client|setname +client|id"
 
-#: Commands on keys, which replicas and their services use.
+#: Commands on keys, which replicas and their services use. SORT is left out: no replica needs it, and its options BY
+#: and GET read keys that are no arguments of the command.
 KEY_COMMANDS = (
     "+@string +@hash +@list +@set +@sortedset +@stream +@transaction -sort -sort_ro"
     " +del +unlink +exists +type +expire +pexpire +expireat +pexpireat +expiretime +pexpiretime +ttl +pttl +persist"
@@ -158,9 +159,9 @@ async def find_dialect(client: Redis, version: tuple[int, ...]) -> Dialect:
 
 
 def _raise_refusal(error: redis_errors.ResponseError) -> NoReturn:
-    """Raise the error with which the server answered `find_dialect`, if a later try may succeed.
+    """Raise the error with which the server answered `find_dialect`, if the reason may pass by itself.
 
-    If none may, raise IsolationUnavailable instead.
+    If the reason lasts, no later try can succeed: then raise IsolationUnavailable.
     """
     if failures.classify(error) in {Meaning.PASSING, Meaning.FULL}:
         raise error

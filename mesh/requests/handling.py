@@ -1,8 +1,10 @@
 """Tools to run handlers, which may raise anything and may block the event loop.
 
 A handler runs until it waits for the first time; many handlers never wait. If one waits, `RemainingSteps` runs the rest
-of it, and measures how long a step blocks the event loop. `describe` turns any exception into text that can be logged,
-sent and stored.
+of it, and measures how long a step blocks the event loop. One task runs the whole handler: it makes the first step with
+`steps_of(…).send(None)`, and awaits a RemainingSteps for the others.
+
+`describe` turns any exception into text that can be logged, sent and stored.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def describe(error: BaseException) -> str:
     """Return an exception's class and message, as text of bounded length that UTF-8 can encode."""
     try:
         text = f"{type(error).__name__}: {error}"
-    except BaseException as message_error:
+    except BaseException as message_error:  # `__str__` is code of the handler's class, and may even raise SystemExit
         text = f"{type(error).__name__}, whose message cannot be made: {type(message_error).__name__}"
     return printable(text)
 
@@ -100,7 +102,7 @@ def traceback_of(error: BaseException) -> str:
         handler_traceback = handler_traceback.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, handler_traceback or error.__traceback__))
-    except Exception as format_error:
+    except Exception as format_error:  # `format_exception` itself catches all that `__str__` raises
         text = f"there is no traceback: {type(format_error).__name__}"
     return printable(text, 10 * MOST_CHARACTERS)  # it goes only into the log, so it may be longer than a reason
 
@@ -108,7 +110,8 @@ def traceback_of(error: BaseException) -> str:
 def printable(text: str, most: int = MOST_CHARACTERS) -> str:
     """Return at most the first `most` characters of a text, and "…" in place of the rest.
 
-    What UTF-8 cannot encode becomes an escape such as `\\udcff`, so the result may have more characters.
+    What UTF-8 cannot encode becomes an escape such as `\\udcff`, so the result may have more characters. Control
+    characters stay as they are.
     """
     if len(text) > most:
         text = text[:most] + "…"
