@@ -11,8 +11,10 @@ pieces:
     up to SMALL_BYTES           at once
     up to PIECE_BYTES           in one piece
     a list of objects           in pieces of whole objects; the event loop runs between two pieces
-    a text with few values      in one piece, up to MOST_BYTES_UNCUT
+    no list, and few values     in one piece, up to MOST_BYTES_UNCUT
     anything else               422, because parsing it would stop the event loop
+
+So a longer list is refused unless it consists of objects, even if it has only two long strings.
 
 A *text* is JSON that is not parsed yet, mostly as bytes.
 """
@@ -37,7 +39,8 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 #: Most digits of an integer, and more than any service accepts. A longer one is refused before its conversion, because
-#: the time of a conversion grows with the square of the digits.
+#: the time of a conversion grows with the square of the digits. The number is below Python's own bound of 4300 digits,
+#: so the client gets our error and not Python's ValueError.
 MAX_INTEGER_DIGITS = 4000
 #: More keys than an object of any service has. An object with more keys is refused as a whole, because each unknown key
 #: would be an error of its own.
@@ -51,12 +54,14 @@ SMALL_BYTES = 1 << 11
 #: The most bytes that are parsed in one go: about 3 ms at worst. Larger pieces hold up the event loop for longer;
 #: smaller ones cost more turns.
 PIECE_BYTES = 1 << 14
-#: Offsets in a piece at which a search for its end begins. What looks like an end may be inside a long string, so there
-#: are three tries. All are in the second half, so that no piece but the last is short.
+#: A piece ends at an object's `}` that a comma follows. These are the offsets in a piece from which such a place is
+#: searched. A place may turn out to be inside a long string, so there are three tries. All are in the second half, so
+#: that no piece but the last is short.
 PIECE_END_OFFSETS = (PIECE_BYTES * 4 // 8, PIECE_BYTES * 5 // 8, PIECE_BYTES * 7 // 8)
 #: A body longer than PIECE_BYTES that is no list of objects is parsed uncut if it is within these three bounds: of its
 #: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings. Parsing takes longest
-#: for a text with many of these, and holds the event loop meanwhile.
+#: for a text with many of these, and holds the event loop meanwhile. With larger bounds, one body holds it for longer;
+#: with smaller ones, more bodies are refused.
 MOST_BYTES_UNCUT, MOST_QUOTES_UNCUT, MOST_SIGNS_UNCUT = 1 << 19, 50_000, 100
 #: Most items of a list that are checked before the event loop runs again: more hold it longer, fewer cost more turns.
 SLICE_ITEMS = 100
@@ -123,12 +128,15 @@ _LONGEST_DIGIT_RUN = b"0" * MAX_INTEGER_DIGITS
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
-def parse_json(data: bytes | str) -> Any:
-    """Return the value that this JSON stands for. Raises Problem (400, 422) if we do not accept it."""
+def parse_json(text: bytes | str) -> Any:
+    """Return the value that this JSON stands for. Raises Problem (400, 422) if we do not accept it.
+
+    All services pass bytes; a str is accepted, too, as by `json.loads`.
+    """
     # With "surrogatepass", half a surrogate pair in a str does not raise here. msgspec refuses its bytes.
-    text = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    value = _parsed_by_msgspec(text)  # None also for `null`, which is then parsed again
-    return _parsed_by_python(data) if value is None else value
+    utf8_text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    value = _parsed_by_msgspec(utf8_text)  # None also for `null`, which is then parsed again
+    return _parsed_by_python(text) if value is None else value
 
 
 def _parsed_by_msgspec(text: bytes) -> Any:
@@ -160,14 +168,14 @@ def _is_list_of_flat_objects(value: Any, text: bytes) -> bool:
     )
 
 
-def _parsed_by_python(data: bytes | str) -> Any:
+def _parsed_by_python(text: bytes | str) -> Any:
     """Parse JSON with Python's own parser. Raises Problem for a text that is not JSON, or not acceptable."""
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
-        if _is_too_deep(text):
+        decoded_text = text if isinstance(text, str) else text.decode("utf-8")
+        if _is_too_deep(decoded_text):
             raise _UnacceptableText(400, TOO_DEEP_DETAIL)
-        value = _strict_python_decoder.decode(text)
-        if "\\u" in text:  # an escape may be half a surrogate pair, which UTF-8 cannot encode
+        value = _strict_python_decoder.decode(decoded_text)
+        if "\\u" in decoded_text:  # an escape may be half a surrogate pair, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _UnacceptableText as error:
         raise Problem(error.status, str(error)) from error
@@ -193,32 +201,34 @@ def _is_too_deep(text: str) -> bool:
 async def read_json(checker: Checker[T]) -> T:
     """Return the body of the current request as the checker's type.
 
-    Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type or encoding, 422 not valid.
+    Raises Problem: 400 not JSON, 415 another content type or encoding, 422 not valid, 503 too many bytes in progress.
+    Raises Werkzeug's exceptions, which `problems.install` turns into problems: 400 no end, 408 stalled, 413 too large.
     """
-    return _check(checker, await _parse_bounded(await _read_json_text()))
+    return _check(checker, await _parse_at_once_or_in_turn(await _read_json_text()))
 
 
 async def read_items(
     checker: Checker[list[T]], most_items: int, decode_quickly: Callable[[bytes], list[T] | None] = lambda _: None
 ) -> list[T]:
-    """Return the body of the current request as a list of up to `most_items`; raises Problem as `read_json` does.
+    """Return the body of the current request as a list of up to `most_items`. Raises what `read_json` raises.
 
     The items are checked in slices of SLICE_ITEMS, and the event loop runs between two slices. The error names the
     wrong items of one slice only, the first that has some.
 
     `decode_quickly` is tried first. It returns the items of the text, or None if it cannot tell whether they are valid.
+    Nothing checks the items that it returns, so it must itself keep to `most_items` and to the bounds of this module.
     For a text longer than PIECE_BYTES it runs in a thread, so that it does not hold the event loop. While it holds the
     interpreter's lock, the event loop has to wait all the same, so it must be quick.
     """
-    data = await _read_json_text()
-    if len(data) <= PIECE_BYTES:
-        items = decode_quickly(data)
+    text = await _read_json_text()
+    if len(text) <= PIECE_BYTES:
+        items = decode_quickly(text)
     else:
         async with _thread_turn:
-            items = await asyncio.to_thread(decode_quickly, data)
+            items = await asyncio.to_thread(decode_quickly, text)
     if items is not None:
         return items
-    value = await _parse_bounded(data, most_items)
+    value = await _parse_at_once_or_in_turn(text, most_items)
     if not isinstance(value, list):
         return _check(checker, value)  # raises, because the checker wants a list
     _refuse_too_many_items(value, most_items)
@@ -247,12 +257,12 @@ async def _read_json_text() -> bytes:
     return await _read_whole_body()
 
 
-async def _parse_bounded(data: bytes, most_items: int | None = None) -> Any:
-    """Return the value of a JSON text, and parse a long text in its turn.
+async def _parse_at_once_or_in_turn(text: bytes, most_items: int | None = None) -> Any:
+    """Return the value of a JSON text. A text of more than SMALL_BYTES waits for its turn.
 
     A list of more than `most_items` may be refused before its end is parsed. None: there is no such bound.
     """
-    return parse_json(data) if len(data) <= SMALL_BYTES else await _parse_in_turn(data, most_items)
+    return parse_json(text) if len(text) <= SMALL_BYTES else await _parse_in_turn(text, most_items)
 
 
 async def _read_whole_body() -> bytes:
@@ -273,10 +283,10 @@ async def _read_whole_body() -> bytes:
 _parsing_turn, _thread_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
 
-async def _parse_in_turn(data: bytes, most_items: int | None) -> Any:
+async def _parse_in_turn(text: bytes, most_items: int | None) -> Any:
     async with _parsing_turn:
         await asyncio.sleep(0)  # lets the event loop run between two bodies
-        text = data.strip(b" \t\r\n")
+        text = text.strip(b" \t\r\n")
         if len(text) > PIECE_BYTES and text.startswith(b"["):
             return await _parse_list(text, most_items)
         if len(text) <= PIECE_BYTES or _has_few_values(text):
@@ -329,7 +339,10 @@ async def _parse_list(text: bytes, most_items: int | None) -> list[Any]:
 
 
 async def _parse_piece(text: bytes, begin: int, list_end: int) -> tuple[list[Any], int]:
-    """Return the values of the piece that begins at `begin`, and where the next piece begins."""
+    """Return the values of the piece that begins at `begin`, and where the next piece begins. Raises Problem.
+
+    If every place that is tried lies inside a nested list, the problem of the first try is raised: 400 "not JSON".
+    """
     first_problem: Problem | None = None
     for offset in PIECE_END_OFFSETS:
         object_end = _END_OF_OBJECT.search(text, begin + offset, begin + PIECE_BYTES)
@@ -366,7 +379,8 @@ def _checked_slice(checker: Checker[list[T]], items: list[Any], first_index: int
             raise from_validation(error, first_index) from error
     for index, item in enumerate(items, first_index):
         _check(checker, [item], index)  # raises at the first wrong item
-    return _check(checker, items, first_index)  # raises in any case: only the slice as a whole is wrong
+    # Each item alone is valid, so only the slice as a whole is wrong. The check raises this error again.
+    return _check(checker, items, first_index)
 
 
 def _check(checker: Checker[T], value: Any, first_index: int = 0) -> T:

@@ -71,6 +71,7 @@ class Exchange:
     """
 
     def __init__(self, connection: ExchangeConnection, head: Head) -> None:
+        #: the head of the request; `Connection._refuse` makes one up if what has come is no valid head
         self.head = head
         #: whether the whole body of the request has arrived
         self.body_has_arrived = False
@@ -89,9 +90,9 @@ class Exchange:
         #: whether the task has made its first step
         self._has_started = False
         #: the head of the answer until it is written (see `send`); None: no answer has begun, or the head is written
-        self._unsent_head: bytes | None = None
+        self._unsent_answer_head: bytes | None = None
         #: whether the head of the answer is written
-        self._head_is_written = False
+        self._answer_head_is_written = False
         #: whether the answer is complete or cut off
         self._is_over = False
         #: whether the answer must not have a body
@@ -104,7 +105,10 @@ class Exchange:
         self._answer_bytes_left: int | None = None
 
     def start(self, app: Any, context: contextvars.Context) -> None:
-        """Run the application in a new task with this context."""
+        """Run the application in a new task with these context variables.
+
+        The connection gives the variables, because it may call this in the task of the previous request.
+        """
         self._task = asyncio.get_running_loop().create_task(self._run(app), context=context)
 
     def body_part_came(self, data: bytes) -> None:
@@ -112,8 +116,8 @@ class Exchange:
         self.untaken_byte_count += len(data)
         self._wake_receive()
 
-    def _ask_body_has_arrived(self) -> bool:
-        """Return whether the whole body has arrived (the ASGI extension BODY_HAS_ARRIVED)."""
+    def _get_body_has_arrived(self) -> bool:
+        """Return whether the whole body has arrived. The application calls this (the extension BODY_HAS_ARRIVED)."""
         return self.body_has_arrived
 
     def body_ended(self) -> None:
@@ -123,7 +127,7 @@ class Exchange:
     def refuse(self, problem: Problem) -> None:
         """Answer with this problem instead of the application. If its answer has begun, cut that answer off."""
         self.refusal = problem
-        if self._task is None:  # the bytes had no valid head, so no application was started
+        if self._task is None:  # the bytes had no valid head, so no application was started; `head` is made up
             self._answer_with(problem)
         else:
             self.cancel()
@@ -158,7 +162,7 @@ class Exchange:
                 if more_follows:
                     self._connection.parse_more_body()
                 return {"type": "http.request", "body": body, "more_body": more_follows}
-            if self.head.expects_continue and not (self._head_is_written or self.body_has_arrived):
+            if self.head.expects_continue and not (self._answer_head_is_written or self.body_has_arrived):
                 self.head.expects_continue = False  # it is answered once
                 self._connection.write(CONTINUE)
             self._receive_wakeup = asyncio.get_running_loop().create_future()
@@ -183,7 +187,7 @@ class Exchange:
             await self._connection.wait_for_room()
 
     def _begin_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        if self._head_is_written or self._unsent_head is not None:
+        if self._answer_head_is_written or self._unsent_answer_head is not None:
             raise RuntimeError("the answer has begun already")
         head_lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         # If the answer comes before the end of the request's body, the rest of the body is not worth reading.
@@ -217,11 +221,11 @@ class Exchange:
         if line_break_counts != (len(head_lines), len(head_lines)) or b"\0" in answer_head:
             raise ValueError("a header of the answer contains a line break or a zero byte")
         self._keeps_connection = keep_connection
-        self._unsent_head = answer_head + b"\r\n"
+        self._unsent_answer_head = answer_head + b"\r\n"
 
     def _send_body(self, data: bytes, *, more_follows: bool) -> None:
         """Send a part of the answer's body. Raises RuntimeError if the body is not as long as the head says."""
-        if self._unsent_head is None and not self._head_is_written:
+        if self._unsent_answer_head is None and not self._answer_head_is_written:
             raise RuntimeError("the answer has no head yet")
         if self._answer_is_bodiless:
             data = b""
@@ -236,9 +240,9 @@ class Exchange:
             self._finish(keep_connection=self._keeps_connection)
 
     def _write(self, data: bytes) -> None:
-        if self._unsent_head is not None:
-            data, self._unsent_head = self._unsent_head + data, None
-            self._head_is_written = True
+        if self._unsent_answer_head is not None:
+            data, self._unsent_answer_head = self._unsent_answer_head + data, None
+            self._answer_head_is_written = True
         if data:
             self._connection.write(data)
 
@@ -262,7 +266,7 @@ class Exchange:
                 self._answer_with(Problem(500, "the application has not answered"))
         except asyncio.CancelledError:  # not raised again: this answer is the end of the task
             self._answer_with(self.refusal or _stopping_problem())
-        except HTTPException as error:  # such as `_PathMissing`; the application answers its own
+        except HTTPException as error:  # from `_scope`; the application itself answers those of its routes
             self._answer_with(Problem(error.code or 400, error.description or ""))
         except Exception:
             log.exception("the application failed")
@@ -272,10 +276,10 @@ class Exchange:
         """Answer with this problem, and close the connection. If an answer has begun, cut it off."""
         if self._is_over:
             return
-        if not self._client_has_gone and not self._head_is_written:
+        if not self._client_has_gone and not self._answer_head_is_written:
             # "none" in place of a route, as in the lines of `Application.handle_request`.
             server_answer_log.write(self.head.method, "none", problem.status, problem.detail)
-            self._unsent_head = None
+            self._unsent_answer_head = None
             self.head.keep_alive = False
             document = problem.document()
             self._begin_answer(problem.status, closing_headers(problem))
@@ -305,7 +309,7 @@ class Exchange:
             "client": connection.client,
             "server": connection.server,
             "state": connection.state.copy(),  # ASGI wants a copy for each request
-            "extensions": {BODY_HAS_ARRIVED: self._ask_body_has_arrived},
+            "extensions": {BODY_HAS_ARRIVED: self._get_body_has_arrived},
         }
 
 
@@ -319,7 +323,10 @@ class _PathMissing(HTTPException):
 
 
 def _quart_can_split(path: str) -> bool:
-    """Return whether this is a path, or can be split like a URL. Quart itself checks the host of a URL."""
+    """Return whether Quart can find a path in the target of a request, which may be a path or a whole URL.
+
+    Quart splits a target that does not begin with "/" like a URL, and uses only the path of that.
+    """
     if path.startswith("/"):
         return True
     try:
