@@ -1,4 +1,7 @@
-"""The `mesh` command: up, status, watch, redis-cli, and the commands of `operate`."""
+"""The `mesh` command: up, status, watch, redis-cli, and the commands of `operate`.
+
+A parameter `data` is the path of the data folder (the option --data).
+"""
 
 from __future__ import annotations
 
@@ -32,21 +35,26 @@ from quart_app.local.teller import Teller, member_row, missing_row, missing_sent
 #: Longest wait of `mesh up` for all replicas to be ready. After it, `mesh up` shows the user those that are ready. A
 #: longer wait suits a slow machine, but the user learns later that a replica does not get ready.
 READY_WAIT_S = 60.0
-#: Two signals within this time count as one, because `timeout` and some terminals send each signal twice. With a longer
-#: time, a quick second Ctrl-C would have no effect.
+#: A second signal within this time is ignored. The program `timeout` sends each signal to its command and then to the
+#: whole process group, so `mesh up` gets it twice. Some terminals also send a signal twice. With a longer time, a quick
+#: second Ctrl-C would have no effect.
 SAME_SIGNAL_S = 0.3
 #: The programs that `mesh redis-cli` looks for on PATH; it runs the first one that is there.
 CLI_PROGRAMS = ("redis-cli", "valkey-cli")
 
 
 class CannotRun(click.ClickException):
-    """The command cannot work with this setup, and a second try does not help."""
+    """The command cannot work with this setup, and a second try does not help.
+
+    Its exit status is EXIT_SETUP. All other errors are a plain ClickException with the exit status 1: a Redis that does
+    not answer, an act that is refused, or a program that is not installed.
+    """
 
     exit_code = EXIT_SETUP
 
 
-class Commands(click.Group):
-    """Turns errors of the setup into one sentence each."""
+class MeshGroup(click.Group):
+    """The group `mesh`. It turns an error of the setup into one sentence for the user (CannotRun)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -58,7 +66,7 @@ class Commands(click.Group):
             raise CannotRun(str(error)) from error
 
 
-@click.group(cls=Commands, context_settings={"show_default": True})
+@click.group(cls=MeshGroup, context_settings={"show_default": True})
 @click.version_option(version("quart-mesh"), prog_name="mesh")
 def main() -> None:
     """Run a mesh of identical replicas on one Redis, look at it, and act on it."""
@@ -191,7 +199,8 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         missing = asyncio.run(discovery.read_missing(settings))
     except (redis_errors.RedisError, OSError) as error:
         raise unusable_redis_error(settings, error, data) from error
-    # The roster keeps a row for a time after the lease has ended. Then no replica holds the database of this row.
+    # The roster keeps a row for a time after its lease has ended. Such a row is left out, because no replica holds its
+    # database.
     members = [member for member in roster if member.leased]
     if as_json:
         rows = [*map(member_row, members), *map(missing_row, missing)]
@@ -205,7 +214,7 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         click.echo(missing_sentence(database))
 
 
-#: The values of the option --class of `mesh watch` (`cls`): a class (A), or a database (db3).
+#: The values of the option --class of `mesh watch`: a class (A), or a database (db3).
 ADDRESSES = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASE_COUNT)))
 
 
@@ -214,20 +223,20 @@ ADDRESSES = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASE_
 @data_option
 @click.option(
     "--class",
-    "cls",
+    "address",
     default=None,
     type=click.Choice(ADDRESSES),
     metavar="CLASS",
     help="Only requests to this class (A) or database (db3).",
 )
 @click.option("--op", default=None, help="Only this operation, or those that begin with this text (values.).")
-def watch_command(redis_url: str | None, data: Path, cls: str | None, op: str | None) -> None:
+def watch_command(redis_url: str | None, data: Path, address: str | None, op: str | None) -> None:
     """Show requests and replies as they happen."""
     settings = discovery.redis_settings(redis_url, data)
-    click.echo(f"{watch.watched_in_words(cls, op)} on Redis at {address_of(settings)}; Ctrl-C ends it", err=True)
+    click.echo(f"{watch.watched_in_words(address, op)} on Redis at {address_of(settings)}; Ctrl-C ends it", err=True)
     with contextlib.suppress(KeyboardInterrupt):
         try:
-            asyncio.run(watch.run(settings, Console(soft_wrap=True), cls, op))
+            asyncio.run(watch.run(settings, Console(soft_wrap=True), address, op))
         except (redis_errors.RedisError, OSError) as error:
             raise unusable_redis_error(settings, error, data) from error
 
@@ -246,7 +255,11 @@ def redis_cli(redis_url: str | None, data: Path, words: tuple[str, ...]) -> None
 
 
 def _redis_cli_login(settings: RedisSettings) -> tuple[list[str], dict[str, str]]:
-    """Return the options and the environment variables with which redis-cli reaches this Redis."""
+    """Return the options and the environment variables with which redis-cli reaches this Redis.
+
+    Of the options for TLS, only --tls is set. If the address has others (`ssl_ca_certs`), the user has to give
+    redis-cli's own, such as --cacert.
+    """
     if settings.sentinels:
         raise click.ClickException("this command cannot ask sentinels; name the server itself with --redis-url")
     url = "" if settings.url is None else settings.url.get_secret_value()

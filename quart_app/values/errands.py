@@ -20,7 +20,8 @@ from quart_app.values.jobs import JOB, PUT, WRITE_FIELDS, Gone
 
 T = TypeVar("T")
 
-#: The pause between two checks whether a job still exists. With a longer one, the work goes on for longer after the job
+#: The pause between two checks whether a job still exists. The live page says that the work of a cancelled job ends
+#: within a second, so the pause must stay well below this. With a longer one, the work goes on for longer after the job
 #: was deleted; a shorter one costs more trips to Redis.
 LOOK_S = 0.3
 #: The longest pause between two tries to find room for a value. A longer pause leaves room unused; a shorter one costs

@@ -40,9 +40,9 @@ from quart_app.values.settings import ValuesSettings
 
 #: The keys of this module's docstring. The key JOB is followed by the id of the job.
 JOB = "values:job:"
-KEPT = "values:jobs"
-OPEN = "values:jobs:open"
-SIZE = "values:jobs:size"
+KEPT_JOBS = "values:jobs"
+UNFINISHED_JOBS = "values:jobs:open"
+KEPT_BYTES = "values:jobs:size"
 
 #: The operation that stores values; `handlers` serves it. The steps of a job use it, and a plain POST /values, too.
 PUT = "values.put"
@@ -230,7 +230,7 @@ class Jobs:
         return fields
 
     async def _admit(self, replica: Replica, id: str, size: int, counts: dict[str, int]) -> int:
-        """Store the counts of a job, and add its bytes to SIZE; return when it was created (ms). Raises Busy.
+        """Store the counts of a job, and add its bytes to KEPT_BYTES; return when it was created (ms). Raises Busy.
 
         `size` is in bytes. `counts` are fields of the job. The values and the work follow (`_store`).
         """
@@ -278,10 +278,10 @@ class Jobs:
         shared = transaction.shared
         shared.expect(JOB + id, str(created_ms), "created")
         shared.hset(JOB + id, {"deadline": deadline_ms})
-        shared.zadd(KEPT, {f"{id} {size}": expiry_ms})
-        shared.zadd(OPEN, {id: deadline_ms})
+        shared.zadd(KEPT_JOBS, {f"{id} {size}": expiry_ms})
+        shared.zadd(UNFINISHED_JOBS, {id: deadline_ms})
         shared.write("PEXPIREAT", JOB + id, expiry_ms)
-        for key in (KEPT, OPEN, SIZE):
+        for key in (KEPT_JOBS, UNFINISHED_JOBS, KEPT_BYTES):
             shared.keep_until(key, expiry_ms)
         # Each step names the next one by its number.
         for cls, items in sorted(first_items.items()):
@@ -315,7 +315,7 @@ class Jobs:
 
 def _job_keys(id: str) -> list[str]:
     """Return the KEYS of the scripts that admit or delete a job."""
-    return [JOB + id, KEPT, OPEN, SIZE]
+    return [JOB + id, KEPT_JOBS, UNFINISHED_JOBS, KEPT_BYTES]
 
 
 def _retry_after_s(milliseconds: float) -> int:

@@ -23,7 +23,7 @@ from quart_app.panels import (
     data_size,
     duration,
 )
-from quart_app.values.jobs import FIELDS, JOB, KEPT, OPEN, SIZE, Job
+from quart_app.values.jobs import FIELDS, JOB, KEPT_BYTES, KEPT_JOBS, UNFINISHED_JOBS, Job
 from quart_app.values.settings import ValuesSettings
 
 #: Deletes an unfinished job, and adds an entry to the audit log.
@@ -40,9 +40,10 @@ _NO_JOB = "There is no such job: it was deleted, or its time is over."
 
 @dataclass(frozen=True, slots=True)
 class CancelledJob:
-    """A job that an operator wanted to cancel: how many values it has, and how many were neither found nor failed.
+    """A job that an operator wanted to cancel, as it was before.
 
-    If `left_count` is 0, the job was finished already and was not cancelled: its result is kept.
+    `left_count` of its `value_count` values had neither factors nor an error yet. If `left_count` is 0, the job was
+    finished already and was not cancelled: its result is kept.
     """
 
     value_count: int
@@ -59,13 +60,17 @@ class CancelledJob:
 
 
 async def cancel_job(redis: Redis, id: str, actor: Actor) -> CancelledJob | None:
-    """Delete a job unless it is finished; its work ends within a second. Return None if there is no such job.
+    """Delete a job unless it is finished. Return None if there is no such job.
 
-    `redis` is a client of the bus. Raises Refused if the text cannot be the id of a job.
+    The replicas that work on the job check three times a second whether it exists (`Errand.while_the_job_exists`), so
+    the work ends within a second. A job whose deadline has passed counts as failed, but it is deleted, too, if it has
+    values without an outcome. `redis` is a client of the bus. Raises Refused if the text cannot be the id of a job.
     """
     if not _ID.fullmatch(id):
+        # `mesh cancel` also takes the id of a request, and passes on what does not look like one. So a mistyped id of
+        # a request comes here, and the error names both forms.
         raise Refused(f"{id!r:.50} is not the id of a job, nor that of a request such as 1700000000000-0")
-    key_names = [*(keys.SHARED + name for name in (JOB + id, KEPT, OPEN, SIZE)), keys.AUDIT]
+    key_names = [*(keys.SHARED + name for name in (JOB + id, KEPT_JOBS, UNFINISHED_JOBS, KEPT_BYTES)), keys.AUDIT]
     counts = await CANCEL.run(redis, key_names, id, actor.name, actor.source, keys.AUDIT_KEPT)
     return CancelledJob(int(counts[0]), int(counts[1])) if counts else None
 
@@ -89,20 +94,20 @@ class JobsPanel:
         """Read 20 unfinished jobs and the 20 kept ones that expire last; show 20 of these, unfinished ones first."""
         redis, shared_prefix = mesh.shared, keys.SHARED
         pipeline = redis.pipeline(transaction=False)
-        pipeline.zrange(shared_prefix + OPEN, 0, MOST_SHOWN_JOBS - 1)
-        pipeline.zcard(shared_prefix + OPEN)
-        pipeline.zrevrange(shared_prefix + KEPT, 0, MOST_SHOWN_JOBS - 1)
-        pipeline.zcard(shared_prefix + KEPT)
-        pipeline.get(shared_prefix + SIZE)
+        pipeline.zrange(shared_prefix + UNFINISHED_JOBS, 0, MOST_SHOWN_JOBS - 1)
+        pipeline.zcard(shared_prefix + UNFINISHED_JOBS)
+        pipeline.zrevrange(shared_prefix + KEPT_JOBS, 0, MOST_SHOWN_JOBS - 1)
+        pipeline.zcard(shared_prefix + KEPT_JOBS)
+        pipeline.get(shared_prefix + KEPT_BYTES)
         open_ids, open_count, newest_members, kept_count, kept_bytes = await pipeline.execute()
-        # Many jobs are in both lists, and each is read once.
+        # Many jobs are in both lists, and each is read once. A member of KEPT_JOBS is "{id} {size}".
         ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest_members)]))[
             : 2 * MOST_SHOWN_JOBS
         ]
         jobs = await self._read_jobs(redis, ids)
         now_ms = mesh.now_ms()
         jobs.sort(key=lambda job: (job.is_over(now_ms), -job.created_ms))
-        # OPEN may still contain a job that has just finished.
+        # UNFINISHED_JOBS may still contain a job that has just finished.
         unfinished_count = max(0, open_count - sum(job.is_over(now_ms) for job in jobs if job.id in open_ids))
         settings = self._settings
         return Panel(
@@ -169,22 +174,25 @@ def _item(job: Job, now_ms: int) -> PanelItem:
     return PanelItem(
         job.id,
         state,
-        lines if is_over else lines + [_stage_line(stage) for stage in job.stages],
-        done=job.value_count - job.left_count,
+        lines if is_over else lines + [_progress_line(progress) for progress in job.stages],
+        done=job.value_count - job.left_count,  # the bar counts failed values, too; the line counts them apart
         whole=0 if is_over else job.value_count,  # 0: the panel draws no bar
         act="" if is_over else "cancel-job",
         bad=state == "failed",
     )
 
 
-def _stage_line(stage: dict[str, Any]) -> str:
-    """Return a line about the work of one class (a field stage:{class}): value, method, times, and the replica."""
-    value = str(stage.get("value", ""))
+def _progress_line(progress: dict[str, Any]) -> str:
+    """Return a line about the work of one class: value, method, times, and the replica.
+
+    `progress` is a field stage:{class} of the job (`Job.stages`). In it, `stage` is the method that is at work.
+    """
+    value = str(progress.get("value", ""))
     if len(value) > MOST_SHOWN_DIGITS:
         value = f"{value[:8]}…{value[-8:]} ({len(value)} digits)"
-    line = f"{value}: {stage.get('stage', '')}"
-    if elapsed_s := stage.get("elapsed_s"):
+    line = f"{value}: {progress.get('stage', '')}"
+    if elapsed_s := progress.get("elapsed_s"):
         line += f" for {duration(int(1000 * elapsed_s))}"
-        if estimate_s := stage.get("estimate_s"):
+        if estimate_s := progress.get("estimate_s"):
             line += f", about {duration(int(1000 * estimate_s))} left"
-    return f"{line}, by {stage.get('replica', '')}"
+    return f"{line}, by {progress.get('replica', '')}"
