@@ -33,12 +33,13 @@ log = structlog.get_logger(__name__)
 
 #: Pause, in seconds, between two looks at the server's memory. Between them a replica does not know what others store.
 #: With a longer pause, replicas may together store more before they notice; a shorter one costs more commands.
-LOOK_S = 0.5
+MEMORY_LOOK_S = 0.5
 #: A server may not name its policy. After it has deleted a key for room, it counts as one that deletes keys for this
 #: time, in seconds. A longer time keeps replicas from being ready for longer after the last deletion. With a shorter
 #: one, they may be ready between two deletions.
 EVICTING_S = 60.0
-#: How many seconds a refused caller should wait. Expired data, which may make room, are removed within seconds.
+#: How many seconds a refused caller should wait. Expired data, which may make room, are removed within seconds. With a
+#: shorter wait, callers would be refused more often; with a longer one, they come back later than they could.
 RETRY_AFTER_S = 5
 
 _USED = re.compile(r"^used_memory:(\d+)", re.MULTILINE)
@@ -71,7 +72,7 @@ class Memory:
         with contextlib.suppress(_UsageUnknown):
             while True:
                 await self._look()
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(MEMORY_LOOK_S)
 
     async def _look(self) -> None:
         """Ask the server how much memory it uses. Raises _UsageUnknown if the server does not say it."""

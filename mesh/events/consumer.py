@@ -38,7 +38,8 @@ from mesh.wire.backoff import pauses
 
 log = structlog.get_logger(__name__)
 
-#: The longest backoff while Redis cannot be reached. No caller waits for an event, so it may be long.
+#: The longest backoff while Redis cannot be reached. No caller waits for an event, so it may be long. A shorter one
+#: costs more attempts to connect.
 LONGEST_PAUSE_S = 5.0
 
 #: The handler: makes the effects of these events durable, all or none. Returns a dict from the id of each refused event

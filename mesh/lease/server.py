@@ -26,7 +26,7 @@ async def check(client: Redis) -> tuple[int, ...]:
     except failures.ANY as error:
         raise to_mesh_error(error) from error
     version_text = str(info.get("redis_version", "0"))
-    version = tuple(int(part) for part in version_text.split(".")[:3])
+    version = tuple(int(part) for part in version_text.split(".")[:3])  # "7.2.4": major, minor and patch
     if version < MINIMUM_VERSION:
         raise ServerTooOld(f"the server is {version_text}; the mesh needs 7.0 or later")
     # A server that does not tell its policy counts as one that evicts no keys.

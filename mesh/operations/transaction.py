@@ -213,7 +213,8 @@ class Transaction(Reads):
             raise UsageError(f"delete() takes a value, field, hash or set that Operations defined, not {key!r:.100}")
         self._writer(key.shared).delete(key.name)
         if self._known:
-            # Forget the texts of single fields. Their expectations stay, so the commit still checks what was read.
+            # Forget the texts of single fields. Their expectations stay, so the commit still checks what was read. An
+            # id in `_known` begins with whether its key is shared, and the name of the key.
             for known_id in [known_id for known_id in self._known if known_id[:2] == (key.shared, key.name)]:
                 del self._known[known_id]
         self._written_collections = {**(self._written_collections or {}), (key.shared, key.name): True}

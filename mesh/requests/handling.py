@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Longest reason that is kept in a dead letter and sent to a caller. Every dead letter takes memory of Redis.
+#: Longest reason that is kept in a dead letter and sent to a caller. Every dead letter takes memory of Redis. A shorter
+#: bound would cut more of the error texts that an operator reads.
 MOST_CHARACTERS = 2000
 
 

@@ -33,9 +33,11 @@ REPLIES_KEPT, REPLY_CHARACTERS_KEPT = 256, 1 << 20
 #: After parsing replies for this long, the reader lets the event loop run other tasks. A longer time makes them wait; a
 #: shorter one costs more turns of the event loop.
 PARSE_S = 0.004
-#: Pause after replies could not be read. Callers wait meanwhile, so it is short.
+#: Pause after replies could not be read. Callers wait meanwhile, so it is short. A shorter one costs more commands
+#: while Redis is away.
 READ_PAUSE_S = 0.1
-#: A sweep removes a request this long after its deadline. Until then its caller or its worker can end it.
+#: A sweep removes a request this long after its deadline. Until then its caller or its worker can end it. With a longer
+#: time, requests without an owner stay on their streams for longer; with a shorter one, sweeps have more to do.
 SWEEP_GRACE_MS = 2000
 
 
