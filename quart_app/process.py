@@ -50,10 +50,13 @@ log = structlog.get_logger(__name__)
 #: accepted may still send their request (`stop_accepting`). A larger share lets slower clients send one, but each
 #: replica takes longer to leave. The time in which it answers these requests (`grace_s`) begins only afterwards.
 REQUEST_WAIT_SHARE = 0.25
-#: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
+#: Longest time that the work of a lost membership may take to end. After that, the process exits with EXIT_AGAIN,
+#: because this work might still act under the lost lease. A shorter time cuts more of the work off; a longer one leaves
+#: the replica away for longer.
 LONGEST_END_OF_WORK_S = 10.0
 #: The first and the longest backoff before joining again. If joining and the membership after it have together lasted
-#: for longer than `STEADY_S`, the next backoff is the first one again.
+#: for longer than `STEADY_S`, the next backoff is the first one again. Longer backoffs leave the mesh without this
+#: replica for longer; shorter ones cost Redis more attempts while it is in trouble.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S, STEADY_S = 0.1, 5.0, 10.0
 #: Why this replica is not ready, between two memberships.
 LOST_REASON = "this replica lost its lease and joins the mesh again"
@@ -213,7 +216,7 @@ class Process:
         """End the process if the work of a lost membership does not stop: it might still act under the lost lease."""
         untrusted_since_s = math.inf
         while True:
-            # Ten looks in the time that the work has: so it gets about a tenth more at most.
+            # This task looks ten times in the time that the work has. So the work gets about a tenth more at most.
             await asyncio.sleep(LONGEST_END_OF_WORK_S / 10)
             mesh = self._app.context.membership
             if mesh is None or mesh.trusted:

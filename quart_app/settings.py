@@ -51,7 +51,7 @@ class AppSettings(BaseSettings):
         description="after SIGTERM a replica serves for this long, so that a balancer can notice that it is not ready; "
         "set two health intervals of the balancer",
     )
-    max_body_bytes: int = Field(2 << 20, ge=1024, description="largest request body")
+    max_body_bytes: int = Field(2 << 20, ge=1024, description="largest request body; a larger one gets 413")
     max_open_bodies_bytes: int = Field(
         64 << 20,
         ge=0,
@@ -79,7 +79,12 @@ class AppSettings(BaseSettings):
         "IP addresses, names without a dot, and names that end in .localhost, .local, .internal, .home.arpa or .test "
         "are always allowed",
     )
-    body_timeout_ms: int = Field(5000, ge=100, description="longest wait for a request body")
+    body_timeout_ms: int = Field(
+        5000,
+        ge=100,
+        description="longest wait for a request body, after which the client gets 408; a longer one suits slow "
+        "clients, and lets a stalled one hold its connection for longer",
+    )
     max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
     page_public: bool = Field(True, description="serve the landing page at / of the public port; 0: no page there")
     page: bool = Field(True, description="serve the live page at /mesh of the private port")

@@ -15,7 +15,8 @@ from quart_app.panels import counted, duration, shortened
 #: A stream with waiting requests may get a note if its oldest entry is older than this. With a lower number, short
 #: delays get notes, too; with a higher one, a long delay is seen later.
 OLD_REQUEST_MS = 1000
-#: Seconds over which the rates of the summary are averaged; `Figures.rates` has one for each second.
+#: Seconds over which the rates of the summary are averaged; `Figures.rates` has one for each second. Over a longer time
+#: a change shows later; over a shorter one the numbers jump.
 AVERAGED_S = 5
 
 

@@ -147,6 +147,7 @@ def from_validation(error: ValidationError, first_index: int = 0) -> Problem:
 
     If only a slice of a list was checked, `first_index` is the index of the slice's first item in the list.
     """
+    # Describing more than 100 would make a longer answer, and hold the event loop for longer.
     errors = [
         {"pointer": pointer(_with_offset(item["loc"], first_index)), "message": item["msg"]}
         for item in error.errors(include_url=False, include_context=False, include_input=False)[:100]

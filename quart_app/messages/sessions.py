@@ -36,6 +36,7 @@ REQUIRED_CLAIMS = ["exp", "iat", "aud", "iss", "jti", "sub"]
 #: After a step of the clock that is larger than this, users with newer tokens must log in again.
 MOST_CLOCK_STEP_S = 30
 #: How long a device is known after a login. Half a year, so that users who seldom log in keep attempts of their own.
+#: With a longer time, a stolen device token is good for longer.
 DEVICE_KNOWN_S = 180 * 86_400
 REVOKE = Script.beside(__file__, "revoke.lua")
 REDIS_KEY_OF_SECRET = "shared:messages:signing-key"

@@ -29,7 +29,9 @@ class MovementSettings(BaseSettings):
     database_timeout_ms: int = Field(
         5000, ge=100, description="longest wait for the database: a connection, a statement, a lock"
     )
-    movement_cache_size: int = Field(10_000, ge=0, description="movements kept in RAM; 0: none")
+    movement_cache_size: int = Field(
+        10_000, ge=0, description="movements kept in RAM; 0: none. More save reads of the database"
+    )
     movement_cache_expiration: float = Field(
         5.0, gt=0, description="how many seconds a cached movement may be behind the writes of another replica"
     )

@@ -13,7 +13,8 @@ from quart_app.values import notation
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
 
-#: A longer answer is sent in pieces of about this size, and between two pieces the event loop does other work.
+#: An answer that is longer than this is sent in pieces of about this size, and between two pieces the event loop does
+#: other work. Larger pieces hold it up for longer; smaller ones cost more turns.
 PIECE_BYTES = 1 << 16
 #: How many elements are written between two calls of `pace`, which lets the event loop do other work. More hold it up
 #: for longer; fewer cost more turns.

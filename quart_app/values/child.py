@@ -24,7 +24,8 @@ Slice = tuple[Factoring, str | None]
 #: that dies loses the work of its slice. Each slice costs a call into a process.
 SLICE_S = 0.5
 #: How long after the deadline the system kills a process that still computes, in case the pool is gone. The pool itself
-#: kills it at the deadline, if it lives.
+#: kills it at the deadline, if it lives. A longer time leaves a core busy for longer without a pool; with a shorter
+#: one, the system might kill a process before the pool does.
 GRACE_S = 5.0
 
 #: The option of prctl(2), as in `quart_app.local.spawning`, which this module does not import to stay small.

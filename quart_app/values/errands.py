@@ -23,10 +23,10 @@ T = TypeVar("T")
 #: The pause between two checks whether a job still exists. The live page says that the work of a cancelled job ends
 #: within a second, so the pause must stay well below this. With a longer one, the work goes on for longer after the job
 #: was deleted; a shorter one costs more trips to Redis.
-LOOK_S = 0.3
-#: The longest pause between two tries to find room for a value. A longer pause leaves room unused; a shorter one costs
-#: more tries.
-LONGEST_PAUSE_S = 0.5
+EXISTENCE_CHECK_S = 0.3
+#: The longest pause between two tries to find room for a value, and the pause if the error names none. A longer pause
+#: leaves room unused; a shorter one costs more tries.
+LONGEST_WAIT_FOR_ROOM_S = 0.5
 
 #: Returns how the factorisation of a value is going; None if this replica is not factorising the value.
 FindProgress = Callable[[str], dict[str, Any] | None]
@@ -90,7 +90,7 @@ class Errand:
         task = asyncio.create_task(work)
         try:
             # The first result of `wait` is the set of tasks that have ended; it is empty while the work goes on.
-            while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
+            while not (await asyncio.wait([task], timeout=EXISTENCE_CHECK_S))[0]:
                 if not await self._store_stage():
                     raise Gone(self._id)
             return task.result()
@@ -107,7 +107,7 @@ class Errand:
             try:
                 return await try_once()
             except Busy as error:
-                await asyncio.sleep(min(error.retry_after or LONGEST_PAUSE_S, LONGEST_PAUSE_S))
+                await asyncio.sleep(min(error.retry_after or LONGEST_WAIT_FOR_ROOM_S, LONGEST_WAIT_FOR_ROOM_S))
 
     def store_factors(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
         """Store factors in the job, by value. If this step is over, send the next step in the same commit."""

@@ -42,7 +42,7 @@ HELP = "values.help"
 HELP_S = 5.0
 #: The longest pause (s) between two looks for replicas that can help. A longer pause leaves idle replicas unused; a
 #: shorter one costs more reads of the roster.
-LOOK_S = 2.0
+HELPER_LOOK_S = 2.0
 #: A refusal takes milliseconds. A request that has no answer after this time is being worked on. With a longer time,
 #: several helpers are asked more slowly; with a shorter one, a slow refusal counts as work.
 REFUSAL_S = 0.1
@@ -101,7 +101,7 @@ class HelpFromOthers:
 
         Any replica of the class may read a request: also a replica that cannot help, and even this replica. Such a
         replica refuses at once, and the request is sent again. After more refusals than there are other replicas,
-        this replica waits for LOOK_S.
+        this replica waits for HELPER_LOOK_S.
         """
         in_flight: set[asyncio.Task[bool]] = set()
         async with asyncio.TaskGroup() as tasks:
@@ -113,10 +113,10 @@ class HelpFromOthers:
                     refusal_count += request_task.done() and not request_task.result()
                     in_flight = {task for task in (*in_flight, request_task) if not task.done()}
                 if in_flight:
-                    await asyncio.wait(in_flight, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(in_flight, timeout=HELPER_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
                     in_flight = {task for task in in_flight if not task.done()}
                 else:
-                    await asyncio.sleep(LOOK_S)
+                    await asyncio.sleep(HELPER_LOOK_S)
 
     async def _count_others(self) -> int:
         """Return how many other replicas of the class serve exactly the operations of this replica.

@@ -20,7 +20,7 @@ from quart_app.values.settings import ValuesSettings
 
 #: The pause between two reads of a job that a client waits for. A longer pause delays the answer, and a shorter pause
 #: costs more reads.
-LOOK_S = 0.1
+JOB_LOOK_S = 0.1
 #: How many bytes of the budget for answers a result of several parts takes while it is read. This is a guess, because
 #: the length of a result is known only after it was read. A larger guess refuses more clients; a smaller one may
 #: let results take more memory than the budget.
@@ -104,7 +104,7 @@ class JobRoutes:
                 raise _no_such_job()
             if job.is_over(replica.now_ms()) or replica.now_ms() >= end_ms:
                 return job
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(JOB_LOOK_S)
 
     async def _result_response(self, job: Job, head: str, tail: str) -> Response:
         """Return the results between the texts `head` and `tail` of JSON; errors of the job come before `tail`."""

@@ -30,7 +30,7 @@ from quart_app.values.settings import ValuesSettings
 CANCEL = Script.beside(__file__, "cancel_job.lua", "forget_job.lua")
 #: The most jobs that are shown: first unfinished ones, then the newest ones.
 MOST_SHOWN_JOBS = 20
-#: A value with more digits is shortened on the page.
+#: A value with more digits is shortened on the page, so that a line of a job stays on one line.
 MOST_SHOWN_DIGITS = 24
 
 #: The form of `secrets.token_urlsafe(16)`, with which `Jobs.begin` makes ids.

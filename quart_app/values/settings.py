@@ -15,7 +15,7 @@ class ValuesSettings(BaseSettings):
 
     model_config = settings_config("VALUES_")
 
-    max_digits: int = Field(1000, ge=1, le=4000, description="longest value")
+    max_digits: int = Field(1000, ge=1, le=4000, description="most digits of a value")
     max_items: int = Field(10_000, ge=1, description="most values in one request")
     max_ttl_s: int = Field(7 * 86_400, ge=1, description="longest time to live; a longer one fills Redis for longer")
     max_answer: int = Field(100_000, ge=1, description="most values in one answer; a client asks for more page by page")
@@ -28,7 +28,8 @@ class ValuesSettings(BaseSettings):
     large_digits: int = Field(
         2_000_000,
         ge=1,
-        description="digits of all values from 2^64 up that the requests to a replica wait for; beyond this 503",
+        description="digits, in all, of the values from 2^64 up for which clients of one replica wait; beyond this "
+        "503. With more, they take more memory; with fewer, clients get 503 sooner",
     )
     chunk: int = Field(
         250, ge=1, description="small values in one request to a class; with fewer, more replicas share the work"
@@ -55,7 +56,12 @@ class ValuesSettings(BaseSettings):
     jobs_bytes: int = Field(
         64 << 20, ge=1024, description="bytes of Redis that all jobs and their results take; beyond this 503"
     )
-    sweep_ms: int = Field(250, ge=10, description="pause between two looks for expired records")
+    sweep_ms: int = Field(
+        250,
+        ge=10,
+        description="pause between two looks for expired records; a longer one keeps them in memory for longer, a "
+        "shorter one costs Redis more commands",
+    )
 
     @property
     def sieve_bits(self) -> int:

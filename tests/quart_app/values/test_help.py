@@ -40,7 +40,7 @@ DONE = Factoring(2 * 35 * 77, ((2, 1), (5, 1), (7, 1), (7, 1), (11, 1)))
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look often, because a replica that has just joined reads requests a moment later."""
-    monkeypatch.setattr(module, "LOOK_S", 0.1)
+    monkeypatch.setattr(module, "HELPER_LOOK_S", 0.1)
 
 
 # What travels
@@ -284,7 +284,7 @@ async def test_a_replica_without_others_asks_nobody(backend: Backend) -> None:
 
 async def test_who_is_refused_looks_again_later(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The asker sends two requests at each look while the helper is busy, and gets help later."""
-    monkeypatch.setattr(module, "LOOK_S", 0.3)
+    monkeypatch.setattr(module, "HELPER_LOOK_S", 0.3)
     helper = FakeHelper(lambda before: None)
     asker = await join(backend, FakeHelper(None))
     await join(backend, helper)
