@@ -25,9 +25,12 @@ class RequestBody(Body):
 
     The bound (MAX_CONTENT_LENGTH) holds for the whole body. In Quart's own class it holds only for the bytes that wait
     to be read. So a body of chunks has no bound there if it is read while it arrives. Quart also uses a task to receive
-    the body. Four attributes are Quart's: `_data` has the bytes that have arrived and were not taken out, `_complete`
-    is set at the end of the body or when it is refused, `_must_raise` is the error of the refusal, and
-    `_max_content_length` is the bound.
+    the body. Four attributes are Quart's:
+
+        _data                  the bytes that have arrived and were not taken out
+        _complete              set at the end of the body, or when it is refused
+        _must_raise            the error of the refusal; None: the body was not refused
+        _max_content_length    the bound; None: there is none
     """
 
     _receive: ASGIReceiveCallable

@@ -162,8 +162,8 @@ def _operation_line(facts: dict[str, Any]) -> str:
     server_text = f"served by {databases}" if databases else "served by nobody"
     limit_text = f"limit {facts['limit']};" if facts["limit"] else ""
     pause_text = f"; paused since {facts['since']} by {facts['by']}" if facts["paused"] else ""
-    head = f"{facts['op']:<24} {facts['kind']:<7}"
-    parts = (head, f"{server_text};", limit_text, f"{work_text};", f"{answer_text}{pause_text}")
+    name_and_kind = f"{facts['op']:<24} {facts['kind']:<7}"
+    parts = (name_and_kind, f"{server_text};", limit_text, f"{work_text};", f"{answer_text}{pause_text}")
     return " ".join(part for part in parts if part)
 
 

@@ -1,7 +1,7 @@
 """Refuses to start with a secret that everybody knows, when others can reach the replica.
 
-The defaults are good enough to try the project on one machine. As soon as HOST is not a loopback address, each secret
-that is in use must be set, and must not be a default or a common password.
+The defaults are good enough to try the project on one machine. If HOST is not a loopback address, others can reach the
+replica. Then each secret that is in use must be set, and must not be a default or a common password.
 """
 
 from __future__ import annotations

@@ -87,11 +87,11 @@ class Array:
         self._unjoined.clear()
         self._unjoined_byte_count = 0
 
-    def pieces(self, head: str, tail: str) -> list[bytes]:
-        """Return the array as JSON text between `head` and `tail`, in pieces."""
+    def pieces(self, text_before: str, text_after: str) -> list[bytes]:
+        """Return the array as JSON text between two other parts of the JSON text, in pieces."""
         if self._unjoined:
             self._join_piece()
-        pieces = [f"{head}[".encode(), *self._pieces, f"]{tail}\n".encode()]
+        pieces = [f"{text_before}[".encode(), *self._pieces, f"]{text_after}\n".encode()]
         return pieces if len(self._pieces) > 1 else [b"".join(pieces)]
 
 
@@ -101,9 +101,9 @@ class Responses:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
 
-    def respond(self, array: Array, head: str = "", tail: str = "") -> Response:
-        """Return a response with the array between `head` and `tail`. Raises Busy as `send` does."""
-        return self.send(array.pieces(head, tail))
+    def respond(self, array: Array, text_before: str = "", text_after: str = "") -> Response:
+        """Return a response with the array between two other parts of the JSON text. Raises Busy as `send` does."""
+        return self.send(array.pieces(text_before, text_after))
 
     def send(self, pieces: list[bytes]) -> Response:
         """Return a response of these pieces of JSON, which Quart then sends. One piece alone takes no budget.

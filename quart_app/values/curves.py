@@ -24,8 +24,9 @@ import secrets
 from functools import cache
 from importlib import metadata
 
-#: A curve finds a prime factor if the order of its group modulo this factor is a product of primes up to B1 and at most
-#: one more up to B2. The i-th curve has B1 = i · B1_STEP and B2 = B1 · B2_RATIO.
+#: The order of a curve's group depends on the prime factor. The curve finds the factor if this order is a product of
+#: primes up to B1, and of at most one larger prime, up to B2. The i-th curve has B1 = i · B1_STEP and B2 = B1 ·
+#: B2_RATIO.
 B1_STEP = 50
 B2_RATIO = 50
 

@@ -1,7 +1,7 @@
 """The work of jobs, as the replicas do it.
 
 A step of a job is a request without a caller. The commit that stores the results of a step also sends the next step. So
-a job takes one place in the queue of a class, however many values it has, and each step takes effect once, even if a
+a job takes one place in the queue of a class, however many values it has. And each step takes effect once, even if a
 process dies. Every commit expects that the job still exists, and a replica that computes for a job checks this three
 times a second. So the work ends soon after the job is deleted.
 """

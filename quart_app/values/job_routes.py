@@ -106,8 +106,8 @@ class JobRoutes:
                 return job
             await asyncio.sleep(JOB_LOOK_S)
 
-    async def _result_response(self, job: Job, head: str, tail: str) -> Response:
-        """Return the results between the texts `head` and `tail` of JSON; errors of the job come before `tail`."""
+    async def _result_response(self, job: Job, text_before: str, text_after: str) -> Response:
+        """Return the results between two other parts of the JSON text; errors of the job come before the second one."""
         results, errors = Array(), Array()
         failed_values: set[str] = set()
         # Reserve memory before a long answer is read.
@@ -124,8 +124,8 @@ class JobRoutes:
             except Gone:
                 raise _no_such_job() from None
         if not failed_values:
-            return self._responses.respond(results, head, tail)
-        return self._responses.send([*results.pieces(head, ""), *errors.pieces(', "errors": ', tail)])
+            return self._responses.respond(results, text_before, text_after)
+        return self._responses.send([*results.pieces(text_before, ""), *errors.pieces(', "errors": ', text_after)])
 
 
 def _no_such_job() -> Problem:

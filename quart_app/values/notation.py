@@ -1,7 +1,7 @@
 """Values and their prime factors as text, from the request to the store and back into the answer.
 
-A value is its decimal digits: "144". Its factors are primes, ascending. A prime that occurs several times is repeated
-("2 2 2 2 3 3"), or written with an exponent ("2^3000") if the repetition would be much longer. An answer repeats each
+A value is its decimal digits: "144". Its factors are primes, ascending. A prime that occurs several times is repeated:
+"2 2 2 2 3 3". If the repetition would be much longer, the prime has an exponent: "2^3000". An answer repeats each
 prime, so most answers need no conversion of the factors. All numbers stay text where that is possible, because
 converting an integer of 1000 digits to text or back takes 15 to 25 µs.
 """
