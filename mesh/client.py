@@ -343,7 +343,8 @@ class Client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.deadline_ms / 1000):
                 while self._presence is not None and self._presence.calls.unanswered:
-                    await asyncio.sleep(0.01)  # a longer sleep delays the end of the block of `connect`
+                    # A longer sleep delays the end of the block of `connect`; a shorter one costs more turns.
+                    await asyncio.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -42,9 +42,10 @@ from quart_app.grades.storage import FrozenRecords
 log = structlog.get_logger(__name__)
 
 #: Pause between two attempts to find a state or to reach Redis, in seconds. A shorter pause would make more work for
-#: Redis and the other replicas while no state can be restored.
+#: Redis and the other replicas while no state can be restored. After a longer one, the grades are ready later.
 RETRY_S = 0.25
-#: Longest time in seconds for which applying entries holds the event loop, so that other tasks wait no longer.
+#: Longest time in seconds for which applying entries holds the event loop. With a longer time, other tasks wait longer;
+#: with a shorter one, applying needs more turns of the event loop.
 APPLY_SLICE_S = 0.01
 #: How long, in seconds, a leaving replica waits for Redis to say whether the log continues from the replica's state. A
 #: longer wait delays the drain; after a shorter one, the state is saved more often without need.

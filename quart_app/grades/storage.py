@@ -30,8 +30,9 @@ UNSET_RECORD = RECORD_LAYOUT.pack(*(0,) * (2 * FIELD_COUNT))
 #: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs. With fewer shards a copy
 #: would take longer; with more, freezing would. `_shard_of` needs a power of two.
 SHARD_COUNT = 4096
-#: Bits from this one on of a user id's hash choose the shard, because the dict of the shard uses the low bits. Another
-#: process may have other hashes, and so other shards (see `changes_beyond`).
+#: The shard of a user is chosen by those bits of the hash of the id that are left after a shift by this number. The
+#: dict of a shard uses the low bits, so without the shift the users of one shard would collide in it. Another process
+#: may have other hashes, and so other shards (see `changes_beyond`).
 SHARD_SHIFT = 40
 
 #: Bytes of the hash of a record, and of the digest of all records. With fewer bytes, two different storages might have

@@ -47,8 +47,8 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: The request ids that are accepted from clients. Another X-Request-ID is replaced, because it would go as it is into
-#: the log, into entries, and into a header of the answer.
+#: The request ids that are accepted from clients. A request with any other X-Request-ID gets a new id: its own would go
+#: unchanged into the log, into entries, and into a header of the answer. A longer id would make each of these longer.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 

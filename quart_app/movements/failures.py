@@ -37,7 +37,8 @@ REASONS = {
     "08": "the connection to the database broke",
     "57": "the database ended the connection",
 }
-#: When a client may try again. A longer time would keep clients away after the database is back.
+#: After how many seconds a client may try again. A longer time would keep clients away after the database is back; with
+#: a shorter one, more of them would try in vain before.
 RETRY_AFTER_S = 1
 
 

@@ -198,7 +198,10 @@ async def find(request: Request, store: Store, transaction: Effects) -> Body | N
 
 
 async def find_each(request: Request, store: Store, transaction: Effects) -> None:
-    """Answer several searches with one Part each; the commit makes all searches."""
+    """Answer several searches with one Part each; the commit makes all searches.
+
+    The body lists, for each search, the prime, the value after which the search begins, and the most values.
+    """
     searches = [records.Conditions(prime, request.at_ms, limit, after) for prime, after, limit in request.body["each"]]
     records.answer_searches(transaction, request.at_ms, searches)
 

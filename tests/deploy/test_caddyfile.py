@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from quart_app.local.caddy import CADDYFILE, caddy
+from quart_app.local.caddy import CADDYFILE, find_caddy
 
 LISTED = {"UPSTREAMS_FROM": "listed", "UPSTREAMS": "127.0.0.1:8010 127.0.0.1:8020"}
 
 
 def adapt(path: Path = CADDYFILE, **environment: str) -> dict[str, Any]:
     """Return the configuration that Caddy would run. Raises CalledProcessError where Caddy refuses it."""
-    binary = caddy()
+    binary = find_caddy()
     if binary is None:
         pytest.skip("no Caddy here")
     done = subprocess.run(

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quart_app.local.caddy import CADDYFILE, START_S, Site, balancer, caddy
+from quart_app.local.caddy import CADDYFILE, START_S, Site, balancer, find_caddy
 from quart_app.local.errors import LocalError
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
@@ -23,7 +23,7 @@ from tests.support.load import History, load, send
 from tests.support.replicas import Process, Replicas
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(caddy() is None, reason="no Caddy here")
+pytestmark = pytest.mark.skipif(find_caddy() is None, reason="no Caddy here")
 
 DRAINING = {"DRAIN_MS": "2000"}
 BY_NAME = {**DRAINING, "LISTEN_WHEN_READY": "1"}
@@ -266,7 +266,7 @@ async def behind_a_name(folder: Path, upstream_port: int, hosts: list[str]) -> A
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         "unshare", "--map-root-user", "--mount", "sh", "-c", script, table,
-        str(caddy()), "run", "--config", CADDYFILE, "--adapter", "caddyfile",
+        str(find_caddy()), "run", "--config", CADDYFILE, "--adapter", "caddyfile",
         env=environment,
         stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
@@ -307,13 +307,13 @@ async def test_a_public_port_may_open_no_earlier_than_ready(replicas: Replicas) 
 
 def older_than_2_7() -> bool:
     """Such a Caddy loses the body of a POST with a refused connection."""
-    said = subprocess.run([str(caddy()), "version"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run([str(find_caddy()), "version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"(\d+)\.(\d+)", said)
     return version is None or (int(version[1]), int(version[2])) < (2, 7)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(caddy() is not None and older_than_2_7(), reason="found by name needs Caddy 2.7")
+@pytest.mark.skipif(find_caddy() is not None and older_than_2_7(), reason="found by name needs Caddy 2.7")
 @pytest.mark.skipif(not can_have_hosts_of_its_own(), reason="no private mount namespace here")
 async def test_found_by_name_a_mesh_grows_and_shrinks_under_load_without_a_failed_request(
     replicas: Replicas, tmp_path: Path

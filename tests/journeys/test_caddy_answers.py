@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quart_app.local.caddy import Site, balancer, caddy
+from quart_app.local.caddy import Site, balancer, find_caddy
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from tests.support.replicas import Process, Replicas
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(caddy() is None, reason="no Caddy here")
+pytestmark = pytest.mark.skipif(find_caddy() is None, reason="no Caddy here")
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

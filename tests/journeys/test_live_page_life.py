@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from mesh import keys
-from quart_app.local.caddy import Site, balancer, caddy
+from quart_app.local.caddy import Site, balancer, find_caddy
 from quart_app.local.ports import free_ports
 from quart_app.local.processes import Supervisor
 from tests.support.browser import needs_chromium, tab
@@ -45,7 +45,7 @@ async def for_operators(processes: list[Process]) -> AsyncIterator[str]:
         yield address
 
 
-@pytest.mark.skipif(caddy() is None, reason="no Caddy here")
+@pytest.mark.skipif(find_caddy() is None, reason="no Caddy here")
 async def test_the_page_goes_on_over_another_replica(chromium: Browser, replicas: Replicas) -> None:
     """SIGKILL of the one that serves it: live again within ten seconds, and nothing that was typed is lost."""
     processes = await replicas(2, CLASS_A)

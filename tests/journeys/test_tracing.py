@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from quart_app.local.caddy import Site, balancer, caddy
+from quart_app.local.caddy import Site, balancer, find_caddy
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from tests.support.browser import browser, needs_chromium
@@ -22,7 +22,7 @@ from tests.support.replicas import Process, Replicas
 from tests.support.trace_picture import drawn
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.skipif(caddy() is None, reason="no Caddy here"), pytest.mark.slow]
+pytestmark = [pytest.mark.skipif(find_caddy() is None, reason="no Caddy here"), pytest.mark.slow]
 
 #: The spans of a POST that one replica answers, from the outermost on.
 SUBMITTED = ["caddy", "POST /values", "send mesh:requests:A"]

@@ -192,7 +192,7 @@ async def test_everything_that_is_killed_is_said_and_started_again(tmp_path: Pat
     victims = {
         "Redis": up.child("-server 127.0.0.1:"),
         "the free provider": up.child("the free provider"),
-        **({} if caddy.caddy() is None else {"Caddy": up.child("caddy run")}),
+        **({} if caddy.find_caddy() is None else {"Caddy": up.child("caddy run")}),
     }
     for name, victim in victims.items():
         victim.kill()
@@ -326,7 +326,7 @@ async def test_nobody_else_on_the_machine_can_read_the_data_or_the_password(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(caddy.caddy() is None, reason="no Caddy here")
+@pytest.mark.skipif(caddy.find_caddy() is None, reason="no Caddy here")
 async def test_operators_have_an_address_of_their_own_that_is_printed(tmp_path: Path, started: list[Up]) -> None:
     """Grades and metrics are on the private ports; Caddy leads there from loopback, as in compose."""
     port = free_port()

@@ -38,7 +38,7 @@ def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], pytho
     """The wheel's server and replicas use it; without it, each gets the best setting that there is."""
     assert redis_program.wheel_server().environ == server
     assert allocator.python_variables() == python
-    replica = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
+    replica = replicas.replica_environment("redis://127.0.0.1:1/0", Path("data"))
     assert {name: replica[name] for name in ("LD_PRELOAD", "PYTHONMALLOC") if name in replica} == python
 
 

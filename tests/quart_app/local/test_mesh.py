@@ -81,7 +81,7 @@ async def test_without_the_message_service_there_are_no_providers(
 @pytest.mark.parametrize("with_caddy", [True, False])
 def test_a_taken_port_is_found_before_anything_starts(with_caddy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever would listen on it."""
-    monkeypatch.setattr(caddy, "caddy", lambda: Path("/caddy") if with_caddy else None)
+    monkeypatch.setattr(caddy, "find_caddy", lambda: Path("/caddy") if with_caddy else None)
     with taken() as port:
         with pytest.raises(LocalError, match=f"cannot listen on 127.0.0.1:{port}: .*; try --port"):
             Front(port, 0, contextlib.AsyncExitStack())
@@ -91,13 +91,13 @@ async def test_without_caddy_the_first_replica_has_the_private_port(monkeypatch:
     """Where there is a Caddy, Caddy has the port, and replicas serve on until Caddy notices that they leave."""
     port, private = free_port(), free_port()
     async with contextlib.AsyncExitStack() as stack:
-        monkeypatch.setattr(caddy, "caddy", lambda: None)
+        monkeypatch.setattr(caddy, "find_caddy", lambda: None)
         front = Front(port, private, stack)
         assert front.first_private_port == private
         assert front.env == {"LISTEN_FD": str(front.inherited_fds[0])}
         front.set_page_url([PortPair(1, 2), PortPair(3, 4)])
         assert (front.private_port, front.env["PAGE_URL"]) == (2, "http://127.0.0.1:2/mesh")
-    monkeypatch.setattr(caddy, "caddy", lambda: Path("/caddy"))
+    monkeypatch.setattr(caddy, "find_caddy", lambda: Path("/caddy"))
     front = Front(port, private, stack)
     assert (front.first_private_port, front.inherited_fds, set(front.env)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})
     front.set_page_url([PortPair(1, 2)])

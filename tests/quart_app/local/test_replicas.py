@@ -69,9 +69,9 @@ def test_the_environment_wins_over_what_a_local_mesh_suggests(monkeypatch: pytes
     monkeypatch.setenv("LOG_FORMAT", "json")
     monkeypatch.setenv("HOST", "0.0.0.0")
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere/0")
-    told = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
+    told = replicas.replica_environment("redis://127.0.0.1:1/0", Path("data"))
     assert (told["LOG_FORMAT"], told["HOST"], told["REDIS_URL"]) == ("json", "127.0.0.1", "redis://127.0.0.1:1/0")
-    assert replicas.environment(None, Path("data"))["REDIS_URL"] == "redis://elsewhere/0"
+    assert replicas.replica_environment(None, Path("data"))["REDIS_URL"] == "redis://elsewhere/0"
 
 
 def test_no_module_of_the_present_folder_is_run(tmp_path: Path) -> None:
