@@ -349,7 +349,7 @@ class Calls:
     async def _remove_requests(self) -> None:
         while True:
             removals = [await self._removals.get()]
-            # At most 256 in one run of end.lua, because the server does nothing else meanwhile.
+            # At most 256 in one run of end.lua, because the server does nothing else meanwhile. Fewer need more runs.
             while not self._removals.empty() and len(removals) < 256:
                 removals.append(self._removals.get_nowait())
             await streams.remove(self._link, removals)

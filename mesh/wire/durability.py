@@ -16,7 +16,8 @@ from mesh.wire.connection import RedisConnection
 class Durability:
     """Confirms that copies of Redis have what was written. `run` makes rounds until cancelled; a round is one WAIT.
 
-    `key` must exist, and `keep_ms` is the expiry that it has anyway. `copies` is how many copies must confirm.
+    `key` is a key that exists while `run` does, and whose owner renews it with the expiry `keep_ms`. `copies` is how
+    many copies must confirm, and `timeout_ms` how long a round waits for them.
     """
 
     def __init__(self, connection: RedisConnection, key: str, *, keep_ms: int, copies: int, timeout_ms: int) -> None:

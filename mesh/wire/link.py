@@ -32,8 +32,8 @@ T = TypeVar("T")
 #: one argument of a command, or one element of the list that a script gets. A long word counts for several
 #: (`weight_of`), so this bounds the bytes, too.
 MOST_WORDS = 20_000
-#: Wait, in seconds, before a failed round trip is sent again. Without it the link would try at full speed while Redis
-#: is down.
+#: Wait, in seconds, before a failed round trip is sent again. With a shorter wait, the link would try more often while
+#: Redis is down; with a longer one, its callers would wait longer once Redis is back.
 RETRY_S = 0.05
 
 

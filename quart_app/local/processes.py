@@ -50,7 +50,7 @@ async def ends_within(process: subprocess.Popen[bytes] | Fork, longest_wait_s: f
     while process.poll() is None:
         if time.monotonic() >= give_up_at_s:
             return False
-        await asyncio.sleep(0.02)  # shorter than POLL_S, because somebody waits for the end
+        await asyncio.sleep(0.02)  # shorter than POLL_S, because somebody waits for the end; costs more looks
     return True
 
 
@@ -108,7 +108,7 @@ def last_line(path: Path) -> str:
     """Return the last line of a log, or a hint at its path if it has no lines."""
     with contextlib.suppress(OSError):  # there is no log
         with path.open("rb") as file:
-            # A log may be long, so only its end is read.
+            # A log may be long, so only its last 4096 bytes are read. Of a longer last line, only the end is returned.
             file.seek(max(0, path.stat().st_size - 4096))
             lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
         if lines:

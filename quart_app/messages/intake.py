@@ -103,7 +103,7 @@ class MessageIntake:
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key. While another request holds the claim, wait for the outcome of that request."""
         if idempotency_key is None:
-            # The message is delivered in any case: this claim is always granted and records nothing.
+            # Each request without a key is a message of its own: its claim is always granted, and records nothing.
             return ClaimWithoutKey()
         # The request that holds the claim may take about as long as this delivery may.
         give_up_at_s = time.monotonic() + self._longest_delivery_s(new_message.max_wait_ms)

@@ -32,7 +32,8 @@ MAX_ANSWER_BYTES = 1 << 20
 #: replicas ask without a pause, and a faulty header closes the provider for a day at most.
 SHORTEST_BLOCK_MS, LONGEST_BLOCK_MS = 1_000, 86_400_000
 #: How long an idle connection is kept. A server keeps an idle connection for longer, so it seldom closes one on which a
-#: request is being sent.
+#: request is being sent. With a longer time, more requests would meet a closed connection; with a shorter one, more
+#: messages would need a new connection.
 KEEP_IDLE_S = 1.0
 
 

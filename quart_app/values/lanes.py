@@ -26,10 +26,11 @@ from quart_app.values.metrics import LaneMetrics
 Call = Callable[[], tuple[Any, ...]]
 
 #: Pebble looks for cancelled calls every tenth of a second. This long after it has noticed one, it has certainly killed
-#: the process.
+#: the process. With less time, the next call may get a slot before its process is free; with more, slots stay unused.
 _KILLED_AFTER_S = 0.25
-#: The longest time to wait until pebble notices a cancellation. After that, the slot of the call is released anyway:
-#: the next call may then wait for a process, but the lane does not lose the slot.
+#: The longest time to wait until pebble notices a cancellation. After that, the slot of the call is released although
+#: its process may still run: the next call may then wait for a process, but the lane does not lose the slot. With a
+#: shorter time, calls would wait so more often; with a longer one, the slot would be lost for longer.
 _LONGEST_NOTICE_S = 5.0
 
 

@@ -17,7 +17,7 @@ import time
 MOST_TURN_S = 0.004
 #: The most waiting pieces that are woken in one turn. Waking a long queue at once would itself take too long. With
 #: fewer, short pieces would leave most of the turn unused.
-MOST_WOKEN = 32
+MOST_WOKEN_PIECES = 32
 
 
 class Pace:
@@ -66,7 +66,7 @@ class Pace:
         self._full_at_s = 0.0
         self._is_turn_scheduled = False
         woken_count = 0
-        while self._waiting_pieces and woken_count < MOST_WOKEN:
+        while self._waiting_pieces and woken_count < MOST_WOKEN_PIECES:
             _, waiter = heapq.heappop(self._waiting_pieces)
             if not waiter.done():
                 waiter.set_result(None)

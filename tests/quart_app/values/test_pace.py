@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from quart_app.values.pace import MOST_TURN_S, MOST_WOKEN, Pace
+from quart_app.values.pace import MOST_TURN_S, MOST_WOKEN_PIECES, Pace
 from tests.support.beats import Beats
 
 
@@ -69,11 +69,11 @@ async def test_pieces_that_are_cancelled_when_they_are_woken_hold_nobody_up(monk
 
     def begin_turn_and_cancel(self: Pace) -> None:
         begin_turn(self)
-        for piece in pieces[:MOST_WOKEN]:
+        for piece in pieces[:MOST_WOKEN_PIECES]:
             piece.cancel()
 
     monkeypatch.setattr(Pace, "_begin_turn", begin_turn_and_cancel)
     pace._full_at_s = -1  # this turn is full
-    pieces += [asyncio.ensure_future(pace()) for _ in range(MOST_WOKEN + 3)]
-    await asyncio.wait_for(asyncio.gather(*pieces[MOST_WOKEN:]), 1)
-    assert all(piece.cancelled() for piece in pieces[:MOST_WOKEN])
+    pieces += [asyncio.ensure_future(pace()) for _ in range(MOST_WOKEN_PIECES + 3)]
+    await asyncio.wait_for(asyncio.gather(*pieces[MOST_WOKEN_PIECES:]), 1)
+    assert all(piece.cancelled() for piece in pieces[:MOST_WOKEN_PIECES])
