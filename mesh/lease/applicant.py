@@ -100,8 +100,7 @@ class Applicant:
                     if not isinstance(mesh_error, Unavailable):
                         raise mesh_error from error
                     self._note_wait(str(mesh_error))
-                    # Twice the pause between two surveys, because each try first repeats the checks of the server.
-                    await asyncio.sleep(2 * POLL_S)
+                    await asyncio.sleep(2 * POLL_S)  # longer than between surveys: each attempt checks the server again
         finally:
             await client.aclose()
 

@@ -59,8 +59,7 @@ PIECE_BYTES = 1 << 14
 PIECE_END_OFFSETS = (PIECE_BYTES * 4 // 8, PIECE_BYTES * 5 // 8, PIECE_BYTES * 7 // 8)
 #: A body longer than PIECE_BYTES that is no list of objects is parsed uncut if it is within these three bounds: of its
 #: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings. Parsing takes longest
-#: for a text with many of these, and holds the event loop meanwhile. With larger bounds, one body holds it for longer;
-#: with smaller ones, more bodies are refused.
+#: for a text with many of these, and holds the event loop meanwhile.
 MOST_BYTES_UNCUT, MOST_QUOTES_UNCUT, MOST_SIGNS_UNCUT = 1 << 19, 50_000, 100
 #: Most items of a list that are checked before the event loop runs again: more hold it longer, fewer cost more turns.
 SLICE_ITEMS = 100
@@ -307,6 +306,10 @@ def _deep_nesting_or_problem(text: bytes, status: int, detail: str) -> Problem:
 
 
 def _has_few_values(text: bytes) -> bool:
+    """Return whether a text is within the bounds MOST_…_UNCUT.
+
+    With larger bounds, one body would hold the event loop for longer; with smaller ones, more bodies would be refused.
+    """
     if len(text) > MOST_BYTES_UNCUT or text.count(b'"') + text.count(b"\\") > MOST_QUOTES_UNCUT:
         return False
     outside_strings = _STRING_LITERAL.sub("", text.decode("utf-8", "replace"))
