@@ -8,12 +8,12 @@ import httpx
 import psutil
 import pytest
 
-from quart_app.local.caddy import Site, balancer, caddy
+from quart_app.local.caddy import Site, balancer, find_caddy
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(caddy() is None, reason="no Caddy here")
+pytestmark = pytest.mark.skipif(find_caddy() is None, reason="no Caddy here")
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
