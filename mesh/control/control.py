@@ -85,7 +85,7 @@ class Control:
         body = encode(error_body(Cancelled("an operator cancelled this request")))
         words = (id, actor.name, actor.source, keys.AUDIT_KEPT, Cancelled.code, body)
         cancelled = await CANCEL.run(self._redis, [keys.BOOKS, keys.AUDIT, *self._streams], *words)
-        return (str(cancelled[0]), str(cancelled[1])) if cancelled else None
+        return (str(cancelled[0]), str(cancelled[1])) if cancelled else None  # the answer of cancel.lua
 
     async def drain(self, replica: str, actor: Actor) -> bool:
         """Ask a replica, by its name, to drain and leave; return False if it is not live or is leaving already."""

@@ -187,7 +187,7 @@ class Log:
         text = json.dumps(body, ensure_ascii=False)
         end_of_former = ("", "") if instead_of is None else (instead_of.log, instead_of.number)
         answer = await self._run(FOUND, identity, number, least_ms, self.writer, text, *end_of_former)
-        return Position(identity, number, answer[0]) if answer else None
+        return Position(identity, number, answer[0]) if answer else None  # found.lua answers {id of the entry}, or {}
 
     async def append(
         self, op: str, body: Any, *, reader_at: Position, write: str, floor: int = 0, within_ms: int = 0

@@ -156,7 +156,7 @@ class Quota:
 
     async def look(self) -> Allowance:
         """Return the allowance as it is now."""
-        return (await self._run(LOOK))[1]
+        return (await self._run(LOOK))[1]  # the first part, a verdict, is for `reserve`
 
     async def _record_outcome(self, reservation: Reservation, outcome: str, retry_ms: int = 0) -> Allowance:
         """Record an outcome, and return the allowance. Only the outcome `refused` uses `retry_ms`."""

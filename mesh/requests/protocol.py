@@ -119,6 +119,7 @@ def decode_object(text: str) -> Body:
 
 def operation_of(flat: Sequence[str]) -> str:
     """Return the operation that an entry names; "" if it names none. The consumer then knows how to decode the body."""
+    # Our scripts write the operation first. An entry that was written by hand may have it at another place.
     return flat[1] if flat[0] == "op" else fields_of(flat).get("op", "")
 
 

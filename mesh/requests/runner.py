@@ -328,7 +328,7 @@ class Runner:
         # `pause_ms` is None if no try is left: then it does not matter here.
         is_too_late = request.deadline != NEVER and self._host.now_ms() + (pause_ms or 0) >= request.deadline
         if pause_ms is None or is_too_late:
-            return Outcome.HOPELESS, self._log_crash(work, error)[1]
+            return Outcome.HOPELESS, self._log_crash(work, error)[1]  # the reason, without its outcome
         work.pause_ms = pause_ms
         reason = describe(error)
         log.warning("try failed", op=request.op, id=request.id, tries=failed_tries, pause_ms=pause_ms, reason=reason)

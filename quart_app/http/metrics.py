@@ -210,6 +210,7 @@ async def _read_stream_states(replica: Mesh) -> dict[str, StreamState]:
         pipeline.xrange(name, count=1)
     (seconds, microseconds), *lengths_and_entries = await pipeline.execute()
     now_s = int(seconds) + int(microseconds) / 1e6
+    # `oldest` has at most one entry: its id, which begins with the ms of its time, and its fields.
     return {
         name.removeprefix(keys.REQUESTS): StreamState(
             length, now_s - int(oldest[0][0].partition("-")[0]) / 1000 if oldest else 0

@@ -28,6 +28,7 @@ async def read(mesh: Mesh, stream: str, group: str) -> Panel:
             raise answer
     stream_info, groups, first_entries = [None if isinstance(answer, Exception) else answer for answer in answers]
     pending_count = next((group_info["pending"] for group_info in groups or () if group_info["name"] == group), 0)
+    # An entry is its id and its fields. The id begins with the ms of the time at which the entry was added.
     return panel_of(
         stream_info,
         pending_count,

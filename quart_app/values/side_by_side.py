@@ -2,7 +2,8 @@
 
 Each process continues from the same state. Curves are random, so two processes run different curves, and any of them
 may find a factor. The first process that finds a factor ends the curves of the others. This may also be a process of
-another replica (see `help`). A slice is half a second of curves in one process, and its result (see `child.Slice`).
+another replica (see `help`). A slice is half a second of curves in one process, and also its result (`child.Slice`). Of
+a result, this module reads the first part: how far the factorisation is.
 """
 
 from __future__ import annotations
