@@ -153,7 +153,11 @@ class RedisSettings(BaseSettings):
     sentinel_master: str = Field("mymaster", description="the name of the master at the sentinels")
     sentinel_username: str = "default"
     sentinel_password: SecretStr | None = Field(None, description="the password of the sentinels, if they have one")
-    connect_timeout_ms: int = Field(1000, ge=50)
+    connect_timeout_ms: int = Field(
+        1000,
+        ge=50,
+        description="longest wait for a connection; a longer one suits a distant server, and delays the next attempt",
+    )
     timeout_ms: int = Field(
         1500,
         ge=50,

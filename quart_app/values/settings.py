@@ -36,10 +36,16 @@ class ValuesSettings(BaseSettings):
     )
     processes: int | None = Field(None, ge=1, description="worker processes for hard numbers; unset: one per core")
     hard_limit: int | None = Field(
-        None, ge=1, description="hard numbers in progress at once; beyond this 503; unset: four for each process"
+        None,
+        ge=1,
+        description="hard numbers in progress at once; beyond this 503; unset: four for each process. With more, some "
+        "would wait for a process until their deadlines",
     )
     brisk_limit: int = Field(
-        256, ge=1, description="numbers that processes compute at once, beside the hard limit; beyond this 503"
+        256,
+        ge=1,
+        description="numbers in the factor pool at once, in addition to the hard limit; beyond this 503. With more, some "
+        "would wait for a process until their deadlines",
     )
     sieve_digits: int = Field(
         95,
