@@ -15,7 +15,8 @@ from quart_app.values.notation import is_small
 from quart_app.values.pool import FactorPool
 
 #: A value is hard if it is expected to take at least this long. For a faster value, a request of its own is not worth
-#: the two round trips that such a request costs.
+#: the two round trips that such a request costs. With a higher number, a value would hold up the other values of its
+#: request for longer.
 HARD_S = 0.05
 #: A computation ends this long before the deadline, so that its answer arrives in time. With less, a busy replica's
 #: answer comes late; more takes time from the computation.

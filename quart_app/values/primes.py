@@ -46,7 +46,8 @@ KEY_PREFIX = "values:primes:"
 #: Pause between two checks of the filter. Each check costs some reads. Until the next check, a filter may be too full,
 #: and then more GETs ask a database that has nothing.
 CHECK_S = 1.0
-#: About how many primes are read from the index at a time. More would block the server and the event loop for longer.
+#: About how many primes are read from the index at a time. More would block the server and the event loop for longer;
+#: fewer would need more reads.
 PRIMES_AT_ONCE = 2000
 #: Most primes with at least this number of digits divide only one value. Primes with fewer digits are called common
 #: here.

@@ -44,8 +44,8 @@ class ValuesSettings(BaseSettings):
     brisk_limit: int = Field(
         256,
         ge=1,
-        description="numbers in the factor pool at once, in addition to the hard limit; beyond this 503. With more, some "
-        "would wait for a process until their deadlines",
+        description="numbers in the factor pool at once, in addition to the hard limit; beyond this 503. With more, "
+        "some would wait for a process until their deadlines",
     )
     sieve_digits: int = Field(
         95,
