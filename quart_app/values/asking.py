@@ -20,7 +20,8 @@ from quart_app.values.together import Together
 #: values of the request are stored.
 MOST_TOGETHER = 32
 #: The most hard values of one client that are put at once. One step of Redis submits their requests, and each request
-#: takes a third of a ms of this step.
+#: takes a third of a ms of this step. With more, a step would hold up the server for longer; with fewer, a client with
+#: many hard values would wait for more steps.
 MOST_HARD = 32
 
 
