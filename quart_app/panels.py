@@ -70,7 +70,7 @@ class ActQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What an act did, as a sentence and as facts."""
+    """What an act did: a sentence for the page, and facts for a client that wants JSON."""
 
     text: str
     facts: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One act of an operator, which the view `view` of the live page offers.
+    """One act of an operator. The view `view` of the live page has the links to it.
 
     The operator types `word`, such as "discard", to confirm the act; "": the button is enough, whose text is `button`.
     `ask` returns the question before the act, and `do` does the act.

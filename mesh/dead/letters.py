@@ -2,15 +2,15 @@
 
     mesh:requests:A --bury.lua--> mesh:dead --replay.lua--> mesh:requests:A
     events:movements -^               |       -------------> events:movements
-                                      +--discard.lua--> gone
+                                      +--discard.lua--> deleted
 
 An act (replay, discard) is a series of steps. Each step is one run of a script: it moves or drops up to `MOST_PER_STEP`
 letters, and records in `mesh:audit` what was done. If the series stops half-way, or an answer is lost, the operator can
 do the act again: it then finds only the letters that are left.
 
-replay.lua also stops at a letter that it cannot put back: the stream has `stream_bound` requests, a later request has
-used the letter's idempotency key, or the stream cannot be written. Until this is changed, or the letter is discarded,
-each repeat stops at the same letter. discard.lua never stops at a letter.
+Of the two scripts only replay.lua can stop at a letter, because it cannot put every letter back: the stream may have
+`stream_bound` requests, a later request may have used the letter's idempotency key, or the stream cannot be written.
+Each repeat stops at the same letter, until the obstacle is gone or an operator discards the letter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from mesh.wire.script import Script
 #: The Lua that both acts share: to read a letter, to walk over the letters, and to record the act in the audit log.
 _COMMON_LUA = ("letter.lua", "walk.lua", "record.lua")
 #: A replayed request takes its idempotency key again, so REPLAY needs the functions for options. A dead letter holds no
-#: idempotency key and no place in a lane: bury.lua has freed both. So DISCARD has nothing to free.
+#: idempotency key and no place in a lane: bury.lua has freed both. So DISCARD has nothing to free. The files of OPTIONS
+#: are in mesh/requests: each name is a path from a folder such as this one.
 REPLAY = Script.beside(__file__, "replay.lua", *_COMMON_LUA, *OPTIONS)
 DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
@@ -44,9 +45,9 @@ MOST_READ_PER_STEP = 1000
 #: Most bytes of each body that are read for a list of letters. More would show more of a long body, and make the list
 #: larger.
 MOST_BODY_BYTES_SHOWN = 1000
-#: Most bytes of a body that are read for one letter. A longer body is cut: that of an event, or that of a request
-#: with many characters beyond ASCII (`MOST_BODY` in mesh/requests counts characters). With a larger number, one read
-#: would keep the server and this process busy for longer.
+#: The most bytes of a body that are read for one letter; a longer body is cut. Only two kinds of bodies can be longer:
+#: those of events, and those of requests with many characters beyond ASCII (`MOST_BODY` in mesh/requests counts
+#: characters). With a larger number, one read would keep the server and this process busy for longer.
 MOST_BODY_BYTES = 16 * 2**20
 #: Matches the id of a stream's entry.
 ID = re.compile(r"\d{1,20}-\d{1,20}")
@@ -98,7 +99,11 @@ class Actor:
 
 @dataclass(slots=True)
 class Report:
-    """What an act did. `problem` says at which letter it stopped early and why, or is ""; the rest is left."""
+    """What an act did.
+
+    An act may stop early: then `problem` says at which letter and why, and this letter and the chosen ones after it
+    are still dead letters. Otherwise `problem` is "".
+    """
 
     #: how many letters were moved or dropped
     done: int = 0
@@ -125,7 +130,8 @@ class DeadLetters:
     ) -> list[DeadLetter]:
         """Return letters from the id `newest` ("+": the last) down to `oldest` ("-": the first).
 
-        There are at most `most` letters, and fewer where bodies are large. Raises redis-py's errors.
+        There are at most `most` letters, and fewer where bodies are large. `body` is the most bytes of each body.
+        Raises redis-py's errors.
         """
         value_lists = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
         return [_parse_letter(values) for values in value_lists]
@@ -142,7 +148,10 @@ class DeadLetters:
         return letters
 
     async def group_like(self, id: str) -> LetterGroup | None:
-        """Return the group of a letter: all letters with its reason and stream, up to this one. None if it is gone."""
+        """Return the group of a letter: all letters with its reason and stream, up to this one.
+
+        None if no letter has this id.
+        """
         found = await self.find(id, body=0)
         return LetterGroup(found.reason, found.stream, id) if found else None
 
@@ -196,6 +205,8 @@ class DeadLetters:
             # again meanwhile, is not replayed twice.
             until = chosen.until if chosen.until != "+" else await self._newest_id()
             return [["-", until, MOST_PER_STEP, MOST_READ_PER_STEP, chosen.reason, chosen.stream]] if until else []
+        # walk.lua takes the named letters without a look at their reason and stream. The two "" let record.lua, which
+        # adds the entry to the audit log, leave out the fields `reason` and `stream`.
         return [
             ["-", "+", MOST_PER_STEP, MOST_READ_PER_STEP, "", "", *ids]
             for ids in _ids_by_step([_checked_id(id) for id in chosen])
@@ -203,7 +214,7 @@ class DeadLetters:
 
     async def _newest_id(self) -> str:
         """Return the id of the newest letter; "" if there are no letters."""
-        newest = await self.look(1, body=0)
+        newest = await self.look(1, body=0)  # a list of at most one letter
         return newest[0].id if newest else ""
 
 

@@ -5,7 +5,8 @@
 -- are few (see `_ids_by_step` in letters.py), and ARGV 3 and 4 and MOST_BYTES_READ bound a walk over a group.
 -- ARGV 1 to 6: id after which to begin ("-": the first letter), last id, most letters to act on, most letters to look at,
 --       reason, stream
--- The ids of named letters are ARGV[first_named] and all later arguments. Without any, the letters of the group are chosen.
+-- The ids of named letters are ARGV[first_named] and all later arguments. They are chosen whatever their reason and stream.
+-- Without any id, the letters of the group are chosen.
 -- Returns how many letters `act` has dealt with, how many named letters are gone, the id after which the next walk begins
 -- ("": there are no more letters), and the text of `act` or ""
 local function is_in_group(letter) return letter.reason == ARGV[5] and letter.stream == ARGV[6] end

@@ -1,23 +1,28 @@
 -- Sends the requests of one tick, and sets the time of the next tick in the same step. So a tick is sent once, even if
 -- several replicas try.
 -- KEYS: schedules, schedule, books
--- ARGV: name of the schedule, tick (ms) that the caller has read, following tick (ms), 1 to send or 0 to leave this tick
---       out, operation, sender, ttl (ms; 0: no deadline), body, 1 to leave this tick out also if a request of the last tick
---       has not ended, definition from which the caller computed the following tick, and the address: a class or "db<n>";
---       or "*" (every live database) and the number of databases
+-- ARGV:
+--   1 to 3    name of the schedule, tick (ms) that the caller has read, following tick (ms)
+--   4         1 to send this tick, 0 to leave it out
+--   5 to 8    of the requests: operation, sender, ttl (ms; 0: no deadline), body
+--   9         1 to leave this tick out also if a request of the last tick has not ended; 0 to send it all the same
+--   10        definition from which the caller computed the following tick
+--   11        address: a class, "db<n>", or "*" for every live database
+--   12        only with "*": the number of databases
 -- Returns how many requests were sent; -1 if the tick is not due or was dealt with already, or if the definition has changed.
 -- The caller, `Waking._send_tick`, logs only a result of 0.
 local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
 local name, tick, following, must_send, op, sender, ttl, body, skips_if_running, definition, to = unpack(ARGV, 1, 11)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- The next tick and the definition that the schedule has now.
+-- The next tick and the definition that Redis has now. The caller's own are `tick` and `definition`.
 local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition'))
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
--- The noted entry of a request may be gone although the request has not ended: its limit appended it again, or lets it wait.
--- So it is also looked for by its name: in mesh:later, and in at most MOST_SEARCHED entries of its stream. More would hold up
--- the server for longer, at each tick; a request behind them is not found, and the next one may run beside it.
+-- Returns whether a request of the last tick, whose entry is gone, goes on elsewhere. Its limit may have moved it: to
+-- mesh:later, or to a new entry of its stream. So the function looks for its name in mesh:later, and in at most MOST_SEARCHED
+-- entries of the stream. More would hold up the server for longer, at each tick; a request behind them is not found, and the
+-- next one may run beside it.
 local MOST_SEARCHED = 1000
 local function has_moved(stream, request_name)
   if redis.call('ZSCORE', 'mesh:later', request_name) then return true end

@@ -60,8 +60,9 @@ class Allowance:
     limit: int
     #: how many slots can still be reserved before the block; 0 while the provider is closed
     remaining: int
-    #: when the provider will take requests again, as far as we know; None while it takes them
+    #: the moment at which the provider will take requests again, as far as we know; None while it takes them
     reopens_ms: int | None
+    #: the moment of this allowance
     now_ms: int
     #: how many requests must succeed, one at a time, before many may be sent at once; 0: the allowance is not careful
     caution: int = 0

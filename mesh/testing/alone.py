@@ -35,7 +35,8 @@ T = TypeVar("T")
 
 #: The value of the only lease: epoch 1, and "alone" as the name of its holder.
 ALONE_LEASE = "1 alone"
-#: Most requests that may wait for their time. A mesh has the setting `later_bound` for this; one handler needs no more.
+#: The maximum number of requests that may wait for their time. A mesh has the setting `later_bound` for this; one
+#: handler needs no more.
 LATER_BOUND = 1000
 
 
@@ -63,21 +64,27 @@ class LinkAlone:
         return await (self.own if own else self.shared)("EVAL", script.source, len(key_names), *key_names, *words)
 
     async def commit(self, effects: Effects) -> list[Any]:
-        """Apply a transaction; return its words as commit.lua read them. Raises MeshError if commit.lua refuses it."""
+        """Apply a transaction, and return the list of its words: see `transactions_of`.
+
+        `sent_of` finds in these words what the handler sent, as it does in a mesh. Raises MeshError if commit.lua
+        refuses the transaction.
+        """
         # The command is the one that a replica's link sends: commit.lua names its keys and arguments.
         key_names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
         await self.shared("SET", key_names[0], ALONE_LEASE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
+        # A link needs the two other values, the weight and the choice of a variant, to make batches of several
+        # transactions. Here the complete script gets a batch of one.
         text, _, long_words, _ = effects.wire()
         # Holder, how long Redis keeps the result (ms), database, bus, consumer, number of the batch.
         fixed_words = (ALONE_LEASE, 1000, self._database, self._bus, "alone", 1)
-        # batch.lua reads all words from one JSON list, but for the long ones, which follow it.
+        # batch.lua, a part of commit.lua, reads the words from one JSON list. The long words follow the list.
         command = ("EVALSHA", COMMIT.sha, len(key_names), *key_names, *fixed_words, b"[%b]" % text, *long_words)
         (result,) = decode(await self.shared(*command))
         if result != DONE:
             raise MeshError(f"the commit was refused: {result}")
-        (transaction,) = transactions_of(command)
-        return transaction
+        (transaction_words,) = transactions_of(command)
+        return transaction_words
 
 
 def _answer_at(answers: Sequence[Any], position: int) -> Any:
@@ -96,11 +103,11 @@ class Ran(Generic[R]):
     _database: int
     _link: LinkAlone
 
-    def read(self, place: Readable[T]) -> T:
-        """Return what is stored after the run. `place` is a value, or the field of a hash, of a service's state."""
-        if not isinstance(place, Key | Field):
-            raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
-        stored: T = read_stored(self._link.sync_client, place, self._database)
+    def read(self, key_or_field: Readable[T]) -> T:
+        """Return what is stored after the run, for a value or the field of a hash."""
+        if not isinstance(key_or_field, Key | Field):
+            raise UsageError(f"read() takes a value or the field of a hash, not {key_or_field!r:.100}")
+        stored: T = read_stored(self._link.sync_client, key_or_field, self._database)
         return stored
 
 
@@ -111,9 +118,10 @@ def read_stored(sync_client: Any, key_or_field: Key[Any] | Field[Any], database:
         sync_client.select(database)
     try:
         key = (keys.SHARED if shared else keys.own(database)) + name
+        # `key_or_field.read` sends no command: it decodes the text that the client has read.
         return key_or_field.read(sync_client.get(key) if field is None else sync_client.hget(key, field))
     finally:
-        # Shared keys are read without a SELECT, from database 0: the bus.
+        # Shared keys are read without a SELECT. So the client goes back to database 0, which is the bus by default.
         sync_client.select(0)
 
 
@@ -143,8 +151,9 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
         raise decoded_body
     reply = await (op.handler(tx) if op.body is None else op.handler(tx, decoded_body))
     decoded_reply = op.decode_reply(op.encode_reply(reply).decode())
-    transaction = await link.commit(effects)
-    return Ran(decoded_reply, list(sent_of(transaction, lambda name, text: decode(text))), database, link)
+    # A query, whose `effects` are empty, takes the same way. Its commit writes and sends nothing.
+    transaction_words = await link.commit(effects)
+    return Ran(decoded_reply, list(sent_of(transaction_words, lambda name, text: decode(text))), database, link)
 
 
 async def _prepare(link: LinkAlone, state: Mapping[Any, Any], database: int) -> None:

@@ -96,7 +96,7 @@ def transactions_of(command: Sequence[Any]) -> list[list[Any]]:
 
 
 def op_of(transaction: Sequence[Any]) -> str:
-    """Return the operation of the request to which a transaction belongs; "" if it belongs to none."""
+    """Return the operation of a transaction's request; "" if it belongs to none. `transaction` has its words."""
     return str(transaction[4])  # words 2, 3 and 4: reply stream, name and operation
 
 

@@ -108,8 +108,9 @@ async def _chosen_letters(replica: Mesh, fields: ActFields) -> ChosenLetters:
         if not (ids := fields.get("ids", "").split()):
             raise Refused("name letters by their ids, or a group of them by `like`")
         return ids
-    # An act handles the newest letter of a group last. So if this letter is gone, the whole group is gone. Then the act
-    # gets this one id, and the report counts it as gone.
+    # An act on a group goes from the oldest letter to the newest. So if the newest one does not exist any more, such an
+    # act has already handled the whole group. Then the present act gets this one id, and its report says that the
+    # letter was gone. It says the same, and leaves the rest of the group, if an act has handled this one by its id.
     return await _dead_letters(replica).group_like(fields["like"]) or [fields["like"]]
 
 
@@ -186,8 +187,8 @@ async def _ask_pause(replica: Mesh, fields: ActFields) -> ActQuestion:
     )
     return ActQuestion(
         f"Pause {shortened(op, MOST_CHARACTERS)}?",
-        "Every replica will refuse its calls with 503 until you resume it. Requests to a class wait until then if no "
-        f"caller waits for them; requests to a database go on.{warning}",
+        "Until you resume it, every replica refuses its calls with 503. A request that no caller waits for is parked "
+        f"until then if it was sent to a class. If it was sent to a database, it still runs.{warning}",
         fields,
     )
 
@@ -211,7 +212,7 @@ async def _resume(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
 async def _ask_cancel(replica: Mesh, fields: ActFields) -> ActQuestion:
     return ActQuestion(
         f"Cancel the request {shortened(fields.get('id', ''), MOST_CHARACTERS)}?",
-        "It will have no effect, and its caller gets an error. A replica that works on it stops.",
+        "It will have no effect, and its caller gets an error. If a replica works on it, the replica stops this work.",
         fields,
     )
 
@@ -253,7 +254,8 @@ async def _drain(replica: Mesh, fields: ActFields, actor: Actor) -> Done:
 
 
 #: The acts on the mesh itself, by name. `LivePage` adds those of the services (`Service.acts`). The four texts of each
-#: act are its name, the text of the button, the word that the operator must type ("": none), and its view.
+#: act are its name, the text of the button, the word that the operator must type ("": none), and the view with the
+#: links to the act. The pages of the act have links back to this view. The view of services lists the replicas, too.
 ACTS = {
     act.name: act
     for act in (

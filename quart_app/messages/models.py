@@ -60,8 +60,8 @@ NewPassword = Annotated[
     AfterValidator(_password_unless_weak),
     Field(json_schema_extra={"minLength": MIN_PASSWORD, "maxLength": MAX_PASSWORD}),
 ]
-#: A password that is only compared with a hash. Only its length has a maximum; the comparison decides about the
-#: rest.
+#: A password that is only compared with a stored hash. It may be short or easy to guess: such a password does not match
+#: the hash. Only one that is too long is refused here.
 GivenPassword = Annotated[
     SecretStr,
     AfterValidator(_password_unless_too_long),
@@ -85,7 +85,7 @@ class Registration(_StrictBody):
 
 
 class Login(_StrictBody):
-    """A login. An invalid address becomes "", which no account has. So the answer is that for an unknown address."""
+    """A login. An invalid address becomes "", which no account has, so it gets the same 401 as an unknown address."""
 
     email: Annotated[
         str,
@@ -136,6 +136,7 @@ class Profile(BaseModel):
 class IdempotencyKeyHeader(BaseModel):
     """A name for the message. A message sent again with its name gets the same answer and is not delivered twice."""
 
+    # This model only documents the header. `_read_idempotency_key` in routes.py reads it and checks its characters.
     key: str | None = Field(
         None, alias="Idempotency-Key", description="1 to 255 printable characters, new for each message"
     )
@@ -146,6 +147,7 @@ class NewMessage(_StrictBody):
 
     # With a larger bound of the length, the messages in progress may need more memory.
     message: Annotated[str, StringConstraints(min_length=1, max_length=10_000), Field(examples=["hello"])]
+    # The upper bound is the setting MESSAGES_MAX_WAIT_MS, which the route checks: a model does not know the settings.
     max_wait_ms: int = Field(default=0, ge=0, description="wait this long for the free provider instead of paying")
 
 
@@ -161,6 +163,7 @@ class QuotaShown(BaseModel):
     def of(cls, allowance: Allowance) -> QuotaShown:
         if allowance.reopens_ms is None:
             return cls(limit=allowance.limit, remaining=allowance.remaining, blocked_until=None, retry_after=None)
+        # `reopens_ms` is a moment of Redis's clock, and `retry_after_ms` a time from now.
         reopens_at = datetime.fromtimestamp(allowance.reopens_ms / 1000, UTC).isoformat(timespec="milliseconds")
         return cls(
             limit=allowance.limit,
