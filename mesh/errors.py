@@ -1,7 +1,7 @@
 """The errors of the mesh. The first line of a class's docstring is what a user reads if an error has no other text.
 
-Every error has a `code`. If an error answers a request, its code travels as the `status` of the reply, so the caller in
-another process gets an error of the class that the worker raised. The facts of an error travel, too: `facts` holds
+Every error has a `code`. If an error answers a request, its code travels as the `status` of the reply. So the caller in
+another process gets an error of the same class. The facts of an error travel, too: `facts` holds
 them. Facts that a subclass of Refused annotates are also attributes of its errors.
 """
 

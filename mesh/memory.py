@@ -7,8 +7,8 @@ except for scripts that may exceed `maxmemory`. These store nothing that stays (
     0 ----------- maxmemory - reserve ----------- maxmemory ------------------------------
       everything                 all but new data           reads, logins, settlement, renewal
 
-Each replica looks twice a second: it asks the server how much memory is used. To the answer it adds the bytes that it
-has stored since the look before the last one, because the last answer may lack a commit that was under way then. If
+Each replica looks twice a second: it asks the server how much memory is used. The answer may lack a commit that is
+under way. So the replica adds the bytes that it has stored since the look before the last one. If
 several replicas store at the same time, they may use some of the reserve. They do not take the memory beyond
 `maxmemory`, because the script of a large batch compares the memory itself (`room.lua`).
 

@@ -32,8 +32,9 @@ OTHER_NAMES = frozenset(
 #: if it is called redis or mesh.
 CONTAINER_VARIABLES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
 #: How similar a name must be to a known name to count as a misspelling of it. `difflib` measures this: 0 for nothing in
-#: common, 1 for equal names. A name of four or more letters is similar enough if it has one letter too many, a name of
-#: eight or more also if one letter is wrong. A smaller number would take names of other programs for misspellings.
+#: common, 1 for equal names. A name of four or more letters is similar enough if it has one letter too many. A name of
+#: eight or more is also similar enough if one letter is wrong. A smaller number would take names of other programs for
+#: misspellings.
 LEAST_SIMILARITY = 0.86
 #: The words of every sentence about an unknown name; `mesh up` looks for them in the output of this module.
 NO_SETTING = "is no setting"

@@ -31,8 +31,8 @@ from quart_app.settings import AppSettings
 #: Bytes of lines that may wait for the stream. With more, a longer stall of the reader loses no line, but each process
 #: may need as much more memory.
 MOST_BYTES = 4 << 20
-#: Most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream. With
-#: larger numbers, a line tells more, and one request can fill more of the log.
+#: The most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream.
+#: With larger numbers, a line tells more, and one request can fill more of the log.
 MOST_TEXT, MOST_TRACEBACK = 2000, 20_000
 #: How long the end of the process waits until the last lines are written. If nobody reads the log, a longer wait delays
 #: the end; after a shorter one, more lines may be lost.

@@ -3,7 +3,7 @@
 -- an entry to the audit log. If a replica works on the request, its commit is refused from now on. The replica learns
 -- of this when it next keeps its entries alive.
 -- KEYS: books, audit log, stream, ...   (all possible request streams)
--- ARGV: id, actor, address of the actor, most entries of the audit log, status and body of the reply
+-- ARGV: id, actor, address of the actor, maximum length of the audit log, status and body of the reply
 -- Returns {stream, op}; nothing if no stream has an entry with this id. Streams can have entries with the same id: then the
 --       first of these streams counts
 local books_key, audit_key = KEYS[1], KEYS[2]
@@ -25,8 +25,9 @@ for k = 3, #KEYS do  -- the request streams
     redis.pcall('HINCRBY', books_key, 'cancelled', 1)
     options.ended(fields, {status = status, body = body, from = actor, asked = id})
     local reply_to, op = fields.reply_to or '', fields.op or ''
-    -- The field `reply_to` of an entry that was written by hand may name any key, so only a stream of replies gets the reply.
-    -- 13 is the length of the prefix. XADD fails if that key is not a stream: then no caller can read a reply there.
+    -- An entry that was written by hand may name any key in its field `reply_to`. So only a stream of replies gets the reply;
+    -- 13 is the length of the prefix of such streams. XADD fails if that key is not a stream. Then no caller can read a reply
+    -- there.
     if string.sub(reply_to, 1, 13) == 'mesh:replies:' then
       redis.pcall('XADD', reply_to, 'NOMKSTREAM', '*', 'request', fields.request or '', 'op', op, 'from', actor,
         'status', status, 'forwards', '0', 'body', body, 'asked', id)

@@ -3,7 +3,7 @@
 -- time, the demand expires.
 -- KEYS: audit log. The roster row is not in KEYS: EVALSHA needs the right to write all KEYS, and a replica may only
 --       read the rows of others.
--- ARGV: replica, time until the demand expires (ms), actor, address of the actor, most entries of the audit log,
+-- ARGV: replica, time until the demand expires (ms), actor, address of the actor, maximum length of the audit log,
 --       database of the replica
 -- Returns 1 if the replica was asked; 0 if the roster row of the database is of another replica, or the replica leaves
 -- already

@@ -38,7 +38,10 @@ MOST_ENTRIES_SEARCHED = 200
 
 @dataclass(frozen=True, slots=True)
 class JourneyStep:
-    """One request on its way, or the part of a gather for one database. Times are ms of Redis's clock, 0 if unknown.
+    """One request on its way, or the part of a gather for one database.
+
+    `accepted_ms` and `answered_ms` are moments in ms of Redis's clock, and `took_us` is how long the worker took (µs);
+    each is 0 if it is not known.
 
     `status` is "waiting", "in hand" (a replica works on the request), "given up", or the status of the reply: "ok", or
     the code of an error. `id` is the id of the request's entry, and `call` its X-Request-Id. `key` is the name that
@@ -187,7 +190,7 @@ def _moment_ms(id: str) -> int:
 
 
 def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
-    """Return requests in groups: all parts of a gather are one group. The order is that of the requests."""
+    """Return requests in groups: all parts of a gather are one group. Groups keep the order of their first requests."""
     groups: dict[str, list[JourneyStep]] = {}
     for step in steps:
         groups.setdefault(step.group, []).append(step)

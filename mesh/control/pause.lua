@@ -3,7 +3,7 @@
 -- renewal. When an operation is resumed, its parked requests are due since the time of their acceptance. So a replica
 -- wakes them, in this order, as soon as a renewal tells it that something is due.
 -- KEYS: paused operations, audit log, parked requests of the operation, later
--- ARGV: 1 to pause or 0 to resume, operation, actor, address of the actor, most entries of the audit log
+-- ARGV: 1 to pause or 0 to resume, operation, actor, address of the actor, maximum length of the audit log
 -- Returns 1 if this changed the state of the operation, else 0
 local paused_key, audit_key, parked_key, later_key = unpack(KEYS)
 local is_pause, op, actor, source = ARGV[1] == '1', ARGV[2], ARGV[3], ARGV[4]

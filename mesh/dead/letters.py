@@ -36,14 +36,14 @@ REPLAY = Script.beside(__file__, "replay.lua", *_COMMON_LUA, *OPTIONS)
 DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 
-#: Most letters that one step moves or drops. The server needs about 2 ms for so many. More would hold up other work for
-#: longer; fewer need more trips.
+#: The most letters that one step moves or drops. The server needs about 2 ms for so many. More would hold up other work
+#: for longer; fewer need more trips.
 MOST_PER_STEP = 250
-#: Most letters that one step reads to find those of its group. Without this bound, a step would read all letters if few
-#: of them are of the group, and the server does nothing else meanwhile.
+#: The most letters that one step reads to find those of its group. Without this bound, a step would read all letters if
+#: few of them are of the group, and the server does nothing else meanwhile.
 MOST_READ_PER_STEP = 1000
-#: Most bytes of each body that are read for a list of letters. More would show more of a long body, and make the list
-#: larger.
+#: The most bytes of each body that are read for a list of letters. More would show more of a long body, and make the
+#: list larger.
 MOST_BODY_BYTES_SHOWN = 1000
 #: The most bytes of a body that are read for one letter; a longer body is cut. Only two kinds of bodies can be longer:
 #: those of events, and those of requests with many characters beyond ASCII (`MOST_BODY` in mesh/requests counts

@@ -7,8 +7,11 @@
 --       reason, stream
 -- The ids of named letters are ARGV[first_named] and all later arguments. They are chosen whatever their reason and stream.
 -- Without any id, the letters of the group are chosen.
--- Returns how many letters `act` has dealt with, how many named letters are gone, the id after which the next walk begins
--- ("": there are no more letters), and the text of `act` or ""
+-- Returns four values:
+--   how many letters `act` has dealt with
+--   how many named letters do not exist any more
+--   the id after which the next walk begins; "" if there are no more letters
+--   the text of `act` that ended the walk, or ""
 local function is_in_group(letter) return letter.reason == ARGV[5] and letter.stream == ARGV[6] end
 
 local function walk_named(first_named, act)

@@ -174,6 +174,7 @@ def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[st
     for code, error in errors.items():
         facts = {name: schemas.add(f"{code}.{name}", schema) for name, schema in error["facts"].items()}
         payload = {"type": "object", "properties": {"detail": _STRING, **facts}, "required": ["detail", *facts]}
+        # None: the replies with this error may belong to any operation.
         headers = _make_headers(None, _REPLY_FIELDS, {"const": code})
         messages[_FORBIDDEN_CHARACTER.sub("_", code)] = {
             **_make_message(code, headers, payload),

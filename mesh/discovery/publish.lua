@@ -2,9 +2,10 @@
 -- Writes which operations a replica serves. Removes the operations that no live replica serves any more, and lets their
 -- schedules rest: no replica wakes for them.
 -- KEYS: operations, served, schedules
--- ARGV: number of databases, digest of the replica's table of operations, 1 to overwrite definitions or 0 to write only
---       missing ones, then operation, definition, ... With 0 and without operations, the script writes nothing of the
---       replica's own.
+-- ARGV:
+--   1, 2     number of databases, digest of the replica's table of operations
+--   3        1 to overwrite definitions, 0 to write only missing ones
+--   from 4   operation, definition, ... With 0 and without operations, the script writes nothing of the replica's own.
 -- Returns 1 if the table of this digest and the definition of each of its operations are in Redis, else 0
 local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
 local database_count, digest, overwrite = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
@@ -31,8 +32,9 @@ for i = 4, #ARGV, 2 do
 end
 if #own_ops > 0 or overwrite then redis.call('HSET', served_key, digest, table.concat(own_ops, ' ')) end
 
--- `live_digests` names the tables of live replicas, and `live_ops` has the operations in these tables.
-local live_digests, live_ops, gone_tables, all_are_known = {[digest] = true}, {}, {}, true
+-- `live_digests` names the tables of live replicas, and `live_ops` has the operations in these tables. No live replica has one
+-- of the `unused_tables`.
+local live_digests, live_ops, unused_tables, all_are_known = {[digest] = true}, {}, {}, true
 for n = 0, database_count - 1 do
   local replica, row_digest = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
   if row_digest then live_digests[row_digest] = true end
@@ -45,12 +47,12 @@ for i = 1, #digests_and_tables, 2 do
     each_op(digests_and_tables[i + 1], function(op) live_ops[op] = true end)
   else
     redis.call('HDEL', served_key, digests_and_tables[i])
-    gone_tables[#gone_tables + 1] = digests_and_tables[i + 1]
+    unused_tables[#unused_tables + 1] = digests_and_tables[i + 1]
   end
 end
--- A release that is gone may have written these definitions, so they are deleted even if live replicas serve the operation,
--- too. At their next sweep these replicas write their own definition. So no definition is lost for long.
-for _, ops_text in ipairs(gone_tables) do
+-- A release of which no replica is left may have written these definitions. So they are deleted even if live replicas serve the
+-- operation, too. At their next sweep these replicas write their own definition, so no definition is lost for long.
+for _, ops_text in ipairs(unused_tables) do
   each_op(ops_text, function(op) redis.call('HDEL', operations_key, op) end)
 end
 for _, op in ipairs(redis.call('HKEYS', operations_key)) do

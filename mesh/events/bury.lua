@@ -5,7 +5,7 @@
 -- `body`, the body of its letter is a JSON object with all of the event's fields. The field `encoded` of the letter is then
 -- "fields", and a replay reads the fields of the event from this object.
 -- KEYS: stream, dead letters
--- ARGV: group, id, reason, deliveries, most dead letters kept
+-- ARGV: group, id, reason, deliveries, maximum length of the dead letters
 -- Returns 1 if the event was buried, 0 if it was settled before
 local stream, dead_key = KEYS[1], KEYS[2]
 local group, id, reason, deliveries, most_kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]

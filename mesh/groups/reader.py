@@ -24,8 +24,8 @@ BLOCK_MS = 250
 #: reads again after at most BLOCK_MS while it can reach Redis. A longer time keeps the names of dead consumers for
 #: longer. If a shorter one deletes a running consumer, its next read creates it again.
 SILENCE_MS = 60_000
-#: Most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while. More
-#: would need a longer command, and the server does nothing else meanwhile.
+#: The most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while.
+#: More would need a longer command, and the server does nothing else meanwhile.
 MOST_HANDED_BACK = 10_000
 
 #: The fields of an entry, by name.

@@ -1,10 +1,12 @@
 -- Appends one entry to a log, with the next number and an id above all others. The newest entry has the identity of the log
 -- and the number of all entries so far. So no key beside the stream can be lost or disagree with it.
 -- KEYS: the stream of the log
--- ARGV: identity of the log that the writer follows, number of the last entry that it has read, least ms of the id, time
---       until which the entry may be appended (ms; 0: no limit), op, writer, the writer's name for the entry, body
--- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. `Log.append` has an error for each
--- reason:
+-- ARGV:
+--   1, 2     identity of the log that the writer follows, number of the last entry that the writer has read
+--   3        the lowest time (ms) with which the new entry's id may begin
+--   4        time until which the entry may be appended (ms; 0: no limit)
+--   5 to 8   of the new entry: op, writer, the writer's name for it, body
+-- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. The reasons are:
 --   missing    there is no log
 --   replaced   it is another log
 --   rewound    it ends before what the writer has read

@@ -2,8 +2,12 @@
 -- nobody has the state with which it began. The caller's state has all entries of that log up to one that it names. The log
 -- is replaced only if this is still the newest entry, so no entry is lost.
 -- KEYS: the stream of the log
--- ARGV: identity of the new log, number of its founding entry, least ms of the id of this entry, writer, body, identity of
---       the log that may be replaced or "", number of the newest entry that the caller has of it or ""
+-- ARGV:
+--   1        identity of the new log
+--   2, 3     of its first entry: number, and the lowest time (ms) with which its id may begin
+--   4, 5     of its first entry: writer, body
+--   6, 7     of the log that may be replaced: identity, number of the newest entry that the caller has. Both are "" if no log
+--            may be replaced
 -- Returns {id}, or {} if there is a log already
 -- Redis refuses this script when memory is full, because the script stores an entry.
 local log, identity, number, least_ms = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])

@@ -43,7 +43,7 @@ TRIM = Script.beside(__file__, "trim.lua")
 
 #: The operation of the first entry of a log.
 FOUNDED = "founded"
-#: Most entries in one answer of Redis. More entries would keep the server busy for longer; fewer cost more trips.
+#: The most entries in one answer of Redis. More entries would keep the server busy for longer; fewer cost more trips.
 MOST_ENTRIES = 256
 #: How long a reader waits for new entries before it checks that the log is still the same. A lost or replaced log is
 #: noticed within this time even if nobody appends. A shorter time costs Redis more reads.

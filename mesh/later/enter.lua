@@ -2,7 +2,7 @@
 -- Applies the limit of an operation to a request that came without the limit. Takes the request from its stream, and then
 -- appends it again or lets it wait, as the limit says.
 -- KEYS: stream, later
--- ARGV: id, consumer, limit as limits.lua reads it, most requests that may wait
+-- ARGV: id, consumer, limit as limits.lua reads it, maximum number of waiting requests
 -- Returns {"placed", ""}, {"not-mine", ""} if the request is not pending for this consumer, or {code, what the code is
 --       about} if it cannot be placed now; `refusal` of refusals.py knows the codes
 local stream, later_key = KEYS[1], KEYS[2]

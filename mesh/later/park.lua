@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- Moves a request of a paused operation from its stream to mesh:later, where it waits until the operation is resumed.
 -- KEYS: stream, later, paused operations, parked requests of the operation
--- ARGV: id, consumer, operation, most requests that may wait
--- Returns a value of `Parked` (parking.py): parked; goes-on if the operation is no longer paused; full if no more requests
---       may wait; not-mine if the request is not pending for this consumer
+-- ARGV: id, consumer, operation, maximum number of waiting requests
+-- Returns parked; goes-on if the operation is no longer paused; full if no more requests may wait; not-mine if the request
+--       is not pending for this consumer
 local stream, later_key, paused_key, parked_key = unpack(KEYS)
 local id, consumer, op, later_bound = unpack(ARGV)
 -- The replica may not know yet that the pause has ended: it learns of this with its next renewal.

@@ -38,8 +38,8 @@ SCHEDULE = Script.beside(__file__, "schedule.lua")
 TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
 
-#: Most requests that one run of wake.lua moves. The server does nothing else during a run: to move this number takes
-#: some milliseconds. A smaller number needs more runs.
+#: The most requests that one run of wake.lua moves. The server does nothing else during a run: to move this number
+#: takes some milliseconds. A smaller number needs more runs.
 MOST_WOKEN = 256
 #: The replica on database n waits n times this long before it wakes what is due. So usually a single replica does it:
 #: the one on the lowest database. A longer time delays the wake when that replica is away; with a shorter one, several
@@ -54,9 +54,9 @@ REWRITE_S = 30.0
 #: Pause after an error that says that somebody has overwritten a key. publish.lua, which writes some keys anew, runs as
 #: often.
 OVERWRITTEN_PAUSE_S = 5.0
-#: Most entries of each stream among which a cancellation looks for its request. More would hold up the server longer.
-#: A request behind this number of other entries is not found. A cancellation is rare, so it may read more entries than
-#: tick.lua does.
+#: The most entries of each stream among which a cancellation looks for its request. More would hold up the server
+#: longer. A request behind this number of other entries is not found. A cancellation is rare, so it may read more
+#: entries than tick.lua does.
 MOST_SEARCHED = 10_000
 #: For how long Redis remembers that a cancellation succeeded, so that the link's repetition gets the same answer. After
 #: a shorter time, a late repetition would be told that the request has ended already.

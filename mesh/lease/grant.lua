@@ -2,9 +2,13 @@
 -- Grants a database to a replica: writes the new epoch, the lease, the class and the roster row. The caller changes the
 -- Redis user after this script, where possible in the same transaction.
 -- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0), expected
--- ARGV: bus database, database, replica, lease ttl (ms), all classes as one word, class wanted or "", random number for the
---       choice of the class (0: take the class that the fewest replicas have), number of databases, our claim, our format,
---       how long after its lease a holder is expected back (ms), then field, value, ... of the roster row
+-- ARGV:
+--   1 to 4    bus database, database, replica, lease ttl (ms)
+--   5, 6      all classes as one word, class wanted or ""
+--   7         random number for the choice of the class (0: take the class that the fewest replicas have)
+--   8 to 10   number of databases, our claim, our format
+--   11        how long after its lease a holder is expected back (ms)
+--   from 12   field, value, ... of the roster row
 -- Returns {epoch, class, now in ms}, or {} if another replica, another mesh or a newer release came first
 local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local format_key, claim_key, expected_key = KEYS[5], KEYS[6], KEYS[7]

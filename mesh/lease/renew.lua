@@ -5,10 +5,14 @@
 -- database since. Second, the lease cannot have ended by itself before now. This matters because a renewal may lie in a
 -- buffer until its sender is long dead. If a condition does not hold, the lease is lost.
 -- KEYS: lease, roster row, reply stream, expected, paused operations, order to drain, later, schedules
--- ARGV: holder ("<epoch> <replica>"), lease ttl (ms), state, 1 if the server enforces isolation, bus database, database,
---       class, end of the lease (ms) as the holder knows it, how long after its lease the holder is expected back (ms),
---       then field, value, ... of the whole roster row
--- Returns {outcome, now in ms}. The outcome is 1 (renewed), 2 (restored) or 0 (lost), as in holding.py. Unless it is lost, more
+-- ARGV:
+--   1 to 3    holder ("<epoch> <replica>"), lease ttl (ms), state of the replica
+--   4         1 if the server enforces isolation, else 0
+--   5 to 7    bus database, database, class
+--   8         end of the lease as the holder knows it (ms of Redis's clock)
+--   9         how long after its lease the holder is expected back (ms)
+--   from 10   field, value, ... of the whole roster row
+-- Returns {outcome, now in ms}. The outcome is 1 (renewed), 2 (restored) or 0 (lost). Unless the lease is lost, more
 --       follows: when (ms) a request or a schedule is due next, or ""; 1 if the replica should drain, else 0; each paused
 --       operation
 local lease_key, row_key, replies_key, expected_key, paused_key, drain_key, later_key, schedules_key = unpack(KEYS)

@@ -17,8 +17,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 K = TypeVar("K", str, int)
 
-#: Most elements that a guarded read may return, because the commit reads and compares all of them again. With a larger
-#: number, one commit may hold the server for longer.
+#: The most elements that a guarded read may return, because the commit reads and compares all of them again. With a
+#: larger number, one commit may hold the server for longer.
 MOST_ELEMENTS = 1000
 #: Methods of a transaction that queries and snapshots do not have.
 _WRITES = frozenset({"set", "add", "delete", "insert", "put", "remove", "send", "forward"})

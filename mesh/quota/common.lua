@@ -46,8 +46,9 @@ local function last_send_by_ms()
 end
 
 -- Returns when (ms) the provider takes requests again; 0 while it takes them. The block begins when the provider sees the
--- last request that it takes. We know only the latest possible moment of this: when the answer to the request came; or, if
--- the request has no outcome, when it can no longer be sent. While it can still be sent, `now_ms` stands for this moment.
+-- last request that it takes. We know only the latest possible moment of this. It is the moment at which the answer to
+-- the request came. If the request has no outcome, it is the moment from which the request can no longer be sent, and until
+-- then `now_ms`.
 local function reopens_at_ms()
   if blocked_until > 0 then return blocked_until end
   if taken < limit then return 0 end

@@ -20,7 +20,7 @@ Our count may be wrong after doubts, and after the provider has refused a reques
 allowance is careful: senders send one request at a time, so that a wrong count costs one refusal and not many. While
 that request has no outcome, the others get Probing.
 
-All times are those of Redis's clock. Only `Reservation.send_by` uses the clock of this process.
+All moments are of Redis's clock, except `Reservation.send_by`, which is of the clock of this process.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ Verdict = Granted | Probing | Closed
 class Quota:
     """One allowance. All programs that give the same prefix and the same numbers share it.
 
-    A request may be sent within `hold_ms` after its reservation, and not later. A longer time suits slow senders, but
+    After `limit` requests the provider is closed for `block_ms`, counted from the last of them. A request may be sent
+    within `hold_ms` after its reservation, and not later. A longer time suits slow senders, but
     after the death of one the others may wait longer. Each method raises Unavailable when Redis fails.
     """
 

@@ -2,7 +2,7 @@
 -- Gives a request up, in one step: writes the dead letter, answers the caller, acknowledges the request and counts it in the
 -- books. The request ends even when the dead letter or the reply cannot be written, because a key holds another type.
 -- KEYS: books, dead letters, request stream, and the reply stream if there is one
--- ARGV: id, consumer, reason, deliveries, reply status, reply body, most dead letters kept
+-- ARGV: id, consumer, reason, deliveries, reply status, reply body, maximum length of the dead letters
 -- Returns 1 if the request was buried, 0 if it is not pending for this consumer
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, consumer, reason, deliveries, status, body, most_letters = unpack(ARGV)

@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 WATCH_AFTER_S = 0.25
 #: Stands for every live database at once, in place of the name of an address.
 EVERY = "*"
-#: Most requests of one process that wait for replies. This bounds the memory; no process can serve nearly as many.
+#: The most requests of one process that wait for replies. This bounds the memory; no process can serve nearly as many.
 MOST_AWAITED = 50_000
 
 

@@ -72,9 +72,9 @@ local function go_to(target)
   end
 end
 
--- Selects the database of an expectation or a write. Its first word, `word`, begins with "0" for shared keys, which are in the
--- bus database, with "1" for own keys, and with "2" for own keys that are only read. SHARED and OWN are the bytes of "0" and
--- "1".
+-- Selects the database of an expectation or a write. Its first word, `word`, begins with "0" for shared keys; they are in the
+-- bus database. It begins with "1" for own keys, and with "2" for own keys that are only read. SHARED and OWN are the bytes of
+-- "0" and "1".
 local SHARED, OWN = 48, 49
 local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or database) end
 

@@ -36,8 +36,8 @@
 --       the request, by which options.lua finds the idempotency key and the place. The field `kept` is 1 if the answer
 --       is kept for later calls with the key. This verb is the last command of its transaction.
 -- A service adds verbs of its own: its Lua replaces the comment at the end of this file, and puts a function into
--- `verbs` for each verb. A verb that removes data is also put into `frees`: when memory is full, the commit takes the
--- length of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of
+-- `verbs` for each verb. A verb that removes data is also put into `frees`. Then, while memory is full, the commit takes
+-- the length of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of
 -- the reply to tx[head + 8], the word `body` of the list at the top of commit.lua. A verb that can fail although the types
 -- of its keys are right calls pcall, because an error that escapes ends the commit half-way.
 local function make_verbs(keep)
@@ -88,8 +88,8 @@ local function make_verbs(keep)
   end
 
   -- An earlier request with the same idempotency key counts for this one, so nothing is sent. If the earlier
-  -- one has not ended, `wait` notes that this sender wants it done, too. `with` has the options of the request. '0' and
-  -- '' at the end of a call say that it has no deadline, and that no caller waits on a reply stream.
+  -- one has not ended, `wait` notes that this sender wants it done, too. `with` has the options of the request. The last
+  -- two arguments of `wait` and `place` are '0' for no deadline, and '' for no reply stream: no caller waits.
   local function place_request(first, last)
     options = options or make_options()
     local json, name, to, op, from, body = unpack(tx, first + 4, last)

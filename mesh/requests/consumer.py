@@ -66,7 +66,7 @@ log = structlog.get_logger(__name__)
 
 #: The longest backoff after reading or taking over entries failed. Callers wait meanwhile, so it is short.
 LONGEST_PAUSE_S = 0.2
-#: Most entries that one read returns. With more there are fewer trips, but the first one waits until all are decoded.
+#: The most entries that one read returns. More need fewer trips, but the first one waits until all are decoded.
 MOST_READ = 64
 #: An ending consumer waits so long for cancelled handlers, and then logs those that still run. More delays its end.
 CANCELLED_WAIT_S = 1.0

@@ -95,8 +95,8 @@ class InPlace:
     def _run(self, handler: Handler, group: Sequence[Any]) -> tuple[Encoded, list[str], float] | None:
         """Run a handler. Return its transaction, the entry of its reply, and how long it worked (s).
 
-        Return None if it waits or raises, or if the process lacks something: whether somebody serves the requests that
-        it sends, or the body of a reply that the commit writes.
+        Return None if the handler waits or raises. Return None also if this process cannot know something: whether
+        somebody serves the requests that the handler sends, or the body of a reply that the commit writes.
         """
         began = perf_counter()
         host = self._host

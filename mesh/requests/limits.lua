@@ -64,9 +64,9 @@ local function make_limits(options)
   end
 
   -- Returns when (µs) the next request may begin, and the values of `accepted_us` and `begun_us` after it.
-  -- When the server's clock has stepped back, a rate that refuses moves both values back by the same step; otherwise it would
-  -- refuse every request until the clock has caught up. A rate that delays keeps them, because the requests that wait keep
-  -- the times that they got before the step.
+  -- The server's clock may have stepped back. Then a rate that refuses moves both values back by the same step: otherwise it
+  -- would refuse every request until the clock has caught up. A rate that delays keeps them, because the requests that wait
+  -- keep the times that they got before the step.
   local function next_start(interval_us, burst, when_too_soon, lane)
     local accepted_us, written_us, begun_us = read_rate(lane)
     local step_us = when_too_soon == 'refuse' and math.max(written_us - now_us, 0) or 0

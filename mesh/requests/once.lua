@@ -1,5 +1,5 @@
 -- Idempotency keys. All calls of one operation with one key share one request, and get one answer. An answer is a status, a
--- body and some further fields; a reply is the entry that brings the answer to one call. options.lua contains this file, so
+-- body and some further fields. A reply is the entry that brings the answer to one call. options.lua contains this file, so
 -- `options` here is the table that `make_options` fills. Each key is a hash mesh:once:{op}:{key} with these fields:
 --   request                 name of the shared request
 --   sha                     SHA-1 of its body
@@ -29,8 +29,8 @@ local function write_reply(reply_stream, call_name, op, answer)
     answer.status, 'forwards', '0', 'body', answer.body, 'asked', answer.asked, 'db', answer.db or '')
 end
 
--- Returns the state of a key, and the sha and the id of its request; nothing if the key is free; or the error of Redis if it
--- is not a hash. The key is also free if somebody has deleted its open request by hand.
+-- Returns the state of a key, and the sha and the id of its request. Returns nothing if the key is free, and the error of Redis
+-- if it is not a hash. The key is also free if somebody has deleted its open request by hand.
 function once.find(op, key)
   -- `found` has these four fields, in this order.
   local found = redis.pcall('HMGET', redis_key_of(op, key), 'state', 'sha', 'stream', 'id')

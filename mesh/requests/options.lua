@@ -30,8 +30,8 @@ local function make_options()
   end
 
   -- Frees the idempotency key of a request that ends, and its place in its lane. `answer` has the fields status, body, from,
-  -- asked and db of the reply, and goes to all other calls that wait for the request; nil if there is no answer. With
-  -- `keeps_answer`, later calls with the key get the answer, too.
+  -- asked and db of the reply, or is nil if there is no answer. All other calls that wait for the request get this answer.
+  -- With `keeps_answer`, later calls with the key get it, too.
   function options.ended(fields, answer, keeps_answer)
     if not options.has(fields) then return end
     if fields.once then once.ended(fields, answer, keeps_answer) end

@@ -153,8 +153,8 @@ class Request:
     traceparent: str = ""
     #: how many of its tries have failed
     failed_tries: int = 0
-    #: If it has waited for something else than its due time: an id that begins with the time at which it was sent or
-    #: due, because `id` is of a later time. Else "".
+    #: An id that begins with the time at which the request was sent or due. Only a request that has waited for
+    #: something else than its due time has one, because its `id` is of a later time. All others have "".
     first: str = ""
     #: The value that the shared key named by the sender had when the request was sent; "" if it had none. A JSON list
     #: of values if the sender has named several keys. The handler uses the value as if it had read the key, and has to

@@ -214,8 +214,9 @@ class Runner:
     async def _refuse_or_park(self, work: Work) -> OutcomeAndReason | None:
         """Refuse a request of a paused operation if a caller waits for it, or else park it.
 
-        Returns _GO_ON if the pause has ended meanwhile. Returns _GO_ON also for a request without a caller on the
-        stream of our database: it is a part of another request's effect, and the next requests wait for it.
+        Returns _GO_ON, so that the request runs, if the pause has ended meanwhile. Returns _GO_ON also for a request
+        without a caller on the stream of our database. It is a part of another request's effect, and the next requests
+        of the stream wait for it.
         """
         host, request = self._host, work.request
         if request.reply_to:

@@ -35,8 +35,8 @@ from mesh.groups.deliveries import is_last
 DONE = "done"
 #: The request is no longer pending for this consumer.
 NOT_MINE = "not-mine"
-#: An expectation does not hold. Then follow "1" (own keys) or "0" (shared keys), the hash, and the name of the field.
-#: If the key is no hash, the hash is empty, and the name is that of the key.
+#: An expectation does not hold. Then follow three words: "1" (own keys) or "0" (shared keys), the key of the hash, and
+#: the name of the field. For a key that is no hash, the second word is empty, and the third is the key.
 CONFLICT = "conflict "
 #: The transaction would store something while memory is full.
 FULL = "full"

@@ -67,9 +67,8 @@ local BATCH_ARGUMENT = 9
 --[[ batch.lua ]]
 
 -- `request_words` is one flat list with the words of all groups, and `words_to_store` is their number, because all of them
--- count for room.lua. A group begins with HEAD_WORDS words; its requests follow. The request that begins at `at` has its
--- address at request_words[at], its operation at `at + 1`, its name at `at + 2`, its ttl, perhaps with options, at `at + 3`,
--- and its body at `at + 4`.
+-- count for room.lua. A group begins with HEAD_WORDS words; its requests follow. A request has five words, from position `at`
+-- on: its address, its operation, its name, its ttl (perhaps with options), and its body.
 local HEAD_WORDS = 3
 local request_words, words_to_store = words, #words
 

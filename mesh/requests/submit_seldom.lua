@@ -43,8 +43,8 @@ local function holds_data(n)
 end
 
 -- Returns the class of a database and one field of its roster row; nothing if it is not live. All gathers of a batch share
--- `rows`, which has both by field and database, so that a row is read once. pcall: if somebody has overwritten the row with
--- another type, its database counts as not live, and the script goes on.
+-- `rows`, which has both by field and database, so that a row is read once. Somebody may have overwritten the row with another
+-- type. Then `pcall` lets the script go on, and the database counts as not live.
 local rows = {}
 local function class_and_field(n, field)
   local row = rows[field .. n]
@@ -123,8 +123,8 @@ function seldom.refused_by_later(most_waiting)
   if waiting_count >= tonumber(most_waiting) then return 'too-many', '' end
 end
 
--- Submits a request with options. Returns the id of its entry; or "@" and its name if the request waits; or the error of
--- Redis if a request that is due later cannot be stored. A due request comes alone, from `seldom.send`, which makes a refusal
+-- Submits a request with options. Returns the id of its entry, or "@" and its name if the request waits. If a request that is
+-- due later cannot be stored, returns the error of Redis. A due request comes alone, from `seldom.send`, which makes a refusal
 -- of this error. Any other error ends the script, as in `put`: the groups before it stay on their streams.
 local function put_with(with, at, to, request_name, reply_to)
   local op, deadline = request_words[at + 1], deadlines[request_words[at + 3]]

@@ -133,8 +133,8 @@ def begin(span_kind: str, name: str, attributes: Mapping[str, Any]) -> Any:
 def _parent() -> Any:
     """Return the context that makes a new span a child of the span in TRACEPARENT.
 
-    Returns None, which makes it a child of the current span, if TRACEPARENT is not set or names the same trace as the
-    current span: then the current span is the nearer parent.
+    None makes the new span a child of the current span. The result is None if TRACEPARENT is not set. It is also None
+    if TRACEPARENT names the trace of the current span, because then the current span is the nearer parent.
     """
     current_context, parent_traceparent = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
     if (

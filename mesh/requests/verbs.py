@@ -18,8 +18,8 @@ Word = str | int
 #: Checks the arguments of a verb (its words after the key), and returns them as they are sent. Raises ValueError.
 Check = Callable[[Sequence[Word]], Sequence[Word]]
 
-#: Most words of one command, apart from its verb and keys. Lua can pass about 8,000 to a function. The number is even,
-#: so that a pair is never divided.
+#: The most words of one command, apart from its verb and keys. Lua can pass about 8,000 to a function. The number is
+#: even, so that a pair is never divided.
 MOST_COMMAND_WORDS = 4000
 #: Largest value of a counter. Redis's integers have 64 bits, but Lua compares them as doubles, which near 2**63 are
 #: rounded to multiples of 1,024. The bound is 4,096 below 2**63, which is more than this rounding.

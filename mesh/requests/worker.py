@@ -115,7 +115,7 @@ class Worker:
         return frozenset(op for op, handler in self._handlers.items() if not handler.has_effect)
 
     def definitions(self, version: str) -> dict[str, str]:
-        """Return what `mesh:operations` says of each operation: JSON by name. `version` is that of the program."""
+        """Return what `mesh:operations` says of each operation: JSON by name. `version`: the program's version."""
         return {name: encode(_definition(handler, version)) for name, handler in self._handlers.items()}
 
     @property

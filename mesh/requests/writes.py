@@ -98,9 +98,9 @@ _READ_FOR_REPLY_WORD = "2"
 _COUNTER_CHECKS = {"INCRBY": "integer", "HINCRBY": "field"}
 #: The check of a key whose type this transaction itself decides, with an earlier write: there is nothing to check.
 _NO_CHECK = "any"
-#: Checks that are no type: "bounded" is whether `mesh:later` has room, and "placed" is whether the limit and the
-#: idempotency key of a request that is sent allow it now; "passable" is whether the request of the transaction may run
-#: in place. commit.lua makes them for each command, even if the transaction has written the key before.
+#: Checks that are no type. "bounded": `mesh:later` has room. "placed": the limit and the idempotency key of the request
+#: that the command sends allow it now. "passable": the request of the transaction may run in place. commit.lua makes
+#: these checks for each command, even if the transaction has written the key before.
 _CHECKS_BEYOND_TYPES = frozenset(("bounded", "placed", "passable"))
 
 #: A command: its first word (the side, and the checks of its keys), the number of all later words, its verb, its keys,
@@ -130,8 +130,8 @@ class CounterBounds:
     """Bounds for the counters at one key, after the writes of one transaction so far.
 
     A field is "" if the key itself is the counter. A bound is the value that was set, plus all later changes, each
-    without its sign. So the bound is never too small: it also holds if a PEXPIREAT between two writes, with a moment
-    that has passed, deletes the key, and the counter begins again at 0.
+    without its sign. So the bound is never too small. It holds even if a PEXPIREAT between two writes deletes the key,
+    because its moment has passed: then the counter begins again at 0.
     """
 
     def __init__(self, history: Iterable[WriteCommand]) -> None:

@@ -14,8 +14,8 @@ from mesh.wire.connection import WEIGHT_SHIFT
 
 T = TypeVar("T")
 
-#: Most items of one kind that may wait for a round trip. The sender of one more gets Busy. The bound limits the memory
-#: that waiting items take while Redis does not answer.
+#: The most items of one kind that may wait for a round trip. The sender of one more gets Busy. The bound limits the
+#: memory that waiting items take while Redis does not answer.
 MOST_WAITING = 20_000
 
 

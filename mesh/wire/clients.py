@@ -24,8 +24,8 @@ from mesh.errors import Busy
 from mesh.settings import RedisSettings
 from mesh.wire.connection import RedisConnection
 
-#: Most connections of the client that all services of a replica share. While all are in use, a further command waits.
-#: With more, fewer commands would wait, but Redis would have more connections to serve.
+#: The most connections of the client that all services of a replica share. While all are in use, a further command
+#: waits. With more, fewer commands would wait, but Redis would have more connections to serve.
 SHARED_CONNECTIONS = 16
 
 

@@ -25,11 +25,11 @@ Command = tuple[Any, ...]
 _NO_REPLY_YET = object()
 _CLOSED_TEXT = "the connection to Redis was closed"
 
-#: Most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once. With a smaller bound
-#: the next trip would begin sooner, but more commands would be refused as too large.
+#: The most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once. With a smaller
+#: bound the next trip would begin sooner, but more commands would be refused as too large.
 MOST_BYTES = 64 * 2**20
-#: How many of the MOST_BYTES one item of a batch cannot have: they are left for the other arguments of the script that
-#: runs the batch, such as its keys.
+#: This part of the MOST_BYTES is left for the keys and the fixed arguments of the script that runs a batch. An item of
+#: the batch has at most the other bytes.
 _BYTES_FOR_COMMAND = 2**16
 
 _ENCODE = ENCODER.encode

@@ -28,8 +28,8 @@ from mesh.wire.script import BatchScript, Script
 
 T = TypeVar("T")
 
-#: Most words in each batch of a round trip: a script must not hold the server for longer than about 10 ms. A word is
-#: one argument of a command, or one element of the list that a script gets. A long word counts for several
+#: The most words in each batch of a round trip: a script must not hold the server for longer than about 10 ms. A word
+#: is one argument of a command, or one element of the list that a script gets. A long word counts for several
 #: (`weight_of`), so this bounds the bytes, too.
 MOST_WORDS = 20_000
 #: Wait, in seconds, before a failed round trip is sent again. With a shorter wait, the link would try more often while

@@ -31,7 +31,7 @@ from quart_app.settings import AppSettings
 
 #: The user name with which an operator logs in on the live page.
 OPERATOR = "operator"
-#: Most characters of a reason or a name in a question. Both may be very long, and a question must stay readable.
+#: The most characters of a reason or a name in a question. Both may be very long, and a question must stay readable.
 MOST_CHARACTERS = 200
 
 #: The body of a POST with JSON: the same fields as those of a form, but a value may be a list.

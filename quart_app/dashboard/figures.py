@@ -23,12 +23,13 @@ from mesh import Member, Mesh, Missing, keys
 from mesh.control import Control, PausedOperation
 from mesh.dead import DeadLetter, DeadLetters
 
-#: Most rates that are kept for each number. With one look per second these are the rates of the last minute.
+#: The most rates that are kept for each number. With one look per second these are the rates of the last minute.
 KEPT_RATES = 60
 #: A longer gap between two looks of this page ends the history, because the rates of the gap are not known. A smaller
 #: number would end it whenever a few looks are late.
 LONGEST_GAP_MS = 5000
-#: Most dead letters of the last hour that a look reads each second. If there are as many, the page says "50 or more".
+#: The most dead letters of the last hour that a look reads each second. If it reads as many, the page says
+#: "50 or more".
 MOST_DEAD_READ = 50
 HOUR_MS = 3_600_000
 
@@ -64,7 +65,10 @@ class DatabaseFigures:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFigures:
-    """One replica as a reader of a stream."""
+    """One replica as a reader of a stream. `pending` counts the entries that it works on.
+
+    `idle_ms` is the time since it last tried to read or claim entries of the stream.
+    """
 
     replica: str
     pending: int

@@ -5,9 +5,9 @@ from __future__ import annotations
 from mesh.control import LaterRequest, ScheduledOperation, Waiting
 from quart_app.panels import Panel, PanelFigure, PanelItem, counted, duration, shortened
 
-#: Most requests, and most schedules, that are shown; those that are due next come first.
+#: The most requests, and most schedules, that are shown; those that are due next come first.
 MOST_SHOWN = 10
-#: Most characters of the last try's error that are shown.
+#: The most characters of the last try's error that are shown.
 MOST_ERROR_CHARACTERS = 120
 
 

@@ -33,13 +33,13 @@ from quart_app.dashboard.pages import OVERVIEW, SEARCH_FIELDS, VIEWS, Entries, P
 from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
-#: Most answers in the list on the view of requests. More would make each update of the view larger.
+#: The most answers in the list on the view of requests. More would make each update of the view larger.
 MOST_ANSWER_ROWS = 40
-#: Most characters that are used of a reference, or of another text by which the view of requests is searched. What
+#: The most characters that are used of a reference, or of another text by which the view of requests is searched. What
 #: follows them is ignored.
 MOST_SEARCH_CHARACTERS = 200
-#: Most viewers of one replica, because each keeps a connection open. The next viewer is told to try again later, and
-#: the balancer may choose another replica.
+#: The most viewers of one replica, because each keeps a connection open. The next viewer is told to try again later,
+#: and the balancer may choose another replica.
 MOST_VIEWERS = 50
 #: A Referer that names one of the live page's views; `path` is the part that leads back to the view.
 _REFERER = re.compile(r"https?://[^/?#]+(?P<path>/mesh/(?P<view>\w+)(\?[^#\s]*)?)")

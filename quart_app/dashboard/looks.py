@@ -29,7 +29,7 @@ MINUTES_LOOK_S = 10.0
 #: The read of operations counts requests, up to a thousand on each stream. It costs more than the others, so it has a
 #: longer interval.
 OPERATIONS_LOOK_S = 5.0
-#: Most bytes of a dead letter's body that are shown.
+#: The most bytes of a dead letter's body that are shown.
 MOST_BODY_BYTES = 300
 #: Entries of the chosen stream that are shown.
 MOST_SHOWN_ENTRIES = 5
@@ -37,9 +37,9 @@ MOST_SHOWN_ENTRIES = 5
 REPLIES_PER_REPLICA = 20
 #: Entries of the audit log that are shown.
 AUDIT_ENTRIES_SHOWN = 10
-#: Most events that are kept, so that viewers of the same view get the same event. Each view needs one or two of them.
+#: The most events that are kept, so that viewers of the same view get the same event. Each view needs one or two.
 KEPT_EVENTS = 10
-#: Most references whose requests are kept for all viewers. If a viewer asks for one more, all kept ones are dropped.
+#: The most references whose requests are kept for all viewers. If a viewer asks for one more, all are dropped.
 KEPT_REFERENCES = 50
 
 
@@ -66,7 +66,7 @@ class Looks:
         #: held while sections are made. So only the first viewer of a view makes them, and the others find them made.
         self.sections_lock = asyncio.Lock()
         #: the letters of the last read, and the state of their stream at that time: its length, and the number of all
-        #: entries that were ever added to it. The state 0 is that of an empty stream.
+        #: entries that were ever added to it; 0 if the stream is empty
         self._letters: Sequence[DeadLetter] = ()
         self._letters_state: Any = 0
         #: reference to a request -> the read of the requests that it names

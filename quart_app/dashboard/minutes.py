@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from quart_app.dashboard.figures import moment_of
 
-#: Most minutes that the overview shows: one hour.
+#: The most minutes that the overview shows: one hour.
 SHOWN_MINUTES = 60
 MINUTE_MS = 60_000
 

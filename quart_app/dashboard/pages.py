@@ -37,7 +37,7 @@ CHANGING_BLOCKS = {
 SEARCH_FIELDS = ("op", "to", "status")
 #: The id of the element with which a block begins; the page updates the element of this id.
 _ID_OF_ELEMENT = re.compile(r'<\w+[^>]*? id="([^"]+)"')
-#: Most dead letters of a group that are shown, so that the page stays small. The group also says how many there are.
+#: The most dead letters of a group that are shown, so that the page stays small. The group also says how many it has.
 MOST_SHOWN_LETTERS = 20
 
 #: Entries of a stream: the id and the fields of each.

@@ -138,7 +138,7 @@ def _about_paused(figures: Figures) -> Iterator[Note]:
     """Yield a note about the paused operations, if there are any."""
     if figures.paused:
         newest = max(figures.paused, key=lambda operation: operation.since_ms)
-        # Most characters of the names, so that the note stays short.
+        # At most 120 characters of the names, so that the note stays short.
         names = shortened(", ".join(operation.op for operation in figures.paused), 120)
         ago = duration(max(0, figures.at_ms - newest.since_ms))
         text = f"{names}. Calls are refused with 503; last paused {ago} ago by {newest.actor}."
@@ -154,7 +154,7 @@ def _about_dead_letters(figures: Figures) -> Iterator[Note]:
             if found_count >= MOST_DEAD_READ
             else counted(found_count, "dead letter")
         )
-        # Most characters of the reason, so that the note stays short.
+        # At most 120 characters of the reason, so that the note stays short.
         yield Note("dead", letters_phrase, f"in the last hour. Most frequent reason: {shortened(reason, 120)}", "dead")
 
 

@@ -43,12 +43,12 @@ COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 #: Shards (parts of a `Storage`) that one step writes: about 4000 of a million records, which takes about 20 ms. More
 #: would hold up the event loop for longer; fewer need more steps.
 SHARDS_WRITTEN_PER_STEP = 16
-#: Most bytes that one step unpacks. A few packed bytes can unpack to far more, and would make a step long.
+#: The most bytes that one step unpacks. A few packed bytes can unpack to far more, and would make a step long.
 UNPACKED_PER_STEP = 1 << 18
-#: Most bytes of the line of a record. A user id has up to USER_ID_MAX characters of up to 4 bytes, and CSV doubles each
-#: quote in it. The 1024 bytes are more than all numbers and ids of a record need.
+#: The most bytes of the line of a record. A user id has up to USER_ID_MAX characters of up to 4 bytes, and CSV doubles
+#: each quote in it. The 1024 bytes are more than all numbers and ids of a record need.
 MOST_LINE_BYTES = 4 * USER_ID_MAX * 2 + 1024
-#: Most bytes of the first line. It names up to `known_state.LINEAGE_MAX` logs, which take less than 1000 bytes.
+#: The most bytes of the first line. It names up to `known_state.LINEAGE_MAX` logs, which take less than 1000 bytes.
 MOST_HEADER_BYTES = 8192
 #: The `wbits` of zlib for its largest window and a gzip header.
 GZIP_WBITS = 16 + zlib.MAX_WBITS

@@ -1,8 +1,8 @@
 """Appends to the present log what a replica knows of a lost log.
 
 Each field keeps the stamp of the entry that set it, so a newer change in the present log wins. The state that this
-process had itself is always used. A snapshot on disk is used only if the present log continues the snapshot's log, or
-if the snapshot is marked as orphaned: its log was not found when it was written.
+process had itself is always used. A snapshot on disk is used in two cases: the present log continues the snapshot's
+log, or the snapshot is marked as orphaned. It is marked so if its log was not found when it was written.
 """
 
 from __future__ import annotations

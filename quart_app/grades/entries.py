@@ -25,8 +25,8 @@ from quart_app.grades.storage import INDEX_OF_FIELD, Changes
 #: What an entry has as `op`: SET for the change of one grade, CARRY for changes carried over from a lost log.
 SET = "set"
 CARRY = "carry"
-#: Most records in one entry; they take a few dozen kilobytes. Larger entries would hold Redis and the readers longer;
-#: smaller ones need more appends.
+#: The most records in one entry; they take a few dozen kilobytes. Larger entries would hold Redis and the readers
+#: longer; smaller ones need more appends.
 MOST_CARRIED_RECORDS = 200
 
 

@@ -11,7 +11,7 @@ from quart_app.grades import backup, entries
 from quart_app.grades.backup import Header
 from quart_app.grades.storage import FrozenRecords, Storage
 
-#: Most logs that a state names. The first line of each backup names all of them, so their number is bounded. With a
+#: The most logs that a state names. The first line of each backup names all of them, so their number is bounded. With a
 #: smaller number, `carry_over` takes more snapshots of old logs for those of unrelated ones, and leaves them.
 LINEAGE_MAX = 32
 

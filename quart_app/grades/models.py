@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 #: The fields of a grade, in their order in records and backups.
 FIELDS = ("postpaid_limit", "spp", "shipping_fee", "return_fee")
-#: Most characters of a user's id. A higher number makes longer lines in backups (`backup.MOST_LINE_BYTES`).
+#: The most characters of a user's id. A higher number makes longer lines in backups (`backup.MOST_LINE_BYTES`).
 USER_ID_MAX = 255
 
 

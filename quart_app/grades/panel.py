@@ -41,7 +41,7 @@ def panel_of(log_ends: View | None, members: Sequence[Member]) -> Panel:
 
 
 def _item(member: Member, newest_number: int) -> PanelItem:
-    """Return what the live page shows of one replica's grades. `newest_number` is that of the last entry of the log."""
+    """Return what the live page shows of one replica's grades. `newest_number`: the number of the log's last entry."""
     position_text = member.load[POSITION_FIELD]
     if not position_text.isdecimal():
         return PanelItem(member.replica, "restoring", ["It answers 503 until it has the state."], bad=True)

@@ -22,8 +22,8 @@ from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
 
-#: Most bytes that are read at once. The reader takes each piece in a thread, so smaller pieces take more time. Larger
-#: ones take more memory.
+#: The most bytes that are read at once. The reader takes each piece in a thread, so smaller pieces take more time.
+#: Larger ones take more memory.
 CHUNK_BYTES = 1 << 16
 
 #: Checks the header of a backup; raises BadBackup if the caller cannot use the state.

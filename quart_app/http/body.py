@@ -38,13 +38,13 @@ from quart_app.http.request import RequestBody
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-#: Most digits of an integer, and more than any service accepts. A longer one is refused before its conversion, because
-#: the time of a conversion grows with the square of the digits.
+#: The most digits of an integer, and more than any service accepts. A longer one is refused before its conversion,
+#: because the time of a conversion grows with the square of the digits.
 MAX_INTEGER_DIGITS = 4000
 #: More keys than an object of any service has. An object with more keys is refused as a whole, because each unknown key
 #: would be an error of its own.
 MAX_KEYS = 100
-#: Most levels of nested lists and objects, several times as many as any service needs. We set a bound because the
+#: The most levels of nested lists and objects, several times as many as any service needs. We set a bound because the
 #: number of levels that Python's parser can handle depends on its version.
 MAX_DEPTH = 32
 #: A body of up to this many bytes does not wait for its turn: parsing it takes less than 1 ms at worst. With a larger
@@ -57,11 +57,12 @@ PIECE_BYTES = 1 << 14
 #: searched. A place may turn out to be inside a long string, so there are three tries. All are in the second half, so
 #: that no piece but the last is short.
 PIECE_END_OFFSETS = (PIECE_BYTES * 4 // 8, PIECE_BYTES * 5 // 8, PIECE_BYTES * 7 // 8)
-#: A body longer than PIECE_BYTES that is no list of objects is parsed uncut if it is within these three bounds: of its
-#: bytes, of its quotes and backslashes together, and of its signs `[]{},:` outside of strings. Parsing takes longest
-#: for a text with many of these, and holds the event loop meanwhile.
+#: A body longer than PIECE_BYTES that is no list of objects is parsed in one step only within these three bounds. They
+#: limit its bytes, its quotes and backslashes together, and its signs `[]{},:` outside of strings. Parsing takes
+#: longest for a text with many of these, and holds the event loop meanwhile.
 MOST_BYTES_UNCUT, MOST_QUOTES_UNCUT, MOST_SIGNS_UNCUT = 1 << 19, 50_000, 100
-#: Most items of a list that are checked before the event loop runs again: more hold it longer, fewer cost more turns.
+#: The most items of a list that are checked before the event loop runs again. More hold it longer; fewer need more of
+#: its turns.
 SLICE_ITEMS = 100
 #: If a slice has more errors than this, only those of its first wrong item are described. Describing more would hold
 #: the event loop for longer, and make a longer answer.
@@ -120,8 +121,8 @@ _strict_python_decoder = json.JSONDecoder(
 
 _msgspec_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _msgspec_encoder = msgspec.json.Encoder()
-#: The digits of the longest accepted integer, after `_DIGITS_TO_ZEROS` made them zeros. msgspec accepts longer
-#: integers, so a text with such a run of digits is left to Python's parser.
+#: As many zeros as the longest accepted integer has digits; `_DIGITS_TO_ZEROS` makes each digit of a text a zero.
+#: msgspec accepts longer integers, so Python's parser reads a text in which this run is found.
 _LONGEST_DIGIT_RUN = b"0" * MAX_INTEGER_DIGITS
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 #: Seconds without a request after which a connection is closed (`server.configuration` gives this number to Hypercorn's
 #: settings). After a longer time, a client can still reuse its connection; after a shorter time, an idle connection
 #: frees its place sooner. A new connection has only FIRST_REQUEST_S until its first request, because its client should
-#: want to send one now; a connection that is opened only to take a place is closed soon.
+#: want to send one now. So a connection that only takes a place is closed soon.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
 #: If an answer comes before the end of its request, the client may go on sending: for LINGER_S, or LINGER_BYTES. Then
@@ -32,12 +32,12 @@ LINGER_BYTES = 32 << 20
 #: How long a client may leave an answer unread before its connection is cut. A longer time suits slower clients, and
 #: keeps the answers of stalled clients in memory for longer.
 UNREAD_S = 30.0
-#: Most connections beyond MAX_CONNECTIONS or MAX_CONNECTIONS_PER_SOURCE that may wait for their 503 at the same time,
-#: each for up to LINGER_S. Others are cut without it, because each waiting one costs a descriptor.
+#: The most connections beyond MAX_CONNECTIONS or MAX_CONNECTIONS_PER_SOURCE that may wait for their 503 at the same
+#: time, each for up to LINGER_S. Others are cut without it, because each waiting one costs a descriptor.
 MOST_TURNING_AWAY = 200
-#: Most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. With a larger number, other work
-#: waits longer for the event loop; with a smaller one, a long body needs more turns of it. A body in chunks can consist
-#: of very small pieces: each blank line in it ends a piece.
+#: The most pieces (see `Parser.feed`) of one connection's input that are parsed in a row. With a larger number, other
+#: work waits longer for the event loop; with a smaller one, a long body needs more turns of it. A body in chunks can
+#: consist of very small pieces: each blank line in it ends a piece.
 MOST_PIECES_IN_A_ROW = 1000
 #: More bytes than asyncio's stream reader can hold: one read empties its buffer before `Connection` takes its place.
 MORE_THAN_BUFFERED = 1 << 30

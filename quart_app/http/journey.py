@@ -14,15 +14,15 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-#: Most places that an answer names. A gather has no more, because Redis has 16 databases.
+#: The most places that an answer names. A gather has no more, because Redis has 16 databases.
 MOST_PLACES = 16
 #: What a reply must have as the id of its replica, and as a number. Scripts write the replies, but somebody may have
 #: written another text by hand; it must not get into a header.
 _REPLICA_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 
-#: For each reply that the mesh gave while this replica handled one HTTP request: the address of the mesh's request (a
-#: class, or `db` and a number), and the reply's fields.
+#: The replies that the mesh gave while this replica handled one HTTP request. Each is a pair: the address of the mesh's
+#: request (a class, or `db` and a number), and the fields of the reply.
 Trail = Sequence[tuple[str, Mapping[str, str]]]
 
 

@@ -12,15 +12,15 @@ from typing import Protocol
 
 import httptools
 
-#: Most bytes of a head, or of a body in chunks, that llhttp gets at once. Larger pieces cost fewer calls. But a piece
-#: is parsed before the bounds are checked, so this many bytes may exceed them.
+#: The most bytes of a head, or of a body in chunks, that llhttp gets at once. Larger pieces cost fewer calls. But a
+#: piece is parsed before the bounds are checked, so this many bytes may exceed them.
 MOST_PIECE_BYTES = 4096
 #: The end of every head, and of every body of chunks. llhttp refuses line feeds without carriage returns.
 BLANK_LINE = b"\r\n\r\n"
-#: Most bytes of a request's head, or of what stands between two parts of a body in chunks (chunk sizes, trailers). A
-#: larger bound suits longer cookies, and lets each connection hold more memory.
+#: The most bytes of a request's head, or of what stands between two parts of a body in chunks (chunk sizes, trailers).
+#: A larger bound suits longer cookies, and lets each connection hold more memory.
 MAX_HEAD_BYTES = 32 * 1024
-#: Most digits of a Content-Length, so that it fits into 64 bits.
+#: The most digits of a Content-Length, so that it fits into 64 bits.
 MAX_LENGTH_DIGITS = 18
 #: The methods that llhttp knows, except CONNECT and the methods of other protocols.
 METHODS = {

@@ -136,8 +136,8 @@ def from_mesh(error: mesh.MeshError) -> Problem:
 
 def _status_of(error_class: type[mesh.MeshError]) -> int:
     # `default` is for a class without an ancestor in STATUS_OF. A service's own refusal has a code of its own and gets
-    # 409: the service would refuse the same request again, and a 503 would ask the client to repeat it. A plain Refused
-    # gets 503: it may stand for an error of another release, which this one does not know (`mesh.errors.from_wire`).
+    # 409. A 503 would ask the client to repeat a request that the service would refuse again. A plain Refused gets 503:
+    # it may stand for an error of another release, which this one does not know (`mesh.errors.from_wire`).
     default = 409 if issubclass(error_class, mesh.Refused) and error_class.code != mesh.Refused.code else 503
     return next((STATUS_OF[ancestor] for ancestor in error_class.__mro__ if ancestor in STATUS_OF), default)
 

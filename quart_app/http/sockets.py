@@ -87,7 +87,7 @@ def _find_reachable_host(host: str) -> str:
     for family, destination in EXAMPLE_DESTINATIONS.get(host, ()):
         # Connecting a UDP socket sends nothing. It makes the kernel choose our own address for this destination.
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as udp_socket:
-            udp_socket.connect((destination, 9))  # any port would do; 9 is that of the discard protocol
+            udp_socket.connect((destination, 9))  # any port would do; 9 is the port of the discard protocol
             return str(udp_socket.getsockname()[0])
     if host in EXAMPLE_DESTINATIONS:
         # This machine has no network, so only its own processes reach it.

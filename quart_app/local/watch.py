@@ -16,7 +16,7 @@ DATABASE_COUNT = 16
 #: Longest wait for new entries, after which the roster is read again to find the streams of new replicas. A shorter
 #: wait shows their entries sooner, and costs more reads.
 BLOCK_MS = 500
-#: Most characters of a body that are shown, so that an entry fills only a few lines of a terminal.
+#: The most characters of a body that are shown, so that an entry fills only a few lines of a terminal.
 LONGEST_BODY_CHARACTERS = 200
 
 

@@ -5,8 +5,11 @@
 -- KEYS[2]  hash    the account of the administrator who asks
 -- KEYS[3]  set     ids of the active administrators
 -- KEYS[4]  stream  the audit log
--- ARGV     id of the account, id of the administrator, is_active and paid_access (each '0', '1', or '' to keep it),
---          length of the audit log, then the words of its entry
+-- ARGV[1]  id of the account
+-- ARGV[2]  id of the administrator who asks
+-- ARGV[3]  is_active: '0', '1', or '' to keep it
+-- ARGV[4]  paid_access: '0', '1', or '' to keep it
+-- ARGV[5]  maximum length of the audit log; then the words of its new entry follow
 -- Returns done | absent | forbidden | last (the only active administrator cannot be deactivated).
 -- `_raise_if_refused` of users.py has an error for each refusal.
 local account_key, actor_account_key, administrators_key, audit_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

@@ -29,7 +29,7 @@ class SendFree:
 
 @dataclass(frozen=True, slots=True)
 class WaitForFree:
-    """Wait until the free provider opens, then decide again."""
+    """Wait until the free provider opens, then decide again. `wait_ms` is the time until then."""
 
     wait_ms: int
 
@@ -43,7 +43,7 @@ class Pay:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Answer that neither provider can be used."""
+    """Answer that neither provider can be used; the client should try again after `retry_after_ms`."""
 
     retry_after_ms: int
 

@@ -139,8 +139,8 @@ class Delivery:
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     #: the lock that all `Turn` objects share
     _turn_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: whether the last request reached the free provider. While the provider is unreachable, a message passes its turn
-    #: on as soon as it has a slot, so that the other messages do not wait for its time-out
+    #: Whether the last request reached the free provider. While the provider is unreachable, a message passes its turn
+    #: on as soon as it has a slot. So the other messages do not wait for its time-out.
     _free_is_reachable: bool = True
 
     async def close(self) -> None:
@@ -287,8 +287,8 @@ class Delivery:
     async def _should_reserve_again(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
         """Return whether to reserve again instead of paying, because the free provider has opened in the meantime.
 
-        If the message is paid for, log why. A payment while the free provider may be open also counts as avoidable; the
-        log then has `caution`, the number of messages that must go one by one until the count is certain.
+        If the message is paid for, log why. A payment while the free provider may be open also counts as avoidable. In
+        this case the log has `caution`: how many messages must go one by one until the count is certain.
         """
         allowance = await self.quota.look()
         # No request could be sent to the free provider now.

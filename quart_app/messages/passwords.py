@@ -19,7 +19,7 @@ T = TypeVar("T")
 #: Argon2's memory in KiB, passes and lanes (threads of one hash): the least that OWASP advises. Two hashes at once take
 #: 38 MiB.
 MEMORY_KIB, PASSES, LANES = 19_456, 2, 1
-#: Most passwords that wait for each thread. With more, a login would take seconds; 503 is the better answer.
+#: The most passwords that wait for each thread. With more, a login would take seconds; 503 is the better answer.
 MOST_WAITING_PER_THREAD = 16
 
 

@@ -46,7 +46,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """The provider refused the request. `retry_after_ms` is None if it did not say for how long it is closed."""
+    """The provider refused the request. `retry_after_ms`: for how long it is closed; None if it did not say."""
 
     retry_after_ms: int | None
 
@@ -88,7 +88,7 @@ TOO_LATE = "the right to send had ended"
 class _SendingWatch:
     """Watches the sending of one request: stops it if it is too late, and notes whether it has begun.
 
-    `may_send` and `pass_turn_on` are those of `ProviderClient.send`.
+    `may_send` and `pass_turn_on` are the parameters of `ProviderClient.send`.
     """
 
     may_send: Callable[[], bool]

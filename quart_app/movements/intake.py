@@ -15,7 +15,7 @@ from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Event
 from quart_app.movements.store import MovementStore, StoringResult
 
-#: Most characters of the reason that lists the errors of an event. Many errors would otherwise make a long dead letter.
+#: The most characters of the reason that lists the errors of an event. Many errors would make a long dead letter.
 MAX_REASON_LENGTH = 500
 
 

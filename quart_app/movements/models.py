@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 #: The end of the year 9999 in ms, the last time that a datetime can hold.
 LAST_TIME_MS = 253_402_300_799_999
-#: Most items in one event. Billions of events of one product still add up within 64 bits.
+#: The most items in one event. Billions of events of one product still add up within 64 bits.
 MOST_ITEMS = 2**31 - 1
 
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")

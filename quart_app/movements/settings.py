@@ -11,7 +11,7 @@ from sqlalchemy import URL
 from mesh import settings_config
 from quart_app.movements.address import DRIVERS, async_url
 
-#: Most rows in one INSERT. Both databases accept about 32,000 values in a statement, and a row has nine values.
+#: The most rows in one INSERT. Both databases accept about 32,000 values in a statement, and a row has nine values.
 MOST_ROWS = 3000
 
 

@@ -24,7 +24,7 @@ from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.providers.window import Window
 
-#: Most calls that are listed, so that the memory stays bounded. Older ones are dropped, but still counted.
+#: The most calls that are listed, so that the memory stays bounded. Older ones are dropped, but still counted.
 MOST_CALLS_KEPT = 10_000
 
 

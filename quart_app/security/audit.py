@@ -19,7 +19,7 @@ from mesh import keys
 
 log = structlog.get_logger("audit")
 
-#: Most entries that one replica adds to the stream within a second; further events are only logged. So a flood of
+#: The most entries that one replica adds to the stream within a second; further events are only logged. So a flood of
 #: events costs Redis no more than this number of writes per second and replica. A smaller number would keep more
 #: events out of the stream.
 MAX_PER_SECOND = 100

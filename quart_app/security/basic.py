@@ -17,8 +17,8 @@ from quart_app.security.credentials import CredentialLimiter
 #: How long a right password is believed from the same address without asking Redis again. A longer time saves more
 #: trips to Redis, and outlasts a longer failure of Redis.
 BELIEVED_S = 60.0
-#: Most pairs of an address and a password that are believed at once. If there is one more, all others are forgotten:
-#: the next request of each of them then asks Redis again.
+#: The most pairs of an address and a password that are believed at once. If there is one more, all others are
+#: forgotten: the next request of each of them then asks Redis again.
 MOST_BELIEVED = 1024
 
 

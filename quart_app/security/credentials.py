@@ -98,8 +98,8 @@ class CredentialLimiter:
         """Admit one attempt on an account, or raise TooManyAttempts.
 
         `account` is an e-mail address in normal form ("" for an invalid one), or for Basic authentication the name of a
-        login. Callers make the normal form (`normal_email`). `device_id` is that of a device that the account knows,
-        proved by its cookie; None: of no such device. `address` is the network address of the client.
+        login. Callers make the normal form (`normal_email`). `device_id` is the id of a device that the account
+        knows; a cookie has proved it. None: no cookie did. `address` is the network address of the client.
         """
         limits, keys = self._limits, _keys(account, source_of(address), device_id)
         arguments = [

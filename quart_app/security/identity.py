@@ -14,7 +14,7 @@ from quart_app.security.guessable import is_guessable, without_padding
 #: The upper one bounds the cost of normalising and hashing a password.
 MIN_PASSWORD = 8
 MAX_PASSWORD = 256
-#: Most characters of an address. SMTP allows 256 for an address and the angle brackets around it (RFC 5321, section
+#: The most characters of an address. SMTP allows 256 for an address and the angle brackets around it (RFC 5321, section
 #: 4.5.3.1.3).
 MAX_EMAIL = 254
 

@@ -1,7 +1,10 @@
 -- Stores a new job, unless there are too many unfinished jobs, or all kept jobs together take too many bytes.
 -- KEYS: job, kept, open, size (see the head of jobs.py: kept jobs, unfinished jobs, and the bytes of all kept jobs)
--- ARGV: id, bytes of the job, bound of the number of unfinished jobs, bound of the bytes of all kept jobs, ms until the job
---       expires if its work is not sent, then fields of the job: field, text, field, text, ...
+-- ARGV:
+--   1, 2     of the job: id, number of its bytes
+--   3, 4     maximum number of unfinished jobs, maximum number of bytes of all kept jobs
+--   5        time until the job expires if its work is not sent (ms)
+--   from 6   field, text, ... of the job
 -- A replica stores the job with this script, and then sends its work in a commit (`Jobs._send`). That commit moves the job's
 -- expiry, and its scores in `kept` and `open`, to later moments. If the replica dies before, the job expires after these ms.
 -- Returns one of these lists, which `Jobs._admit` reads, with moments in ms:

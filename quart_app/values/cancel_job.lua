@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Deletes an unfinished job for an operator, and adds an entry to the audit log.
 -- KEYS: job, kept, open, size (see jobs.py), audit log
--- ARGV: id, name and address of the actor (the operator), most entries of the audit log
+-- ARGV: id, name and address of the actor (the operator), maximum length of the audit log
 -- Returns {number of values of the job, how many of them have neither factors nor an error yet}; nothing if there is no
 -- such job. If the second number is 0, the job is finished, and the script does not delete it.
 local job_key, kept_key, open_key, kept_bytes_key, audit_key, id = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[1]

@@ -27,7 +27,7 @@ from quart_app.values.chunks import ItemAsked
 from quart_app.values.jobs import PUT
 from quart_app.values.notation import is_small
 
-#: The operation of a put in a lane; the handler is that of PUT.
+#: The operation of a put in a lane; it has the same handler as PUT.
 HARD = "values.put-hard"
 
 #: In the body of a put: the caller knows lanes. It accepts null for a hard value, and then puts the value in its lane.

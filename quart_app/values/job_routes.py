@@ -59,6 +59,7 @@ class JobRoutes:
         await replica.confirm()
         state = "waiting" if job is None else job.state(replica.now_ms())
         if job is not None and state == "done":
+            # The list of results is the whole body: no text comes before or after it.
             return await self._result_response(job, "", "")
         # A failed job gets a 202, too: the client reads the errors at the path of the job.
         response = jsonify({"id": id, "state": state})

@@ -95,7 +95,7 @@ class ValueOutcome(NamedTuple):
 class Job:
     """A job without the values themselves. `left_count` values are neither found nor failed.
 
-    `created_ms` and `deadline_ms` are times on Redis's clock (ms). `part_count` is the number of fields order:{n}.
+    `created_ms` and `deadline_ms` are moments of Redis's clock (ms). `part_count` is the number of fields order:{n}.
     """
 
     id: str
@@ -109,7 +109,7 @@ class Job:
 
     @classmethod
     def parse(cls, id: str, fields: Sequence[str | None]) -> Job | None:
-        """Return the job from the texts of its FIELDS; None if it is gone, or if its work was not sent yet.
+        """Return the job from the texts of its FIELDS; None if it is not stored, or if its work was not sent.
 
         `fields` may be the first eight FIELDS only, as `admit_job.lua` returns them. Then the two missing counts
         are 0.

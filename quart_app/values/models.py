@@ -145,7 +145,7 @@ class ItemsReader:
 
     def _is_plain(self, item: PlainItem) -> bool:
         """Return whether the value is digits without a leading zero, and value and ttl are within the limits."""
-        value, ttl, _ = item
+        value, ttl, _cls = item
         settings = self._settings
         return value.isdigit() and value[0] != "0" and len(value) <= settings.max_digits and ttl <= settings.max_ttl_s
 

@@ -3,8 +3,8 @@
 -- stored all the time from the first part to the last is in at least one part.
 -- KEYS: index, alone   (see store.py)
 -- ARGV: where to begin (what the part before returned, "" at first), about how many primes to read
--- A part begins at "h:" and a cursor of HSCAN (of the hash `alone`), or at "z:" and the last prime that was read from the
--- index; "z:" alone is the start of the index.
+-- The words for where a part begins: "h:" and a cursor of HSCAN (of the hash `alone`); or "z:" and the last prime that was read
+-- from the index. "z:" without a prime is the start of the index.
 -- Returns {where the next part begins ("" if there is none), list of primes, written as in the index}
 local index_key, alone_key, count = KEYS[1], KEYS[2], tonumber(ARGV[2])
 local source, position = string.match(ARGV[1], '^(%a):(.*)$')

@@ -67,8 +67,8 @@ TOO_LARGE_TIMES = 8
 
 #: Reads the primes of the index, some at a time.
 READ_PRIMES = Script.beside(__file__, "primes.lua")
-#: KEYS: alone, index, records (see store.py). Returns how many entries the hash `alone` has, how many the index has,
-#: and the time (ms) at which the last record expires, or a negative number if there are no records.
+#: KEYS: alone, index, records. Returns the number of entries of `alone`, the number of entries of `index`, and the
+#: moment (ms) at which the last record expires; a negative number if there are no records.
 READ_STATE = Script(
     "return {redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2]), redis.call('PEXPIRETIME', KEYS[3])}"
 )

@@ -103,7 +103,8 @@ def _sweep_group(
         record = record_by_value[value]
         if record is None:
             # A drop or an earlier sweep has removed the record. The commit fails if a put writes a new one meanwhile.
-            transaction.expect(records.RECORDS, None, value)  # RECORDS: the key of all records
+            # The arguments are the key of all records, None for "absent", and the field.
+            transaction.expect(records.RECORDS, None, value)
         elif record.expiry_ms <= moment_ms:
             expired[value] = record
         else:

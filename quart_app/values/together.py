@@ -34,8 +34,8 @@ TIME_LIMIT_STEP_MS = 20
 TURNS = 3
 #: A caller waits for the request of its group during this fraction of its time limit. Then it sends its own request:
 #: the group may wait for a stalled replica that only another caller needs. A longer wait leaves too little time for its
-#: own request; a shorter one sends more of them. A full queue is rarely the cause: submit.lua (`refused_by_queue`)
-#: refuses a request if the next unread one of the class has waited for more than a tenth of its time limit.
+#: own request; a shorter one sends more of them. A full queue is rarely the cause of a late
+#: reply: for submit.lua (`refused_by_queue`), a queue is full after a wait of a tenth of the time limit.
 WAIT_FRACTION = 0.25
 #: Longest text of call ids that a request carries, in characters. The mesh drops a longer text altogether
 #: (`tracing.about`).
