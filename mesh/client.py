@@ -70,7 +70,7 @@ class Presence:
     """One presence of a client, with its connections. `run` renews the presence until it ends."""
 
     def __init__(self, settings: MeshSettings, connections: Connections) -> None:
-        self.id = f"{keys.CLIENT_NAME_PREFIX}{secrets.token_hex(4)}"
+        self.id = f"{keys.CLIENT_NAME_PREFIX}{secrets.token_hex(4)}"  # 32 random bits: two equal ids are unlikely
         self._settings = settings
         self._connections = connections
         self._ttl_ms = PRESENCE_TTLS * settings.lease_ttl_ms

@@ -368,7 +368,7 @@ async def join(
     settings = given_or_environment(settings)
     connections = connections or Connections(settings.redis)
     tracing.activate()
-    replica_id = f"replica-{secrets.token_hex(4)}"
+    replica_id = f"replica-{secrets.token_hex(4)}"  # 32 random bits: two equal ids are unlikely
     publication = Publication(worker.definitions(version), " ".join(sorted(worker.readers)))
     row_fields = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.row}
     waiting_applicant = Applicant(settings, connections, replica_id, row_fields)

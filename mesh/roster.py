@@ -32,9 +32,10 @@ _FIELDS_BESIDE_LOAD = {
 class Member:
     """One row of the roster.
 
-    `state` is starting, ready, draining or left. A row stays for a third of the lease's time after the lease has ended,
-    so that requests wait for the next holder. `leased` says whether a replica holds the database now. `since` is when
-    the lease was granted, in ms of Redis's clock. `public` and `private` are host:port.
+    `replica` is the name of the replica, and `state` is starting, ready, draining or left. A row stays for a third of
+    the lease's time after the lease has ended, so that requests wait for the next holder. `leased` says whether a
+    replica holds the database now. `since` is when the lease was granted, in ms of Redis's clock. `public` and
+    `private` are host:port.
     """
 
     database: int

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom,no-writes
 -- Counts the requests on a stream by operation, the oldest first, until one of two bounds is reached.
 -- KEYS: stream
--- ARGV: most entries, most bytes of bodies; mesh/control/operations.py gives both
+-- ARGV: maximum number of entries, maximum number of bytes of bodies; mesh/control/operations.py gives both
 -- Returns {1 if all entries were counted or else 0, and then for each operation: op, how many wait, how many are
 --          worked on}
 local stream, entries_left, bytes_left = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])

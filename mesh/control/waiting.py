@@ -104,6 +104,6 @@ def _to_later_request(
 
 
 def _to_scheduled_operation(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:
-    # The rest says what happens to missed and overlapping ticks.
+    # The other elements say what happens to missed and overlapping ticks.
     cron, tz, each, *_ = json.loads(definition) if definition else ("", "", False)
     return ScheduledOperation(op, cron, tz, bool(each), next_ms, int(last or 0))

@@ -2,7 +2,8 @@
 -- Reads dead letters, the newest first. A body may be large, so the script reads one letter at a time, and returns only the
 -- beginning of its body.
 -- KEYS: dead letters
--- ARGV: newest id ("+": the last letter), oldest id ("-": the first letter), most letters, most bytes of a body to return
+-- ARGV: newest id ("+": the last letter), oldest id ("-": the first letter), maximum number of letters,
+--       maximum number of bytes of a body to return
 -- Returns for each letter {id, kind, stream, reason, op, deliveries, id that the request or event had, name of the request,
 --       bytes of the body, beginning of the body}
 local dead_key, most_body_bytes = KEYS[1], tonumber(ARGV[4])

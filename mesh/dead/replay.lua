@@ -6,7 +6,7 @@
 -- event up gets it again.
 -- Like every script that adds work, this one does not run when memory is full.
 -- KEYS: dead letters, books, audit log
--- ARGV: 1 to 6 as walk.lua says, 7 most requests on a stream, 8 actor, 9 address of the actor, 10 maximum length of the
+-- ARGV: 1 to 6 as walk.lua says, 7 maximum length of a stream, 8 actor, 9 address of the actor, 10 maximum length of the
 --       audit log, then ids of letters
 -- Returns {number of letters replayed, number of named letters that were gone, id to go on after or "", why it stopped
 --       or ""}

@@ -3,8 +3,10 @@
 -- A part of replay.lua and discard.lua, after letter.lua. These scripts name `dead_key`, the key of the letters. A walk ends
 -- early if `act` returns a text, which says why a letter cannot be dealt with. Several bounds keep a walk short: the named ids
 -- are few (see `_ids_by_step` in letters.py), and ARGV 3 and 4 and MOST_BYTES_READ bound a walk over a group.
--- ARGV 1 to 6: id after which to begin ("-": the first letter), last id, most letters to act on, most letters to look at,
---       reason, stream
+-- ARGV:
+--   1, 2   id after which to begin ("-": at the first letter), last id
+--   3, 4   maximum number of letters to act on, and of letters to look at
+--   5, 6   reason, stream
 -- The ids of named letters are ARGV[first_named] and all later arguments. They are chosen whatever their reason and stream.
 -- Without any id, the letters of the group are chosen.
 -- Returns four values:

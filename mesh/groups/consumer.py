@@ -5,7 +5,7 @@
       -> until stopped: take over entries that nobody keeps alive; read new entries; `_accept` both
       -> after any error: pause, and begin again
     meanwhile: keep alive the entries in progress
-    stop: read no more, finish the entries in progress, hand back the rest
+    stop: read no more, finish the entries in progress, hand back those that take too long
 
 If the answer to a read is lost, Redis may have delivered entries that this consumer never got. They are pending for it,
 and no read of new entries returns them. So after each error the consumer recovers first.

@@ -110,6 +110,7 @@ class Snapshots:
         return Snapshot(Position(name_match["log"], int(name_match["number"]), name_match["id"]), path)
 
     def _new_part_path(self) -> Path:
+        # 64 random bits, so that no two writers use the same file.
         return self.folder / f".{secrets.token_hex(8)}.part"
 
     def _check_writable(self) -> None:

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom,no-writes
 -- Reads a log at one moment: both ends, and the entries from a position on.
 -- KEYS: the stream of the log
--- ARGV: stream id to read from (inclusive), most entries
+-- ARGV: stream id to read from (inclusive), maximum number of entries
 -- Returns {now in ms, oldest entry or {}, newest entry or {}, entries}
 local log, first_id, most = KEYS[1], ARGV[1], ARGV[2]
 local time = redis.call('TIME')

@@ -2,7 +2,8 @@
 -- Cancels a request that has not ended: removes it from mesh:later or from its stream. If a replica works on the request,
 -- its commit is refused from now on.
 -- KEYS: later, books, key that remembers this attempt, stream, ...   (all possible request streams)
--- ARGV: name of the request, most entries to look at on one stream, how long to remember this attempt (ms)
+-- ARGV: name of the request, maximum number of entries to look at on one stream, how long to
+--       remember this attempt (ms)
 -- Returns 1 if the request was removed, 0 if it was not found: it has ended, or too many other entries are before it
 local books_key, attempt_key = KEYS[2], KEYS[3]
 local request_name, most_searched, remembered_ms = unpack(ARGV)

@@ -60,6 +60,8 @@ end
 
 --[[ ../requests/append.lua ]]
 
+-- A full stream takes the request all the same: here nothing compares its length with the setting MESH_STREAM_BOUND. A tick
+-- adds at most one request to each stream.
 local entries, sent_count = {}, 0
 local function send(target)
   local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)

@@ -2,7 +2,7 @@
 -- Moves waiting requests that are due to their streams. Any replica may run this script at any moment, also twice.
 -- Also runs when memory is full, because the requests were accepted before.
 -- KEYS: later, schedules, books
--- ARGV: most requests to move
+-- ARGV: maximum number of requests to move
 -- Returns {how many requests were due, when (ms) a request or a schedule is due next or "", name of a request that could not
 --       be moved or "", why not or "", and then each due schedule}
 local later_key, schedules_key, books_key, most_woken = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])

@@ -135,8 +135,9 @@ class Waking:
     async def _wake_due(self) -> None:
         """Move due requests to their streams, and send the ticks of due schedules that this replica serves."""
         answer = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_WOKEN)
-        # `unmovable` is the name of a request that could not be put on its stream, or "". `next_due_ms` is when
-        # something is due next, or "". `due_schedules` are names.
+        # The first value, the number of due requests, is not needed. `next_due_ms` is when something is due
+        # next, or "". `unmovable` is the name of a request that could not be put on its stream, or "". `due_schedules`
+        # are names.
         _, next_due_ms, unmovable, reason, *due_schedules = answer
         if unmovable:
             log.warning("request cannot be put on its stream and waits on", request=unmovable, reason=reason)
@@ -179,5 +180,6 @@ class Waking:
 
 async def cancel(link: Link, streams: Sequence[str], request_name: str) -> bool:
     """Remove the request with this name if it waits, is on a stream, or is worked on. Return False if none is found."""
+    # The random digits name this attempt: if the link sends the script again, it gets the same key.
     key_names = [keys.LATER, keys.BOOKS, keys.CANCELLED + secrets.token_hex(8), *streams]
     return bool(await link.script(CANCEL, key_names, request_name, MOST_SEARCHED, CANCELLATION_REMEMBERED_MS))

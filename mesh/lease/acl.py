@@ -66,7 +66,7 @@ def username(database: int, bus: int = 0) -> str:
 
 
 def new_credentials(database: int, bus: int) -> Credentials:
-    """Return a user for the next epoch, with a password that only this process knows."""
+    """Return a user for the next epoch, with a random password that only this process knows."""
     return Credentials(username(database, bus), secrets.token_urlsafe(32))
 
 

@@ -157,6 +157,7 @@ def deadline_ms_of(deadline: timedelta | None) -> int | None:
 @lru_cache
 def _cached_ms_of(deadline: timedelta) -> int:
     """Return a deadline in ms. The results are cached, because the many calls of a program have few deadlines."""
+    # A day has 86,400,000 ms.
     ms = deadline.days * 86_400_000 + deadline.seconds * 1000 + deadline.microseconds // 1000
     if ms <= 0:
         raise UsageError(f"a deadline is a time from now on, such as timedelta(seconds=2), not {deadline!r}")

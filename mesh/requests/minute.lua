@@ -2,7 +2,7 @@
 -- Corrects the books for what somebody changed by hand (see count_by_hand.lua), and adds them to the stream of minutes once a
 -- minute. The first replica that runs this script in a minute adds the entry.
 -- KEYS: books, minutes, stream, ...   (all possible request streams)
--- ARGV: most entries that are kept, one a minute
+-- ARGV: number of entries that are kept, one a minute
 -- Returns 1 if this call has added the entry, 0 if the entry of this minute was there
 local books_key, minutes_key = KEYS[1], KEYS[2]
 

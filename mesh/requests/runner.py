@@ -194,7 +194,7 @@ class Runner:
         # If there is no room, the loop ends when the consumer cancels this task: after the deadline, or when it stops.
         while True:
             code, about = await enter(host.link, request.stream, request.id, host.replica, limit_text, later_bound)
-            if code == MOVED:  # the entry is gone: the request waits, or has a new entry on its stream
+            if code == MOVED:  # the request has left this entry: it waits, or has a new one on its stream
                 return Outcome.PARKED, ""
             if code == NOT_MINE:
                 return Outcome.NOT_MINE, ""

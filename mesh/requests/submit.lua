@@ -12,7 +12,7 @@
 --                       and again through all code that the server has loaded. A server that gets only such batches never
 --                       loads the other variants, so the collector takes less time.
 -- KEYS: lease (of a client: its presence), books, submitted
--- ARGV: 1 holder, 2 how long to keep the result of the batch (ms), 3 number of databases, 4 most requests on a stream,
+-- ARGV: 1 holder, 2 how long to keep the result of the batch (ms), 3 number of databases, 4 maximum length of a stream,
 --       5 sender, 6 reply stream, 7 how many requests a replica works on at once, 8 number of the batch, 9 the words of all
 --       groups, as batch.lua reads them. The first word of a group is the number of its words. The others are:
 --   number of requests       negative if all requests of the group only read; 0 for one request that nobody waits for

@@ -2,7 +2,7 @@
 -- Removes requests that are past their deadline from all streams, also from streams that no replica reads. Frees the places
 -- in lanes of requests that are gone.
 -- KEYS: books, stream, ...
--- ARGV: how long after its deadline a request is removed (ms), most entries to look at on one stream
+-- ARGV: how long after its deadline a request is removed (ms), maximum number of entries to look at on one stream
 -- Returns how many were removed. The plain variant returns -1 if there is a request to remove or a lane; then the caller has
 -- to run the complete script
 local books_key, grace_ms, most_entries, removed_count = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0

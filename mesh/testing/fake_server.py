@@ -96,6 +96,7 @@ class FakeConnection(RedisConnection):
 
 def _for_fake_xpending(command: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a command for fakeredis, whose XPENDING reads IDLE as "longer than". A server reads "at least"."""
+    # The words of such a command are XPENDING, stream, group, IDLE, time (ms), and others.
     if command[0] != "XPENDING" or command[3:4] != ("IDLE",):
         return command
     idle_ms = int(command[4])

@@ -90,7 +90,7 @@ class MeshKit(AsyncOnly):
         self._clock: Clock | None = None
         self._has_virtual_clock = redis is None
         #: by number; a replica that has ended keeps its place here
-        self._members: list[KitReplica] = []
+        self._kit_replicas: list[KitReplica] = []
         self._was_entered = self._is_open = False
         #: by database: the clients that `redis` has returned
         self._clients: dict[int, Redis] = {}
@@ -127,13 +127,13 @@ class MeshKit(AsyncOnly):
 
         Raises MeshError if a replica had ended by itself, and AssertionError if the books do not balance.
         """
-        for member in self._members:
+        for kit_replica in self._kit_replicas:
             # A frozen replica cannot release its lease.
-            if member.is_frozen:
-                await member.kill(self._server)
-        await asyncio.gather(*(member.stop() for member in self._members))
-        for member in self._members:
-            member.raise_own_error()
+            if kit_replica.is_frozen:
+                await kit_replica.kill(self._server)
+        await asyncio.gather(*(kit_replica.stop() for kit_replica in self._kit_replicas))
+        for kit_replica in self._kit_replicas:
+            kit_replica.raise_own_error()
         books = await self.books()
         # `books` contains "accepted" too, so the sum counts it once too often.
         if books["accepted"] != sum(books.values()) - books["accepted"]:
@@ -142,8 +142,8 @@ class MeshKit(AsyncOnly):
     async def _close(self) -> None:
         """End all replicas that still run, and give the clock and the server back."""
         self._is_open = False
-        for member in self._members:
-            await member.kill(self._server)
+        for kit_replica in self._kit_replicas:
+            await kit_replica.kill(self._server)
         for client in self._clients.values():
             await client.aclose()
         self._clock_stack.close()
@@ -153,22 +153,22 @@ class MeshKit(AsyncOnly):
 
     def __getitem__(self, number: int) -> Mesh:
         """Return a replica by its number: 0 was started first. Raises UsageError if there is no such replica."""
-        return self._member(number).mesh
+        return self._kit_replica(number).mesh
 
     def _check_open(self) -> None:
         if not self._is_open:
             raise UsageError("a kit has replicas only inside its block: async with MeshKit(operations) as kit:")
 
-    def _member(self, number: int) -> KitReplica:
+    def _kit_replica(self, number: int) -> KitReplica:
         """Return a replica by its number. Raises UsageError outside of the block, or if there is no such replica."""
         self._check_open()
         try:
-            return self._members[number]
+            return self._kit_replicas[number]
         except (IndexError, TypeError) as error:
             raise UsageError(f"the kit has the replicas 0 to {len(self) - 1}, and none of number {number!r}") from error
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._kit_replicas)
 
     async def start(self, *operations: Operations | Worker, **settings: Any) -> Mesh:
         """Start one more replica, and wait for its lease. If given, its arguments replace those of the kit."""
@@ -177,18 +177,18 @@ class MeshKit(AsyncOnly):
         gate = Gate()
         connections = KitConnections(self._server.connections, gate, self._faults, self._observed)
         replica_settings = self._settings.model_copy(update=settings)
-        member = KitReplica(worker, replica_settings, connections, gate)
+        kit_replica = KitReplica(worker, replica_settings, connections, gate)
         # A new replica must see a renewal of every other lease before it takes an unused database. So on a real server
-        # the other members renew often meanwhile. With a virtual clock the wait takes no real time.
-        other_members = [] if self._has_virtual_clock else list(self._members)
-        self._members.append(member)
+        # the other replicas renew often meanwhile. With a virtual clock the wait takes no real time.
+        other_kit_replicas = [] if self._has_virtual_clock else list(self._kit_replicas)
+        self._kit_replicas.append(kit_replica)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                return await member.wait_for_lease(other_members)
+                return await kit_replica.wait_for_lease(other_kit_replicas)
         except TimeoutError as error:
-            # The killed replica keeps its number in `_members`. `raise_own_error` does not report it, because the kit
-            # killed it.
-            await member.kill(self._server)
+            # The killed replica keeps its number in `_kit_replicas`. `raise_own_error` does not report it, because the
+            # kit killed it.
+            await kit_replica.kill(self._server)
             raise MeshError(
                 f"the replica got no lease within {START_TIMEOUT_S} s; {replica_settings.databases} databases exist"
             ) from error
@@ -201,19 +201,19 @@ class MeshKit(AsyncOnly):
 
     async def stop(self, number: int) -> None:
         """Let a replica leave in order, as at a SIGTERM."""
-        await self._member(number).stop()
+        await self._kit_replica(number).stop()
 
     async def kill(self, number: int) -> None:
         """End a replica as `kill -9` does: it hands nothing back. Its lease ends at once, not after its ttl."""
-        await self._member(number).kill(self._server)
+        await self._kit_replica(number).kill(self._server)
 
     def freeze(self, number: int) -> None:
         """Stop a replica as a SIGSTOP does: none of its commands reaches Redis, and no answer reaches the replica."""
-        self._member(number).freeze()
+        self._kit_replica(number).freeze()
 
     def thaw(self, number: int) -> None:
         """Let a frozen replica go on, as a SIGCONT does."""
-        self._member(number).thaw()
+        self._kit_replica(number).thaw()
 
     # Faults
 
@@ -246,7 +246,7 @@ class MeshKit(AsyncOnly):
         return datetime.now(UTC) if self._clock is None else datetime.fromtimestamp(self._clock.time(), UTC)
 
     async def advance(self, **time: float) -> None:
-        """Let time pass. The arguments are those of `timedelta`: `await kit.advance(hours=24)`.
+        """Let time pass, by the arguments of a `timedelta`: `await kit.advance(hours=24)`.
 
         The clock jumps to each moment at which a request or a schedule is due. Meanwhile all leases are held, as if
         they were renewed in time; only the lease of a frozen replica can end. Everything that is due by the end happens
@@ -285,9 +285,9 @@ class MeshKit(AsyncOnly):
 
     async def _jump(self, clock: Clock, seconds: float) -> None:
         """Move the clock, and extend all leases by the same time, except those of frozen replicas."""
-        for member in self._members:
-            if member.is_alive and not member.is_frozen:
-                member.hold_lease_over(seconds, self._server)
+        for kit_replica in self._kit_replicas:
+            if kit_replica.is_alive and not kit_replica.is_frozen:
+                kit_replica.hold_lease_over(seconds, self._server)
         clock.jump(seconds)
         await clock.wait_until_settled()
 

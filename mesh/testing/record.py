@@ -68,7 +68,8 @@ class Buried:
 def is_commit(command: Command) -> bool:
     """Return whether a command runs commit.lua.
 
-    Services add verbs to this script, so its hash differs, but its keys do not: `command[5]` is the third key.
+    Services add verbs to this script, so its hash differs, but its keys do not: `command[2]` is their number, and
+    `command[5]` the third one.
     """
     return command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.committed(""))
 
@@ -95,9 +96,9 @@ def transactions_of(command: Sequence[Any]) -> list[list[Any]]:
     return word_lists
 
 
-def op_of(transaction: Sequence[Any]) -> str:
-    """Return the operation of a transaction's request; "" if it belongs to none. `transaction` has its words."""
-    return str(transaction[4])  # words 2, 3 and 4: reply stream, name and operation
+def op_of(words: Sequence[Any]) -> str:
+    """Return the operation of a transaction's request; "" if it belongs to none. The transaction has `words`."""
+    return str(words[4])  # words 2, 3 and 4: reply stream, name and operation
 
 
 class Observed:
@@ -139,11 +140,11 @@ class Observed:
         if not isinstance(answer, str) or replica_and_number in self._noted_batches:
             return
         self._noted_batches.add(replica_and_number)
-        for transaction, result in zip(transactions_of(command), decode(answer), strict=True):
+        for words, result in zip(transactions_of(command), decode(answer), strict=True):
             # Word 5 is the status of the reply: a refusal is applied, too, but has no effect. Position 8 of the command
             # is the database: see BATCH_POSITION.
-            if result == DONE and transaction[5] == OK:
-                self._note_transaction(transaction, database=int(command[8]))
+            if result == DONE and words[5] == OK:
+                self._note_transaction(words, database=int(command[8]))
 
     def _note_transaction(self, words: Sequence[Any], database: int) -> None:
         """Note a transaction that had an effect, and what it sent."""

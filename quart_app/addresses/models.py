@@ -10,6 +10,7 @@ from quart_app.addresses.phone import MAX_PHONE_LENGTH
 
 
 def _no_control_characters(text: str) -> str:
+    # The control characters of ASCII are those below 32, and 127.
     if any((ord(character) < 32 and character not in "\n\r\t") or ord(character) == 127 for character in text):
         raise ValueError("an address must not contain control characters")
     return text

@@ -394,6 +394,7 @@ def _pari() -> Any:
         from cypari import pari
     except ImportError:
         return None
+    # PARI begins with a sixteenth of the stack, and enlarges it when a number needs more.
     pari.allocatemem(_PARI_STACK_BYTES >> 4, _PARI_STACK_BYTES, silent=True)
     pari("default(factor_proven, 0)")  # A proof takes long, and `checked_powers` tests the factors anyway.
     return pari

@@ -1,8 +1,11 @@
 -- A part of search.lua and find_verb.lua: finds the values that have a prime factor, in ascending order. The time of a search
 -- depends on the lines that it returns and the expired records that it meets, never on the number of stored values.
--- Parameters: the keys index, alone and records (see store.py); the prime; the value above which to search, or "" for all; the
--- moment (ms) at which a record must be unexpired; the most values and bytes to return; the most records to look at. Prime and
--- value are written as in the index.
+-- Parameters:
+--   index_key, alone_key, records_key   see store.py
+--   prime, after                        the prime, and the value above which to search ("" for all), written as in the index
+--   moment_text                         the moment (ms) at which a record must be unexpired
+--   most, most_bytes                    the maximum numbers of values and of bytes to return
+--   most_looked_at                      the maximum number of records to look at
 -- Returns the value up to which the lines are complete, as digits, and the list of lines. If the value is "", no further lines
 -- exist. A line is "<value>=<factors>", with the value as it is in the index and the factors as they are in the record.
 local function find_values(index_key, alone_key, records_key, prime, after, moment_text, most, most_bytes, most_looked_at)

@@ -1,8 +1,9 @@
 -- Verbs of transactions that answer the request with searches for the values that have a prime factor.
 --   find-values, index key, alone key, records key, and the other parameters of find.lua
 --       Make one search. The answer is, for example, {"until": "", "found": "c136=2 2 2 17;c137=137"}.
---   find-each, index key, alone key, records key, moment, most bytes, most looked at, prime, above, most, prime, ...
---       Make several searches. The answer is {"each": [{...}, ...]}, with one answer for each search.
+--   find-each, index key, alone key, records key, moment, most_bytes, most_looked_at, prime, after, most, prime, ...
+--       Make several searches. find.lua explains the parameters; prime, after and most come once for each search. The answer
+--       is {"each": [{...}, ...]}, with one answer for each search.
 -- The text that a search finds has no character that JSON would have to escape.
 -- A part of commit_verbs.lua. From there it uses `verbs`; from the other parts of commit.lua it uses `tx` and `head`. The body
 -- of the reply is tx[head + 8], as the list of words at the top of commit.lua says.

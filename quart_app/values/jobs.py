@@ -192,7 +192,7 @@ class Jobs:
         first_items, work_fields = await self._split_into_steps(steps)
         order_fields = await self._order_fields(items)
         counts = {"values": len(item_by_value), "left": len(item_by_value), "failures": 0, "parts": len(order_fields)}
-        id = secrets.token_urlsafe(16)
+        id = secrets.token_urlsafe(16)  # 128 random bits, which nobody can guess
         created_ms = await self._admit(replica, id, size, counts)
         await self._store(replica, id, order_fields | work_fields)
         await self._send(replica, id, size, created_ms, first_items)

@@ -42,6 +42,6 @@ def read_wait_ms() -> int | None:
 
 def with_advice(problem: Problem) -> Problem:
     """Return the problem. If a deadline was missed, add to its text how to ask for more time."""
-    if problem.status == 504:
+    if problem.status == 504:  # the status of DeadlineExceeded
         problem.detail += ADVICE.get(request.method, "")
     return problem

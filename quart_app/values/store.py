@@ -182,10 +182,12 @@ def put(
         return
     # Values with the same expiry share one command and one group in EXPIRY.
     values_by_expiry: dict[int, list[str]] = {}
-    for value, expiry in expiries.items():
-        values_by_expiry.setdefault(expiry, []).append(value)
+    for value, expiry_ms in expiries.items():
+        values_by_expiry.setdefault(expiry_ms, []).append(value)
     words = [
-        word for value, ms in expiries.items() for word in (value, _record_text(place.request_id, ms, factors[value]))
+        word
+        for value, expiry_ms in expiries.items()
+        for word in (value, _record_text(place.request_id, expiry_ms, factors[value]))
     ]
     # `filter.name` is the text "<key> <number of bits>", as a roster row has it.
     transaction.write_with(
@@ -193,13 +195,13 @@ def put(
     )
     for filter in filters:
         transaction.shared.keep_until(filter.key, max(values_by_expiry))
-    for expiry, values in values_by_expiry.items():
-        transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
+    for expiry_ms, values in values_by_expiry.items():
+        transaction.shared.set_until([WHERE + value for value in values], str(place), expiry_ms)
         # A value whose record expires later than before is in EXPIRY already, by an earlier moment. That is enough.
         add_to_expiry(
             transaction,
-            expiry,
-            [value for value in values if value not in existing or expiry < existing[value].expiry_ms],
+            expiry_ms,
+            [value for value in values if value not in existing or expiry_ms < existing[value].expiry_ms],
         )
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(values_by_expiry))
