@@ -10,7 +10,7 @@
 local stream, dead_key = KEYS[1], KEYS[2]
 local group, id, reason, deliveries, most_kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local entry = redis.call('XRANGE', stream, id, id)[1]
--- Also if the event is gone: then it is no longer pending, and no consumer takes it over again.
+-- This also runs if somebody has deleted the event: then it is no longer pending, and no consumer takes it over again.
 redis.call('XACK', stream, group, id)
 if not entry then return 0 end
 local fields, body, encoded = entry[2], nil, 'body'

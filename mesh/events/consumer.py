@@ -72,9 +72,10 @@ def batch_size_after(deliveries: int, full_size: int) -> int:
 
 
 class Events(GroupConsumer[DeliveredEvent]):
-    """An async context manager that consumes a stream of events. On exit it finishes its batch and hands back the rest.
+    """An async context manager that consumes a stream of events.
 
-    A batch is here the events that one read returns or one claim takes over, and that the handler gets together.
+    On exit it finishes its batch, and hands back the events that are still pending for it. A batch is here the events
+    that one read returns or one claim takes over, and that the handler gets together.
 
     `connect` opens a redis-py client for this consumer only, because its read blocks. `consumer` is a name that no
     other live consumer has. `handle` gets at most `batch` events, and at most `handle_timeout_ms` for them. Another
@@ -172,7 +173,7 @@ class Events(GroupConsumer[DeliveredEvent]):
     async def _bury_unless_done(self, event: DeliveredEvent) -> None:
         """Bury an event whose consumers died, unless its effect exists.
 
-        The effect is looked for at the first delivery beyond the most only, because the look may kill the process, too.
+        It looks for the effect only at the first delivery after `max_deliveries`: the look may kill the process, too.
         """
         if event.deliveries == self._max_deliveries + 1:
             async with asyncio.timeout(self._handle_timeout_s):

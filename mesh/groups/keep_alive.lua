@@ -6,8 +6,8 @@
 local stream, group, consumer, lost = KEYS[1], ARGV[1], ARGV[2], {}
 for i = 3, #ARGV do  -- the ids
   local id = ARGV[i]
-  -- XPENDING tells whether the entry is still pending for this consumer. XCLAIM does not ask: it would take back an entry that
-  -- another consumer has claimed. XPENDING fails if the stream or its group is gone: then the entry is lost, too.
+  -- XCLAIM alone would take back an entry that another consumer claimed while this one slept. XPENDING fails if somebody has
+  -- deleted the stream or its group: then the entry is lost, too.
   local pending = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
   if not pending.err and #pending > 0 and #redis.call('XRANGE', stream, id, id) > 0 then
     redis.call('XCLAIM', stream, group, consumer, 0, id, 'JUSTID')

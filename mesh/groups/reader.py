@@ -24,8 +24,8 @@ BLOCK_MS = 250
 #: reads again after at most BLOCK_MS while it can reach Redis. A longer time keeps the names of dead consumers for
 #: longer. If a shorter one deletes a running consumer, its next read creates it again.
 SILENCE_MS = 60_000
-#: The most entries that one consumer hands back. Others claim the rest only once nobody has kept it alive for a while.
-#: More would need a longer command, and the server does nothing else meanwhile.
+#: The most entries that one consumer hands back. If it has more, others claim these once nobody has kept them alive for
+#: a while. A larger number would need a longer command, and the server does nothing else meanwhile.
 MOST_HANDED_BACK = 10_000
 
 #: The fields of an entry, by name.
@@ -97,7 +97,7 @@ class GroupReader:
     async def claim(self, ids: Sequence[str], idle_ms: int, deliveries: int) -> list[Delivered]:
         """Claim entries, and set the number of their deliveries, this one included.
 
-        Leave out any entry that is gone or not idle for `idle_ms`.
+        Leave out entries that were deleted, and entries that are not idle for `idle_ms`.
         """
         rows = await self._commands.shared(
             "XCLAIM", self.stream, self.group, self.consumer, idle_ms, *ids, "RETRYCOUNT", deliveries

@@ -131,7 +131,7 @@ redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', epoch_t
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 redis.call('SET', expected_key, class, 'PX', ttl + missing_ms)
 -- The reply stream is created before the first request, because no reply creates it (NOMKSTREAM). So a reply to a replica
--- that is gone does not create its stream again. The stream ends ten ttls after the last renewal. It must outlive
+-- that has ended does not create its stream again. The stream ends ten ttls after the last renewal. It must outlive
 -- the lease; with a larger number, replies that nobody reads take memory for longer.
 redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 redis.call('PEXPIRE', replies_key, 10 * ttl)

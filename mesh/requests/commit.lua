@@ -111,7 +111,7 @@ local words_to_store = total - HEAD_WORDS * #heads
 local mine = {}
 local function look_up(stream, first, last, most)
   go_to(bus)
-  -- An error, for instance because the stream is gone, is a table without elements: then no request is found.
+  -- An error, for instance because somebody has deleted the stream, is a table without elements: then no request is found.
   local pending = redis.pcall('XPENDING', stream, 'workers', first, last, most, consumer)
   for i = 1, #pending do mine[stream][pending[i][1]] = true end
 end

@@ -38,7 +38,7 @@ end
 
 -- Removes a request that is on a stream. Its entry is read only for its options, before it is deleted.
 local function end_entry(stream, id, outcome, has_options)
-  -- If somebody has overwritten the key of the stream, each command answers with an error. Then the request is gone.
+  -- If somebody has overwritten the key of the stream, each command answers with an error. Then its requests are lost.
   local entry = has_options and redis.pcall('XRANGE', stream, id, id)[1]
   if redis.pcall('XDEL', stream, id) ~= 1 then return end
   -- The stream may have no group: then there is nothing to acknowledge.

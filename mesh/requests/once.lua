@@ -21,7 +21,7 @@ local function request_exists(stream, id)
   return #entries > 0
 end
 
--- Writes a reply. If its stream is gone, nobody reads it any more, so it is not created again (NOMKSTREAM). An error of Redis,
+-- Writes a reply. Nobody reads a stream that was deleted, so it is not created again (NOMKSTREAM). An error of Redis,
 -- such as a key of another type, is ignored: the script goes on, and only this call gets no reply. `asked` is the id of the
 -- request's entry. No further reply follows (`forwards` is 0), because a request with a key cannot be forwarded.
 local function write_reply(reply_stream, call_name, op, answer)

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- Removes requests that are past their deadline from all streams, also from streams that no replica reads. Frees the places
--- in lanes of requests that are gone.
+-- in lanes whose requests no longer exist.
 -- KEYS: books, stream, ...
 -- ARGV: how long after its deadline a request is removed (ms), maximum number of entries to look at on one stream
 -- Returns how many were removed. The plain variant returns -1 if there is a request to remove or a lane; then the caller has
 -- to run the complete script
 local books_key, grace_ms, most_entries, removed_count = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
--- How many lanes one sweep searches for places of requests that are gone, and how many places in all. A place takes about
+-- How many lanes one sweep searches for such places, and how many places it looks at in all. A place takes about
 -- 2 µs, so this blocks the server for at most about 2 ms. Lanes are chosen at random, so later sweeps reach the others.
 local MOST_LANES, MOST_PLACES = 100, 1000
 

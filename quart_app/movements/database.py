@@ -165,7 +165,7 @@ def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | Non
 
     `command_timeout_s` bounds the wait for an answer of PostgreSQL.
     """
-    # Without overflow, POOL_SIZE is the most connections of this process.
+    # Without overflow, POOL_SIZE is the maximum number of connections of this process.
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
     # A batch must be one INSERT. A transaction with two would keep the rows of the first one locked, and wait for rows
     # of another replica's transaction. If that one waits for this one, both are stuck.

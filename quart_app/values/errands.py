@@ -85,7 +85,7 @@ class Errand:
     async def while_the_job_exists(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, and store three times a second in the job how the work is going.
 
-        If the job is gone, cancel the work and raise Gone. Raises what the work raises.
+        If the job was deleted or has expired, cancel the work and raise Gone. Raises what the work raises.
         """
         task = asyncio.create_task(work)
         try:
@@ -169,7 +169,7 @@ class Errand:
     async def _store_stage(self) -> bool:
         """Store in the job how the work is going; return whether the job still exists."""
         values = [item["value"] for item in self._request.body["items"]]
-        # How the first value goes that this replica is factorising now; if there is none, the step waits.
+        # The progress of the first value that this replica is factorising now; without such a value, the step waits.
         progress = next(filter(None, map(self._find_progress, values)), {"value": int(values[0]), "stage": "waiting"})
         text = json.dumps({**progress, "replica": self._replica.id})
         shared = self._replica.store().shared

@@ -51,7 +51,7 @@ PUT = "values.put"
 ADMIT = Script.beside(__file__, "admit_job.lua")
 DELETE = Script.beside(__file__, "end_job.lua", "forget_job.lua")
 
-#: Sets fields of a job. KEYS: job. ARGV: field, text, ... If the job is gone, writes nothing and returns 0.
+#: Sets fields of a job. KEYS: job. ARGV: field, text, ... If there is no such job, writes nothing and returns 0.
 WRITE_FIELDS = Script(
     """
 local job = KEYS[1]
@@ -270,7 +270,7 @@ class Jobs:
     async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first_items: dict[str, Any]) -> None:
         """Send the first step of each class, and let the job live until its results expire, all in one commit.
 
-        Raises Unavailable if the job has expired since `_admit`: then the field `created` is gone, and nothing is sent.
+        Raises Unavailable if the job has expired since `_admit`: then there is no field `created`, and nothing is sent.
         """
         deadline_ms = created_ms + self._settings.job_s * 1000
         expiry_ms = deadline_ms + self._settings.job_kept_s * 1000

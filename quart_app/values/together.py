@@ -34,8 +34,8 @@ TIME_LIMIT_STEP_MS = 20
 TURNS = 3
 #: A caller waits for the request of its group during this fraction of its time limit. Then it sends its own request:
 #: the group may wait for a stalled replica that only another caller needs. A longer wait leaves too little time for its
-#: own request; a shorter one sends more of them. A full queue is rarely the cause of a late
-#: reply: for submit.lua (`refused_by_queue`), a queue is full after a wait of a tenth of the time limit.
+#: own request; a shorter one sends more of them. A full queue is rarely the cause of a
+#: late reply: for submit.lua (`refused_by_queue`), a queue is full after a wait of a tenth of the time limit.
 WAIT_FRACTION = 0.25
 #: Longest text of call ids that a request carries, in characters. The mesh drops a longer text altogether
 #: (`tracing.about`).
@@ -93,7 +93,7 @@ class Together(Generic[K, W, A]):
     def _join_or_open(self, key: K, time_limit_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
         """Return the open group if it has room for one more caller; otherwise open one, which closes after TURNS."""
         group = self._open_groups.get((key, time_limit_steps))
-        if group is None or len(group.members) >= self._most:
+        if group is None or len(group.callers) >= self._most:
             group = self._open_groups[key, time_limit_steps] = _Group()
             loop.call_soon(self._close_after, TURNS - 1, key, time_limit_steps, group)
         return group
@@ -109,7 +109,7 @@ class Together(Generic[K, W, A]):
         group.send(lambda wanted: self._ask(key, wanted, time_limit_ms), WAIT_FRACTION * time_limit_ms / 1000)
 
 
-class _Member(Generic[W, A]):
+class _WaitingCaller(Generic[W, A]):
     """One caller of a group: what it wants, the future of its answer, its call id and its trail (see tracing.py)."""
 
     __slots__ = ("answer", "call", "trail", "wanted")
@@ -124,24 +124,24 @@ class _Group(Generic[W, A]):
     """The callers that share one request."""
 
     def __init__(self) -> None:
-        self.members: list[_Member[W, A]] = []
+        self.callers: list[_WaitingCaller[W, A]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def answer_to(self, wanted: W) -> A:
         """Join the group, and wait for the answer. The request is cancelled when all of its callers are cancelled."""
-        member: _Member[W, A] = _Member(wanted)
-        self.members.append(member)
+        caller: _WaitingCaller[W, A] = _WaitingCaller(wanted)
+        self.callers.append(caller)
         try:
-            return await member.answer
+            return await caller.answer
         except asyncio.CancelledError:
-            if self._task is not None and all(other.answer.done() for other in self.members):
+            if self._task is not None and all(other.answer.done() for other in self.callers):
                 self._task.cancel()
             raise
 
     def send(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], wait_s: float) -> None:
         """Send the request if at least two callers still wait; a single caller sends its own."""
-        self.members = [member for member in self.members if not member.answer.done()]
-        if len(self.members) > 1:
+        self.callers = [caller for caller in self.callers if not caller.answer.done()]
+        if len(self.callers) > 1:
             # A copy, because `_run` puts its own call id and trail into it.
             context = contextvars.copy_context()
             self._task = asyncio.get_running_loop().create_task(self._run(ask, wait_s), context=context)
@@ -150,36 +150,36 @@ class _Group(Generic[W, A]):
 
     async def _run(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], wait_s: float) -> None:
         """Send the request, and pass each caller its answer or the error."""
-        members = self.members
+        callers = self.callers
         # `Calls` appends to it, for each reply: the address of the request, and the fields of the reply.
         trail: list[tuple[str, Mapping[str, str]]] = []
-        tracing.CALL.set(_as_one_text([member.call for member in members]))
+        tracing.CALL.set(_as_one_text([caller.call for caller in callers]))
         tracing.TRAIL.set(trail)
         try:
             async with asyncio.timeout(wait_s):
-                answers = await ask([member.wanted for member in members])
+                answers = await ask([caller.wanted for caller in callers])
         except (TimeoutError, GivenUp, Unserved):
             # The cause may be another caller's part, or a replica of an earlier release that does not serve shared
             # requests. So each caller tries alone.
             pass
         except Exception as error:
-            for member in members:
-                if not member.answer.done():
-                    member.answer.set_exception(error)
+            for caller in callers:
+                if not caller.answer.done():
+                    caller.answer.set_exception(error)
         else:
-            for member, answer in zip(members, answers, strict=True):
-                if member.trail is not None:
-                    member.trail += trail
-                if not member.answer.done():
-                    member.answer.set_result(answer)
+            for caller, answer in zip(callers, answers, strict=True):
+                if caller.trail is not None:
+                    caller.trail += trail
+                if not caller.answer.done():
+                    caller.answer.set_result(answer)
         finally:
             self._let_unanswered_send_alone()
 
     def _let_unanswered_send_alone(self) -> None:
         """Wake each caller that has no answer, so that it sends a request of its own."""
-        for member in self.members:
-            if not member.answer.done():
-                member.answer.set_result(_SEND_ALONE)
+        for caller in self.callers:
+            if not caller.answer.done():
+                caller.answer.set_result(_SEND_ALONE)
 
 
 def _as_one_text(call_ids: Sequence[str]) -> str:
