@@ -49,7 +49,10 @@ _LIMIT = re.compile(r"^maxmemory:(\d+)", re.MULTILINE)
 
 
 class Memory:
-    """What this replica knows of the server's memory. `run` keeps it current until cancelled."""
+    """What this replica knows of the server's memory. `run` keeps it current until cancelled.
+
+    `reserve_share` is the part of `maxmemory`, from 0 to 1, that new data may not use.
+    """
 
     def __init__(self, link: Link, reserve_share: float) -> None:
         self._link = link

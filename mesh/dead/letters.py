@@ -139,7 +139,8 @@ class DeadLetters:
     async def all(self, *, newest: str = "+", body: int = 0) -> list[DeadLetter]:
         """Return all letters up to the id `newest`, the newest first. Raises redis-py's errors.
 
-        Several short steps read the letters, so that none of them keeps the server from other work for long.
+        `body` is the most bytes of each body; with 0, letters come without their bodies. Several short steps read the
+        letters, so that none of them keeps the server from other work for long.
         """
         letters: list[DeadLetter] = []
         while page := await self.look(MOST_READ_PER_STEP, newest=newest, body=body):
@@ -156,7 +157,7 @@ class DeadLetters:
         return LetterGroup(found.reason, found.stream, id) if found else None
 
     async def find(self, id: str, *, body: int = MOST_BODY_BYTES) -> DeadLetter | None:
-        """Return one letter, or None. Raises Refused for a text that is not an id."""
+        """Return one letter with at most `body` bytes of its body, or None. Raises Refused for a text that is no id."""
         letters = await self.look(1, newest=_checked_id(id), oldest=id, body=body)
         return letters[0] if letters else None
 

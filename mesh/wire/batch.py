@@ -50,7 +50,7 @@ def weight_of(words: Sequence[Any]) -> int:
 
 
 class SendQueue(Generic[T]):
-    """Items of one kind that wait for a round trip, each with its waiter and its weight in words."""
+    """At most `bound` items of one kind that wait for a round trip, each with its waiter and its weight in words."""
 
     def __init__(self, bound: int = MOST_WAITING) -> None:
         self._bound = bound

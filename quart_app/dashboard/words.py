@@ -117,7 +117,8 @@ def _about_places(figures: Figures) -> Iterator[Note]:
 
 
 def _about_books(difference: int) -> Iterator[Note]:
-    if difference:  # above 0: more requests were accepted than the other counts have
+    # `difference` is that of `Words`. Above 0, more requests were accepted than the other counts have.
+    if difference:
         text = f"{abs(difference):,} more {'were accepted than are accounted for' if difference > 0 else MORE_ENDED}."
         yield Note("books", "The books do not balance", text, bad=True)
 

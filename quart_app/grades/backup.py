@@ -148,7 +148,7 @@ class BackupReader:
     """Reads a backup in pieces, and verifies the whole backup before it returns a state.
 
     Call `feed` with each piece, then `result`. The records go to a new storage, so a bad backup costs memory but never
-    changes the state that is served. Both methods raise BadBackup.
+    changes the state that is served. A backup of more than `max_records` records is bad. Both methods raise BadBackup.
     """
 
     def __init__(self, max_records: int) -> None:

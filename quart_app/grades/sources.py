@@ -70,7 +70,7 @@ class SnapshotFile:
 
 
 class Peer:
-    """Another replica, reached at its private port."""
+    """Another replica, reached at its private port: `address` is host:port."""
 
     kind = "peer"
 

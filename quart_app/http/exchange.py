@@ -224,7 +224,10 @@ class Exchange:
         self._unsent_answer_head = answer_head + b"\r\n"
 
     def _send_body(self, data: bytes, *, more_follows: bool) -> None:
-        """Send a part of the answer's body. Raises RuntimeError if the body is not as long as the head says."""
+        """Send a part of the answer's body; the last part has no `more_follows`, and ends the exchange.
+
+        Raises RuntimeError if the body is not as long as the head says.
+        """
         if self._unsent_answer_head is None and not self._answer_head_is_written:
             raise RuntimeError("the answer has no head yet")
         if self._answer_is_bodiless:

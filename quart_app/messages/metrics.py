@@ -32,6 +32,6 @@ class MessageMetrics:
         )
 
     def count_outcome(self, provider: str, outcome: ProviderOutcome, seconds: float) -> None:
-        """Count the outcome of one request to a provider, and the time until the outcome was known."""
+        """Count the outcome of one request to a provider, and the `seconds` until the outcome was known."""
         self._outcomes.labels(provider, type(outcome).__name__.lower()).inc()
         self._seconds.labels(provider).observe(seconds)

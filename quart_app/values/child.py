@@ -75,7 +75,7 @@ def advance(factoring: Factoring, seconds_left: float, sieve_bits: int) -> Slice
 
 
 def _with_alarm(work: Callable[[], Factoring], seconds_left: float) -> Slice:
-    """Do the work. GRACE_S after its deadline, the system kills this process, even if the pool is gone by then."""
+    """Do the work. GRACE_S after its deadline, the system kills this process, even if the pool has ended by then."""
     signal.setitimer(signal.ITIMER_REAL, max(seconds_left, 0) + GRACE_S)
     try:
         factoring = work()

@@ -41,7 +41,10 @@ def cores() -> int:
 
 
 class Lane:
-    """Some processes of one priority. Each runs one call at a time; further calls wait in the order of asking."""
+    """Some processes of one priority. Each runs one call at a time; further calls wait in the order of asking.
+
+    A higher `niceness`, up to 19, is a lower priority, as in nice(2).
+    """
 
     def __init__(self, process_count: int, *, niceness: int, metrics: LaneMetrics) -> None:
         self._metrics = metrics
