@@ -171,7 +171,7 @@ def _fact_names_of(cls: type[Refused]) -> set[str]:
 class Unserved(Refused):
     """No replica serves the operation: the mesh itself refuses the request, and no handler has seen it."""
 
-    # Not as `code=` of the class: that would add the class to `_BY_CODE`, which does not exist yet at this line.
+    # `class Unserved(Refused, code=…)` would add the class to `_BY_CODE`, which does not exist yet at this line.
     code = "unserved"
 
 
@@ -341,7 +341,7 @@ def _with_types(cls: type[Refused], facts: dict[str, Any]) -> dict[str, Any]:
     typed_facts = dict(facts)
     for name in _fact_names_of(cls) & facts.keys():
         try:
-            # Not strict, so that a text can become a number: the keys of a JSON object are always texts.
+            # Without `strict`, a text can become a number: the keys of a JSON object are always texts.
             typed_facts[name] = msgspec.convert(facts[name], fact_types[name], strict=False)
         except (msgspec.ValidationError, TypeError):
             del typed_facts[name]

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Deletes dead letters for good, all letters of a call in one step. Also runs when memory is full (`allow-oom`), because it
--- frees memory.
+-- Deletes dead letters for good, all letters of a call in one step. The script also runs when memory is full (`allow-oom`),
+-- because it frees memory.
 -- KEYS: dead letters, audit log
 -- ARGV: 1 to 6 as walk.lua says, 7 actor, 8 address of the actor, 9 maximum length of the audit log, then ids of letters
 -- Returns {number of letters deleted, number of named letters that were gone, id to go on after or "", "" for no problem}

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Moves waiting requests that are due to their streams. Any replica may run this script at any moment, also twice.
--- Also runs when memory is full, because the requests were accepted before.
+-- The script also runs when memory is full (`allow-oom`), because the requests were accepted before.
 -- KEYS: later, schedules, books
 -- ARGV: maximum number of requests to move
 -- Returns {how many requests were due, when (ms) a request or a schedule is due next or "", name of a request that could not

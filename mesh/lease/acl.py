@@ -143,7 +143,7 @@ def _bus_patterns(database: int) -> list[str]:
 
 async def find_dialect(client: Redis, version: tuple[int, ...]) -> Dialect:
     """Find out which rules the server knows. Raises IsolationUnavailable if these credentials may not manage users."""
-    # Not a transaction, because Redis 7 allows none when its memory is full.
+    # These commands are not a transaction, because Redis 7 allows none when its memory is full.
     async with client.pipeline(transaction=False) as pipeline:
         # A server without selectors for one database refuses "(db=0)". DELUSER runs even then: only its own refusal
         # shows that these credentials may not manage users. With `raise_on_error=False`, a refusal is an answer.

@@ -83,7 +83,7 @@ def choose(rows: Sequence[SurveyRow], renewed_databases: set[int], bus: int) -> 
             f"{', '.join(unreadable_keys)}; restore these keys, or delete them"
         )
     foreign_databases = [row.database for row in rows if row.is_foreign(bus)]
-    # Only if all free databases are foreign, emptying one of them is the way out.
+    # Emptying a foreign database is the way out only if all free databases are foreign.
     if foreign_databases and len(foreign_databases) == sum(row.is_free for row in rows):
         return KeepWaiting(
             f"the only free databases ({', '.join(map(str, foreign_databases))}) hold keys that are not the mesh's; "

@@ -97,8 +97,8 @@ end
 expect_former_holders()
 
 -- Notes anew which keys the database holds, as written.lua explains. An older release, or a person, may have written keys that
--- no note names. The bus database is left out, because it has too many other keys. Also deletes the mark that the former
--- holder left while other replicas stayed: the database has a holder again.
+-- no note names. The bus database is left out, because it has too many other keys. The function also deletes the mark of
+-- the former holder, which left while other replicas stayed: the database has a holder again.
 local function note_all_keys()
   redis.call('SELECT', database)
   local own_prefix, written_set = 'db' .. database .. ':', 'db' .. database .. ':written'

@@ -150,7 +150,7 @@ class Operation(Generic[B, R]):
 
         See docs/testing.md.
         """
-        # Not at the top: `mesh.testing.alone` imports this module, and only tests need it.
+        # The import is not at the top, because `mesh.testing.alone` imports this module, and only tests need it.
         from mesh.testing.alone import run
 
         return await run(self, body, state or {}, database)

@@ -142,8 +142,8 @@ local ending
 -- transactions of a batch name the same key, so the script sets its expiry once, after all of them.
 local expiries = {}
 
--- Each function costs time at every run of the script: to create it, to bind each outer variable that it uses, and about as
--- much again to free its memory later. So the functions that few transactions need are created together, when one of them is
+-- Each function costs time at every run of the script: to create it, and to bind each outer variable that it uses. To free its
+-- memory later costs about as much again. So the functions that few transactions need are created together, when one of them is
 -- needed for the first time: `seldom()` returns them. For the same reason, code that runs only once is in no function.
 --[[ commit_seldom.lua ]]
 local seldom_functions

@@ -134,7 +134,7 @@ class Consumer(GroupConsumer[Work]):
 
     def _begin(self, work: Work, known_outcome: OutcomeAndReason | None = None, after_s: float = 0) -> None:
         """Begin a task that runs a request after `after_s` seconds, or only settles it, as `known_outcome` says."""
-        # Not in a TaskGroup, with which a request would cost a tenth more: `_end_all` cancels these tasks.
+        # These tasks are in no TaskGroup, because a request would cost a tenth more. `_end_all` cancels them.
         work.task = self._loop.create_task(self._serve(work, known_outcome, after_s))
 
     def _make_run_raise(self, error: Exception) -> None:

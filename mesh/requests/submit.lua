@@ -143,8 +143,8 @@ end
 -- takes the request. A queue takes none if it is full, or if somebody has overwritten the key of its stream. A refusal is for
 -- one group; an error would end the script, after other groups are on their streams.
 -- The queue of a class is full when its next unread request has waited for more than a tenth of the ttl. This leaves time:
--- while a queue grows, each request waits longer than the one before it, and a request that begins just before its deadline is
--- not finished in time. The stream of a database has one worker, so only its length is bounded.
+-- while a queue grows, each request waits longer than the one before it. A request that begins just before its deadline is not
+-- finished in time. The stream of a database has one worker, so only its length is bounded.
 --
 -- By address: `queue_lengths` has the number of entries on the stream, with those of this batch, and `queue_waits_ms` what
 -- `queue_wait_ms` says. The lengths also count requests whose group is refused afterwards. So a queue may count as full too

@@ -362,7 +362,7 @@ class Link:
     def _reasons_to_repeat(self, commands: list[tuple[Any, ...]], replies: list[Any]) -> tuple[list[str], bool]:
         """Return the sources of missing scripts, and whether the server cannot run a command now. Raises LeaseLost."""
         missing_sources, is_refused_for_now = [], False
-        # Not strict: if a faulty server sends too many replies, the replica goes on.
+        # Without `strict`, the replica goes on if a faulty server sends too many replies.
         for command, reply in zip(commands, replies, strict=False):
             if not isinstance(reply, Exception):
                 continue

@@ -37,8 +37,8 @@ class CarryOver:
         #: the state that this process had when it lost its log, until it is carried over; None if there is none. After
         #: several losses it is the merged state
         self.lost_log_state: KnownState | None = None
-        #: positions of states whose changes the present log contains: of the state that it began with, and of each
-        #: `lost_log_state` that was carried over. Carried snapshots are in `carried_files`
+        #: the positions of states whose changes the present log contains. The log began with one of these states; each
+        #: of the others was a `lost_log_state` that was carried over. Carried snapshots are in `carried_files`
         self._contained_positions: set[Position] = set()
         #: snapshots whose content is in the present log; they are deleted when the next snapshot is on disk
         self.carried_files: set[Path] = set()

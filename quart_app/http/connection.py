@@ -383,8 +383,8 @@ def connection_for(
     """Return the awaitable that serves one connection, for Hypercorn.
 
     `server.run` puts this function into Hypercorn's module, so it is called for every Hypercorn server of this process.
-    A server that does not have our `ServerConfig`, such as a provider that a test runs, gets Hypercorn's own class, the
-    only one that needs `context`.
+    Some servers do not have our `ServerConfig`, such as a provider that a test runs. They get Hypercorn's own class,
+    and only that class needs `context`.
     """
     if isinstance(config, ServerConfig):
         return _serve_if_room(Connection(app, loop, config, state), reader, writer)

@@ -307,7 +307,7 @@ class Delivery:
 
     async def _pay(self, message: OutgoingMessage, claim: KeyClaim, reason: Reason) -> ProviderReply:
         """Send to the paid provider. Raises Undelivered if it did not reply to the message."""
-        # Also after a try to send to the free provider: the time of the claim may have ended during that try.
+        # A try to send to the free provider may come before, and the time of the claim may have ended during that try.
         await self._begin_sending(claim)
         match await self._send("paid", self.paid_provider, message):
             case Answered(response):

@@ -171,7 +171,7 @@ class MessageIntake:
         except Exception as error:
             self._fail_unless_done(reply_future, error)
         finally:
-            # Not done yet: the task was cancelled, because the replica has lost its lease.
+            # If the future is not done yet, the task was cancelled, because the replica has lost its lease.
             self._fail_unless_done(reply_future, Unavailable("this replica has lost its lease; try again"))
             self._delivery_count -= 1
             self._metrics.in_flight.dec()

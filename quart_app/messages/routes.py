@@ -41,7 +41,7 @@ _ACCESS_CHANGE_BODY = TypeAdapter(AccessChange)
 _MESSAGE_BODY = TypeAdapter(NewMessage)
 _VALID_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
-#: Only for the page /docs. The methods themselves check the session, with `_logged_in_session`.
+#: Shows on the page /docs that a route needs a session. The methods check the session with `_logged_in_session`.
 _documented_with_session = security_scheme([{SESSION: []}])
 #: About how many bytes of Redis's memory a new account takes, and the idempotency key of a message with its answer.
 #: These are estimates: too small a number lets Redis fill up, too large a one refuses requests early.

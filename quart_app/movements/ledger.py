@@ -112,6 +112,6 @@ class Ledger:
             except Unavailable as error:
                 self._read_trouble = str(error)
             except (RedisError, OSError) as error:
-                # Only for debugging: the event consumer warns while Redis does not answer.
+                # A line for debugging is enough: the event consumer warns while Redis does not answer.
                 log.debug("stream not measured", error=str(error))
             await asyncio.sleep(MEASURE_PAUSE_S)

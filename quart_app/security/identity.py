@@ -1,7 +1,7 @@
 """The normal form of e-mail addresses and passwords, and the rules for new passwords.
 
-All code that takes an address or a password uses these functions: registration, login, the change of a profile, the
-administrator that the settings name, and the command line. So two spellings of one address are one account.
+Registration, login, the change of a profile and the command line use these functions; so does the code for the
+administrator that the settings name. So two spellings of one address are one account.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@
     shared:values:jobs:size     counter, PX  the sum of the sizes of all kept jobs
 
 A job is kept until it expires or is deleted. The number of unfinished jobs and the bytes of all kept jobs have bounds.
-No command reads a whole job at once: a step reads its own work, a look at a job reads the ten `FIELDS`, and a result is
+No command reads a whole job at once. A step reads its own work, and a look at a job reads the ten `FIELDS`. A result is
 read part by part.
 """
 

@@ -149,7 +149,7 @@ class Primes:
             # Step 3.
             common_primes = await self._fill(replica, new_filter, last_expiry_ms)
         except BaseException:
-            # Also after a cancellation: otherwise puts would go on setting bits in a filter that nobody completes.
+            # This catches a cancellation, too. Otherwise puts would set bits for ever in a filter that nobody completes.
             self._kept = kept_before
             raise
         new_filter = replace(new_filter, below=_first_prime_not_in(common_primes))
