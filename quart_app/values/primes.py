@@ -149,7 +149,7 @@ class Primes:
             # Step 3.
             common_primes = await self._fill(replica, new_filter, last_expiry_ms)
         except BaseException:
-            # This catches a cancellation, too. Otherwise puts would set bits for ever in a filter that nobody completes.
+            # This catches a cancellation, too. Otherwise puts would go on to set bits in a filter that nobody uses.
             self._kept = kept_before
             raise
         new_filter = replace(new_filter, below=_first_prime_not_in(common_primes))
