@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -17,6 +17,8 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from mesh.errors import SetupError, UsageError
+
+S = TypeVar("S", bound=BaseSettings)
 
 #: A folder in which a container finds its secrets. Each file is named like a setting in lower case (`redis_password`).
 SECRETS_DIR = os.environ.get("SECRETS_DIR", "/run/secrets")
@@ -63,6 +65,15 @@ def explain(error: ValidationError) -> str:
             f"{name if name.isupper() else prefix + name.upper()}: {details['msg'].removeprefix('Value error, ')}"
         )
     return "; ".join(complaints)
+
+
+def without_environment(settings_class: type[S], **chosen: Any) -> S:
+    """Return settings with the `chosen` fields, and the defaults of all others. No environment variable is read.
+
+    Raises pydantic's ValidationError.
+    """
+    fields = {name: field.get_default(call_default_factory=True) for name, field in settings_class.model_fields.items()}
+    return settings_class(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})
 
 
 def given_or_environment(settings: MeshSettings | None, url: str | None = None) -> MeshSettings:

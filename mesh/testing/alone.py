@@ -121,8 +121,8 @@ def read_stored(sync_client: Any, key_or_field: Key[Any] | Field[Any], database:
         # `key_or_field.read` sends no command: it decodes the text that the client has read.
         return key_or_field.read(sync_client.get(key) if field is None else sync_client.hget(key, field))
     finally:
-        # Shared keys are read without a SELECT. So the client goes back to database 0, which is the bus by default.
-        sync_client.select(0)
+        # Shared keys are read without a SELECT. So the client goes back to its own database, the bus.
+        sync_client.select(sync_client.connection_pool.connection_kwargs.get("db") or 0)
 
 
 async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], database: int) -> Ran[R]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import fakeredis
 import redis
 
-from mesh.settings import Isolation, RedisSettings
+from mesh.settings import Isolation, RedisSettings, without_environment
 from mesh.wire.clients import Connections, heeding_cancellation
 from mesh.wire.connection import RedisConnection, pack
 
@@ -130,7 +130,7 @@ class FakeKitServer:
     isolation = Isolation.PREFIX
 
     def __init__(self) -> None:
-        self.connections = FakeConnections(RedisSettings())
+        self.connections = FakeConnections(without_environment(RedisSettings))
         self.sync_client = fakeredis.FakeRedis(server=self.connections.server, decode_responses=True)
 
     async def begin(self) -> None:

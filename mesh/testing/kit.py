@@ -15,7 +15,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self, TypeVar, overload
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from mesh import keys
@@ -29,7 +29,7 @@ from mesh.operations.table import Operations
 from mesh.operations.visit import MeshClient, connect
 from mesh.requests import scripts, streams
 from mesh.requests.worker import Worker
-from mesh.settings import MeshSettings, RedisSettings, explain
+from mesh.settings import MeshSettings, RedisSettings, explain, without_environment
 from mesh.testing.clock import Clock, virtual_time
 from mesh.testing.kit_replica import KitReplica
 from mesh.testing.record import Buried, Committed, Observed, Sent
@@ -38,7 +38,6 @@ from mesh.testing.wire import Faults, Gate, KitConnections
 from mesh.testing.workers import Runs
 
 #: A class of settings.
-M = TypeVar("M", bound=BaseModel)
 #: The type of a stored value.
 R = TypeVar("R")
 
@@ -84,8 +83,8 @@ class MeshKit(AsyncOnly):
         self._server = new_fake_server() if redis is None else RealServer(redis)
         # fakeredis has no access rules, so there only key names keep replicas apart (`prefix`). A real server has them.
         # The keyword arguments of the test override this isolation.
-        self._settings = _settings_without_environment(
-            MeshSettings, redis=self._server.connections.settings, **{"isolation": self._server.isolation, **settings}
+        self._settings = _settings_of(
+            redis=self._server.connections.settings, **{"isolation": self._server.isolation, **settings}
         )
         self._clock: Clock | None = None
         self._has_virtual_clock = redis is None
@@ -366,11 +365,10 @@ class MeshKit(AsyncOnly):
         return self._clients[db]
 
 
-def _settings_without_environment(settings_class: type[M], **chosen: Any) -> M:
-    """Return settings with the `chosen` fields, and the defaults of all others. No environment variable is read."""
-    fields = {name: field.get_default(call_default_factory=True) for name, field in settings_class.model_fields.items()}
+def _settings_of(**chosen: Any) -> MeshSettings:
+    """Return settings with the `chosen` fields. No environment variable is read."""
     try:
-        return settings_class(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})
+        return without_environment(MeshSettings, **chosen)
     except ValidationError as error:
         raise UsageError(
             f"MeshKit takes fields of MeshSettings beside replicas= and redis=: {explain(error)}"

@@ -63,6 +63,13 @@ async def test_it_answers_writes_and_sends() -> None:
     ]
 
 
+async def test_the_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own variables do not change where the state is."""
+    monkeypatch.setenv("REDIS_DB", "3")
+    ran = await add.run(Name("ann"), state={shared: 5, total: 1})
+    assert (ran.read(shared), ran.read(total), ran.read(shared)) == (15, 2, 15)
+
+
 async def test_a_query_reads_the_state() -> None:
     """A query reads the state, with a body and without one."""
     assert (await count.run(state={total: 3, shared: 5})).reply == 8

@@ -224,7 +224,9 @@ async def test_settings_come_from_the_test_and_not_from_the_environment(
     """A developer's own variables do not change what a test does."""
     monkeypatch.setenv("MESH_CLASSES", "B")
     monkeypatch.setenv("REDIS_PORT", "1")
+    monkeypatch.setenv("REDIS_DB", "3")
     async with MeshKit(greetings.worker, claim_idle_ms=700) as kit:
+        assert await kit.redis(0).exists("mesh:lease:1")
         assert (kit[0].settings.classes, kit[0].settings.claim_idle_ms) == ("ABCD", 700)
 
 
