@@ -14,7 +14,8 @@
 --   how many named letters do not exist any more
 --   the id after which the next walk begins; "" if there are no more letters
 --   the text of `act` that ended the walk, or ""
-local function is_in_group(letter) return letter.reason == ARGV[5] and letter.stream == ARGV[6] end
+-- A field that a letter lacks counts as "", as letters.py reads it.
+local function is_in_group(letter) return (letter.reason or '') == ARGV[5] and (letter.stream or '') == ARGV[6] end
 
 local function walk_named(first_named, act)
   local acted_count, gone_count = 0, 0

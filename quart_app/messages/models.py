@@ -138,7 +138,7 @@ class IdempotencyKeyHeader(BaseModel):
 
     # This model only documents the header. `_read_idempotency_key` in routes.py reads it and checks its characters.
     key: str | None = Field(
-        None, alias="Idempotency-Key", description="1 to 255 printable characters, new for each message"
+        None, alias="Idempotency-Key", description="1 to 255 visible ASCII characters, new for each message"
     )
 
 

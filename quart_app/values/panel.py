@@ -101,9 +101,7 @@ class JobsPanel:
         pipeline.get(shared_prefix + KEPT_BYTES)
         open_ids, open_count, newest_members, kept_count, kept_bytes = await pipeline.execute()
         # Many jobs are in both lists, and each is read once. A member of KEPT_JOBS is "{id} {size}".
-        ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest_members)]))[
-            : 2 * MOST_SHOWN_JOBS
-        ]
+        ids = list(dict.fromkeys([*open_ids, *(member.partition(" ")[0] for member in newest_members)]))
         jobs = await self._read_jobs(redis, ids)
         now_ms = mesh.now_ms()
         jobs.sort(key=lambda job: (job.is_over(now_ms), -job.created_ms))

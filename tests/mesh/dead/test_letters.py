@@ -148,6 +148,15 @@ async def test_a_group_is_named_by_its_last_letter(redis: Any, dead: DeadLetters
     assert await dead.group_like(letter.id) is None
 
 
+async def test_a_group_of_letters_without_a_reason_is_discarded(redis: Any, dead: DeadLetters) -> None:
+    """A field that somebody has left out counts as empty, for the list and for the act."""
+    await redis.xadd(keys.DEAD, {"op": "x", "stream": A, "body": "{}"})
+    group = LetterGroup("", A)
+    assert await dead.count(group) == 1
+    assert await dead.discard(group, ACTOR) == Report(done=1)
+    assert await redis.xlen(keys.DEAD) == 0
+
+
 async def test_discarding_leaves_the_books_alone(redis: Any, dead: DeadLetters) -> None:
     """The request was given up before, and stays that in the books."""
     await bury(redis, 1)
