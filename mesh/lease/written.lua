@@ -17,14 +17,15 @@ local function end_with_last(written_set)
   return last_end
 end
 
--- Notes keys of the selected database. `names` is a table with the name of each key as an index. `unnamed_end` is the moment
--- at which the last of the other keys ends; nil if there are no others.
+-- Notes keys of the selected database. `names` is a table with the name of each key as an index. Its value is the moment (ms)
+-- at which the key ends, or true if this is to be read. `unnamed_end` is the moment at which the last of the other keys ends;
+-- nil if there are no others.
 -- Returns the moment at which the last of all keys ends; nil if the database has no keys.
 local function note_keys(written_set, names, unnamed_end, now)
   -- `words` has two words for each key. PEXPIRETIME answers -2 if there is no such key, and -1 if the key never expires.
   local words, word_count, room = {}, 0, MOST_NAMED - redis.call('ZCARD', written_set)
-  for name in pairs(names) do
-    local end_ms = redis.call('PEXPIRETIME', name)
+  for name, known_end in pairs(names) do
+    local end_ms = known_end == true and redis.call('PEXPIRETIME', name) or known_end
     if end_ms == -2 then
       redis.call('ZREM', written_set, name)
     elseif word_count < 2 * room then

@@ -287,10 +287,12 @@ end
 local outcomes, ids_of, expired = {}, {}, 0
 for nth = 1, #heads do outcomes[nth] = commit(nth) or 'done' end
 -- GT moves an expiry that is there, but only to a later moment; NX gives one to a key that has none.
-for of_database, expiry_of in pairs(expiries) do
-  go_to(of_database)
-  for key, ms in pairs(expiry_of) do
-    if redis.call('PEXPIREAT', key, ms, 'GT') == 0 then redis.call('PEXPIREAT', key, ms, 'NX') end
+-- The own database comes last, because `note_keys` goes on there. It need not read an expiry that is set here.
+for _, of_database in ipairs({bus, database}) do
+  if expiries[of_database] then go_to(of_database) end
+  for key, ms in pairs(expiries[of_database] or {}) do
+    local is_set = redis.call('PEXPIREAT', key, ms, 'GT') == 1 or redis.call('PEXPIREAT', key, ms, 'NX') == 1
+    if is_set and of_database == database and named_keys[key] then named_keys[key] = ms end
   end
 end
 if unnamed_until or next(named_keys) then
