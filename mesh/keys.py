@@ -1,5 +1,8 @@
 """Every key of the mesh, with its type and meaning. No other Python module of the mesh spells these names.
 
+Lua scripts spell some of these names again, such as `mesh:clock`. Only the tests that run the scripts would show a
+difference, so change a name here and in the Lua files together.
+
 "A by B" means: the members A of a sorted set have the scores B. "A -> B" means: the fields A of a hash have the values
 B. A key with "PX" expires. In `mesh:replies:` and `mesh:submitted:`, a client's name can stand in place of {replica}.
 
@@ -28,15 +31,16 @@ B. A key with "PX" expires. In `mesh:replies:` and `mesh:submitted:`, a client's
     mesh:lane:{lane}         list          names of the requests that wait for a place, in order; they are in mesh:later
     mesh:running:{lane}      hash          requests that have a place: name -> stream and id; or mesh:later and name,
                                            while the request waits for its next try or is parked
-    mesh:rate:{lane}         string, PX    the state of a rate, as three moments in µs: when the next request would be
-                                           on time, counted from all accepted requests; when this key was written;
-                                           when the next one would be on time, counted only from those that have begun
+    mesh:rate:{lane}         string, PX    the state of a rate, as three moments in µs. The first and the third are
+                                           theoretical arrival times (GCRA): the first counts all accepted requests,
+                                           the third only those that have begun. The second: when it was written
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
     mesh:later               zset          requests that wait: name by due time (ms of Redis's clock), or +inf
     mesh:later:{name}        hash          a request in mesh:later: its fields, its address `to`, and `ttl` (ms after
                                            the due time) or `deadline`
-    mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel a request has removed it
+    mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel a request has removed it. The mesh gives no
+                                           request a name that begins with "cancelled:"
     mesh:once:{op}:{key}     hash, PX      an idempotency key: its request and who waits for it, or the answer
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
     mesh:schedule:{op}       hash, PX      definition of the schedule, epoch of the replica that wrote it, next and last
@@ -63,8 +67,10 @@ from __future__ import annotations
 
 from functools import cache
 
-# A value that ends with ":" is the beginning of several keys. Every other "mesh:" value is one whole key. The functions
-# below return the keys that have a variable part. Names such as ROWS and `row` belong together: prefix and key.
+# A value that ends with ":" is a prefix of several keys. Every other "mesh:" value is one whole key; LATER is also the
+# beginning of the keys that `later` returns. A plural says nothing about this: LEASES is a prefix, and LANES is a key.
+# The functions below return keys that have a variable part. Names such as ROWS and `row` belong together: prefix and
+# key. A prefix such as LANE has no function, because only scripts make its whole keys.
 CLAIM = "mesh:claim"
 FORMAT = "mesh:format"
 EPOCH = "mesh:epoch"

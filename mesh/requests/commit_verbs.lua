@@ -40,7 +40,7 @@
 -- the length of its arguments as the number of bytes that it removes. A verb that answers the request writes the body of
 -- the reply to tx[head + 8], the word `body` of the list at the top of commit.lua. A verb that can fail although the types
 -- of its keys are right calls pcall, because an error that escapes ends the commit half-way.
-local function make_verbs(keep)
+local function make_verbs(note_expiry)
   -- Most keys, or other words, of one command. `set_together` passes two words for each key, and Lua's `unpack` fails at about
   -- 8000 words.
   local MOST_UNPACKED = 2000
@@ -159,7 +159,7 @@ local function make_verbs(keep)
   end
 
   local verbs = {
-    ends = note_ending, ['set-all'] = set_all, keep = keep, mark = mark, later = send_later,
+    ends = note_ending, ['set-all'] = set_all, keep = note_expiry, mark = mark, later = send_later,
     place = place_request, pass = note_request_in_place,
   }
   --[[ verbs of services ]]

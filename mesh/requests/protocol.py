@@ -6,7 +6,7 @@ People can read an entry, too: its fields have plain names, their values are tex
               call, traceparent   if its sender has them
               once, sha, keep     if it has an idempotency key; see options.lua
               limit               if it has passed a limit
-              first               if it has waited
+              first               if it has waited, or was added to its stream again
               try, error          if a try has failed
               read, found         if its sender has named shared keys that the submission reads
     reply     request op from status forwards body asked took_us db
@@ -35,7 +35,9 @@ NEVER = 0
 _USUAL_FIELDS = ["op", "request", "from", "reply_to", "deadline", "body"]
 #: The fields of a reply that its caller reads.
 _REPLY_FIELDS = ("request", "status", "forwards", "body")
-#: The longest body, in characters. One trip (`MOST_BYTES` of mesh.wire.connection) must have room for several.
+#: The longest body, in characters. One trip (`MOST_BYTES` of mesh.wire.connection) has room for several such bodies if
+#: they are ASCII. A character beyond ASCII takes up to 4 bytes, so a body that has too many of them is too large for a
+#: trip (TooLarge).
 MOST_BODY = 16 * 2**20
 
 #: The classes and the databases that a mesh can have.
@@ -44,7 +46,7 @@ _DATABASES = frozenset(range(keys.MOST_DATABASES))
 
 #: The body of a request or a reply without types: a JSON object.
 Body = dict[str, Any]
-#: Makes of the text of a body what a handler or a caller gets. Raises ValueError for text that it cannot read.
+#: Decodes the JSON text of a body. Handlers and callers get the result. Raises ValueError for text that it cannot read.
 Decode = Callable[[str], Any]
 
 
@@ -153,20 +155,24 @@ class Request:
     traceparent: str = ""
     #: how many of its tries have failed
     failed_tries: int = 0
-    #: An id that begins with the time at which the request was sent or due. Only a request that has waited for
-    #: something else than its due time has one, because its `id` is of a later time. All others have "".
+    #: The time at which the request was sent or due, in the form of an id. It is set if the request has waited for
+    #: something else than its due time, or was added to its stream again: then its `id` is of a later time. Else "".
     first: str = ""
     #: The value that the shared key named by the sender had when the request was sent; "" if it had none. A JSON list
-    #: of values if the sender has named several keys. The handler uses the value as if it had read the key, and has to
-    #: expect it unchanged at the commit. None if the value is not known. None also in each run after the first one,
-    #: because the value may have changed.
+    #: of values if the sender has named several keys. A handler may use the value and not read the key. The mesh adds
+    #: no expectation for this value, so the handler itself adds one. None if the value is not known. None also in each
+    #: run after the first one, because the value may have changed.
     found: str | None = None
-    #: names and values of its options, in turn; see options.lua
+    #: Names and values of its options, in turn; see options.lua. The option `limit` is there only if the limit has let
+    #: the request through already.
     options: tuple[str, ...] = ()
 
     @property
     def is_answered(self) -> bool:
-        """Whether its reply is needed: a caller waits for it, or others may ask for it with the idempotency key."""
+        """Whether its reply is needed: a caller waits for it, or others may ask for it with the idempotency key.
+
+        This does not say whether the reply was already written.
+        """
         # `_options_of` puts the idempotency key first and the limit last.
         return bool(self.reply_to or self.options[:1] == ("once",))
 

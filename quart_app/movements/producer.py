@@ -50,9 +50,10 @@ class MovementSimulator:
 
     def make_movement(self) -> tuple[Message, Message]:
         """Return a departure and its arrival. In one of ten movements some items are lost."""
-        # The ranges below only have to look natural: departed in the last day, and 10 minutes to 10 hours under way.
+        # The ranges below only have to look natural: departed in the last day, and 10 minutes to 10 hours under way. So
+        # some arrivals lie in the future. The service accepts these times, too.
         sender, receiver = self._random.sample(self._warehouses, 2)
-        event_id, movement_id, product_id = (
+        shared_id, movement_id, product_id = (
             self._random_uuid(),
             self._random_uuid(),
             self._random.choice(self._products),
@@ -62,8 +63,8 @@ class MovementSimulator:
         quantity = self._random.randint(1, 200)
         received_quantity = quantity if self._random.random() < 0.9 else self._random.randint(0, quantity)
         return (
-            make_message(event_id, sender, movement_id, product_id, "departure", departed_at, quantity),
-            make_message(event_id, receiver, movement_id, product_id, "arrival", arrived_at, received_quantity),
+            make_message(shared_id, sender, movement_id, product_id, "departure", departed_at, quantity),
+            make_message(shared_id, receiver, movement_id, product_id, "arrival", arrived_at, received_quantity),
         )
 
     def make_messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
@@ -114,15 +115,15 @@ def make_message(
 
 def sample() -> Sequence[Message]:
     """Return one movement with known ids, from WH-3322 to WH-3423. Both messages have the same `id`."""
-    event_id, movement_id = UUID("b3b53031-e83a-4654-87f5-b6b6fb09fd99"), UUID("c6290746-790e-43fa-8270-014dc90e02e0")
+    shared_id, movement_id = UUID("b3b53031-e83a-4654-87f5-b6b6fb09fd99"), UUID("c6290746-790e-43fa-8270-014dc90e02e0")
     product_id = UUID("4705204f-498f-4f96-b4ba-df17fb56bf55")
     sender = Warehouse(UUID("25718666-6af6-4281-b5a6-3016e36fa557"), "WH-3322")
     receiver = Warehouse(UUID("c1d70455-7e14-11e9-812a-70106f431230"), "WH-3423")
     departed_at = datetime(2025, 2, 18, 12, 12, 56, tzinfo=UTC)
     arrived_at = datetime(2025, 2, 18, 14, 34, 56, tzinfo=UTC)
     return (
-        make_message(event_id, sender, movement_id, product_id, "departure", departed_at, 100),
-        make_message(event_id, receiver, movement_id, product_id, "arrival", arrived_at, 100),
+        make_message(shared_id, sender, movement_id, product_id, "departure", departed_at, 100),
+        make_message(shared_id, receiver, movement_id, product_id, "arrival", arrived_at, 100),
     )
 
 

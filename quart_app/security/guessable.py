@@ -11,7 +11,7 @@ _COMMON_FILE = Path(__file__).parent / "common_passwords.txt"
 #: From digits and signs that people put in place of letters to these letters.
 _PLAIN_LETTERS = str.maketrans("013457$@!", "oieastsai")
 #: Digits and signs at the ends of a text.
-_PADDING = re.compile(r"^[\W\d_]+|[\W\d_]+$")
+_OUTER_NON_LETTERS = re.compile(r"^[\W\d_]+|[\W\d_]+$")
 #: Keyboard rows and sequences; a password that is a piece of one is refused. After the 9, people go on with 0.
 _SEQUENCES = (
     "01234567890123456789",
@@ -29,7 +29,7 @@ def is_guessable(secret: str) -> bool:
     # A secret of one or two different characters counts as a repetition.
     if len(set(folded)) < 3 or _is_sequence(folded):
         return True
-    return not {folded, *_unpadded_forms(folded)}.isdisjoint(_read_common())
+    return not {folded, *_trimmed_forms(folded)}.isdisjoint(_read_common())
 
 
 def _is_sequence(folded: str) -> bool:
@@ -37,22 +37,22 @@ def _is_sequence(folded: str) -> bool:
     return any(folded in sequence or folded in sequence[::-1] for sequence in _SEQUENCES)
 
 
-def _unpadded_forms(folded: str) -> set[str]:
+def _trimmed_forms(folded: str) -> set[str]:
     """Return three forms of a secret without the digits and signs around it.
 
     In the second form, letters then replace the digits and signs inside that look like them (`_PLAIN_LETTERS`). In the
     third form, they are replaced first. So those at the ends become letters, too, and stay.
     """
     return {
-        without_padding(folded),
-        without_padding(folded).translate(_PLAIN_LETTERS),
-        without_padding(folded.translate(_PLAIN_LETTERS)),
+        without_outer_non_letters(folded),
+        without_outer_non_letters(folded).translate(_PLAIN_LETTERS),
+        without_outer_non_letters(folded.translate(_PLAIN_LETTERS)),
     }
 
 
-def without_padding(text: str) -> str:
+def without_outer_non_letters(text: str) -> str:
     """Return a text without the digits and signs around it."""
-    return _PADDING.sub("", text)
+    return _OUTER_NON_LETTERS.sub("", text)
 
 
 @cache

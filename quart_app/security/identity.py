@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import unicodedata
 
-from quart_app.security.guessable import is_guessable, without_padding
+from quart_app.security.guessable import is_guessable, without_outer_non_letters
 
 #: Bounds of a password, in characters. The lower one holds only for new passwords; shorter ones are easy to guess.
-#: The upper one bounds the cost of normalising and hashing a password.
+#: The upper one bounds the cost of normalising and hashing a password. The models of /messages check it before
+#: they make the normal form, at a login, too. `why_weak` checks it again, because a normal form may be longer.
 MIN_PASSWORD = 8
 MAX_PASSWORD = 256
 #: The most characters of an address. SMTP allows 256 for an address and the angle brackets around it (RFC 5321, section
-#: 4.5.3.1.3).
+#: 4.5.3.1.3). The models of /messages check this bound.
 MAX_EMAIL = 254
 
 
@@ -48,7 +49,10 @@ def normal_password(text: str) -> str:
 
 
 def why_weak(password: str, email: str | None = None) -> str | None:
-    """Return why a password in normal form is refused, or None when it is accepted."""
+    """Return why a password is refused, or None when it is accepted.
+
+    Callers pass the password and the address in normal form.
+    """
     if len(password) < MIN_PASSWORD:
         return f"a password has at least {MIN_PASSWORD} characters"
     if len(password) > MAX_PASSWORD:
@@ -71,6 +75,6 @@ def _is_made_of(folded_password: str, email: str) -> bool:
     parts = [email, local, domain, domain.rpartition(".")[0]]
     # Parts of one or two characters are in many passwords by chance.
     return any(
-        len(part) >= 3 and part in folded_password and not without_padding(folded_password.replace(part, ""))
+        len(part) >= 3 and part in folded_password and not without_outer_non_letters(folded_password.replace(part, ""))
         for part in parts
     )
