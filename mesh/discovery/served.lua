@@ -5,7 +5,9 @@
 --       this release: replica, database and version; then each operation}
 -- The keys are not in KEYS, because the server refuses the whole script to a user that may not read one of its KEYS. The
 -- Redis user of an older client may not read `mesh:operations:served`. For such a client no operations are known.
--- `oldest` has the level, replica, database and version of the live replica with the lowest level so far.
+-- `all_are_known` and `ops` are what the script returns: 1 or 0, and the operations found so far. `is_listed` is true for each
+-- of these operations, so that none is listed twice. `oldest` has the level, replica, database and version of the live replica
+-- with the lowest level so far.
 local all_are_known, oldest, is_listed, ops = 1, {math.huge, '', '', ''}, {}, {}
 local digests_and_tables = redis.pcall('HGETALL', 'mesh:operations:served')
 if digests_and_tables.err then digests_and_tables = {} end

@@ -154,7 +154,7 @@ class Waking:
     async def _send_tick(self, name: str, schedule: Schedule) -> bool:
         """Send the tick of a schedule if it is due. Return whether it is settled, by this replica or another.
 
-        It is not if Redis had another definition of the schedule: then only the definition is written.
+        If Redis had another definition of the schedule, only the definition is written, and the tick is not settled.
         """
         tick_ms, definition = await self._link.shared("HMGET", keys.schedule(name), "next", "definition")
         now_ms = self._now_ms()

@@ -23,7 +23,7 @@ MOST_ELEMENTS = 1000
 #: Methods of a transaction that queries and snapshots do not have.
 _WRITES = frozenset({"set", "add", "delete", "insert", "put", "remove", "send", "forward"})
 
-#: `KeyOrField.location`
+#: The type of `KeyOrField.location`: whether the key is shared, the key, and the field (None for no field).
 _Location = tuple[bool, str, str | None]
 
 

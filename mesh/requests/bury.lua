@@ -20,8 +20,8 @@ local entry = redis.call('XRANGE', stream, id, id)[1]
 redis.call('XACK', stream, 'workers', id)
 -- The entry was deleted from outside: count_by_hand.lua counts the request as lost.
 if not entry then return 0 end
--- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more. Of such an entry, the dead
--- letter has the first 4000 words.
+-- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more. The dead letter has only the
+-- first 4000 words of such an entry.
 local flat, request_name, op = {unpack(entry[2], 1, 4000)}, '', ''
 for i = 1, #flat, 2 do
   if flat[i] == 'request' then request_name = flat[i + 1] end

@@ -87,7 +87,7 @@ local BATCH_ARGUMENT = 7
 -- the request and its reply. Then its expectations, writes and sends follow.
 local HEAD_WORDS = 14
 local tx, heads, head, total = words, {}, 1, #words
--- By stream: the ids of the first and the last of its requests in the batch, and the number of these requests.
+-- Three tables by stream: the ids of the first and of the last of its requests in the batch, and the number of these requests.
 local first_of, last_of, number_of = {}, {}, {}
 while head <= total do
   heads[#heads + 1] = head
@@ -175,8 +175,8 @@ end
 -- By the first word of a write: the list of checks that this word names. `is_special` says whether a check needs more than
 -- the type of a key: then it is one of commit_checks.lua. Many writes begin with the same word, so each word is parsed once.
 local checks = {}
--- Checks all that can make a write fail, before the first write, because Redis cannot roll a script back. verbs.py has
--- already checked what can be checked without the database.
+-- Checks all that can make a write fail, before the first write, because Redis cannot roll a script back. The first of the
+-- `count` writes is at tx[first]. verbs.py has already checked what can be checked without the database.
 -- Returns the position after the writes; or nil and the reason, if a write would fail. `each` has the names of all checks of
 -- one write.
 local function check_writes(first, count)
@@ -217,8 +217,9 @@ end
 local written_set = 'db' .. database .. ':written'
 local named_keys, unnamed_until, holds_forever = {}, nil, nil
 
--- Makes the writes of a transaction. Returns the reason if a write fails in spite of all checks. Then the script does not
--- make the later writes of this transaction, and does not acknowledge its request. It still applies the other transactions.
+-- Makes the `count` writes of a transaction; the first is at tx[first]. Returns the reason if a write fails in spite of all
+-- checks. Then the script does not make the later writes of this transaction, and does not acknowledge its request. It still
+-- applies the other transactions.
 local function make_writes(first, count)
   local i = first
   for _ = 1, count do

@@ -139,7 +139,7 @@ local function make_verbs(note_expiry)
       local digits = numbers[k]
       local is_long = #digits > HASHED_DIGITS
       local number = tonumber(is_long and string.sub(digits, -HASHED_DIGITS) or digits)
-      -- Of a long number, `number` has only the last digits. It cannot be compared with `below`, so its bits are always set.
+      -- If the number is long, `number` has only its last digits, which say nothing about `below`. So its bits are always set.
       if is_long or number >= below then
         words[n + 1], words[n + 2], words[n + 3], words[n + 4] =
           'SET', 'u1', number % FIRST_PRIME * FIRST_FACTOR % FIRST_PRIME % bits, 1

@@ -160,7 +160,7 @@ class Consumer(GroupConsumer[Work]):
             # `_serve` removes the request in the end, but not if its task is cancelled before the first step.
             work.task.add_done_callback(lambda _: self._remove_work(work))
 
-    # GroupConsumer calls the methods from here to `_accept`, and `_kept_alive`; it says what each of them is for.
+    # GroupConsumer calls `_kept_alive`, and the methods from here to `_accept`. Its docstrings say what each is for.
     def room_now(self) -> int:
         return min(super().room_now(), max(0, self._concurrency - len(self._works)))
 

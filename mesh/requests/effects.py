@@ -255,7 +255,7 @@ class Effects(Writer):
         once: Once | None = None,
         due: Due | None = None,
     ) -> None:
-        """Send a request with a limit or an idempotency key, which the commit checks; it may have to wait.
+        """Send a request with a limit or an idempotency key. The commit checks these, and the request may have to wait.
 
         `key` is the name of the request; `once` has the idempotency key. If an earlier request has the same idempotency
         key and body, nothing is sent. The commit applies nothing if the limit refuses the request, or if an earlier

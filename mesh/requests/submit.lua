@@ -1,6 +1,6 @@
 #!lua
--- Puts groups of requests on their streams. Of each group, the script submits all requests or none. It submits none if one
--- of them is refused, for example because its address has no live replica or a full queue.
+-- Puts groups of requests on their streams. The script submits all requests of a group or none. It submits none if one of
+-- them is refused, for example because its address has no live replica or a full queue.
 -- A line such as `[[ batch.lua ]]` in a comment stands for that file: scripts.py puts it there. scripts.py also makes three
 -- variants of the script:
 --   complete            runs any batch while the server has memory. The server refuses this variant when its memory is full.

@@ -24,7 +24,10 @@ class Committer(Protocol):
 
 
 class Work:
-    """One request in progress. The link passes it the result of its commit, as to a future; it tells the consumer."""
+    """One request in progress. The link passes the result of the commit to this object in place of a future.
+
+    The object then tells the consumer.
+    """
 
     __slots__ = (
         "_committer", "abandoned", "began_at", "committing", "conflict_key", "conflicts", "ended_future", "handler",

@@ -372,8 +372,8 @@ async def _parse_piece(text: bytes, begin: int, list_end: int) -> tuple[list[Any
 def _checked_slice(checker: Checker[list[T]], items: list[Any], first_index: int) -> list[T]:
     """Return the checked items of a slice whose first item is the item `first_index` of the list.
 
-    It takes longer to describe errors than to find them. Of more than MOST_DESCRIBED_ERRORS, only those of the first
-    wrong item are described.
+    It takes longer to describe errors than to find them. If there are more than MOST_DESCRIBED_ERRORS, only those of
+    the first wrong item are described.
     """
     try:
         return checker.validate_python(items, strict=True)

@@ -54,7 +54,7 @@ class ForkLoop:
                 self._wakeup_reader.recv(1024)
                 self._report_ended_forks()
             if self._channel in readable:
-                # At most 64 KiB at once. Of a longer request, `_partial_request` keeps what has come so far.
+                # At most 64 KiB at once. `_partial_request` keeps what has come so far of a request that goes on.
                 if not (data := self._channel.recv(1 << 16)):
                     return None
                 *lines, self._partial_request = (self._partial_request + data).split(b"\n")

@@ -108,7 +108,8 @@ def last_line(path: Path) -> str:
     """Return the last line of a log, or a hint at its path if it has no lines."""
     with contextlib.suppress(OSError):  # there is no log
         with path.open("rb") as file:
-            # A log may be long, so only its last 4096 bytes are read. Of a longer last line, only the end is returned.
+            # A log may be long, so only its last 4096 bytes are read. If the last line is longer, only its end is
+            # returned.
             file.seek(max(0, path.stat().st_size - 4096))
             lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
         if lines:

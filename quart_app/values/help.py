@@ -67,7 +67,7 @@ class JointWork:
     def add(self, before: Factoring, result: Slice) -> None:
         """Add the result of curves that began at the state `before`."""
         if not splits(before, result):
-            # Of a result, only the first part counts here: how far the factorisation is.
+            # Here only the first part of the result counts: how far the factorisation is.
             curve_count = result[0].composites[0].curves - before.composites[0].curves
             self.factoring = with_curves(self.factoring, curve_count)
         elif not self.first_split.done():

@@ -38,7 +38,8 @@ from quart_app.values.chunks import Chunks, ItemAsked
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 
-#: The keys of this module's docstring. The key JOB is followed by the id of the job.
+#: The keys of this module's docstring, without "shared:". JOB is a prefix, which the id of a job follows. The others
+#: are whole keys.
 JOB = "values:job:"
 KEPT_JOBS = "values:jobs"
 UNFINISHED_JOBS = "values:jobs:open"

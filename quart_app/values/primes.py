@@ -41,7 +41,8 @@ log = structlog.get_logger(__name__)
 #: The name of the filter in roster rows. Earlier releases have a filter `values.primes`, whose bits are computed in
 #: another way, so each release must read only its own.
 FILTER_NAME = "values.primes.2"
-#: Followed by "{database}:{0 or 1}". The two keys take turns: the new filter gets the key that the current one has not.
+#: A prefix, which "{database}:{0 or 1}" follows. The two keys take turns: the new filter gets the key that the current
+#: one has not.
 KEY_PREFIX = "values:primes:"
 #: Pause between two checks of the filter. Each check costs some reads. Until the next check, a filter may be too full,
 #: and then more GETs ask a database that has nothing.

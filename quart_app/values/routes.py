@@ -163,7 +163,7 @@ class ValuesRoutes:
         return read_time_limit_ms(self._context)
 
     async def _put(self, items: Sequence[Any]) -> dict[str, str]:
-        """Return the factors of every value once all are stored. Of items with the same value the last one counts."""
+        """Return the factors of every value once all are stored. If items have the same value, the last one counts."""
         if not items:
             return {}
         # Every POST that begins no job waits here for its turn of the event loop. So requests that come together do not

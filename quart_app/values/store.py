@@ -32,7 +32,8 @@ from msgspec import Struct, json
 
 from mesh.raw import Effects, Filter, Script, ServiceVerbs, Store
 
-#: The keys of this module's docstring. The key WHERE is followed by the value.
+#: The keys of this module's docstring, without "db{n}:" or "shared:". WHERE is a prefix, which a value follows; the
+#: others are whole keys, also the plural RECORDS.
 RECORDS = "values:records"
 INDEX = "values:index"
 ALONE = "values:alone"
