@@ -131,8 +131,8 @@ end
 -- `accepted`, `answered`, `ending` and `expiries`. A verb of a service may also change tx[head + 8], the body of the reply.
 -- Only this file changes `head` and `mine`.
 
--- How many requests the batch has put on streams, and how many it has answered, as the books count them. Both are added to the
--- books once, at the end of the script.
+-- `accepted` is how many requests the batch has put on streams, and `answered` how many it has answered, as the books count
+-- them. The script adds both to the books once, at its end.
 local accepted, answered = 0, 0
 -- The words of the verb `ends` of the present transaction: the options of its request (see options.lua). It is nil if the
 -- transaction has no such verb. The verb is the last one of its transaction, so `commit` always takes these words over:

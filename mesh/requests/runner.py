@@ -326,7 +326,7 @@ class Runner:
             return self._log_crash(work, error)
         failed_tries = request.failed_tries + 1
         pause_ms = retry.pause_ms(failed_tries)
-        # `pause_ms` is None if no try is left: then it does not matter here.
+        # `pause_ms` is None if no try is left. Then the value of `is_too_late` makes no difference.
         is_too_late = request.deadline != NEVER and self._host.now_ms() + (pause_ms or 0) >= request.deadline
         if pause_ms is None or is_too_late:
             return Outcome.HOPELESS, self._log_crash(work, error)[1]  # the reason, without its outcome

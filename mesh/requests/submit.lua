@@ -45,7 +45,7 @@ local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 -- batch, with a blank after it. `held` is what the lease says now; `before` is the number and the result of the latest batch.
 local holder, remembered_ms, databases, most_on_stream = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, most_at_once, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
--- How many words a request has, and the first byte of the address of a gather: "*".
+-- REQUEST_WORDS is the number of words of a request. GATHER is the first byte of the address of a gather, which is "*".
 local REQUEST_WORDS, GATHER = 5, 42
 -- scripts.py writes true here in the variant for a full memory.
 local memory_is_full = false

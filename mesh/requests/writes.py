@@ -202,7 +202,7 @@ class Writes:
         self._commands: list[WriteCommand] = []
         #: by side and key: its commands, oldest first
         self._histories: dict[tuple[int, str], list[WriteCommand]] = {}
-        #: by side and key: the moment (ms) until which it lives at least
+        #: by side and key: the moment (ms) until which it lives at least, the latest that `keep_until` got
         self._earliest_expiries: dict[tuple[int, str], int] = {}
         #: by side: the keys that `set_all` has set
         self._set_all_keys: tuple[set[str], set[str]] = (set(), set())
