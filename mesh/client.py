@@ -231,7 +231,7 @@ class Client:
             return await presence.calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
-        """Send one request and wait for its reply; if it comes in parts, merge them key by key. Raises MeshError."""
+        """Send one request and wait for its reply. Merge a reply in several parts key by key. Raises MeshError."""
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         return answer.merged()
 
@@ -262,7 +262,9 @@ class Client:
         once: Once | None = None,
         limit: str = "",
     ) -> None:
-        """Send a request whose reply nobody waits for; return when Redis has it. It stays if this client ends.
+        """Send a request whose reply nobody waits for; return when Redis has the request.
+
+        The request stays there if this client ends.
 
         `key` names the request, for `cancel`. A request that is `due` later, or that has an idempotency key or a limit,
         needs such a name.

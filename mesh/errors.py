@@ -161,7 +161,7 @@ class Refused(MeshError):
 
 
 def _fact_names_of(cls: type[Refused]) -> set[str]:
-    """Return the names of the facts that an error of this class must have: it and its bases annotate them."""
+    """Return the names of the facts that an error of this class must have. The class and its bases annotate them."""
     return {
         name for base in cls.__mro__ if issubclass(base, Refused) and base is not Refused
         for name in inspect.get_annotations(base)

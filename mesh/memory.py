@@ -34,9 +34,9 @@ log = structlog.get_logger(__name__)
 #: Pause, in seconds, between two looks at the server's memory. Between them a replica does not know what others store.
 #: With a longer pause, replicas may together store more before they notice; a shorter one costs more commands.
 MEMORY_LOOK_S = 0.5
-#: A server may not name its policy. After it has deleted a key for room, it counts as one that deletes keys for this
-#: time, in seconds. A longer time keeps replicas from being ready for longer after the last deletion. With a shorter
-#: one, they may be ready between two deletions.
+#: A server may not name its policy. If such a server has deleted a key for room, we assume for this time, in seconds,
+#: that its policy is to delete keys. A longer time keeps replicas from being ready for longer after the last deletion.
+#: With a shorter one, they may be ready between two deletions.
 EVICTING_S = 60.0
 #: How many seconds a refused caller should wait. Expired data, which may make room, are removed within seconds. With a
 #: shorter wait, callers would be refused more often; with a longer one, they come back later than they could.

@@ -113,7 +113,7 @@ class Replica:
     # For services
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
-        """Send one request and wait for its reply; if it comes in parts, merge them key by key. Raises MeshError."""
+        """Send one request and wait for its reply. Merge a reply in several parts key by key. Raises MeshError."""
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         return answer.merged()
 

@@ -31,8 +31,8 @@ from mesh.settings import MeshSettings
 #: A search reads this many replies to each replica, the newest ones. A stream of replies never has many more.
 MOST_REPLIES_SEARCHED = 512
 #: A search reads at most this many entries of each request stream, the oldest ones, and this many of the newest dead
-#: letters. So a long queue does not make it slow; it may then miss a request. A larger number would miss fewer, and
-#: make each search slower.
+#: letters. So a long queue does not make a search slow, but the search may miss a request of that queue. With a larger
+#: number, searches would miss fewer requests and be slower.
 MOST_ENTRIES_SEARCHED = 200
 
 

@@ -105,7 +105,7 @@ class Applicant:
             await client.aclose()
 
     def _note_wait(self, reason: str) -> None:
-        """Log a reason to wait, and tell it to `on_wait`, unless it is the same as before."""
+        """Log a reason to wait and pass it to `on_wait`, unless the reason before was the same."""
         if reason != self._reason_to_wait:
             log.info("waiting for a lease", reason=reason)
             self._reason_to_wait = reason

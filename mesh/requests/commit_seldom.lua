@@ -1,6 +1,6 @@
 -- What few transactions need. A part of commit.lua that its plain variant lacks; see `variants` of scripts.py.
 -- It reads these names of commit.lua: tx and head (see there), bus, database, consumer, selected, `go_to`, `wrong_type`. It
--- changes `accepted` (in `seldom.send`), `expiries` (in `keep`), and what commit_verbs.lua changes.
+-- changes `accepted` (in `seldom.send`), `expiries` (in `note_expiry`), and what commit_verbs.lua changes.
 local function make_seldom()
   local seldom = {}
 

@@ -207,7 +207,7 @@ class _Try:
         reply = reply_of(entry)
         assert reply is not None  # `_run` has made the entry
         self._in_place.ended(entry[3], self._work_s, reply[3])  # the operation, and the body
-        call.set_result([""])  # as after a submission; but its entry is gone already, so it has no id
+        call.set_result([""])  # as after a submission, but without an id: the entry is gone already
         if not call.completed.done():  # the reader of the stream may have had the reply before
             call.take(reply, entry)
 

@@ -47,9 +47,9 @@ class Work:
         self.last_reason = ""
         #: whether its result no longer matters here: another consumer has or will get it, or its deadline has passed
         self.abandoned = False
-        #: for how long (ms) it leaves its stream and waits: before its next try, or because it is handed on
+        #: for how long (ms) the request leaves its stream and waits: before its next try, or because it is handed on
         self.pause_ms = 0
-        #: whether its deadline passed while it was in progress
+        #: whether the deadline of the request passed while it was in progress
         self.late = False
         #: resolved when the work ends; None on a class's stream, where no other request waits for that
         self.ended_future: asyncio.Future[None] | None = None

@@ -62,7 +62,10 @@ class Expectations:
 
     @property
     def are_plain(self) -> bool:
-        """Whether the plain variant of commit.lua can compare them: it compares values, but not answers of commands."""
+        """Whether the plain variant of commit.lua can compare the expectations.
+
+        That variant compares values, but not answers of commands.
+        """
         return not self._answer_groups
 
     def clear(self) -> None:
@@ -118,7 +121,10 @@ _PLAIN_FIRST_WORDS = frozenset(
 
 
 def commands_are_plain(commands: Iterable[WriteCommand]) -> bool:
-    """Return whether the plain variant of commit.lua can run these commands: it lacks most checks and our own verbs."""
+    """Return whether the plain variant of commit.lua can run these commands.
+
+    That variant lacks most checks and our own verbs.
+    """
     for command in commands:  # noqa: SIM110 - a generator costs three times as much
         # Our own verbs are in small letters.
         if command[0] not in _PLAIN_FIRST_WORDS or str(command[2]).islower():
@@ -296,7 +302,10 @@ class Writes:
         return self._commands + keep_commands
 
     def _command_to_extend(self, side: int, keys: Sequence[str]) -> WriteCommand | None:
-        """Return the command that is the last one on each of these keys, if it has them in this order; else None."""
+        """Return the command that is the last one on each of these keys.
+
+        Return None if there is no such command, or if it has the keys in another order.
+        """
         latest: WriteCommand | None = None
         for key in keys:
             history = self._histories.get((side, key))
