@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
 -- Writes which operations a replica serves. Removes the operations that no live replica serves any more, and lets their
--- schedules rest: no replica wakes for them.
+-- schedules rest: no replica wakes for them. The script also runs when memory is full (`allow-oom`), so that a replica can
+-- join then, too. It stores little: the names and the definitions of operations.
 -- KEYS: operations, served, schedules
 -- ARGV:
 --   1, 2     number of databases, digest of the replica's table of operations
 --   3        1 to overwrite definitions, 0 to write only missing ones
---   from 4   operation, definition, ... With 0 and without operations, the script writes nothing of the replica's own.
+--   from 4   operation, definition, ... of the replica. `Publication.restore` first leaves them out: then the script writes
+--            nothing of the replica's own, and only removes. If it returns 0, `restore` runs it again with the definitions.
 -- Returns 1 if the table of this digest and the definition of each of its operations are in Redis, else 0
 local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
 local database_count, digest, overwrite = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
@@ -36,6 +38,8 @@ if #own_ops > 0 or overwrite then redis.call('HSET', served_key, digest, table.c
 -- of the `unused_tables`.
 local live_digests, live_ops, unused_tables, all_are_known = {[digest] = true}, {}, {}, true
 for n = 0, database_count - 1 do
+  -- `pcall`: a row that somebody has overwritten with another type counts as missing, until its replica's next renewal writes
+  -- it anew. If the replica's schedules rest because of that, the replica lists them again (REWRITE_S in waking.py).
   local replica, row_digest = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
   if row_digest then live_digests[row_digest] = true end
   -- A replica of an older release does not say what it serves. A replica that has just joined has not said it yet.
@@ -50,8 +54,9 @@ for i = 1, #digests_and_tables, 2 do
     unused_tables[#unused_tables + 1] = digests_and_tables[i + 1]
   end
 end
--- A release of which no replica is left may have written these definitions. So they are deleted even if live replicas serve the
--- operation, too. At their next sweep these replicas write their own definition, so no definition is lost for long.
+-- No live replica has one of these tables. Its replicas were perhaps of another release, and have written other definitions.
+-- So the script deletes the definitions of all operations in the table, also of those that live replicas serve. With their
+-- next sweep, these replicas write their own definitions.
 for _, ops_text in ipairs(unused_tables) do
   each_op(ops_text, function(op) redis.call('HDEL', operations_key, op) end)
 end
@@ -60,8 +65,9 @@ for _, op in ipairs(redis.call('HKEYS', operations_key)) do
 end
 
 -- A schedule that no live replica runs leaves the list of next ticks, so that no replica wakes for it. Replicas that run it
--- may come back, and then its missed ticks count. So the schedule itself is kept for a year. All tables must be known, because
--- a schedule that rests by mistake would miss ticks.
+-- may come back, and then its missed ticks count. So the schedule itself is kept for a year; schedule.lua removes this expiry
+-- when a replica runs the schedule again. All tables must be known, because a schedule that rests by mistake sends no ticks
+-- until its replica lists it again.
 local YEAR_MS = 366 * 24 * 60 * 60 * 1000
 if all_are_known then
   for _, op in ipairs(redis.call('ZRANGE', schedules_key, 0, -1)) do

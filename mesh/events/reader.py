@@ -38,7 +38,8 @@ class SerialConnection:
     """Runs the commands of several tasks over one connection, one after the other.
 
     While a read blocks, for at most BLOCK_MS, all other commands wait. This does no harm: the most urgent ones are the
-    keep-alives, and they have much more time.
+    keep-alives. Another consumer claims an event only if no keep-alive came for `claim_idle_ms`; by default, this is
+    twenty times as long.
     """
 
     def __init__(self, connection: RedisConnection) -> None:
@@ -57,7 +58,7 @@ class SerialConnection:
         async with self._lock:
             return await self._connection.execute(*command)
 
-    shared = execute_command  # all its commands are for one database, so none needs a choice
+    shared = execute_command  # the connection is to the bus database, where the events are
 
     async def script(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
         return await script.run(self, keys, *args)
@@ -67,6 +68,7 @@ class EventReader(GroupReader):
     """The commands of one consumer on its stream of events and its group."""
 
     def __init__(self, commands: SerialConnection, stream: str, group: str, consumer: str) -> None:
+        # The read, which blocks, and all other commands share one connection.
         super().__init__(commands.shared, commands, stream, group, consumer)
 
     async def finish(self, ids: Sequence[str]) -> None:

@@ -45,7 +45,11 @@ class CommandRunner(Protocol):
 
 
 class GroupReader:
-    """The commands of one consumer on its stream and group. `execute_read` runs the read, which blocks a connection."""
+    """The commands of one consumer on its stream and group.
+
+    `execute_read` runs the read, which blocks a connection; `commands` runs all other commands. A consumer of requests
+    reads over a connection of its own, so that a read delays no other command.
+    """
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ KEEP = timedelta(hours=24)
 #: The longest time for which an answer can be kept: until it ends, each answer takes memory of Redis.
 LONGEST_KEEP = timedelta(days=365)
 #: A key becomes a word for scripts and a part of a Redis key's name, and people can read it there. So it has no spaces
-#: and is short. A SHA-256 in hexadecimal digits, for longer texts, has 64 characters.
+#: and is short. A caller with a longer text takes its SHA-256: 64 hexadecimal digits.
 _KEY_PATTERN = re.compile(r"[!-~]{1,200}")
 _ONE_MS = timedelta(milliseconds=1)
 
@@ -72,7 +72,8 @@ def key_reused_error(key: str) -> KeyReused:
     return KeyReused(f"the idempotency key {key} was used with another body; give each request its own key")
 
 
-#: Errors that free the key: a later call may succeed, or our own code is at fault.
+#: Errors that free the key. After some of them a later call may succeed. The others show a mistake in the code of the
+#: handler or of the mesh, and a later call runs when the mistake is corrected.
 _ERRORS_THAT_FREE_KEYS = (
     Busy, Cancelled, Contended, DeadlineExceeded, GivenUp, Incomplete, InvalidReply, LeaseLost, NoReplica, Paused,
     Unavailable, Unserved, UsageError,
@@ -82,6 +83,8 @@ _ERRORS_THAT_FREE_KEYS = (
 def is_kept(error: MeshError) -> bool:
     """Return whether an error is kept as the answer to all calls with the key. If not, the key is free again.
 
-    An error with a `retry_after` is not kept, because a later call may succeed.
+    `Effects.refuse` asks this when a handler has raised the error, or the runner refuses the request. The request then
+    has no effect but this answer. A request that is buried, expires or is cancelled always frees its key. An error with
+    a `retry_after` is not kept, because a later call may succeed.
     """
     return error.retry_after is None and not isinstance(error, _ERRORS_THAT_FREE_KEYS)

@@ -4,5 +4,6 @@
 -- ARGV: id
 -- Returns 1, or 0 if there is no such job
 
+-- The text of forget_job.lua takes the place of the next line. It defines `forget`.
 --[[ forget_job.lua ]]
 return forget(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1])

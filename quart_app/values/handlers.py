@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 from mesh import Address, Busy, Class, Database, LeaseLost, MeshError
 from mesh.raw import Body, Effects, Filter, Request, Store, Worker
 from quart_app.values import hard_values
-from quart_app.values import store as records  # a variable `store` is a `mesh.raw.Store`
+from quart_app.values import store as records  # not `store`: a parameter `store` reads keys (`mesh.raw.Store`)
 from quart_app.values.errands import Errand, Errands
 from quart_app.values.hard_values import HARD, KNOWS_LANES
 from quart_app.values.jobs import ADMIT, DELETE, PUT, WRITE_FIELDS, Gone
@@ -108,8 +108,8 @@ class _Handlers:
                 return None
         except Gone:
             return None
-        decision = await self._decide_and_take_room(request, store)
-        # With KNOWS_LANES in its body, the caller itself puts the items again that get null in the reply.
+        decision = await self._factor_and_take_room(request, store)
+        # If the body has the field KNOWS_LANES, the caller itself puts the values again that are null in the reply.
         to_put_again, knows_lanes_field = [], {KNOWS_LANES: True} if KNOWS_LANES in request.body else {}
         for address, items in decision.elsewhere:
             if request.op == HARD:
@@ -128,9 +128,9 @@ class _Handlers:
         reply.update({item.value: None for item in to_put_again})
         return reply
 
-    async def _decide_and_take_room(self, request: Request, store: Store) -> Decision:
-        """Decide what a put does, and count the bytes that it will store. Raises Busy if there is no room for them."""
-        decision = await _decide(request, store, self.factoriser, self.pace)
+    async def _factor_and_take_room(self, request: Request, store: Store) -> Decision:
+        """Find the factors for a put, and count the bytes that it will store. Raises Busy if there is no room."""
+        decision = await _locate_and_factor(request, store, self.factoriser, self.pace)
         # The methods that call this build their transactions without a pause, so other tasks get the event loop here.
         await self.pace()
         new_values = [item.value for item in decision.here if item.value not in decision.existing]
@@ -143,11 +143,12 @@ class _Handlers:
         is_on_database_stream = request.stream == Database(store.database).stream
         try:
             # On a database's stream, a request that waited for room would hold up all requests behind it. So the errand
-            # does not wait there: without room, it goes to the class (see `except Busy`).
+            # does not wait there: without room, it goes to the class (see `except Busy`). Elsewhere each try looks up
+            # the records again, and factors small values again. `Computing` keeps the factors that took longer.
             work = (
-                self._decide_and_take_room(request, store)
+                self._factor_and_take_room(request, store)
                 if is_on_database_stream
-                else errand.until_there_is_room(lambda: self._decide_and_take_room(request, store))
+                else errand.until_there_is_room(lambda: self._factor_and_take_room(request, store))
             )
             decision = await errand.while_the_job_exists(work)
         except LeaseLost:
@@ -176,14 +177,14 @@ class _Handlers:
         value = str(request.body["value"])
         (record,) = await records.read_records(store, [value])
         if record is not None and record.request_id == request.body["id"]:
-            # The sweep's list names values in groups. If this value is a group of its own, this removes the group. A
-            # larger group stays on the list, and the sweep finds no record of this value.
             records.remove(transaction, {value: record})
+            # A member of EXPIRY names one value or several. This removes the member that names only this value, if
+            # there is one. A member with several values stays, and the sweep then finds no record of this value.
             records.remove_from_expiry(transaction, [value])
 
 
 async def find(request: Request, store: Store, transaction: Effects) -> Body | None:
-    """Answer with a Part (see `store`): values of this database that have a prime factor.
+    """Answer with a Part (see the module `store`): values of this database that have a prime factor.
 
     All replicas compare expiries with the time of the request. The commit makes the search and writes its text into the
     reply. An asker of an earlier release gets a list instead: a value, its record, the next value, and so on.
@@ -227,6 +228,7 @@ def values_worker(
     worker.handles(PUT)(handlers.put)
     worker.handles(HARD)(handlers.put)
     worker.handles(DROP)(handlers.drop)
+    # Without an effect, a handler may use its transaction only for the answer: here the commit reads it from the index.
     worker.handles(FIND, effect=False)(find)
     worker.handles(FIND_EACH, effect=False)(find_each)
     return worker
@@ -237,7 +239,7 @@ def _as_body_items(items: list[PutItem]) -> list[dict[str, str | int]]:
     return [{"value": item.value, "ttl": item.ttl} for item in items]
 
 
-async def _decide(request: Request, store: Store, factoriser: Factoriser, pace: Pace) -> Decision:
+async def _locate_and_factor(request: Request, store: Store, factoriser: Factoriser, pace: Pace) -> Decision:
     """Look up where the records are, and find the factors of the values whose records this replica writes."""
     items = await _read_items(request, store, pace)
     if all(item.place is None and is_small(item.value) for item in items):
@@ -274,9 +276,9 @@ async def _split_off_hard(
     """Return the items to do here, the items that get requests of their own, and the factors found meanwhile.
 
     A hard value would hold up the other values of its request. On a database's stream, whose requests run one after the
-    other, it would hold up every GET. A put is forwarded to such a stream because the holder has the record of its
-    value. If this record expires before the put runs, the put has a value to factor, perhaps a hard one. A request on
-    this stream makes no quick attempt, so each large value without a record gets a request of its own.
+    other, it would hold up every GET. Another replica forwards a put to this stream if our database has the record of
+    the value. If the record expires before the put runs, the put has to factor the value, which may be hard. A request
+    on this stream makes no quick attempt, so each large value without a record gets a request of its own.
     """
     large_items = [item for item in items if not is_small(item.value)]
     is_on_database_stream = request.stream == Database(store.database).stream

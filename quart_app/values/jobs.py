@@ -10,7 +10,7 @@
         work:{class}:{n}        the items of step n of a class (JSON), until this step is sent; n is at least 1
         found:{value}           the factors of the value
         failed:{value}          why the value has no factors (JSON)
-        stage:{class}           how the work of a class is going now (JSON)
+        stage:{class}           how the work of a class is going now (JSON); `Errand` writes it, for one value at a time
     shared:values:jobs          zset, PX     "{id} {size}" of all kept jobs, by expiry (ms)
     shared:values:jobs:open     zset, PX     the ids of unfinished ("open") jobs, by deadline (ms). A finished job stays
                                             here until somebody tries to begin another one, or deletes it
@@ -48,7 +48,8 @@ KEPT_BYTES = "values:jobs:size"
 #: The operation that stores values; `handlers` serves it. The steps of a job use it, and a plain POST /values, too.
 PUT = "values.put"
 
-#: The scripts that begin a job if there is room for it, and that delete a job.
+#: The scripts that begin a job if there is room for it, and that delete a job. The text of forget_job.lua becomes a
+#: part of end_job.lua (see `Script.beside`).
 ADMIT = Script.beside(__file__, "admit_job.lua")
 DELETE = Script.beside(__file__, "end_job.lua", "forget_job.lua")
 
@@ -153,9 +154,10 @@ class Job:
     def ends_in_s(self, now_ms: int) -> float:
         """Return in how many seconds the job is expected to end, at the latest at its deadline.
 
-        If some values are finished, the others are expected to take as long on average. If none is finished and each
-        has an estimate, the longest estimate counts, because the classes work at the same time. Otherwise the deadline
-        counts.
+        If some values are finished, the others are expected to take as long on average. Each stage shows one value; its
+        `estimate_s` is the time that was left when the stage was written (see `Progress`). If no value is finished and
+        the stages show all values with an estimate, the longest counts, because the classes work at the same time.
+        Otherwise the deadline counts.
         """
         until_deadline_s = max(0, self.deadline_ms - now_ms) / 1000
         finished_count = self.value_count - self.left_count
@@ -205,7 +207,7 @@ class Jobs:
         work_fields: dict[str, str] = {}
         latest_index: dict[str, int] = {}  # by class, of the latest step
         for count_before, (cls, chunk) in enumerate(steps.all):
-            # The event loop gets its turn after as many steps as a part has values.
+            # Let other work run after each MOST_PART_VALUES steps. A longer piece would block the event loop longer.
             if count_before % MOST_PART_VALUES == MOST_PART_VALUES - 1:
                 await self._pace()
             step_index = latest_index[cls] = latest_index.get(cls, -1) + 1
@@ -233,7 +235,9 @@ class Jobs:
     async def _admit(self, replica: Replica, id: str, size: int, counts: dict[str, int]) -> int:
         """Store the counts of a job, and add its bytes to KEPT_BYTES; return when it was created (ms). Raises Busy.
 
-        `size` is in bytes. `counts` are fields of the job. The values and the work follow (`_store`).
+        `size` is in bytes. `counts` are fields of the job. The values and the work follow (`_store`). KEPT_JOBS and
+        UNFINISHED_JOBS list the job from now on. If this replica dies before `_send`, the job expires after
+        UNSENT_JOB_MS. The next admission then takes its bytes off KEPT_BYTES.
         """
         settings = self._settings
         words = [word for pair in counts.items() for word in pair]
@@ -310,7 +314,7 @@ class Jobs:
             yield list(map(ValueOutcome, values, factors, failures))
 
     async def delete(self, replica: Replica, id: str) -> bool:
-        """Delete a job, so that its work stops; return False if there is no such job."""
+        """Delete a job, so that its work stops and its bytes no longer count; return False if there is no such job."""
         return bool(await replica.store().shared.script(DELETE, _job_keys(id), id))
 
 
