@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Writes the presence of a client, and creates its reply stream if it is missing. Both keys expire unless this script runs
 -- again in time.
+-- The script also runs when memory is full (`allow-oom`), because a client may still read then. Both keys are small.
 -- KEYS: presence of the client, reply stream
 -- ARGV: host and process id of the client, time until both keys expire (ms)
 local client_key, replies_key = KEYS[1], KEYS[2]

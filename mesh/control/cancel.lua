@@ -2,6 +2,7 @@
 -- Cancels a request that is not answered yet: removes its entry, answers its caller, counts it as cancelled, and adds
 -- an entry to the audit log. If a replica works on the request, its commit is refused from now on. The replica learns
 -- of this when it next keeps its entries alive.
+-- The script also runs when memory is full (`allow-oom`), because it removes more than it adds.
 -- KEYS: books, audit log, stream, ...   (all possible request streams)
 -- ARGV: id, actor, address of the actor, maximum length of the audit log, status and body of the reply
 -- Returns {stream, op}; nothing if no stream has an entry with this id. Streams can have entries with the same id: then the

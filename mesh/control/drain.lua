@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Asks a replica to drain and leave. The replica's next renewal reads this demand, and deletes it. If there is no renewal in
 -- time, the demand expires.
+-- The script also runs when memory is full (`allow-oom`), so that an operator can act then. It stores little.
 -- KEYS: audit log. The roster row is not in KEYS: EVALSHA needs the right to write all KEYS, and a replica may only
 --       read the rows of others.
 -- ARGV: replica, time until the demand expires (ms), actor, address of the actor, maximum length of the audit log,

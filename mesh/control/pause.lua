@@ -2,6 +2,7 @@
 -- Pauses an operation or resumes it, and adds an entry to the audit log. Each replica learns of the change with its next
 -- renewal. When an operation is resumed, its parked requests are due since the time of their acceptance. So a replica
 -- wakes them, in this order, as soon as a renewal tells it that something is due.
+-- The script also runs when memory is full (`allow-oom`), so that an operator can act then. It stores little.
 -- KEYS: paused operations, audit log, parked requests of the operation, later
 -- ARGV: 1 to pause or 0 to resume, operation, actor, address of the actor, maximum length of the audit log
 -- Returns 1 if this changed the state of the operation, else 0

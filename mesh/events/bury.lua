@@ -4,6 +4,7 @@
 -- The body is copied inside the server, so that bytes that are not text stay as they are. If an event has other fields than
 -- `body`, the body of its letter is a JSON object with all of the event's fields. The field `encoded` of the letter is then
 -- "fields", and a replay reads the fields of the event from this object.
+-- The script also runs when memory is full (`allow-oom`), because the dead letter takes the place of the event.
 -- KEYS: stream, dead letters
 -- ARGV: group, id, reason, deliveries, maximum length of the dead letters
 -- Returns 1 if the event was buried, 0 if it was settled before

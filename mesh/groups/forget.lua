@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Deletes the consumers of dead processes. A consumer with pending entries stays until others have claimed them, because its
 -- deletion would drop them.
+-- The script also runs when memory is full (`allow-oom`), because it frees memory.
 -- KEYS: stream
 -- ARGV: group, this consumer, how long a consumer must have been idle (ms)
 -- Returns how many consumers were deleted

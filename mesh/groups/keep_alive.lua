@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Resets the idle time of entries in progress, so that no other consumer claims them.
+-- The script also runs when memory is full (`allow-oom`), because it stores nothing new.
 -- KEYS: stream
 -- ARGV: group, consumer, id, ...
 -- Returns the ids that this consumer no longer has, because they were claimed or removed

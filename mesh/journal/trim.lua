@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Deletes the entries that are in a snapshot, except the last of them. A replica that restores from the snapshot looks for
 -- this last entry, to see that the snapshot belongs to this log.
+-- The script also runs when memory is full (`allow-oom`), because it frees memory.
 -- KEYS: the stream of the log
 -- ARGV: identity, number and id of the snapshot's position
 -- Returns how many entries were deleted

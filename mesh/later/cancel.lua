@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Cancels a request that has not ended: removes it from mesh:later or from its stream. If a replica works on the request,
 -- its commit is refused from now on.
+-- The script also runs when memory is full (`allow-oom`), because it frees memory.
 -- KEYS: later, books, key that remembers this attempt, stream, ...   (all possible request streams)
 -- ARGV: name of the request, maximum number of entries to look at on one stream, how long to
 --       remember this attempt (ms)

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Moves a request from its stream to mesh:later. There it waits for its next try; or for a moment, so that another replica of
 -- its class may read it afterwards. The request keeps the time at which it was sent, and its deadline.
+-- The script also runs when memory is full (`allow-oom`), because the request was accepted before.
 -- KEYS: stream, later
 -- ARGV: id, consumer, pause (ms), number of failed tries so far, error of the last try or the reason for handing on. The
 --       field `error` of the waiting request gets the last of these, for people

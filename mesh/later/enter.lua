@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Applies the limit of an operation to a request that came without the limit. Takes the request from its stream, and then
 -- appends it again or lets it wait, as the limit says.
+-- The script also runs when memory is full (`allow-oom`), because the request was accepted before.
 -- KEYS: stream, later
 -- ARGV: id, consumer, limit as limits.lua reads it, maximum number of waiting requests
 -- Returns {"placed", ""}, {"not-mine", ""} if the request is not pending for this consumer, or {code, what the code is

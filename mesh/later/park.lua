@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Moves a request of a paused operation from its stream to mesh:later, where it waits until the operation is resumed.
+-- The script also runs when memory is full (`allow-oom`), because the request was accepted before.
 -- KEYS: stream, later, paused operations, parked requests of the operation
 -- ARGV: id, consumer, operation, maximum number of waiting requests
 -- Returns parked; goes-on if the operation is no longer paused; full if no more requests may wait; not-mine if the request

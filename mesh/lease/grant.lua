@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Grants a database to a replica: writes the new epoch, the lease, the class and the roster row. The caller changes the
 -- Redis user after this script, where possible in the same transaction.
+-- The script also runs when memory is full (`allow-oom`), so that a replica can join then. It stores little.
 -- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0), expected
 -- ARGV:
 --   1 to 4    bus database, database, replica, lease ttl (ms)

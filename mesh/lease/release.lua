@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Releases a lease. The roster row stays, with the state "left", until it expires. Until then, requests to this class or
 -- database wait for a successor. If other replicas stay, the mesh does not expect this one back.
+-- The script also runs when memory is full (`allow-oom`), so that a replica can leave then. It frees memory.
 -- KEYS: lease, roster row, request stream of the database, reply stream, submitted, committed, expected
 -- ARGV: holder, 1 to release even if requests wait, bus database, database, number of databases
 -- Returns 1 if the lease was released, 0 if it has ended or another replica holds it, -1 if requests wait

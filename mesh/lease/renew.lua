@@ -4,6 +4,8 @@
 -- enforces isolation. Then only the Redis user of this epoch can run this script, so no other replica was granted the
 -- database since. Second, the lease cannot have ended by itself before now. This matters because a renewal may lie in a
 -- buffer until its sender is long dead. If a condition does not hold, the lease is lost.
+-- The script also runs when memory is full (`allow-oom`), so that replicas keep their leases. Then they still answer the
+-- requests that were accepted, which frees memory.
 -- KEYS: lease, roster row, reply stream, expected, paused operations, order to drain, later, schedules
 -- ARGV:
 --   1 to 3    holder ("<epoch> <replica>"), lease ttl (ms), state of the replica

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Gives a request up, in one step: writes the dead letter, answers the caller, acknowledges the request and counts it in the
 -- books. The request ends even when the dead letter or the reply cannot be written, because a key holds another type.
+-- The script also runs when memory is full (`allow-oom`), because the dead letter takes the place of the request.
 -- KEYS: books, dead letters, request stream, and the reply stream if there is one
 -- ARGV: id, consumer, reason, deliveries, reply status, reply body, maximum length of the dead letters
 -- Returns 1 if the request was buried, 0 if it is not pending for this consumer

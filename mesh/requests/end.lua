@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Removes requests before they have an effect: their callers no longer wait, or their deadlines have passed. Each request is
 -- counted once, even if several replicas try to remove it.
+-- The script also runs when memory is full (`allow-oom`), because it frees memory.
 -- KEYS: books
 -- ARGV: JSON list of {stream, id, outcome, about_options}. The outcome is "expired" or "cancelled"; `about_options` is:
 --         false                             the request has no options

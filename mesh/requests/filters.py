@@ -30,6 +30,7 @@ from mesh.wire.script import Script
 
 #: Names a filter in the roster row, or removes its name. KEYS: lease, row, and the filter if it is to be named. ARGV:
 #: holder, field, filter or "" to remove it, its number of bits. Returns 1, or 0 without this lease or a row.
+#: It also runs when memory is full (`allow-oom`), so that a replica can join then. It stores little.
 NAME = Script(
     """#!lua flags=allow-oom
 local lease_key, row_key = KEYS[1], KEYS[2]

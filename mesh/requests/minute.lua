@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Corrects the books for what somebody changed by hand (see count_by_hand.lua), and adds them to the stream of minutes once a
 -- minute. The first replica that runs this script in a minute adds the entry.
+-- The script also runs when memory is full (`allow-oom`), so that no minute is missing. It stores little.
 -- KEYS: books, minutes, stream, ...   (all possible request streams)
 -- ARGV: number of entries that are kept, one a minute
 -- Returns 1 if this call has added the entry, 0 if the entry of this minute was there

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Creates missing streams and groups, and corrects the books.
+-- The script also runs when memory is full (`allow-oom`), so that a replica can join then. It stores little.
 -- KEYS: books, stream, ...   (all possible request streams)
 -- ARGV: how many of the streams, from the first, to create
 -- Returns the correction: how many requests were lost; or, as a negative number, how many were written by hand

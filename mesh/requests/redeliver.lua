@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Delivers an entry again to the consumer for which it is pending.
+-- The script also runs when memory is full (`allow-oom`), because it stores nothing new.
 -- KEYS: stream
 -- ARGV: consumer, id
 -- Returns the number of deliveries with this one; 0 if the entry was deleted, or is pending for another consumer

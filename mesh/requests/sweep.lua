@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Removes requests that are past their deadline from all streams, also from streams that no replica reads. Frees the places
 -- in lanes whose requests no longer exist.
+-- The script also runs when memory is full (`allow-oom`), because it frees memory.
 -- KEYS: books, stream, ...
 -- ARGV: how long after its deadline a request is removed (ms), maximum number of entries to look at on one stream
 -- Returns how many were removed. The plain variant returns -1 if there is a request to remove or a lane; then the caller has

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Record that a provider may have the message from now on.
+-- The script also runs when memory is full (`allow-oom`), because it changes one field.
 -- KEYS[1]  hash  the claim
 -- ARGV[1]  the owner
 -- Returns 1, or 0 if another request owns the claim or the claim is too old: then nothing may be sent.

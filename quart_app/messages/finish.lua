@@ -1,5 +1,7 @@
 #!lua flags=allow-oom
 -- Keep the answer for later requests with the key.
+-- The script also runs when memory is full (`allow-oom`), because the provider was asked already. Without the answer, later
+-- requests with the key would get an error.
 -- KEYS[1]  hash  the claim
 -- ARGV     owner, answer, keep_ms
 -- Returns 1, or 0 if another request owns the claim.

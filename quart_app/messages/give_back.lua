@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Free the key: no provider has the message.
+-- The script also runs when memory is full (`allow-oom`), because it frees memory.
 -- KEYS[1]  hash  the claim
 -- ARGV[1]  the owner
 -- Returns 1, or 0 if another request owns the claim.

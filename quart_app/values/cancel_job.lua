@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Deletes an unfinished job for an operator, and adds an entry to the audit log.
+-- The script also runs when memory is full (`allow-oom`), because it removes more than it adds.
 -- KEYS: job, kept, open, size (see jobs.py), audit log
 -- ARGV: id, name and address of the actor (the operator), maximum length of the audit log
 -- Returns {number of values of the job, how many of them have neither factors nor an error yet}; nothing if there is no
