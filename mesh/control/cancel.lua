@@ -9,8 +9,10 @@
 --       first of these streams counts
 local books_key, audit_key = KEYS[1], KEYS[2]
 
+-- This part defines `append`, which the part options.lua needs.
 --[[ ../requests/append.lua ]]
 
+-- This part defines `make_options`.
 --[[ ../requests/options.lua ]]
 
 local options = make_options()

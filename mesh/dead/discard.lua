@@ -6,8 +6,11 @@
 -- Returns {number of letters deleted, number of named letters that were gone, id to go on after or "", "" for no problem}
 local dead_key, audit_key = KEYS[1], KEYS[2]
 
+-- This part defines `parse_letter`, which the part walk.lua needs.
 --[[ letter.lua ]]
+-- This part defines `walk`.
 --[[ walk.lua ]]
+-- This part defines `record`.
 --[[ record.lua ]]
 local discarded_ids = {}
 local function discard(id)

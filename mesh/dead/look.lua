@@ -8,6 +8,7 @@
 --       bytes of the body, beginning of the body}
 local dead_key, most_body_bytes = KEYS[1], tonumber(ARGV[4])
 
+-- This part defines `parse_letter`.
 --[[ letter.lua ]]
 -- The script ends after it has read this number of bytes of bodies, because longer reads would keep the server from other work.
 -- A list then has fewer letters than it was asked for.

@@ -13,8 +13,11 @@
 local dead_key, books_key, audit_key = KEYS[1], KEYS[2], KEYS[3]
 local most_on_stream = tonumber(ARGV[7])
 
+-- This part defines `parse_letter`.
 --[[ letter.lua ]]
+-- This part defines `walk`.
 --[[ walk.lua ]]
+-- This part defines `record`.
 --[[ record.lua ]]
 -- Returns the fields of the new entry of a request, as XADD takes them. requests/bury.lua keeps at most 4000 words of an
 -- entry. Lua's `unpack` can pass them all: it fails only at about 8000.
@@ -45,8 +48,10 @@ local function words_of_event(letter, flat, first_other)
   return words
 end
 
+-- This part defines `append`.
 --[[ ../requests/append.lua ]]
 
+-- This part defines `make_options`.
 --[[ ../requests/options.lua ]]
 local options = make_options()
 -- Returns why the request of the letter `id` is not replayed: a later request has used its idempotency key. Returns nothing

@@ -11,8 +11,10 @@ local request_name, most_searched, remembered_ms = unpack(ARGV)
 -- If the attempt is remembered, an earlier run of this script has removed the request, but its answer was lost.
 if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 
+-- This part defines `append`, which the part options.lua needs.
 --[[ ../requests/append.lua ]]
 
+-- This part defines `make_options`.
 --[[ ../requests/options.lua ]]
 
 local options = make_options()
@@ -27,6 +29,7 @@ local function end_removed(flat)
   return 1
 end
 
+-- This part defines `take_waiting`.
 --[[ left.lua ]]
 local flat = take_waiting(request_name)
 if flat then return end_removed(flat) end

@@ -9,10 +9,13 @@
 local stream, later_key = KEYS[1], KEYS[2]
 local id, consumer, pause_ms, failed_tries, reason = unpack(ARGV)
 
+-- This part defines `append`, which the part options.lua needs.
 --[[ ../requests/append.lua ]]
 
+-- This part defines `make_options`.
 --[[ ../requests/options.lua ]]
 
+-- This part defines `read_pending` and `remove_entry`.
 --[[ taken.lua ]]
 local flat, fields, name = read_pending(stream, id, consumer)
 if not flat then return 0 end

@@ -9,10 +9,13 @@
 local stream, later_key = KEYS[1], KEYS[2]
 local id, consumer, limit, later_bound = unpack(ARGV)
 
+-- This part defines `append`, which the part options.lua needs.
 --[[ ../requests/append.lua ]]
 
+-- This part defines `make_options`.
 --[[ ../requests/options.lua ]]
 
+-- This part defines `read_pending` and `remove_entry`.
 --[[ taken.lua ]]
 local options = make_options()
 local entry = redis.call('XRANGE', stream, id, id)[1]

@@ -11,10 +11,13 @@ local id, consumer, op, later_bound = unpack(ARGV)
 if redis.call('HEXISTS', paused_key, op) == 0 then return 'goes-on' end
 if redis.call('ZCARD', later_key) >= tonumber(later_bound) then return 'full' end
 
+-- This part defines `append`, which the part options.lua needs.
 --[[ ../requests/append.lua ]]
 
+-- This part defines `make_options`.
 --[[ ../requests/options.lua ]]
 
+-- This part defines `read_pending` and `remove_entry`.
 --[[ taken.lua ]]
 local flat, fields, name = read_pending(stream, id, consumer)
 if not flat then return 'not-mine' end

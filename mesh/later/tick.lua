@@ -58,6 +58,7 @@ local function targets()
   return live
 end
 
+-- This part defines `append`.
 --[[ ../requests/append.lua ]]
 
 -- A full stream takes the request all the same: here nothing compares its length with the setting MESH_STREAM_BOUND. A tick

@@ -15,8 +15,10 @@ local NOT_ON_STREAM = {to = true, ttl = true, parked = true, wants = true, rate 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
+-- This part defines `append`.
 --[[ ../requests/append.lua ]]
 
+-- This part defines `make_options`.
 --[[ ../requests/options.lua ]]
 
 local options = make_options()
@@ -107,6 +109,7 @@ for i = 1, #names_and_times, 2 do
   end
 end
 
+-- This part defines `next_due`.
 --[[ next_due.lua ]]
 -- The next run of this script finds the schedules beyond the first 100. There is a bound because `unpack` fails at about
 -- 8000 words.

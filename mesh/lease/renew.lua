@@ -54,6 +54,7 @@ if redis.call('TYPE', replies_key).ok ~= 'stream' then
 end
 redis.call('PEXPIRE', replies_key, 10 * ttl)  -- grant.lua says why ten
 
+-- This part defines `next_due`.
 --[[ ../later/next_due.lua ]]
 
 -- DEL answers 1 if the key was there: an operator has asked this replica to drain, and is told so only once.

@@ -3,5 +3,6 @@
 -- KEYS: books, stream, ...   (all possible request streams)
 -- Returns the counts of counts.lua
 
+-- This part defines `counts_of`.
 --[[ counts.lua ]]
 return counts_of(KEYS[1], 2)  -- 2: the request streams begin at KEYS[2]

@@ -8,8 +8,10 @@
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, consumer, reason, deliveries, status, body, most_letters = unpack(ARGV)
 
+-- This part defines `append`, which the part options.lua needs.
 --[[ append.lua ]]
 
+-- This part defines `make_options`.
 --[[ options.lua ]]
 
 local options = make_options()

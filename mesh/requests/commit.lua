@@ -80,6 +80,7 @@ local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or dat
 
 -- The number of the argument that has the batch. batch.lua reads this argument into `words`.
 local BATCH_ARGUMENT = 7
+-- This part defines `words` and `bytes`.
 --[[ batch.lua ]]
 
 -- `tx` has the words of all transactions of the batch, not of one: the verbs of services know the list by this name. `heads`

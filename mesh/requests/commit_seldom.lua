@@ -4,14 +4,18 @@
 local function make_seldom()
   local seldom = {}
 
+-- This part defines `append`.
 --[[ append.lua ]]
 
+-- This part defines `make_options`.
 --[[ options.lua ]]
 -- What make_options() returns; nil until a transaction needs it.
 local options
 
+-- This part defines `delay` and `place`.
 --[[ place.lua ]]
 
+-- This part defines `further_fields`.
 --[[ further_fields.lua ]]
 
 --[[ commit_answers.lua ]]

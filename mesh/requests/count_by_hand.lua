@@ -1,3 +1,4 @@
+-- This part defines `counts_of`.
 --[[ counts.lua ]]
 
 -- Corrects the books for what no script has counted. A part of open.lua and minute.lua. Requests that somebody deleted with

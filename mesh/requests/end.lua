@@ -12,12 +12,16 @@
 -- Returns how many of the requests were removed
 local books_key, ended_count = KEYS[1], 0
 
+-- This part defines `append`, which the part options.lua needs.
 --[[ append.lua ]]
 
+-- This part defines `make_options`.
 --[[ options.lua ]]
 
+-- This part defines `options` (empty at first) and `end_early`.
 --[[ expire.lua ]]
 
+-- This part defines `take_waiting`.
 --[[ ../later/left.lua ]]
 
 -- Returns the stream and the id of a request whose caller knows only its limit and name, or its idempotency key. Returns

@@ -176,6 +176,7 @@ local function make_limits(options)
     return place_by_rate(name, to, words, tonumber(interval_us), tonumber(burst), when_too_soon, lane)
   end
 
+-- This part defines `read_error`.
 --[[ read_error.lua ]]
 
   -- Returns why a request cannot be placed now: a code, and the key, lane or error that it is about. refusals.py and

@@ -7,6 +7,7 @@
 -- Returns 1 if this call has added the entry, 0 if the entry of this minute was there
 local books_key, minutes_key = KEYS[1], KEYS[2]
 
+-- This part defines `correct_books`.
 --[[ count_by_hand.lua ]]
 -- 3: the request streams begin at KEYS[3].
 local counts = correct_books(books_key, 3)

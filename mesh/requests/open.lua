@@ -5,6 +5,7 @@
 -- ARGV: how many of the streams, from the first, to create
 -- Returns the correction: how many requests were lost; or, as a negative number, how many were written by hand
 
+-- This part defines `correct_books`.
 --[[ count_by_hand.lua ]]
 for k = 2, 1 + tonumber(ARGV[1]) do
   -- It fails if the group is there already.

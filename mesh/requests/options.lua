@@ -22,6 +22,7 @@ local function make_options()
   --[[ once.lua ]]
   options.once = once
 
+  -- This part defines `make_limits`.
   --[[ limits.lua ]]
   local limits
   function options.limits()

@@ -64,6 +64,7 @@ end
 
 -- The number of the argument that has the batch, for batch.lua, which reads it into `words`.
 local BATCH_ARGUMENT = 9
+-- This part defines `words` and `bytes`.
 --[[ batch.lua ]]
 
 -- `request_words` is one flat list with the words of all groups, and `words_to_store` is their number, because all of them
@@ -74,6 +75,7 @@ local request_words, words_to_store = words, #words
 
 --[[ room.lua ]]
 
+-- This part defines `read_error`.
 --[[ read_error.lua ]]
 
 -- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once. A
@@ -164,6 +166,7 @@ local function refused_by_queue(to, ttl)
   if queue_waits_ms[to] > 0 and queue_waits_ms[to] > ttl / 10 then return 'busy', to end
 end
 
+-- This part defines `append`.
 --[[ append.lua ]]
 
 -- The functions that few batches need are created together, when one of them is needed for the first time: see commit.lua.
@@ -231,6 +234,7 @@ local function put(at, to, request_name, reply_to, ...)
   return id
 end
 
+-- This part defines `further_fields`.
 --[[ further_fields.lua ]]
 
 -- The further fields of all entries of the present group: a list of names and values.

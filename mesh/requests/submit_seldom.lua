@@ -104,6 +104,7 @@ function seldom.gather_refused(to)
   end
 end
 
+-- This part defines `make_options`.
 --[[ options.lua ]]
 local option_functions
 -- Returns the functions of options.lua, and makes them at the first call.
@@ -112,6 +113,7 @@ function seldom.option_functions()
   return option_functions
 end
 
+-- This part defines `delay` and `place`.
 --[[ place.lua ]]
 
 -- Returns why mesh:later takes no further request: a code, and what the code is about. Returns nothing if it takes one.

@@ -14,10 +14,13 @@ local MOST_LANES, MOST_PLACES = 100, 1000
 -- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need". So it stays false there.
 local is_complete = false
 -- What few sweeps need.
+-- This part defines `append`, which the part options.lua needs.
 --[[ append.lua ]]
 
+-- This part defines `make_options`.
 --[[ options.lua ]]
 
+-- This part defines `options` (empty at first) and `end_early`.
 --[[ expire.lua ]]
 
 is_complete = true

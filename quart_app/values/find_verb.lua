@@ -10,6 +10,7 @@
 
 -- Most commits make no search, so the function of find.lua is made at the first search of a commit.
 local function make_find()
+-- This part defines `find_values`.
 --[[ find.lua ]]
   return find_values
 end
