@@ -28,8 +28,9 @@ PAUSE = Script.beside(__file__, "pause.lua")
 CANCEL = Script.beside(__file__, "cancel.lua", *OPTIONS)
 DRAIN = Script.beside(__file__, "drain.lua")
 
-#: The key that asks a replica to drain expires after this time. A live replica reads it with its next renewal. A
-#: shorter time could miss a replica whose renewals fail for a while.
+#: The key that asks a replica to drain expires after this time. A live replica reads it with its next renewal. After
+#: a shorter time, the key could be gone when the renewals of a replica succeed again. A longer one
+#: keeps the key of a dead replica for longer.
 DRAIN_HOLDS_MS = 60_000
 #: Longest name of an operation that an operator can pause, so that `mesh:paused` and the audit log stay small. An
 #: operation with a longer name cannot be paused.

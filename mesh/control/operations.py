@@ -109,7 +109,7 @@ async def read_states(redis: Redis, settings: MeshSettings, answers: Sequence[Jo
     ops_by_digest: Any = await redis.hgetall(keys.SERVED)
     for member in await roster.read_directly(redis):
         for op in ops_by_digest.get(member.serves, "").split():
-            # A roster row stays for a while after its lease; then no replica serves the operation there.
+            # A roster row stays after its lease until the row expires. Meanwhile no replica serves the operation there.
             if member.leased:
                 all_states.get_or_add(op).served_by[member.database] = member.replica
     for paused in await Control(redis, settings).paused():

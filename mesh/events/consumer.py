@@ -84,7 +84,9 @@ class Events(GroupConsumer[DeliveredEvent]):
     letter, with the reason. Before an event is buried because its consumers died, `is_done` is called once.
 
     The defaults are trades: a larger batch costs fewer steps for each event, but an event that fails or kills delays
-    more others. A shorter idle time moves the events of a dead consumer sooner, but also those of one that stalls.
+    more others. A shorter idle time moves the events of a dead consumer sooner, but also those of one that stalls. With
+    fewer deliveries, an event whose consumers died for other reasons is buried sooner. A handler that takes longer than
+    its time is called again, which a longer time delays. A longer drain lets more batches finish, and delays the exit.
     """
 
     _reader: EventReader

@@ -25,7 +25,7 @@ BLOCK_MS = 250
 #: longer. If a shorter one deletes a running consumer, its next read creates it again.
 SILENCE_MS = 60_000
 #: The most entries that one consumer hands back. If it has more, others claim these once nobody has kept them alive for
-#: a while. A larger number would need a longer command, and the server does nothing else meanwhile.
+#: their `claim_idle_ms`. A larger number would need a longer command, and the server does nothing else meanwhile.
 MOST_HANDED_BACK = 10_000
 
 #: The fields of an entry, by name.

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Leaves a request pending, because there is no room for it. The replica no longer keeps the request alive, so after a while
--- a consumer claims it and tries again. The present delivery does not count.
+-- Leaves a request pending, because there is no room for it. The replica no longer keeps the request alive. So after
+-- `claim_idle_ms` a consumer claims it and tries again. The present delivery does not count.
 -- The script also runs when memory is full (`allow-oom`), because it stores nothing new.
 -- KEYS: stream
 -- ARGV: consumer, id

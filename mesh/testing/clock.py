@@ -199,7 +199,7 @@ def virtual_time() -> Iterator[Clock]:
 
 @contextlib.contextmanager
 def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Give a name of a module another value for a while."""
+    """Give a name of a module another value until the block ends."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:

@@ -229,7 +229,7 @@ async def _ask_drain(replica: Mesh, fields: ActFields) -> ActQuestion:
     """Return the question that the page asks before it drains a replica."""
     # `replica` is the one that answers this request. The field `replica` has the name of the one to drain.
     replica_to_drain = fields.get("replica", "")
-    # The row of a replica stays for some time after its lease has ended, so `leased` is asked, too.
+    # The row of a replica stays after its lease until the row expires, so `leased` is asked, too.
     ready_members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
     cls = next((member.cls for member in ready_members if member.replica == replica_to_drain), "")
     others_count = sum(member.cls == cls for member in ready_members) - 1  # not used if `cls` is ""

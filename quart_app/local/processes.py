@@ -216,7 +216,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs the children of a mesh: `running` runs a program for a while, and `keeping` starts it again meanwhile."""
+    """Runs the children of a mesh: `running` runs a program until its block ends, and `keeping` starts it again."""
 
     def __init__(self, say: Say) -> None:
         self.say = say

@@ -77,7 +77,7 @@ class BasicAuth:
         return hmac.compare_digest(password.encode("utf-8", "replace"), password_bytes) & is_right_user
 
     def _remember_digest(self, digest: bytes) -> None:
-        """Believe this address, user and password for a while."""
+        """Believe this address, user and password for BELIEVED_S."""
         if len(self._believed) >= MOST_BELIEVED:
             self._believed.clear()
         self._believed[digest] = time.monotonic() + BELIEVED_S

@@ -33,7 +33,7 @@ import structlog
 
 from mesh import Busy, MeshError
 from mesh.raw import Filter, Replica, Script, Store
-from quart_app.values import store as records  # a variable `store` is a `mesh.raw.Store`
+from quart_app.values import store as records  # not `store`: a parameter `store` reads keys (`mesh.raw.Store`)
 from quart_app.values.pace import Pace
 
 log = structlog.get_logger(__name__)

@@ -14,7 +14,7 @@ import structlog
 
 from mesh import MeshError
 from mesh.raw import Effects, Replica
-from quart_app.values import store as records  # a variable `store` is a `mesh.raw.Store`
+from quart_app.values import store as records  # not `store`: a parameter `store` reads keys (`mesh.raw.Store`)
 from quart_app.values.pace import Pace
 from quart_app.values.store import Record
 
