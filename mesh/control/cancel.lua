@@ -25,6 +25,7 @@ for k = 3, #KEYS do  -- the request streams
     -- XACK fails if the stream has no group. Then there is nothing to acknowledge.
     redis.pcall('XACK', stream, 'workers', id)
     redis.call('XDEL', stream, id)
+    -- `pcall`: if somebody has overwritten the books, only this count is missing.
     redis.pcall('HINCRBY', books_key, 'cancelled', 1)
     options.ended(fields, {status = status, body = body, from = actor, asked = id})
     local reply_to, op = fields.reply_to or '', fields.op or ''

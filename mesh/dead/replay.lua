@@ -102,6 +102,7 @@ end
 -- In ARGV, the ids of named letters begin at 11, and the words for `record` at 8.
 local replayed_count, gone_count, after, problem = walk(11, replay)
 -- The books count each replayed request as accepted once more. They still count it as dead, because it was given up before.
+-- `pcall`: if somebody has overwritten the books, only this count is missing.
 if request_count > 0 then redis.pcall('HINCRBY', books_key, 'accepted', request_count) end
 if replayed_count + gone_count > 0 or problem ~= '' then
   record(8, 'dead letters replayed', replayed_ids, replayed_count .. ' replayed, ' .. gone_count .. ' gone', problem)

@@ -24,6 +24,7 @@ local CANCELLED = {status = 'cancelled', body = '{"detail":"the request was canc
 -- attempt.
 local function end_removed(flat)
   options.ended(options.named(flat), CANCELLED)
+  -- `pcall`: if somebody has overwritten the books, only this count is missing.
   redis.pcall('HINCRBY', books_key, 'cancelled', 1)
   redis.call('SET', attempt_key, request_name, 'PX', remembered_ms)
   return 1

@@ -82,5 +82,6 @@ if must_send == '1' and not (skips_if_running == '1' and still_runs()) then
 end
 redis.call('HSET', schedule_key, 'next', following)
 redis.call('ZADD', schedules_key, following, name)
+-- `pcall`: if somebody has overwritten the books, only this count is missing.
 if sent_count > 0 then redis.pcall('HINCRBY', books_key, 'accepted', sent_count) end
 return sent_count

@@ -36,6 +36,7 @@ local function expire(name, about)
     options.once.moved(about, later_key, name, latest ~= '0' and latest - now or nil)
     return WAITS
   end
+  -- `pcall`: if somebody has overwritten the books, only this count is missing.
   redis.pcall('HINCRBY', books_key, 'expired', 1)
   return GONE
 end

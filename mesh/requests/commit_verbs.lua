@@ -84,6 +84,7 @@ local function make_verbs(note_expiry)
     local words = {'op', op, 'request', name, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
     local wait_or_error = delay(name, to, due, limit or '', words)
     if type(wait_or_error) == 'table' then return wait_or_error end
+    -- `pcall`: if somebody has overwritten the books, only this count is missing.
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
@@ -99,6 +100,7 @@ local function make_verbs(note_expiry)
     local words = {'op', op, 'request', name, 'from', from, 'reply_to', '', 'deadline', '0', 'body', body}
     local id = place(options, with, op, name, to, words, '0', '')
     if type(id) == 'table' then return id end
+    -- `pcall`: if somebody has overwritten the books, only this count is missing.
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 

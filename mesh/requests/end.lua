@@ -36,6 +36,7 @@ end
 local function end_waiting(name, outcome)
   local flat = take_waiting(name)
   if not flat then return end
+  -- `pcall`: if somebody has overwritten the books, only this count is missing.
   redis.pcall('HINCRBY', books_key, outcome, 1)
   ended_count = ended_count + 1
   options.ended(options.named(flat))
@@ -48,6 +49,7 @@ local function end_entry(stream, id, outcome, has_options)
   if redis.pcall('XDEL', stream, id) ~= 1 then return end
   -- The stream may have no group: then there is nothing to acknowledge.
   redis.pcall('XACK', stream, 'workers', id)
+  -- `pcall`: if somebody has overwritten the books, only this count is missing.
   redis.pcall('HINCRBY', books_key, outcome, 1)
   ended_count = ended_count + 1
   if entry then end_early(stream, id, entry[2], outcome) end

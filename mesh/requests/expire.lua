@@ -24,6 +24,7 @@ local function end_early(stream, id, flat, outcome)
   -- An error: the stream takes no entry, so the request ends for all its calls.
   if type(new_id) == 'table' then return options.ended(fields) end
   -- end.lua or sweep.lua counts the removed entry as expired, so the new entry counts as accepted.
+  -- `pcall`: if somebody has overwritten the books, only this count is missing.
   redis.pcall('HINCRBY', books_key, 'accepted', 1)
   options.moved(fields, stream, new_id, deadline ~= '0' and deadline - now_ms or nil)
 end
