@@ -6,8 +6,8 @@
 --                seen_ms           the latest time at which the provider is known to have seen one of them
 --                blocked_until_ms  the end of the block that the provider has told us of; 0 if it has told of none
 --                caution           how many requests must succeed one at a time, before several may be sent at once
---                run               how many of these have succeeded so far; -1 if they were so slow that they prove
---                                  nothing in this window
+--                run               how many requests have succeeded one at a time in this window, while there is caution;
+--                                  -1 if they were so slow that they prove nothing (note_success of record.lua)
 --                run_since_ms      when the first of these was granted its slot
 -- KEYS[2]  zset  granted requests whose outcome is not known, by the time (ms) until which they may be sent
 -- ARGV[1]  limit     how many requests the provider takes before it blocks
@@ -46,9 +46,8 @@ local function last_send_by_ms()
 end
 
 -- Returns when (ms) the provider takes requests again; 0 while it takes them. The block begins when the provider sees the
--- last request that it takes. We know only the latest possible moment of this. It is the moment at which the answer to
--- the request came. If the request has no outcome, it is the moment from which the request can no longer be sent, and until
--- then `now_ms`.
+-- last request that it takes. We know only the latest possible moment of this: the time when its answer came. A request
+-- without an outcome has no such time. The time until which it may be sent takes its place, or `now_ms` if that is earlier.
 local function reopens_at_ms()
   if blocked_until > 0 then return blocked_until end
   if taken < limit then return 0 end
@@ -57,7 +56,8 @@ end
 
 -- Begins a new window after a block. The provider may not have counted the requests without an outcome, so its count may be
 -- behind ours. For each such doubt, one more request must succeed alone before several may be sent at once. A block that the
--- provider has told us of ends all older doubts. After such a block, one request is sent first.
+-- provider has told us of ends the doubts of earlier windows. After such a block, one request is sent first. Requests
+-- without an outcome count as doubts even then: a doubt too many costs time, but a doubt too few may cost refusals.
 local function open_window()
   -- Whether the provider has told us of the block.
   local told = blocked_until > 0

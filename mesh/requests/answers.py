@@ -40,7 +40,11 @@ class Ask:
 
     @property
     def level(self) -> int:
-        """The highest level of its options. All live replicas must understand this level: see `mesh.discovery`."""
+        """The highest level of its options. All live replicas must understand this level: see `mesh.discovery`.
+
+        A due time is no field of an Ask, so the sender of a delayed request adds the level of delays (LATER). `read`
+        has no level: a handler that gets no `found` reads the keys itself.
+        """
         return LIMITS if self.limit else ONCE if self.once else 0
 
     def ttl_and_options(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> str:
@@ -48,7 +52,9 @@ class Ask:
 
         `body` is the text whose SHA-1 goes with an idempotency key. `later_bound` is how many requests may wait in all.
         """
-        # A request for later without an idempotency key has its due time and its limit as plain text: see submit.lua.
+        # A request for later without an idempotency key has its due time and its limit as plain text. It has no ttl:
+        # nobody waits for it, so it gets no deadline. submit.lua knows this form by the second word, which is a time;
+        # options begin with "{".
         if self.once is None and due is not None:
             return f"{later_bound} {due.word}{f' {self.limit}' if self.limit else ''}"
         if self.once is None and not self.limit:
@@ -74,18 +80,19 @@ class Answer:
     __slots__ = ("bodies", "error", "gone", "id", "key", "limit", "once", "outstanding", "to")
 
     def __init__(self, to: str, key: str, once: tuple[str, str] | None = None, limit: str = "") -> None:
-        #: the address of the request as text, such as "A" or "db3"
+        #: the address of the request as text, such as "A" or "db3"; in a gather always a database, such as "db3"
         self.to = to
         #: the caller's name for the request
         self.key = key
-        #: operation and idempotency key, because other callers may wait for the same answer; None without a key
+        #: Operation and idempotency key; None without a key. If this caller stops waiting, they show end.lua whether
+        #: other callers wait for the same answer. Then the request stays.
         self.once = once
         #: its limit; "" for none
         self.limit = limit
         #: the bodies of the replies without an error, in the order in which they came
         self.bodies: list[Any] = []
         self.error: MeshError | None = None
-        #: its address is no longer live; a gather then has no reply of this address
+        #: `Calls` has found that its address is no longer live. A gather then has no reply of this address.
         self.gone = False
         #: how many replies are still to come
         self.outstanding = 1
@@ -93,8 +100,12 @@ class Answer:
         self.id = ""
 
     @property
-    def options(self) -> bool | tuple[str, ...]:
-        """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Removal`."""
+    def about_options(self) -> bool | tuple[str, ...]:
+        """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Removal`.
+
+        With True, end.lua reads the options from the entry of the request.
+        """
+        # This form also serves a request that has a limit, too: the hash of the key says where the request is.
         if self.once is not None:
             return (*self.once, self.key)
         # If a request waits for its limit, submit.lua answers "@" and the request's name in place of an id.
@@ -142,7 +153,11 @@ _NO_ANSWERS: Iterator[Answer] = iter(())
 
 
 class CallInProgress:
-    """A call or a gather in progress. The link passes it the result of the submission, even if it was cancelled."""
+    """A call or a gather in progress, and the waiter that the link has for its submission (`mesh.wire.batch.Waiter`).
+
+    It takes the place of a Future there: a cancelled Future gets no result, but a cancelled call needs the ids of its
+    requests to remove them.
+    """
 
     __slots__ = (
         "_answers_after", "_first_open", "_gather_key", "_remove_unanswered", "abandoned", "answers", "asked_at",
@@ -169,9 +184,11 @@ class CallInProgress:
         self.span = tracing.current()
         #: submit.lua has accepted its requests
         self.submitted = False
-        #: its requests are with the link, so their replies will be on the reply stream
+        #: Its requests are with the link, so their replies will be on the reply stream. `Calls` sets this just before
+        #: it submits them. A request in place has False, unless it is submitted after all.
         self.waits_for_replies = False
-        #: its caller no longer waits, so its requests are removed as soon as they are accepted
+        #: Its caller no longer waits; `Calls` sets this. If its requests are accepted after that, `set_result` removes
+        #: them at once.
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back
         self.left_out: frozenset[int] = frozenset()
@@ -186,7 +203,7 @@ class CallInProgress:
         self._answers_after = _NO_ANSWERS
 
     def done(self) -> bool:
-        """Return False. The link asks this before it passes a result or an error, which it does only once."""
+        """Return False, so that the link passes the result or the error even after a cancellation, and only once."""
         return False
 
     def set_result(self, result: Any) -> None:
@@ -196,7 +213,7 @@ class CallInProgress:
             self.fail(refusal(result["error"], result["about"]))
             return
         if self._gather_key:  # a gather: the ids by database, and the databases that are left out
-            for to, id in dict(result[0]).items():
+            for to, id in dict(result[0]).items():  # `to` is "db<n>"
                 self.answer(f"{self._gather_key}.{to}").id = id
             self.left_out = frozenset(map(int, result[1]))
         else:

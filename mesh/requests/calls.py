@@ -279,7 +279,7 @@ class Calls:
 
     def _queue_removal(self, answer: Answer, counted_as: str) -> None:
         if answer.id:  # "" if it is not known to be on a stream
-            self._removals.put_nowait((keys.REQUESTS + answer.to, answer.id, counted_as, answer.options))
+            self._removals.put_nowait((keys.REQUESTS + answer.to, answer.id, counted_as, answer.about_options))
 
     async def run(self) -> None:
         """Read replies, watch the roster, and remove requests that nobody waits for."""

@@ -31,7 +31,7 @@ from mesh.wire.script import Script
 #: Names a filter in the roster row, or removes its name. KEYS: lease, row, and the filter if it is to be named. ARGV:
 #: holder, field, filter or "" to remove it, its number of bits. Returns 1, or 0 without this lease or a row.
 #: It also runs when memory is full (`allow-oom`), so that a replica can join then. It stores little.
-NAME = Script(
+NAME_FILTER = Script(
     """#!lua flags=allow-oom
 local lease_key, row_key = KEYS[1], KEYS[2]
 if redis.call('GET', lease_key) ~= ARGV[1] or redis.call('EXISTS', row_key) == 0 then return 0 end
@@ -124,9 +124,9 @@ class Filters:
     async def put_in_row(self, name: str, filter: Filter | None) -> bool:
         """Make our roster row name a complete filter; None: name none. Return False if the lease or the row is gone."""
         if filter is None:
-            return bool(await self._link.script(NAME, self._keys, self._holder, _row_field(name), ""))
+            return bool(await self._link.script(NAME_FILTER, self._keys, self._holder, _row_field(name), ""))
         words = (self._holder, _row_field(name), filter.name, filter.bits)
-        return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
+        return bool(await self._link.script(NAME_FILTER, [*self._keys, keys.SHARED + filter.key], *words))
 
     async def read_from_row(self, name: str) -> Filter | None:
         """Return the filter of this name that our roster row names; None if it names none."""
@@ -142,7 +142,7 @@ class Filters:
 
     async def is_valid(self, filter: Filter) -> bool:
         """Return whether a filter that was named is still valid: its key has not expired, and nobody has deleted it."""
-        # Numbers set the bits 0 to `bits` - 1. The bit after them is the last one, which NAME sets.
+        # Numbers set the bits 0 to `bits` - 1. The bit after them is the last one, which NAME_FILTER sets.
         return await self._integer_reply("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
 
     async def _integer_reply(self, *command: str | int) -> int:

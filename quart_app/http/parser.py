@@ -12,8 +12,8 @@ from typing import Protocol
 
 import httptools
 
-#: The most bytes of a head, or of a body in chunks, that llhttp gets at once. Larger pieces cost fewer calls. But a
-#: piece is parsed before the bounds are checked, so this many bytes may exceed them.
+#: The most bytes of a head, or of a body in chunks, that llhttp gets at once. Larger pieces cost fewer calls. But the
+#: bounds are checked after each piece, so up to this many bytes beyond a bound are parsed, too.
 MOST_PIECE_BYTES = 4096
 #: The end of every head, and of every body of chunks. llhttp refuses line feeds without carriage returns.
 BLANK_LINE = b"\r\n\r\n"
@@ -60,7 +60,7 @@ class Unreadable(Exception):
 class Head:
     """The head of a request."""
 
-    __slots__ = ("expects_continue", "headers", "keep_alive", "length", "method", "target", "version")
+    __slots__ = ("body_length", "expects_continue", "headers", "keep_alive", "method", "target", "version")
 
     def __init__(self, method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
         self.method = method
@@ -73,7 +73,7 @@ class Head:
         #: whether the client waits for `100 Continue` before it sends the body
         self.expects_continue = False
         #: the announced length of the body in bytes; 0: there is no body; -1: it comes in chunks
-        self.length = 0
+        self.body_length = 0
 
 
 class RequestReceiver(Protocol):
@@ -118,7 +118,7 @@ class Parser:
 
     @property
     def failed_method(self) -> bytes:
-        """The method of the request in which reading failed."""
+        """The method of the request in which reading failed. The connection asks, because HEAD gets no body."""
         return self._head_so_far.lstrip(b"\r\n").partition(b" ")[0]
 
     def feed(self, data: bytes, begin: int = 0) -> int:
@@ -184,8 +184,8 @@ class Parser:
             raise
         self._is_in_head = False
         self._bytes_since_progress = 0
-        self._body_bytes_left = max(0, head.length)
-        if self._llhttp.should_upgrade() and head.length:  # llhttp would not parse this body; see `_stay_in_http1`
+        self._body_bytes_left = max(0, head.body_length)
+        if self._llhttp.should_upgrade() and head.body_length:  # llhttp would not parse this body; see `_stay_in_http1`
             self._upgrading_head = head
         self._receiver.head_came(head)
 
@@ -201,7 +201,11 @@ class Parser:
             self._receiver.whole_request_came()
 
     def _checked_head(self) -> Head:
-        """Return the head that llhttp has just completed, if it passes our checks. Raises Unreadable."""
+        """Return the head that llhttp has just completed, if it passes our checks. Raises Unreadable.
+
+        llhttp itself refuses a Content-Length that is not all digits, a second one, and one beside Transfer-Encoding:
+        see `_refusal_for`.
+        """
         method = METHODS.get(self._llhttp.get_method())
         version = self._llhttp.get_http_version()
         if method is None:
@@ -219,15 +223,16 @@ class Parser:
             elif name == b"content-length":
                 if len(value) > MAX_LENGTH_DIGITS:
                     raise Unreadable(400)
-                head.length = int(value)
+                head.body_length = int(value)
             elif name == b"expect":
                 head.expects_continue = version == "1.1" and value.lower() == b"100-continue"
             elif version == "1.0":  # from here on, the header is Transfer-Encoding
                 raise Unreadable(400, FORBIDDEN_ENCODING_DETAIL)
-            elif head.length or value.lower() != b"chunked":  # the body has a length already, or another encoding
+            # llhttp refuses a body with two lengths itself. The first check is for a version that would not.
+            elif head.body_length or value.lower() != b"chunked":
                 raise Unreadable(501)
             else:
-                head.length = -1
+                head.body_length = -1
         if host_header_count > 1 or (version == "1.1" and not host_header_count):
             raise Unreadable(400)
         # A connection of HTTP/1.0 is closed after its first answer, as the RFC allows and h11 does.
@@ -238,13 +243,16 @@ class Parser:
         """Go on with HTTP/1.1 after a head that offers another protocol (Upgrade).
 
         llhttp takes everything after such a head for the other protocol, even the body of the request. So a new parser
-        gets a made-up head without the offer, and then the body.
+        gets a made-up head without the offer, and then the body. Without a body the old parser goes on: httptools
+        has set it back, so it reads the next request.
         """
         head, self._upgrading_head = self._upgrading_head, None
         if head is not None:
             self._reads_made_up_head = True
             self._llhttp = httptools.HttpRequestParser(self)
-            framing = b"Transfer-Encoding: chunked" if head.length < 0 else b"Content-Length: %d" % head.length
+            framing = (
+                b"Transfer-Encoding: chunked" if head.body_length < 0 else b"Content-Length: %d" % head.body_length
+            )
             self._llhttp.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
 
     def _refusal_for(self, error: httptools.HttpParserError) -> Unreadable:

@@ -1,4 +1,4 @@
-"""The sockets that a replica listens on, and the address that others reach it at."""
+"""The sockets that a replica listens on, and the host and ports at which others reach it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ BACKLOG = 1024
 class Sockets:
     """A replica's listening sockets."""
 
+    #: the socket of this replica's own public port, which its roster row names. A balancer in front of the replicas
+    #: connects to it.
     public: socket.socket
     private: socket.socket
-    #: the public socket that several replicas of this machine accept from (LISTEN_FD), if there is one
+    #: The public socket that several replicas of this machine accept from (LISTEN_FD), if there is one. Where no
+    #: balancer runs, clients connect to this one, and any of the replicas serves them.
     common: socket.socket | None
     #: the host at which other processes reach this replica
     host: str
@@ -74,8 +77,8 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-#: The two hosts that stand for all addresses of this machine. For each: destinations for which the kernel would choose
-#: one of our addresses as the source. They are reserved for documentation, and nothing is sent to them.
+#: By host that stands for all addresses of this machine: destinations outside of it. For each of these destinations the
+#: kernel chooses one of our addresses as the source. They are reserved for documentation, and nothing is sent to them.
 EXAMPLE_DESTINATIONS = {
     "0.0.0.0": [(socket.AF_INET, "192.0.2.1")],
     "::": [(socket.AF_INET6, "2001:db8::1"), (socket.AF_INET, "192.0.2.1")],
