@@ -24,6 +24,8 @@ from mesh.settings import MeshSettings
 from mesh.wire.codec import encode
 from mesh.wire.script import Script
 
+#: The acts of operators, each with an entry in the audit log. PAUSE also resumes an operation. CANCEL answers the
+#: caller of the request. With the other script CANCEL, in `mesh/later/waking.py`, a sender takes back its own request.
 PAUSE = Script.beside(__file__, "pause.lua")
 CANCEL = Script.beside(__file__, "cancel.lua", *OPTIONS)
 DRAIN = Script.beside(__file__, "drain.lua")

@@ -19,6 +19,7 @@ from mesh.settings import MeshSettings
 from mesh.wire.codec import decode
 from mesh.wire.script import Script
 
+#: Counts the requests on one stream, by operation.
 TALLY = Script.beside(__file__, "tally.lua")
 
 #: At most this many entries of each stream, and of `mesh:later`, are counted. The server needs some milliseconds for so

@@ -34,6 +34,7 @@ _COMMON_LUA = ("letter.lua", "walk.lua", "record.lua")
 #: are in mesh/requests: each name is a path from a folder such as this one.
 REPLAY = Script.beside(__file__, "replay.lua", *_COMMON_LUA, *OPTIONS)
 DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)
+#: Reads letters, with the beginnings of their bodies.
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 
 #: The most letters that one step moves or drops. The server needs about 2 ms for so many. More would hold up other work

@@ -18,6 +18,7 @@ from mesh.discovery.directory import HIGHEST_LEVEL
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
+#: Writes which operations a replica serves, for those who look for operations.
 PUBLISH = Script.beside(__file__, "publish.lua")
 
 

@@ -14,6 +14,7 @@ from mesh.keys import DEAD, DEAD_KEPT
 from mesh.wire.connection import RedisConnection
 from mesh.wire.script import Script
 
+#: BURY makes an event a dead letter, and FINISH acknowledges and deletes events. Requests have another script BURY.
 BURY = Script.beside(__file__, "bury.lua")
 FINISH = Script.beside(__file__, "finish.lua")
 

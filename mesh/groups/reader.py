@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from mesh.groups.deliveries import Pending
 from mesh.wire.script import Script
 
+#: KEEP_ALIVE resets the idle time of entries in progress. FORGET deletes the consumers of dead processes.
 KEEP_ALIVE = Script.beside(__file__, "keep_alive.lua")
 FORGET = Script.beside(__file__, "forget.lua")
 

@@ -36,6 +36,8 @@ from mesh.errors import MeshError
 from mesh.journal.position import SEQUENCE_BITS, START_ID, Position, Snapshot
 from mesh.wire.script import Script
 
+#: VIEW reads both ends of a log, and entries. FOUND writes the first entry of a new log (a verb, as in "founder").
+#: APPEND writes a later entry, and TRIM deletes the entries that a snapshot contains.
 VIEW = Script.beside(__file__, "view.lua")
 FOUND = Script.beside(__file__, "found.lua")
 APPEND = Script.beside(__file__, "append.lua")

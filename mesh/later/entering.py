@@ -7,6 +7,7 @@ from mesh.later.options import OPTIONS
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
+#: Applies a limit to a request that is on its stream already: the request enters its lane, or waits as its rate says.
 ENTER = Script.beside(__file__, "enter.lua", "taken.lua", *OPTIONS)
 
 #: The first words of two answers of enter.lua. MOVED: the request has left its entry, and waits or has a new entry on

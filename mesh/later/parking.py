@@ -9,6 +9,7 @@ from mesh.later.options import OPTIONS
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
+#: Moves a request of a paused operation from its stream to `mesh:later`.
 PARK = Script.beside(__file__, "park.lua", "taken.lua", *OPTIONS)
 
 

@@ -13,6 +13,7 @@ from mesh.later.options import OPTIONS
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
+#: Moves a request from its stream to `mesh:later`, where it waits for its next try, or is handed on.
 DEFER = Script.beside(__file__, "defer.lua", "taken.lua", *OPTIONS)
 
 #: Characters of the last error that are kept with a request that waits for its next try: people can read them there.

@@ -32,6 +32,8 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
+#: WAKE moves due requests to their streams. CANCEL removes a request of which the sender has a ticket. SCHEDULE records
+#: when an operation runs by itself, and TICK sends the requests of one such time.
 WAKE = Script.beside(__file__, "wake.lua", "next_due.lua", *OPTIONS)
 CANCEL = Script.beside(__file__, "cancel.lua", "left.lua", *OPTIONS)
 SCHEDULE = Script.beside(__file__, "schedule.lua")

@@ -32,6 +32,7 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
+#: SURVEY reads what a starting replica must know of all databases. GRANT gives it the lease of one of them.
 SURVEY = Script.beside(__file__, "survey.lua")
 GRANT = Script.beside(__file__, "grant.lua", "written.lua")
 

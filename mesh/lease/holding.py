@@ -32,6 +32,7 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
+#: Renew the lease of a replica, and release it when the replica leaves.
 RENEW = Script.beside(__file__, "renew.lua", "../later/next_due.lua")
 RELEASE = Script.beside(__file__, "release.lua")
 #: What renew.lua answers if it did not just renew (1).

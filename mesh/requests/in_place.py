@@ -181,7 +181,10 @@ class InPlace:
 
 
 class _Try:
-    """A request in place, from the end of its handler on. The link passes it the answer of the commit."""
+    """A request in place after the end of its handler: the waiter that the link has for the commit.
+
+    If the commit is not done, it submits the request (`submit` of `InPlace.begin`).
+    """
 
     __slots__ = ("_call", "_in_place", "_reply", "_submit", "_work_s")
 
@@ -195,7 +198,7 @@ class _Try:
         self._work_s = work_s
 
     def done(self) -> bool:
-        """Return False: only the link passes a result to it, and only once."""
+        """Return False, so that the link passes the result or the error. The link does this only once."""
         return False
 
     def set_result(self, answer: str) -> None:

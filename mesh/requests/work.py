@@ -16,7 +16,10 @@ from mesh.wire.link import Link
 
 
 class Committer(Protocol):
-    """A consumer, as `Work` sees it. `answer` is commit.lua's answer, and not the answer to the request."""
+    """A consumer, as `Work` sees it: it learns what became of a commit.
+
+    `answer` is commit.lua's answer, and not the answer to the request.
+    """
 
     def committed(self, work: Work, answer: str) -> None: ...
 
@@ -40,7 +43,7 @@ class Work:
         self.task: asyncio.Task[None] | None = None
         #: whether its transaction is with the link; its task has ended then
         self.committing = False
-        #: how many conflicts it met in this delivery, and the key of the last one
+        #: how many conflicts the request had in this delivery, and the key of the last one
         self.conflicts = 0
         self.conflict_key = ""
         #: why its last attempt failed, so that the log shows the traceback of the same reason only once
@@ -60,7 +63,7 @@ class Work:
         self._committer = committer
 
     def done(self) -> bool:
-        """Return False: the link may pass a result. Only the link does so, and only once."""
+        """Return False, so that the link passes the result or the error. The link does this only once."""
         return False
 
     def set_result(self, answer: str) -> None:

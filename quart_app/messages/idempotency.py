@@ -29,6 +29,7 @@ from quart_app.messages.users import translated_redis_errors
 
 log = structlog.get_logger(__name__)
 
+#: The moves of a claim on an idempotency key, by the names of their files.
 SCRIPTS = {name: Script.beside(__file__, f"{name}.lua") for name in ("claim", "begin_sending", "finish", "give_back")}
 #: The largest number of tries to keep an answer in Redis. If all fail, the answer is not kept. More tries outlast a
 #: longer failure of Redis, and delay the answer.

@@ -38,6 +38,7 @@ MOST_CLOCK_STEP_S = 30
 #: How long a device is known after a login. Half a year, so that users who seldom log in keep attempts of their own.
 #: With a longer time, a stolen device token is good for longer.
 DEVICE_KNOWN_S = 180 * 86_400
+#: Ends one session on all replicas.
 REVOKE = Script.beside(__file__, "revoke.lua")
 REDIS_KEY_OF_SECRET = "shared:messages:signing-key"
 
