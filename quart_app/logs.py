@@ -114,7 +114,8 @@ class Sink:
                 # the stream takes bytes, for at most a second, and go on with the rest of the line.
                 select.select([], [self._descriptor], [], 1)
             except OSError:
-                # The disk may be full, and may have room again after the pause, when the next line comes.
+                # The disk may be full, and may have room again after the pause, when the next line comes. In a longer
+                # pause more lines would be dropped; with a shorter one more writes would fail.
                 time.sleep(0.01)
                 return False
         return True

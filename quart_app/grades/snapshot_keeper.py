@@ -31,7 +31,8 @@ class SnapshotKeeper:
         self._settings = settings
         self._metrics = metrics
         self.snapshots = Snapshots(settings.snapshot_dir, backup.SUFFIX)
-        #: the next snapshot is due `snapshot_every` entries after the entry of this number
+        #: The next snapshot is due `snapshot_every` entries after the entry of this number. `Replication` sets it after
+        #: a restore, and this class after a snapshot.
         self.counted_from = 0
         #: the task that writes a snapshot, or the last one that did
         self.task: asyncio.Task[None] | None = None

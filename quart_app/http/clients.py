@@ -17,7 +17,8 @@ class Proxies:
 
     def __init__(self, trusted_networks: str) -> None:
         self._networks = [ipaddress.ip_network(network) for network in split_at_commas(trusted_networks)]
-        # Requests come from any number of addresses, so the number of kept answers is bounded.
+        # Requests come from any number of addresses, so the number of kept answers is bounded. With fewer, more answers
+        # are looked up again; with more, the kept ones take more memory.
         self._trusts_cached = lru_cache(maxsize=1024)(self._trusts_uncached)
 
     def trusts(self, address: str) -> bool:

@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
         #: bytes that have come and are not parsed yet
         self._input = b""
         self._reading_is_paused = self._is_parsing = False
-        self._is_discarding = False
+        self._is_discarding = False  # whether further input is thrown away, because no further request is read
         self._discarded_byte_count = 0
         self._request_count = 0
         #: When the previous request ended, on the loop's clock. A new connection begins with only FIRST_REQUEST_S left.

@@ -43,6 +43,7 @@ _STATUS_LINES = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.enc
 class ExchangeConnection(Protocol):
     """What an exchange needs of its connection."""
 
+    #: these four are for the ASGI scope of the request; `Connection` says what they hold
     client: Any
     server: Any
     scheme: str
@@ -81,7 +82,7 @@ class Exchange:
         self.refusal: Problem | None = None
         self._connection = connection
         self._untaken_parts: list[bytes] = []
-        #: whether the application has received the end of the body
+        #: whether `receive` has told the application that the body has ended
         self._end_was_received = False
         #: done when `receive` has to look again: for more of the body, its end, or the end of the exchange
         self._receive_wakeup: asyncio.Future[None] | None = None
@@ -112,6 +113,7 @@ class Exchange:
         self._task = asyncio.get_running_loop().create_task(self._run(app), context=context)
 
     def body_part_came(self, data: bytes) -> None:
+        """Keep a part of the body until the application asks for it. The connection calls this and `body_ended`."""
         self._untaken_parts.append(data)
         self.untaken_byte_count += len(data)
         self._wake_receive()

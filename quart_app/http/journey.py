@@ -43,7 +43,8 @@ def headers_for(trail: Trail, total_s: float) -> dict[str, str]:
     return {"Mesh-Place": ", ".join(places), "Server-Timing": timing}
 
 
-# The same places come with nearly every answer. Replicas come and go, so the number of kept places is bounded.
+# The same places come with nearly every answer. Replicas come and go, so the number of kept places is bounded. With
+# fewer, more places are formatted again; with more, the kept ones take more memory.
 @lru_cache(maxsize=1024)
 def _format_place(address: str, replica: str, database: str) -> str:
     """Return the place of a replica that answered a request to this address; "" if its reply names no replica."""

@@ -50,7 +50,8 @@ class AllowedHosts:
         self._allowed_suffixes = tuple(name[1:] for name in names if name.startswith("*."))
         # Other replicas and operators use this machine's own names.
         self._allowed_names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
-        # Clients choose the names of hosts, so the number of kept answers is bounded.
+        # Clients choose the names of hosts, so the number of kept answers is bounded. With fewer, more names are
+        # checked again; with more, the kept ones take more memory.
         self._is_allowed_cached = lru_cache(maxsize=1024)(self._is_allowed_uncached)
 
     # `Application` calls this for each request.

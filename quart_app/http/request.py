@@ -177,7 +177,8 @@ class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
 
 
 # The same few names come with every request. So `_in_title_case` and `_in_lower_case` keep each name in title case and
-# in lower case. A client can invent names, hence the maximum.
+# in lower case. A client can invent names, hence the maximum. With a smaller one, invented names push the usual ones
+# out sooner; with a larger one, they take more memory.
 @lru_cache(maxsize=1024)
 def _in_title_case(name: bytes) -> str:
     return name.decode("latin1").title()

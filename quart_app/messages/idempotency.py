@@ -122,7 +122,8 @@ class KeyClaim:
     redis_key: str
     #: the owner of the claim in the scripts, which change the claim only for its owner
     message_id: str
-    #: what the end of the block records: an answer is kept, UNUSED frees the key, and None changes nothing
+    #: What the end of the block records: an answer is kept, UNUSED frees the key, and None changes nothing.
+    #: `MessageIntake` sets it in the block.
     to_record: dict[str, Any] | str | None = field(default=None, init=False)
 
     async def __aenter__(self) -> KeyClaim:
