@@ -224,7 +224,7 @@ class MeshSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
         description="the mesh claims its Redis by this name; a replica with another name or REDIS_DB is refused",
     )
-    # No validator compares this setting, the next one and REDIS_TIMEOUT_MS: see the description of the latter.
+    # No validator compares this setting, the next one and REDIS_TIMEOUT_MS: see the description of REDIS_TIMEOUT_MS.
     lease_ttl_ms: int = Field(
         3000,
         ge=500,

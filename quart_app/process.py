@@ -176,8 +176,8 @@ class Process:
             # This replica is not ready, so there is no work to finish. It may wait for a lease, which may never come.
             membership_task.cancel()
         else:
-            # This only writes "draining" into the roster row. It does not call the function that `on_drain` was given,
-            # which is for an operator's order.
+            # `drain` only writes "draining" into the roster row. It does not call the function that `on_drain` was
+            # given, because that one is for an operator's order.
             mesh.drain()
             await asyncio.sleep(self._drain_ms / 1000)
         self._must_close_http.set()
@@ -216,7 +216,8 @@ class Process:
         """End the process if the work of a lost membership does not stop: it might still act under the lost lease."""
         untrusted_since_s = math.inf
         while True:
-            # This task looks ten times in the time that the work has. So the work gets about a tenth more at most.
+            # The task looks ten times in LONGEST_END_OF_WORK_S, the time in which the work must end. So the work may
+            # last about a tenth longer.
             await asyncio.sleep(LONGEST_END_OF_WORK_S / 10)
             mesh = self._app.context.membership
             if mesh is None or mesh.trusted:

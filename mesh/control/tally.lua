@@ -10,8 +10,9 @@ local stream, entries_left, bytes_left = KEYS[1], tonumber(ARGV[1]), tonumber(AR
 local PORTION = 16
 if redis.call('EXISTS', stream) == 0 or redis.call('TYPE', stream).ok ~= 'stream' then return {1} end
 
+-- By id: true if a replica works on the entry.
 local is_in_hand = {}
--- `pcall`: a stream without a group is an error, and has nothing in hand.
+-- `pcall`: XPENDING fails for a stream without a group. No replica works on an entry of such a stream.
 local pending = redis.pcall('XPENDING', stream, 'workers', '-', '+', entries_left)
 if not pending.err then
   for _, delivered in ipairs(pending) do is_in_hand[delivered[1]] = true end

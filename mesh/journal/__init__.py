@@ -1,4 +1,4 @@
-"""A log that all replicas read in the same order, and snapshots of the state after some entry of the log."""
+"""A log that all replicas read in the same order, and snapshots: the state after one entry of the log, as a file."""
 
 from mesh.journal.journal import FOUNDED, Entry, Gap, Late, Log, LogError, NoLog, Replaced, UnreadableLog, View
 from mesh.journal.position import Position, Snapshot, pack_id, unpack_id

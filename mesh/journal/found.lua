@@ -1,6 +1,6 @@
 -- Begins a log if there is none. A caller may also name a log that is to be replaced: one that began empty, or one of which
--- nobody has the state with which it began. The caller's state has all entries of that log up to one that it names. The log
--- is replaced only if this is still the newest entry, so no entry is lost.
+-- nobody has the state with which it began. The caller names the last entry of that log that its state has. The log is
+-- replaced only if this is still the newest entry, so no entry is lost.
 -- KEYS: the stream of the log
 -- ARGV:
 --   1        identity of the new log

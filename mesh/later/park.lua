@@ -29,6 +29,7 @@ redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
 -- The score is the time of acceptance (ms). For a request that was sent for later, it is the time at which it was woken.
 redis.call('ZADD', parked_key, string.match(fields.first, '^%d+'), name)
 remove_entry(stream, id)
--- With 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now on.
+-- With a `ttl_ms` of 0, the idempotency key keeps its expiry, but lives at least for the time `keep` of its request from now
+-- on.
 make_options().moved(fields, later_key, name, 0)
 return 'parked'

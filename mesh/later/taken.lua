@@ -14,7 +14,8 @@ local function read_pending(stream, id, consumer)
   if pending.err or #pending == 0 then return end
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if not entry then return remove_entry(stream, id) end
-  -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
+  -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more. The script takes over the
+  -- first 4000 of them.
   local flat = {unpack(entry[2], 1, 4000)}
   local fields = {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end

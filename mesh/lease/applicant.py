@@ -106,7 +106,7 @@ class Applicant:
             await client.aclose()
 
     def _note_wait(self, reason: str) -> None:
-        """Log a reason to wait and pass it to `on_wait`, unless the reason before was the same."""
+        """Log a new reason to wait, and call `on_wait` with it. Do nothing if the reason has not changed."""
         if reason != self._reason_to_wait:
             log.info("waiting for a lease", reason=reason)
             self._reason_to_wait = reason

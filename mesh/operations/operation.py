@@ -48,7 +48,8 @@ class Operation(Generic[B, R]):
         if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
             raise UsageError(f'an operation has a name like "greetings.put", not {name!r:.100}')
         self.name = name
-        # Both are types. In the types of a handler, the annotation None is NoneType. In a contract it is None.
+        # `body` and `reply` are types. In the types of a handler, the annotation None is NoneType. In a contract it is
+        # None.
         self.body = None if body is type(None) else body
         self.reply = type(None) if reply is None else reply
         self.handler: Callable[..., Awaitable[Any]] | None = None

@@ -150,7 +150,7 @@ local function make_limits(options)
       if type(id) == 'string' then redis.call('HSET', running, name, stream .. ' ' .. id) end
       return id
     end
-    -- It waits until it gets a place, or until its deadline, at which wake.lua ends it. '0' stands for no deadline.
+    -- The request waits until it gets a place, or until its deadline, at which wake.lua ends it. '0' stands for no deadline.
     let_wait(name, to, words, deadline == '0' and '+inf' or deadline)
     redis.call('RPUSH', 'mesh:lane:' .. lane, name)
     -- The lane may have a free place although other requests wait: a stream may have refused the entry of the oldest one.

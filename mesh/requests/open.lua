@@ -8,7 +8,7 @@
 -- This part defines `correct_books`.
 --[[ count_by_hand.lua ]]
 for k = 2, 1 + tonumber(ARGV[1]) do
-  -- It fails if the group is there already.
+  -- XGROUP fails if the group is there already.
   pcall(redis.call, 'XGROUP', 'CREATE', KEYS[k], 'workers', '0', 'MKSTREAM')
 end
 -- 2: the request streams begin at KEYS[2].

@@ -1,5 +1,5 @@
--- Sends requests that may have to wait. A part of commit.lua and submit.lua, after append.lua and options.lua. It uses only
--- `append` of them: the caller passes the functions of options.lua.
+-- Sends requests that may have to wait. A part of commit.lua and submit.lua, after append.lua and options.lua. Of these
+-- parts it uses only `append`: the caller passes the functions of options.lua.
 
 -- Stores a request in mesh:later until it is due: at "<ms>" (Unix time), or "+<ms>" from now. `words` are the fields of its
 -- entry. Its limit ("" for none) is applied when it is due. Returns how long it waits (ms); or the error of Redis if

@@ -7,11 +7,12 @@
 -- Returns how many were removed. The plain variant returns -1 if there is a request to remove or a lane; then the caller has
 -- to run the complete script
 local books_key, grace_ms, most_entries, removed_count = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
--- One sweep searches at most MOST_LANES lanes for such places, and looks at MOST_PLACES places in all. A place takes about
+-- How many lanes one sweep searches for places to free, and how many places it looks at in all. A place takes about
 -- 2 µs, so this blocks the server for at most about 2 ms. Lanes are chosen at random, so later sweeps reach the others.
 local MOST_LANES, MOST_PLACES = 100, 1000
 
--- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need". So it stays false there.
+-- The plain variant of this script (see scripts.py) lacks the next part, up to "End of what few need". So
+-- `is_complete` stays false there.
 local is_complete = false
 -- What few sweeps need.
 -- This part defines `append`, which the part options.lua needs.

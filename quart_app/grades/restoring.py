@@ -102,7 +102,7 @@ class Restorer:
     async def _begin_log(self, grades_log: Log, base: KnownState | None) -> Restored | None:
         """Found a log that begins with the state `base`. Return None if another replica was faster."""
         continues = base.lineage if base else ()
-        # This writes the first entry of the log. Its body is what `entries.Founding` reads.
+        # `found` writes the first entry of the log. `entries.Founding` reads the body of this entry.
         position = await grades_log.found(body={"continues": continues}, after=base.position if base else None)
         if position is None:
             return None

@@ -144,7 +144,8 @@ def routes(
         nonlocal document_json
         async with making_lock:
             if not document_json:
-                # This takes 200 ms. In a thread, which needs an event loop of its own, it does not hold this one.
+                # Making the document takes 200 ms. In a thread, which needs an event loop of its own, it does not hold
+                # up this one.
                 document_json = await asyncio.to_thread(
                     lambda: asyncio.run(_make_document_json(public_blueprints, version, private_blueprints))
                 )

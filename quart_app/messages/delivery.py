@@ -189,7 +189,7 @@ class Delivery:
             # The messages before this one took too long. `Probing` makes `next_step` decide as if a probe took too
             # long. This message has not tried to reserve, so the allowance is only read.
             return Probing(await self.quota.look()), turn
-        # It stays None if `quota.reserve` raises an error; then the turn is passed on, too.
+        # `verdict` stays None if `quota.reserve` raises an error; then the turn is passed on, too.
         verdict: Verdict | None = None
         try:
             verdict = await self.quota.reserve()

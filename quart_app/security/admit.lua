@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Admit one attempt to use a password, and charge it as a failure until it is known to be right. It may run when memory
--- is full, because its few small keys expire soon. So people can log in even then.
+-- Admit one attempt to use a password, and charge it as a failure until it is known to be right. The script may run when
+-- memory is full, because its few small keys expire soon. So people can log in even then.
 -- KEYS[1]  string   exists while this source is known for this account
 -- KEYS[2]  counter  attempts of the source on accounts that do not know it
 -- KEYS[3]  counter  attempts of the source on accounts that know it

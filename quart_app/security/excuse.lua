@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Take back the charges of an admitted attempt to use a password: the password was right, or was not compared. It may run
--- when memory is full, because it adds one small key at most.
+-- Take back the charges of an admitted attempt to use a password: the password was right, or was not compared. The script
+-- may run when memory is full, because it adds one small key at most.
 -- KEYS     as for admit.lua: [1] exists while the source is known for the account; [2] to [5] are counters of attempts, [4]
 --          of this source or device on this account
 -- ARGV     how long the source is known from now on, in ms (0: the password was not compared), then the numbers of the

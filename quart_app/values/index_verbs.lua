@@ -11,7 +11,7 @@
 -- When memory is full, the commit counts what this verb removes (see commit_verbs.lua).
 frees['remove-values'] = true
 
--- The same number as in primes.py.
+-- Primes with at least this number of digits are rare. The number has to be that of RARE_DIGITS in primes.py.
 local RARE_DIGITS = 6
 -- By number of digits: the prefix that a number has in the index, so that numbers sort by their size. It is a letter for up to
 -- 25 digits (96 is the byte before "a"), and "z" and four digits for more. `with_prefix` of store.py writes the same prefixes.
@@ -112,8 +112,8 @@ local function remove_values(first, last)
     local stored, fields = redis.call('HMGET', alone_key, unpack(rare_primes, begin, till)), {}
     for i = begin, till do
       if stored[i - begin + 1] == rare_values[i] then fields[#fields + 1] = rare_primes[i] end
-      -- The pair may be in both. It came into the index while the hash had another value of the prime. After the removal of
-      -- that value, a second write put the pair into the hash, too.
+      -- The pair may be in the hash and in the index. It came into the index while the hash had another value of the prime.
+      -- After the removal of that value, a second write put the pair into the hash, too.
       members[#members + 1] = rare_primes[i] .. ':' .. rare_values[i]
     end
     if #fields > 0 then redis.call('HDEL', alone_key, unpack(fields)) end

@@ -24,8 +24,8 @@ def _from_decimal(value: Any) -> Any:
     return value
 
 
-#: This must come last in an annotation. Pydantic's core, which is fast, checks only the bounds that stand before it.
-#: Python would check bounds that stand after it.
+#: Makes a number of a decimal string. It must come last in an annotation. Pydantic's core, which is fast, checks only
+#: the bounds that stand before it. Python would check bounds that stand after it.
 FROM_DECIMAL = BeforeValidator(_from_decimal)
 
 
