@@ -1,6 +1,6 @@
-"""The operations of a mesh as an operator sees them: what they are, who serves them, and what they have to do now.
+"""The operations of a mesh as an operator sees them: their definitions, the replicas that serve them, their requests.
 
-The command `mesh ops` and the live page show them.
+The command `mesh ops` and the live page show all this.
 """
 
 from __future__ import annotations

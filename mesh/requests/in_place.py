@@ -121,7 +121,7 @@ class InPlace:
             took_us = int(work_s * 1e6)
             encoded = effects.wire(took_us)
             effects.end()
-        except BaseException:  # whatever it is, the attempt after the submission meets it again, and deals with it
+        except BaseException:  # the attempt after the submission meets the same error, and settles it
             return None
         # commit.lua writes this entry, too.
         reply = [

@@ -186,7 +186,8 @@ def virtual_time() -> Iterator[Clock]:
         raise MeshError("another MeshKit of this process has the clock; leave its block first")
     clock = Clock(asyncio.get_running_loop())
     with contextlib.ExitStack() as stack:
-        # name in a module -> what it means there, and what takes its place; modules with another meaning keep it
+        # Name -> the object that modules import under it, and what takes its place. If a module has another object
+        # under this name, nothing changes there.
         stand_ins = {"time": (real_time, clock), "perf_counter": (real_time.perf_counter, clock.perf_counter)}
         for module_name, module in list(sys.modules.items()):
             for name, (real, stand_in) in stand_ins.items():

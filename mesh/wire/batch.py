@@ -20,7 +20,10 @@ MOST_WAITING = 20_000
 
 
 class Waiter(Protocol):
-    """Receives the result of one item, or its error: a Future, or an object like one."""
+    """Receives the result of one item, or its error: a Future, or an object like one.
+
+    The link asks `done` first. If it returns True, as that of a cancelled Future does, the waiter receives nothing.
+    """
 
     def done(self) -> bool: ...
 

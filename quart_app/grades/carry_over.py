@@ -53,7 +53,7 @@ class CarryOver:
         )
 
     def note_base(self, base: KnownState | None) -> None:
-        """Note that the present log begins with this state (None: empty), so that it need not be carried over."""
+        """Note that the present log begins with this state (None: empty). So the state need not be carried over."""
         self._contained_positions = {base.position} if base else set()
         self.lost_log_state = None
 

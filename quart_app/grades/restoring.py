@@ -122,8 +122,8 @@ class Restorer:
         if end_position.stamp > merged_state.position.stamp:
             # No change of a state may be later than its position. It stays a position of the earlier log.
             merged_state.position = replace(merged_state.position, id=end_position.id)
-        # From the founding on, the changes of the log are in no log. If this replica dies before it has saved the state
-        # of the new log, they are on its disk: a later start carries them over. A log just founded has no changes.
+        # From the founding on, the changes of the log are in no log. So they are written to disk. If this replica dies
+        # before it has saved the state of the new log, a later start carries them over. A log just founded has none.
         if not log_ends.just_founded and not await self._keeper.save_orphan(merged_state, grades_log):
             return None
         continues = union(merged_state.lineage, (log_ends.log,))

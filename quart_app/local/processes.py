@@ -229,9 +229,9 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def running(self, program: Program) -> AsyncIterator[Child]:
-        """Start a program, and stop it at the end of the block. If it ends before, this does not start it again.
+        """Start a program, and stop it at the end of the block. A program that ends before is not started again.
 
-        Raises OSError if it cannot be started.
+        Raises OSError if the program cannot be started.
         """
         child = Child(program, self.say)
         child.start()

@@ -105,7 +105,7 @@ async def _wait_until_started(server: Child, settings: RedisSettings, say: Say) 
     """Wait until an embedded server serves. Raises LocalError if it ends, or is silent for too long."""
     client = Connections(settings).client("mesh-up")
     give_up_at_s = time.monotonic() + START_S
-    is_loading = False  # once Redis has answered that it loads its data, it may take any time
+    is_loading = False  # whether Redis has answered that it loads its data; this wait has no bound
     try:
         while time.monotonic() < give_up_at_s or is_loading:
             if server.has_ended():
