@@ -203,7 +203,10 @@ class CallInProgress:
         self._answers_after = _NO_ANSWERS
 
     def done(self) -> bool:
-        """Return False, so that the link passes the result or the error even after a cancellation, and only once."""
+        """Return False, so that the link passes the result or the error even after a cancellation.
+
+        The link passes one of them, and only once.
+        """
         return False
 
     def set_result(self, result: Any) -> None:

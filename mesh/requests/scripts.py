@@ -17,7 +17,8 @@ from mesh.wire.script import Script, Variants
 #: The parts that are in every script that adds, moves or ends requests with options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua", "read_error.lua")
 #: A regular expression for the text of SUBMIT, COMMIT and SWEEP that is seldom needed: their plain variants lack it.
-#: Each script may have one such text only: with two, `.*` would also take all that stands between them.
+#: Each script may have one such text only. With two, `.*` would also take all that stands between them, and
+#: `Script.without` would not notice.
 SELDOM_PATTERN = r"-- What few (?:batches|transactions|sweeps) need\..*-- End of what few need\.\n"
 SUBMIT = Script.beside(
     __file__,
@@ -51,7 +52,7 @@ GIVE_BACK = Script.beside(__file__, "give_back.lua")
 BURY = Script.beside(__file__, "bury.lua", *OPTIONS)
 SWEEP = Script.beside(__file__, "sweep.lua", "expire.lua", *OPTIONS)
 PLAIN_SWEEP = SWEEP.without(SELDOM_PATTERN)
-#: Creates missing request streams ("open" for requests), with their groups.
+#: Opens request streams: creates those that are missing, with their groups, and corrects the books.
 OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua", "counts.lua")
 MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua", "counts.lua")
 BOOKS = Script.beside(__file__, "books.lua", "counts.lua")
