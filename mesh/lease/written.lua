@@ -17,13 +17,25 @@ local function end_with_last(written_set)
   return last_end
 end
 
+-- Runs a command on one of the two sets. If somebody has overwritten the set with another type, deletes it and runs the command
+-- again. Returns the answer, and true if the set was deleted.
+local function on_set(...)
+  local answer = redis.pcall(...)
+  if type(answer) ~= 'table' or not string.find(tostring(answer.err), 'WRONGTYPE', 1, true) then return answer end
+  redis.call('DEL', (select(2, ...)))
+  return redis.call(...), true
+end
+
 -- Notes keys of the selected database. `names` is a table with the name of each key as an index. Its value is the moment (ms)
 -- at which the key ends, or true if this is to be read. `unnamed_end` is the moment at which the last of the other keys ends;
 -- nil if there are no others.
 -- Returns the moment at which the last of all keys ends; nil if the database has no keys.
 local function note_keys(written_set, names, unnamed_end, now)
   -- `words` has two words for each key. PEXPIRETIME answers -2 if there is no such key, and -1 if the key never expires.
-  local words, word_count, room = {}, 0, MOST_NAMED - redis.call('ZCARD', written_set)
+  local named_count, was_deleted = on_set('ZCARD', written_set)
+  -- Nobody knows any more until when the other keys live. The next grant notes all keys.
+  if was_deleted then unnamed_end = math.huge end
+  local words, word_count, room = {}, 0, MOST_NAMED - named_count
   for name, known_end in pairs(names) do
     local end_ms = known_end == true and redis.call('PEXPIRETIME', name) or known_end
     if end_ms == -2 then
@@ -44,9 +56,9 @@ end
 -- Notes that a database holds data until the moment `last_end`; nil: it holds none. The bus database must be selected.
 local function note_database(database, last_end)
   if last_end then
-    redis.call('ZADD', 'mesh:written', last_end, database)
+    on_set('ZADD', 'mesh:written', last_end, database)
   else
-    redis.call('ZREM', 'mesh:written', database)
+    on_set('ZREM', 'mesh:written', database)
   end
   end_with_last('mesh:written')
 end

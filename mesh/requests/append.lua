@@ -1,7 +1,8 @@
 -- Appends entries to request streams; a part of the scripts that do so. The id of an entry is its time on the mesh's clock.
 -- The mesh's clock is the server's, except that it stands still when the server's clock steps back. So the ids of different
 -- streams are in the order in which the entries were appended. No id is earlier than the server's clock, so an expiry that is
--- counted from an id does not come too early.
+-- counted from an id does not come too early. Only a request in place gets its id elsewhere: see `wrong_pass` of
+-- commit_checks.lua.
 -- `stamp` is the id that XADD gets: this time (ms), and "-*", for which Redis puts a number. It is no stamp of a journal.
 local stamp
 -- Returns the time (ms) that the text of the key mesh:clock says; 0 if the key is missing, or is overwritten with another text.

@@ -227,7 +227,8 @@ local function make_writes(first, count)
     local word, verb, last, result = tx[i], tx[i + 2], i + 1 + tx[i + 1], nil
     local is_own = string.byte(word) == OWN
     go_to_side(word)
-    if is_own and holds_forever == nil then holds_forever = redis.call('ZSCORE', written_set, '*') == 'inf' end
+    -- An error is no text: somebody has overwritten the set, and `note_keys` makes it anew.
+    if is_own and holds_forever == nil then holds_forever = redis.pcall('ZSCORE', written_set, '*') == 'inf' end
     if is_own and not holds_forever then
       if verb == 'set-all' then
         unnamed_until = math.max(unnamed_until or 0, tonumber(tx[i + 3]))

@@ -1,7 +1,7 @@
 -- The verbs of transactions that are not commands of Redis. A part of commit_seldom.lua, and so of commit.lua. A verb returns
 -- an error reply if it fails. Any other result is ignored. After an error, the verbs before it and the sends stay applied, and
 -- the request is delivered again, or buried after its last delivery. So before the first write, the commit checks all that can
--- make a verb fail, but for what `wrong_limit` of commit_checks.lua leaves out. These names come from other files:
+-- make a verb fail. These names come from other files:
 --   commit.lua          tx (the words of all transactions), head (tx[head] is the first word of the present transaction),
 --                       books_key, consumer, accepted, answered, ending
 --   commit_seldom.lua   frees; options (the functions of options.lua, once make_options() has made them)

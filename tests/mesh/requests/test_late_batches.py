@@ -111,6 +111,31 @@ async def test_a_request_on_an_overwritten_stream_can_be_given_up(mesh_of: Backe
     await eventually(works, 10)
 
 
+@pytest.mark.parametrize("place", ["bus", "own"])
+async def test_overwritten_notes_of_what_a_database_holds_repeat_no_effect(
+    backend: Backend, worker: Worker, place: str
+) -> None:
+    """The commit makes the notes anew: after the writes, nothing may end the script."""
+
+    @worker.handles("count")
+    async def count(request: Request, store: Store, effects: Effects) -> Body:
+        effects.incrby("x:count", 1)
+        return {"counted": True}
+
+    one = await backend.join(worker)
+    number, key = (0, keys.WRITTEN) if place == "bus" else (one.database, f"db{one.database}:written")
+    client = backend.redis(number)
+    await client.set(key, "overwritten")
+    assert await one.call(Class("A"), "count", {}) == {"counted": True}
+    assert await one.store().get("x:count") == "1"
+    assert await client.type(key) == "zset"
+    if place == "own":
+        assert await client.zscore(key, "*") == float("inf")  # other keys may live for ever
+    assert (await one.books())["answered"] == 1
+    await client.set(key, "overwritten")
+    await backend.join(worker)
+
+
 async def test_an_overwritten_queue_does_not_keep_a_replica_from_leaving(backend: Backend, worker: Worker) -> None:
     """Its successor need not wait for the end of the lease."""
     async with join(worker, backend.settings, connections=backend.connections) as one:
