@@ -37,17 +37,20 @@ if #own_ops > 0 or overwrite then redis.call('HSET', served_key, digest, table.c
 -- `live_digests` names the tables of live replicas, and `live_ops` has the operations in these tables. No live replica has one
 -- of the `unused_tables`.
 local live_digests, live_ops, unused_tables, all_are_known = {[digest] = true}, {}, {}, true
+local has_unreadable_row = false
 for n = 0, database_count - 1 do
-  -- `pcall`: a row that somebody has overwritten with another type counts as missing, until its replica's next renewal writes
-  -- it anew. If the replica's schedules rest because of that, the replica lists them again (REWRITE_S in waking.py).
-  local replica, row_digest = unpack(redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
+  -- If somebody has overwritten a row with another type, nobody knows what its replica serves, until the replica's next
+  -- renewal writes the row anew. Until then all tables count as those of live replicas.
+  local row = redis.pcall('HMGET', 'mesh:replica:' .. n, 'replica', 'serves')
+  if row.err then all_are_known, has_unreadable_row = false, true end
+  local replica, row_digest = row[1], row[2]
   if row_digest then live_digests[row_digest] = true end
   -- A replica of an older release does not say what it serves. A replica that has just joined has not said it yet.
   if replica and (not row_digest or redis.call('HEXISTS', served_key, row_digest) == 0) then all_are_known = false end
 end
 local digests_and_tables = redis.call('HGETALL', served_key)
 for i = 1, #digests_and_tables, 2 do
-  if live_digests[digests_and_tables[i]] then
+  if has_unreadable_row or live_digests[digests_and_tables[i]] then
     each_op(digests_and_tables[i + 1], function(op) live_ops[op] = true end)
   else
     redis.call('HDEL', served_key, digests_and_tables[i])

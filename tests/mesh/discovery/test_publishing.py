@@ -90,6 +90,22 @@ async def test_a_replica_without_operations_is_known_to_serve_none() -> None:
             await kit[0].send(Operation("notes.gone", Note, Note), Note("a"))
 
 
+async def test_definitions_stay_while_the_row_of_their_replica_is_overwritten() -> None:
+    """Nobody knows what that replica serves, until it writes its row anew."""
+    async with MeshKit(notes(), **ONE_CLASS) as kit:
+        other = await kit.start(greetings)
+        await kit.advance(seconds=1)
+        before = (await stored(kit)).keys()
+        assert before > {"notes.put"}
+        row = f"mesh:replica:{kit[0].database}"
+        await kit.redis().set(row, "overwritten")
+        await other.replica._publication.publish(other.replica._link)
+        assert (await stored(kit)).keys() == before
+        await kit.redis().delete(row)
+        await other.replica._publication.publish(other.replica._link)
+        assert "notes.put" not in await stored(kit)
+
+
 async def test_of_two_releases_the_one_that_joined_last_defines_an_operation() -> None:
     """When it has left, the other one writes its definition again."""
     async with MeshKit(notes()) as kit:
