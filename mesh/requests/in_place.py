@@ -216,7 +216,7 @@ class _Try:
 
     def set_exception(self, error: BaseException) -> None:
         """Receive the error that prevented the commit."""
-        if isinstance(error, redis_errors.DataError | redis_errors.ResponseError):  # only this transaction is at fault
+        if isinstance(error, redis_errors.DataError):  # the transaction cannot be sent
             self._submit_after_all()
         else:  # the membership is over, or nobody knows whether the commit was applied
             self._call.fail(error)
