@@ -72,8 +72,12 @@ def without_environment(settings_class: type[S], **chosen: Any) -> S:
 
     Raises pydantic's ValidationError.
     """
-    fields = {name: field.get_default(call_default_factory=True) for name, field in settings_class.model_fields.items()}
-    return settings_class(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in settings_class.model_fields.items()
+        if name not in chosen  # the default of a field may read the environment
+    }
+    return settings_class(**defaults, **chosen)
 
 
 def given_or_environment(settings: MeshSettings | None, url: str | None = None) -> MeshSettings:

@@ -37,7 +37,6 @@ from mesh.testing.servers import RealServer, new_fake_server
 from mesh.testing.wire import Faults, Gate, KitConnections
 from mesh.testing.workers import Runs
 
-#: A class of settings.
 #: The type of a stored value.
 R = TypeVar("R")
 

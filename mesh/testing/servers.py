@@ -9,7 +9,7 @@ from pydantic import SecretStr, ValidationError
 
 from mesh.errors import MeshError, SetupError
 from mesh.lease import acl
-from mesh.settings import Isolation, RedisSettings, explain
+from mesh.settings import Isolation, RedisSettings, explain, without_environment
 from mesh.wire.clients import Connections
 
 
@@ -42,7 +42,11 @@ class RealServer:
 
     def __init__(self, location: str | RedisSettings) -> None:
         try:
-            settings = location if isinstance(location, RedisSettings) else RedisSettings(url=SecretStr(location))
+            settings = (
+                location
+                if isinstance(location, RedisSettings)
+                else without_environment(RedisSettings, url=SecretStr(location))
+            )
         except ValidationError as error:
             raise SetupError(explain(error)) from error
         self.connections = Connections(settings)
@@ -73,7 +77,7 @@ def _new_sync_client(settings: RedisSettings) -> redis.Redis:
     """Return a redis-py client of the bus database that blocks while it waits for an answer."""
     password = None if settings.password is None else settings.password.get_secret_value()
     if settings.url is not None:
-        return redis.Redis.from_url(settings.url.get_secret_value(), decode_responses=True)
+        return redis.Redis.from_url(settings.url.get_secret_value(), db=settings.bus, decode_responses=True)
     return redis.Redis(
         host=settings.host,
         port=settings.port,

@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from mesh import Class, Database, GivenUp, LeaseLost, MeshError, Operations, Refused, SetupError, Transaction
 from mesh.later.due import Due
 from mesh.raw import Body, Effects, Request, Store, Worker
+from mesh.settings import RedisSettings
 from mesh.testing import Committed, MeshKit, Sent
 from mesh.testing.record import is_commit
 from mesh.testing.wire import KitConnection
@@ -223,11 +225,23 @@ async def test_settings_come_from_the_test_and_not_from_the_environment(
 ) -> None:
     """A developer's own variables do not change what a test does."""
     monkeypatch.setenv("MESH_CLASSES", "B")
-    monkeypatch.setenv("REDIS_PORT", "1")
+    monkeypatch.setenv("REDIS_PORT", "tcp://10.0.0.1:6379")  # as Kubernetes sets it beside a service named redis
     monkeypatch.setenv("REDIS_DB", "3")
     async with MeshKit(greetings.worker, claim_idle_ms=700) as kit:
         assert await kit.redis(0).exists("mesh:lease:1")
         assert (kit[0].settings.classes, kit[0].settings.claim_idle_ms) == ("ABCD", 700)
+
+
+async def test_a_real_server_is_the_one_that_the_test_names(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's variables lead to no other server, and to no other database of this one."""
+    monkeypatch.setenv("REDIS_SENTINELS", "localhost:1")
+    monkeypatch.setenv("REDIS_DB", "5")
+    async with MeshKit(Worker(), redis=server.url) as kit:
+        assert await kit.redis(0).exists("mesh:lease:1")
+    monkeypatch.delenv("REDIS_SENTINELS")
+    settings = RedisSettings(url=SecretStr(server.url.rpartition("/")[0]), db=5)
+    async with MeshKit(Worker(), redis=settings) as kit:
+        assert await kit.redis(5).keys("mesh:lease:*") == kit._server.sync_client.keys("mesh:lease:*") != []
 
 
 async def test_a_server_that_is_not_empty_is_left_alone(server: Server) -> None:
