@@ -37,6 +37,8 @@ LONG_MODULES = {
     "tests/mesh/journal/test_journal.py": "one suite for one class",
     "tests/mesh/quota/test_quota.py": "one suite for one class",
     "tests/mesh/requests/test_effects.py": "one suite for one class",
+    "tests/mesh/requests/test_in_place.py": "one suite for one class",
+    "tests/mesh/test_client.py": "one suite for one class",
     "tests/mesh/test_behaviour.py": "the behaviour of a whole mesh, over both servers",
     "tests/quart_app/grades/test_replication.py": "one suite for one class",
     "tests/quart_app/values/test_pool.py": "one suite for one class",

@@ -30,7 +30,7 @@ async def test_a_place_that_is_not_freed_stops_its_lane(monkeypatch: pytest.Monk
 
 async def test_of_a_lane_that_is_not_noted_something_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """No sweep finds the place of a request whose entry was deleted by hand."""
-    without(monkeypatch, "    redis.call('SADD', 'mesh:lanes', lane)\n", "")
+    without(monkeypatch, "    redis.pcall('SADD', 'mesh:lanes', lane)\n", "")
     async with MeshKit(**ONE_CLASS) as kit:
         mesh, _, _, _ = await held(kit, ONE)
         await kit.redis().delete(keys.class_requests(mesh.cls))

@@ -482,7 +482,7 @@ async def test_durations_count(backend: Backend, noting: Noting) -> None:
 
 
 async def test_two_replicas_never_give_the_same_id(backend: Backend, noting: Noting) -> None:
-    """Even in the same ms."""
+    """The second number of an id says which database it is of, because both may choose the same ms."""
     one = await backend.join(noting.worker)
     two = await backend.join(noting.worker, class_="A")
     places = [one._calls._in_place, two._calls._in_place]

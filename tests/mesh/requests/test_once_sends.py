@@ -222,7 +222,7 @@ async def test_without_the_look_at_the_key_a_handler_sends_again(monkeypatch: py
 
 
 async def test_without_the_sum_of_a_transaction_more_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, "waiting_count = waiting_count + 1\nend\n", "end\n")
+    without(monkeypatch, "tx[k] end\n  waiting_count = waiting_count + 1\n", "tx[k] end\n")
     bank = Ordering()
     async with MeshKit(bank.table, later_bound=3, **ONE_CLASS) as kit:
         await kit[0].call(bank.order_later, Order("", 5))

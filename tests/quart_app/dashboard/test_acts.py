@@ -141,7 +141,7 @@ async def test_an_operation_is_paused_and_resumed(settings: MeshSettings) -> Non
     async with node(settings, page_password=PASSWORD) as one:
         about = {"op": "values.put"}
         assert "No replica serves" in await text_of(one, "/mesh/confirm/pause?op=value.put", operator())
-        assert "refuse its calls" in await text_of(one, "/mesh/confirm/pause?op=values.put", operator())
+        assert "every replica refuses its calls" in await text_of(one, "/mesh/confirm/pause?op=values.put", operator())
         for act, changed in (("pause", True), ("pause", False), ("resume", True), ("resume", False)):
             done = await one.private.post(f"/mesh/acts/{act}", json=about, headers=operator())
             assert (await done.get_json())["changed"] is changed

@@ -99,7 +99,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "full-memory": script(scripts.COMMIT, "memory_is_full and seldom().adds(", "false and seldom().adds("),
     "memory-of-a-batch": script(scripts.COMMIT, "needed >= SMALL", "false"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
-    "expected-answer": script(scripts.COMMIT, "if not answers(i + 1) then", "if false then"),
+    "expected-answer": script(scripts.COMMIT, "if not is_unchanged(i + 1) then", "if false then"),
     "guarded-reads": function(
         transaction.Transaction,
         "_guard",
