@@ -83,9 +83,8 @@ local function replay(id, flat)
     -- A table is the error of Redis, for example because the stream's key holds another type.
     local length = stream_lengths[stream] or redis.pcall('XLEN', stream)
     if type(length) == 'table' then return stream .. ': ' .. tostring(length.err) end
-    stream_lengths[stream] = length
-    if stream_lengths[stream] >= most_on_stream then return stream .. ' is full' end
-    stream_lengths[stream] = stream_lengths[stream] + 1
+    if length >= most_on_stream then return stream .. ' is full' end
+    stream_lengths[stream] = length + 1
   end
   local words = is_request and words_of_request(flat, first_other) or words_of_event(letter, flat, first_other)
   if #words == 0 then return id .. ' has no fields to replay' end

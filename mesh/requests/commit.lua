@@ -292,8 +292,9 @@ for nth = 1, #heads do outcomes[nth] = commit(nth) or 'done' end
 -- GT moves an expiry that is there, but only to a later moment; NX gives one to a key that has none.
 -- The own database comes last, because `note_keys` goes on there. It need not read an expiry that is set here.
 for _, of_database in ipairs({bus, database}) do
-  if expiries[of_database] then go_to(of_database) end
-  for key, ms in pairs(expiries[of_database] or {}) do
+  local expiry_of = expiries[of_database] or {}
+  if next(expiry_of) then go_to(of_database) end
+  for key, ms in pairs(expiry_of) do
     local is_set = redis.call('PEXPIREAT', key, ms, 'GT') == 1 or redis.call('PEXPIREAT', key, ms, 'NX') == 1
     if is_set and of_database == database and named_keys[key] then named_keys[key] = ms end
   end

@@ -75,7 +75,7 @@ class InPlace:
         # The handler gets a context of its own, as in a task: what it sets there does not reach the caller.
         done = copy_context().run(self._run, handler, group)
         if done is None:
-            self._left_to_skip = SKIPPED
+            self.failed()
             return False
         encoded, reply, work_s = done
         self._host.link.commit(encoded, _Try(self, call, submit, reply, work_s))
