@@ -1,5 +1,5 @@
--- Begins a log if there is none. A caller may also name a log that is to be replaced: one that began empty, or one of which
--- nobody has the state with which it began. The caller names the last entry of that log that its state has. The log is
+-- Begins a log if there is none. A caller may also name a log that is to be replaced: one that began empty, or one that began
+-- with a state that nobody has any more. The caller names the last entry of that log that its state has. The log is
 -- replaced only if this is still the newest entry, so no entry is lost.
 -- KEYS: the stream of the log
 -- ARGV:

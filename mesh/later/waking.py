@@ -32,7 +32,7 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-#: WAKE moves due requests to their streams. CANCEL removes a request of which the sender has a ticket. SCHEDULE records
+#: WAKE moves due requests to their streams. CANCEL removes a request that its sender has a ticket for. SCHEDULE records
 #: when an operation runs by itself, and TICK sends the requests of one such time.
 WAKE = Script.beside(__file__, "wake.lua", "next_due.lua", *OPTIONS)
 CANCEL = Script.beside(__file__, "cancel.lua", "left.lua", *OPTIONS)

@@ -44,7 +44,7 @@ class _Added:
 _ADDED = _Added()
 #: The keys and fields whose long values were logged: the warning comes once for each in a process.
 _warned_about: set[str] = set()
-#: The most keys and fields of which a process warns: without a bound, names that contain ids would fill memory and log.
+#: A process warns about at most this many keys and fields. Names that contain ids would else fill memory and log.
 MOST_WARNED = 1000
 
 

@@ -169,7 +169,7 @@ def _field_and_increment_args(args: Sequence[Word]) -> Sequence[Word]:
 def _range_args(args: Sequence[Word]) -> Sequence[Word]:
     if len(args) != 2:
         raise ValueError("it takes a key, a first and a last index")
-    # 64 bits, of which only the lowest integer is left out. No list is long enough for an index near these bounds.
+    # All integers of 64 bits but the lowest one. No list is long enough for an index near these bounds.
     return [integer_of(index, -(2**63) + 1, 2**63 - 1) for index in args]
 
 

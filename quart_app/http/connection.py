@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
 
     def _parse(self) -> None:
         """Parse as much of the input as may be parsed now. Pause the socket while much input is left unparsed."""
-        # `feed` calls methods of this class, of which none calls `_parse`. If one ever does, no piece is parsed twice.
+        # `feed` calls methods of this class. None of them calls `_parse`. If one ever does, no piece is parsed twice.
         if self._is_parsing:
             return
         self._is_parsing = True

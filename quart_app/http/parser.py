@@ -180,7 +180,7 @@ class Parser:
         try:
             head = self._checked_head()
         except Unreadable as refusal:
-            self._head_refusal = refusal  # llhttp raises an error of its own, in place of which `feed` raises this one
+            self._head_refusal = refusal  # `feed` raises this one, not the error that llhttp makes of it
             raise
         self._is_in_head = False
         self._bytes_since_progress = 0

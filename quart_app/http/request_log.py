@@ -37,7 +37,7 @@ class RequestLog:
 
         An error that `is_logged_elsewhere` has another line in the log, so this line is only for debugging.
         """
-        budget: _LineBudget | None = None  # None: a line for debugging, of which any number may be written
+        budget: _LineBudget | None = None  # None: any number of lines for debugging may be written
         level = logging.DEBUG
         if status >= 400 and not is_logged_elsewhere:
             budget, level = (
